@@ -1,0 +1,13 @@
+"""tinydiff: Stable Diffusion that can be read down to the last gradient.
+
+A tiny reverse-mode autograd over NumPy or CuPy (`TINYDIFF_BACKEND=cupy`), and on it the whole of latent diffusion. Read in
+this order: backend, tensor, tape, ops; then nn, optim, diffusion, models, training.
+"""
+
+from . import backend, ops
+from .rng import Rng
+from .tape import checkpoint, detect_anomaly, grad, grad_enabled, no_grad
+from .tensor import Tensor, tensor
+
+__version__ = "0.1.0"
+__all__ = ["Rng", "Tensor", "backend", "checkpoint", "detect_anomaly", "grad", "grad_enabled", "no_grad", "ops", "tensor"]

@@ -1,0 +1,172 @@
+"""Which array module is in use, and the doors between the host and the device.
+
+tinydiff is written once, against `xp`. `TINYDIFF_BACKEND=numpy` (the default) or `=cupy`, or one call of `use`
+before the first array, decides what `xp` is. There is no fallback: a backend that cannot run is an error that
+says why. Arrays enter a device by `to_device` and leave it by `to_host` or `scalar`, and by nothing else, so
+that every wait for the device can be counted (`syncs`) and forbidden (`no_sync`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+
+Array = Any  # an array of whichever module is in use; NumPy and CuPy share no base class
+CHOICES = ("numpy", "cupy")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What tinydiff needs to know about an array module."""
+
+    name: str
+    module: Any  # the namespace: xp.exp, xp.float32, ...
+    to_device: Callable[[Any], Array]
+    to_host: Callable[[Array], numpy.ndarray]
+    is_array: Callable[[Any], bool]
+    kernels: str = "numpy"  # which file of tinydiff/kernels
+    forbid_sync: Callable[[], Any] = contextlib.nullcontext  # context in which the array module itself refuses to wait
+
+
+class ArrayModule:
+    """The array module in use; a name is looked up in it once and then remembered."""
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(active().module, name)
+        setattr(self, name, value)
+        return value
+
+
+xp: Any = ArrayModule()
+syncs = 0  # how often the host has waited for the device
+_active: Backend | None = None
+_forbidden = threading.local()
+
+
+def active() -> Backend:
+    """The backend in use. The first call decides, from TINYDIFF_BACKEND, unless `use` came before it."""
+    if _active is None:
+        use(os.environ.get("TINYDIFF_BACKEND") or "numpy")
+    assert _active is not None
+    return _active
+
+
+def use(name: str) -> None:
+    """Choose "numpy" or "cupy". It must come before the first array, because arrays of the two do not mix.
+
+    Errors: ValueError for another name; RuntimeError if the choice has been made already, if CuPy is not installed,
+    or if it finds no CUDA device.
+    """
+    if name not in CHOICES:
+        raise ValueError(f"unknown backend {name!r}: choose one of {', '.join(CHOICES)} (TINYDIFF_BACKEND or backend.use)")
+    if _active is not None and _active.name != name:
+        raise RuntimeError(
+            f"the backend is {_active.name!r} already: choose {name!r} before the first array is made, "
+            f"by TINYDIFF_BACKEND={name} or by backend.use({name!r}) right after the import"
+        )
+    if _active is None:
+        _install(_numpy() if name == "numpy" else _cupy())
+
+
+def _install(backend: Backend | None) -> None:
+    """Set the backend, whatever it was before (None: undecided). For `use`, and for tests."""
+    global _active
+    _active = backend
+    vars(xp).clear()
+
+
+def _numpy() -> Backend:
+    return Backend("numpy", numpy, numpy.asarray, numpy.asarray, lambda a: isinstance(a, numpy.ndarray))
+
+
+def _cupy() -> Backend:
+    try:
+        cupy = importlib.import_module("cupy")
+    except ImportError as error:
+        raise RuntimeError(
+            "TINYDIFF_BACKEND=cupy, but CuPy is not installed: pip install 'tinydiff[cupy13]' (CUDA 13) or "
+            "'tinydiff[cupy12]' (CUDA 12), or unset TINYDIFF_BACKEND to run on the CPU"
+        ) from error
+    if not cupy.cuda.is_available():
+        try:
+            cupy.cuda.runtime.getDeviceCount()
+            why = "the driver answers, but no device is visible"
+        except Exception as error:  # any failure of the driver is the reason we have to report
+            why = str(error)
+        raise RuntimeError(
+            f"TINYDIFF_BACKEND=cupy, and CuPy is installed, but no CUDA device can be used here ({why}): "
+            "check the driver and CUDA_VISIBLE_DEVICES, or unset TINYDIFF_BACKEND to run on the CPU"
+        )
+    allow_synchronize = importlib.import_module("cupyx").allow_synchronize
+    return Backend(
+        "cupy", cupy, cupy.asarray, cupy.asnumpy, lambda a: isinstance(a, cupy.ndarray), "cuda", lambda: allow_synchronize(False)
+    )
+
+
+def __getattr__(attribute: str) -> Any:
+    if attribute == "name":
+        return active().name
+    raise AttributeError(f"module {__name__!r} has no attribute {attribute!r}")
+
+
+def to_device(a: Any, dtype: Any = None) -> Array:
+    """An array of the backend in use, from a host array, a nested list, a number, or an array that is there already."""
+    array = active().to_device(a)
+    return array if dtype is None else array.astype(dtype, copy=False)
+
+
+def to_host(a: Any) -> numpy.ndarray:
+    """A NumPy array, from an array of the backend in use or from anything that NumPy takes. Waits for the device."""
+    if not active().is_array(a):
+        return numpy.asarray(a)
+    _count_sync("to_host")
+    return active().to_host(a)
+
+
+def scalar(a: Any) -> float:
+    """The Python float in an array of one element. Waits for the device."""
+    _count_sync("scalar")
+    return float(a)
+
+
+def operand(a: Any) -> Any:
+    """What an op may compute with: arrays stay, NumPy scalars become Python's (which never widen a dtype).
+
+    Errors: TypeError for a host array where the arrays of the device are wanted, and for anything that is no number.
+    """
+    if active().is_array(a) or a is None or isinstance(a, (int, float, complex)) and not isinstance(a, numpy.generic):
+        return a
+    if isinstance(a, numpy.generic):
+        return a.item()
+    if isinstance(a, numpy.ndarray):
+        raise TypeError(
+            f"a NumPy array of shape {a.shape} met an array of backend {active().name!r}: "
+            "move it there first, with tinydiff.backend.to_device or tinydiff.tensor"
+        )
+    raise TypeError(f"an op takes Tensors, arrays and numbers, not {type(a).__name__}: {a!r}")
+
+
+@contextlib.contextmanager
+def no_sync() -> Iterator[None]:
+    """Inside, every wait for the device raises RuntimeError: those through the doors of this file, and, on CuPy,
+    those that CuPy makes itself. A training step is meant to run under it."""
+    before, _forbidden.on = getattr(_forbidden, "on", False), True
+    try:
+        with active().forbid_sync():
+            yield
+    finally:
+        _forbidden.on = before
+
+
+def _count_sync(what: str) -> None:
+    global syncs
+    if getattr(_forbidden, "on", False):
+        raise RuntimeError(f"{what} waits for the device inside backend.no_sync()")
+    syncs += 1

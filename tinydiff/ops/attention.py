@@ -1,0 +1,65 @@
+"""Scaled dot-product attention."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from .. import kernels
+from ..backend import xp
+from ..tape import Saved, composite, primitive
+from ..tensor import array_of
+from .elementwise import where
+from .linalg import matmul
+from .shape import swapaxes
+from .softmax import softmax
+
+
+@primitive
+def weighted_values(q: Any, k: Any, v: Any, *, mask: Any, scale: float) -> Any:
+    """y = p v,   p = softmax(s),   s = scale q k^T (+ mask): each query's mean of the values, weighted by its likeness to the keys
+
+    dy = p dv + dp v          v' = p^T y',   p' = y' v^T
+    dp = p (ds - sum(p ds))   s' = p (p' - sum(p p')),   and  sum(p p') = sum(y y')  along the row
+    ds = scale (dq k^T + q dk^T)          q' = scale s' k,   k' = scale s'^T q
+    """
+    s = q @ k.swapaxes(-1, -2)  # (.., L, D) x (.., D, S) -> (.., L, S)
+    s *= scale
+    p = kernels.softmax(_masked(s, mask, xp.where), -1)
+    return p @ v, Saved(p=p)
+
+
+@weighted_values.reference
+def _(q: Any, k: Any, v: Any, *, mask: Any, scale: float) -> Any:
+    s = matmul(q, swapaxes(k, axis1=-1, axis2=-2)) * scale
+    return matmul(softmax(_masked(s, mask, where), axis=-1), v)
+
+
+@weighted_values.vjp
+def _(g: Any, y: Any, q: Any, k: Any, v: Any, *, mask: Any, scale: float, saved: Saved) -> Any:
+    p = saved.p
+    s = g @ v.swapaxes(-1, -2)
+    s -= (g * y).sum(axis=-1, keepdims=True)
+    s *= p
+    s *= scale
+    return lambda: s @ k, lambda: s.swapaxes(-1, -2) @ q, lambda: p.swapaxes(-1, -2) @ g
+
+
+def _masked(s: Any, mask: Any, where: Any) -> Any:
+    if mask is None:
+        return s
+    return where(mask, s, -math.inf) if mask.dtype.kind == "b" else s + mask
+
+
+@composite
+def attention(q: Any, k: Any, v: Any, *, mask: Any = None, scale: float | None = None) -> Any:
+    """softmax(scale q k^T + mask) v over the last two axes: q (N, heads, L, D), k (N, heads, S, D), v (N, heads, S, E) -> (N, heads, L, E).
+
+    mask: broadcastable to (N, heads, L, S); bool (True may be attended to), or numbers that are added to the scores. A row with
+    nothing to attend to is NaN. scale: 1 / sqrt(D) unless given.
+    Source: Vaswani et al. 2017, equation 1. Errors: ValueError for shapes that do not fit.
+    """
+    if min(q.ndim, k.ndim, v.ndim) < 2 or q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
+        raise ValueError(f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit: q and k share D, k and v share their length")
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    return weighted_values(q, k, v, mask=array_of(mask), scale=scale)

@@ -1,0 +1,106 @@
+"""Picking elements, and its transpose, putting them back with addition."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import kernels
+from ..backend import operand, xp
+from ..tape import composite, primitive
+from ..tensor import array_of
+from .shape import reshape
+
+
+def _plain(index: Any) -> Any:
+    """An index with arrays where it has Tensors."""
+    return tuple(array_of(i) for i in index) if isinstance(index, tuple) else array_of(index)
+
+
+def is_basic(index: Any) -> bool:
+    """Only slices, numbers, None and `...`: such an index picks no element twice, and NumPy answers it with a view."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(i is None or i is Ellipsis or isinstance(i, (int, slice)) and not isinstance(i, bool) for i in parts)
+
+
+@primitive(view=True)
+def getitem(x: Any, *, index: Any) -> Any:
+    """z = x[index]; NumPy's indexing: slices, numbers, None, `...`, arrays of integers or of bool
+
+    dz = dx[index]          x' = zeros, with z' added at the index
+    """
+    return x[_plain(index)]
+
+
+@getitem.vjp
+def _(g: Any, _z: Any, _x: Any, *, index: Any) -> Any:
+    return scatter(g, index=index, shape=_x.shape)
+
+
+@primitive
+def scatter(x: Any, *, index: Any, shape: tuple[int, ...]) -> Any:
+    """z = zeros of the shape, with x added at the index, as often as an element occurs in it
+
+    The transpose of getitem:          x' = z'[index]
+    """
+    z = xp.zeros(shape, x.dtype)
+    if is_basic(index):
+        z[index] = x
+    else:
+        kernels.index_add(z, _plain(index), x)
+    return z
+
+
+@scatter.vjp
+def _(g: Any, _z: Any, _x: Any, *, index: Any, shape: tuple[int, ...]) -> Any:
+    return g[index]
+
+
+@primitive
+def index_add(x: Any, values: Any, *, index: Any) -> Any:
+    """z = x, with the values added at x[index], as often as an element occurs in the index
+
+    dz = dx + dvalues at the index          x' = z',   values' = z'[index]
+    """
+    z = x.copy()
+    kernels.index_add(z, _plain(index), values)
+    return z
+
+
+@index_add.vjp
+def _(g: Any, _z: Any, _x: Any, _values: Any, *, index: Any) -> Any:
+    return g, lambda: g[index]
+
+
+@composite
+def take(x: Any, indices: Any, *, axis: int | None = None) -> Any:
+    """x at the indices along the axis (None: of the flattened array), as numpy.take: the axis gives way to the shape of
+    the indices. On a GPU an index out of range is not found out; here it is an IndexError."""
+    if axis is None:
+        return reshape(x, shape=-1)[_plain(indices)]
+    return x[(slice(None),) * (axis % x.ndim) + (_plain(indices),)]
+
+
+@composite
+def take_along_axis(x: Any, indices: Any, *, axis: int) -> Any:
+    """z[.., i, ..] = x[.., indices[.., i, ..], ..] along the axis, as numpy.take_along_axis."""
+    indices = array_of(indices)
+    if indices.ndim != x.ndim:
+        raise ValueError(f"take_along_axis: indices of shape {indices.shape} for an array of shape {x.shape}: the ranks must agree")
+    axis = axis % x.ndim
+    grid = [xp.arange(n).reshape([-1 if b == a else 1 for b in range(x.ndim)]) for a, n in enumerate(x.shape)]
+    return x[tuple(indices if a == axis else grid[a] for a in range(x.ndim))]
+
+
+@composite
+def embedding(index: Any, table: Any) -> Any:
+    """Rows of a table, by number: index of any shape (...), table (n, d) -> (..., d).
+
+    Errors: TypeError for an index that is not of integers; ValueError for a table that is not a matrix. A number out of
+    range is an IndexError, on NumPy.
+    """
+    index = operand(array_of(index))
+    if not isinstance(index, int) and index.dtype.kind not in "iu":
+        raise TypeError(f"embedding: the index must be of integers, not {index.dtype} of shape {index.shape}")
+    if table.ndim != 2:
+        raise ValueError(f"embedding: the table must be a matrix (n, d), not an array of shape {table.shape}")
+    return table[index]

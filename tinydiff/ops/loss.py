@@ -1,0 +1,74 @@
+"""Losses, and dropout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..backend import operand, xp
+from ..rng import Rng
+from ..tape import composite
+from ..tensor import array_of
+from .activation import softplus
+from .elementwise import square
+from .index import take_along_axis
+from .reduce import mean, sum
+from .shape import expand_dims, squeeze
+from .softmax import log_softmax
+
+
+def _reduced(losses: Any, reduction: str, what: str) -> Any:
+    if reduction == "none":
+        return losses
+    if reduction == "mean":
+        return mean(losses)
+    if reduction == "sum":
+        return sum(losses)
+    raise ValueError(f"{what}: reduction must be 'mean', 'sum' or 'none', not {reduction!r}")
+
+
+def _same_shape(what: str, x: Any, y: Any) -> None:
+    if x.shape != y.shape:
+        raise ValueError(f"{what}: the prediction has shape {x.shape}, but the target {y.shape}")
+
+
+@composite
+def mse_loss(prediction: Any, target: Any, *, reduction: str = "mean") -> Any:
+    """(prediction - target)^2, averaged over all elements."""
+    _same_shape("mse_loss", prediction, target)
+    return _reduced(square(prediction - target), reduction, "mse_loss")
+
+
+@composite
+def cross_entropy(logits: Any, labels: Any, *, reduction: str = "mean") -> Any:
+    """-log softmax(logits)[label], averaged: logits (..., classes), labels (...) of integers.
+
+    Errors: TypeError for labels that are not integers, ValueError for shapes that do not fit.
+    """
+    labels = operand(array_of(labels))
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"cross_entropy: the labels must be integers, not {labels.dtype} of shape {labels.shape}")
+    if logits.ndim < 1 or logits.shape[:-1] != labels.shape:
+        raise ValueError(f"cross_entropy: logits {logits.shape} (..., classes) need labels of shape {logits.shape[:-1]}, not {labels.shape}")
+    picked = take_along_axis(log_softmax(logits, axis=-1), expand_dims(labels, axis=-1), axis=-1)
+    return _reduced(-squeeze(picked, axis=-1), reduction, "cross_entropy")
+
+
+@composite
+def binary_cross_entropy_with_logits(logits: Any, target: Any, *, reduction: str = "mean") -> Any:
+    """-t log p - (1 - t) log(1 - p) with p = sigmoid(logits), written as softplus(x) - t x, which never overflows."""
+    _same_shape("binary_cross_entropy_with_logits", logits, target)
+    return _reduced(softplus(logits) - target * logits, reduction, "binary_cross_entropy_with_logits")
+
+
+@composite
+def dropout(x: Any, *, p: float, rng: Rng) -> Any:
+    """x with each element set to 0 with probability p, and the others divided by 1 - p, so that the mean stays.
+
+    Source: Srivastava et al. 2014. Errors: ValueError for p outside [0, 1).
+    """
+    if not 0 <= p < 1:
+        raise ValueError(f"dropout: p must be in [0, 1), not {p!r}")
+    if p == 0:
+        return x
+    keep = rng.uniform(x.shape) >= p
+    return x * xp.where(keep, 1 / (1 - p), 0.0).astype(x.dtype)

@@ -1,0 +1,215 @@
+"""Other arrangements of the same elements. Each is linear, and its rule is the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..backend import xp
+from ..tape import composite, primitive
+from .elementwise import where
+
+Slices = tuple[slice, ...]
+
+
+@primitive(view=True)
+def reshape(x: Any, *, shape: int | tuple[int, ...]) -> Any:
+    """z = the elements of x, in order, in another shape; one length may be -1
+
+    x' = z' in the shape of x
+    """
+    return x.reshape(shape)
+
+
+@reshape.vjp
+def _(g: Any, _z: Any, _x: Any, *, shape: Any) -> Any:
+    return reshape(g, shape=_x.shape)
+
+
+@primitive(view=True)
+def transpose(x: Any, *, axes: tuple[int, ...] | None = None) -> Any:
+    """z = x with its axes in another order (None: reversed): z[i_a0, i_a1, ...] = x[i_0, i_1, ...]
+
+    x' = z' with the inverse order
+    """
+    return x.transpose(axes)
+
+
+@transpose.vjp
+def _(g: Any, _z: Any, _x: Any, *, axes: tuple[int, ...] | None) -> Any:
+    if axes is None:
+        return transpose(g)
+    back = [0] * _x.ndim
+    for to, source in enumerate(axes):
+        back[source] = to
+    return transpose(g, axes=tuple(back))
+
+
+@composite
+def swapaxes(x: Any, *, axis1: int, axis2: int) -> Any:
+    """x with two axes exchanged."""
+    axes = list(range(x.ndim))
+    axes[axis1], axes[axis2] = axes[axis2], axes[axis1]
+    return transpose(x, axes=tuple(axes))
+
+
+@composite
+def expand_dims(x: Any, *, axis: int) -> Any:
+    """x with a new axis of length 1, at `axis` of the result."""
+    if not -x.ndim - 1 <= axis <= x.ndim:
+        raise ValueError(f"expand_dims: axis {axis} does not fit an array of shape {x.shape}")
+    at = axis % (x.ndim + 1)
+    return reshape(x, shape=(*x.shape[:at], 1, *x.shape[at:]))
+
+
+@composite
+def squeeze(x: Any, *, axis: int | tuple[int, ...] | None = None) -> Any:
+    """x without its axes of length 1, or without those given. Errors: ValueError if a given axis is longer."""
+    given = [a for a, n in enumerate(x.shape) if n == 1] if axis is None else [axis] if isinstance(axis, int) else axis
+    axes = [a % x.ndim for a in given]
+    if any(x.shape[a] != 1 for a in axes):
+        raise ValueError(f"squeeze: an axis of {axis} is longer than 1 in an array of shape {x.shape}")
+    return reshape(x, shape=tuple(n for a, n in enumerate(x.shape) if a not in axes))
+
+
+@primitive(view=True)
+def broadcast_to(x: Any, *, shape: tuple[int, ...]) -> Any:
+    """z = x, repeated along new axes and axes of length 1
+
+    x' = z' summed over the repetitions (which the tape does for every op)
+    """
+    return xp.broadcast_to(x, shape)
+
+
+@broadcast_to.vjp
+def _(g: Any, _z: Any, _x: Any, *, shape: Any) -> Any:
+    return g
+
+
+@primitive
+def join(*xs: Any, axis: int = 0) -> Any:
+    """z = the arrays one after the other along the axis
+
+    each x' = its part of z'
+    """
+    return xp.concatenate(xs, axis=axis)
+
+
+@join.vjp
+def _(g: Any, _z: Any, *_xs: Any, axis: int) -> Any:
+    parts, start = [], 0
+    for x in _xs:
+        parts.append(g[_along(axis % g.ndim, slice(start, start + x.shape[axis]))])
+        start += x.shape[axis]
+    return tuple(parts)
+
+
+@composite
+def concatenate(xs: Sequence[Any], *, axis: int = 0) -> Any:
+    """The arrays one after the other along the axis. Errors: ValueError if their other axes differ."""
+    xs = tuple(xs)
+    if not xs:
+        raise ValueError("concatenate: there are no arrays to concatenate")
+    shapes = [x.shape for x in xs]
+    rests = {(*s[: axis % len(s)], *s[axis % len(s) + 1 :]) if s else None for s in shapes}
+    if len(rests) > 1 or None in rests or not -len(shapes[0]) <= axis < len(shapes[0]):
+        raise ValueError(f"concatenate along axis {axis}: the shapes {', '.join(map(str, shapes))} do not fit together")
+    return join(*xs, axis=axis)
+
+
+@composite
+def stack(xs: Sequence[Any], *, axis: int = 0) -> Any:
+    """Arrays of one shape along a new axis."""
+    return concatenate([expand_dims(x, axis=axis) for x in xs], axis=axis)
+
+
+@composite
+def split(x: Any, sections: int | Sequence[int], *, axis: int = 0) -> list[Any]:
+    """x cut along the axis, into equal parts (an int) or before the given indices, as numpy.split.
+
+    Errors: ValueError if an int does not divide the length.
+    """
+    n = x.shape[axis]
+    if isinstance(sections, int):
+        if sections < 1 or n % sections:
+            raise ValueError(f"split: {sections} equal parts of axis {axis} of an array of shape {x.shape}: {n} is not a multiple")
+        sections = range(n // sections, n, n // sections)
+    bounds = [0, *sections, n]
+    return [x[_along(axis % x.ndim, slice(a, b))] for a, b in zip(bounds, bounds[1:])]
+
+
+@primitive
+def pad(x: Any, *, pad_width: Sequence[tuple[int, int]], value: float = 0.0) -> Any:
+    """z = x with (before, after) extra places along each axis, filled with a value
+
+    x' = z' without the extra places
+    """
+    if len(pad_width) != x.ndim:
+        raise ValueError(f"pad: {len(pad_width)} pairs {tuple(pad_width)} for an array of shape {x.shape}")
+    z = xp.full([n + before + after for n, (before, after) in zip(x.shape, pad_width)], value, x.dtype)
+    z[_inner(pad_width, x.shape)] = x
+    return z
+
+
+@pad.vjp
+def _(g: Any, _z: Any, _x: Any, *, pad_width: Any, value: float) -> Any:
+    return g[_inner(pad_width, _x.shape)]
+
+
+def _inner(pad_width: Any, shape: tuple[int, ...]) -> Slices:
+    return tuple(slice(before, before + n) for (before, _), n in zip(pad_width, shape))
+
+
+def _along(axis: int, part: slice) -> Slices:
+    return (slice(None),) * axis + (part,)
+
+
+@composite
+def flip(x: Any, *, axis: int | tuple[int, ...] | None = None) -> Any:
+    """x in the opposite order along the axes (None: all)."""
+    axes = range(x.ndim) if axis is None else [axis] if isinstance(axis, int) else axis
+    axes = [a % x.ndim for a in axes]
+    return x[tuple(slice(None, None, -1 if a in axes else 1) for a in range(x.ndim))]
+
+
+@composite
+def roll(x: Any, *, shift: int, axis: int | None = None) -> Any:
+    """x moved by `shift` places along the axis, what leaves at one end entering at the other (None: flattened)."""
+    if axis is None:
+        return reshape(roll(reshape(x, shape=-1), shift=shift, axis=0), shape=x.shape)
+    n = x.shape[axis]
+    if n == 0 or shift % n == 0:
+        return x[...]
+    head, tail = split(x, [n - shift % n], axis=axis)
+    return concatenate([tail, head], axis=axis)
+
+
+@composite
+def tile(x: Any, *, reps: int | tuple[int, ...]) -> Any:
+    """x repeated `reps` times along each axis, as numpy.tile."""
+    reps = (reps,) if isinstance(reps, int) else tuple(reps)
+    ndim = max(x.ndim, len(reps))
+    reps = (1,) * (ndim - len(reps)) + reps
+    shape = (1,) * (ndim - x.ndim) + x.shape
+    x = reshape(x, shape=tuple(m for n in shape for m in (1, n)))  # (1, n0, 1, n1, ...)
+    x = broadcast_to(x, shape=tuple(m for r, n in zip(reps, shape) for m in (r, n)))  # (r0, n0, r1, n1, ...)
+    return reshape(x, shape=tuple(r * n for r, n in zip(reps, shape)))
+
+
+@composite
+def tril(x: Any, *, k: int = 0) -> Any:
+    """x with zeros above its k-th diagonal (last two axes)."""
+    return where(_column_minus_row(x, "tril") <= k, x, 0.0)
+
+
+@composite
+def triu(x: Any, *, k: int = 0) -> Any:
+    """x with zeros below its k-th diagonal (last two axes)."""
+    return where(_column_minus_row(x, "triu") >= k, x, 0.0)
+
+
+def _column_minus_row(x: Any, what: str) -> Any:
+    if x.ndim < 2:
+        raise ValueError(f"{what} is for matrices, not for an array of shape {x.shape}")
+    return xp.arange(x.shape[-1]) - xp.arange(x.shape[-2])[:, None]
+
