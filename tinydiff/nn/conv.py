@@ -1,0 +1,154 @@
+"""Convolutions with their weights, channels last; see ops/conv.py for what they compute.
+
+Weights are (kernel..., in / groups, out), and for the transposed convolution (kernel..., out / groups, in): the weight of
+the convolution whose transpose it is. The bound of their initialisation is PyTorch's, 1 / sqrt(fan_in): for the transposed
+convolution PyTorch counts out / groups times the kernel, although what it sums in one output is in / groups of them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from .. import ops
+from ..ops.conv import Pair
+from ..rng import Rng, as_rng
+from .init import fan_in_uniform
+from .module import Module, Parameter, same_dtype
+
+
+class _Conv(Module):
+    """What the three have in common: their arguments, and the parameters made from them."""
+
+    axes: int  # of the kernel
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Any,
+        padding: Any,
+        output_padding: Any,
+        dilation: Any,
+        groups: int,
+        bias: bool,
+        transposed: bool,
+        rng: Rng | int | None,
+    ):
+        kernel = (kernel_size,) * self.axes if isinstance(kernel_size, int) else tuple(kernel_size)
+        if len(kernel) != self.axes or min(kernel) < 1:
+            raise ValueError(f"{type(self).__name__}: kernel_size must be {self.axes} positive int(s), not {kernel_size!r}")
+        if groups < 1 or in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"{type(self).__name__}: groups={groups} must divide in_channels={in_channels} and out_channels={out_channels}"
+            )
+        rng = as_rng(rng)
+        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
+        self.stride, self.padding, self.output_padding = stride, padding, output_padding
+        self.dilation, self.groups = dilation, groups
+        rows, columns = (out_channels // groups, in_channels) if transposed else (in_channels // groups, out_channels)
+        fan_in = math.prod(kernel) * rows
+        self.weight = Parameter(fan_in_uniform((*kernel, rows, columns), fan_in, rng))
+        self.bias = Parameter(fan_in_uniform((out_channels,), fan_in, rng)) if bias else None
+
+
+class Conv2d(_Conv):
+    """Convolution of images: (N, H, W, in_channels) -> (N, OH, OW, out_channels), ops.conv2d.
+
+    Parameters: weight (kh, kw, in / groups, out), bias (out,), U(-b, b) with b = 1 / sqrt(kh kw in / groups). kernel_size,
+    stride, padding, dilation: an int or (vertical, horizontal); padding may be "same".
+    Errors: ValueError for groups that do not divide the channels; when called, for shapes that do not fit.
+    """
+
+    axes = 2
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair | str = 0,
+        dilation: Pair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        rng: Rng | int | None = None,
+    ):
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, 0, dilation, groups, bias, False, rng)
+
+    def forward(self, x: Any) -> Any:
+        same_dtype(self, x, self.weight)
+        return ops.conv2d(
+            x, self.weight, self.bias, stride=self.stride, padding=self.padding, dilation=self.dilation, groups=self.groups
+        )
+
+
+class Conv1d(_Conv):
+    """Convolution of sequences: (N, L, in_channels) -> (N, OL, out_channels), ops.conv1d.
+
+    Parameters: weight (k, in / groups, out), bias (out,), U(-b, b) with b = 1 / sqrt(k in / groups). Errors: as Conv2d.
+    """
+
+    axes = 1
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int | str = 0,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        rng: Rng | int | None = None,
+    ):
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, 0, dilation, groups, bias, False, rng)
+
+    def forward(self, x: Any) -> Any:
+        same_dtype(self, x, self.weight)
+        return ops.conv1d(
+            x, self.weight, self.bias, stride=self.stride, padding=self.padding, dilation=self.dilation, groups=self.groups
+        )
+
+
+class ConvTranspose2d(_Conv):
+    """Transposed convolution of images: (N, H, W, in_channels) -> (N, OH, OW, out_channels), ops.conv_transpose2d.
+
+    OH = (H - 1) stride - 2 padding + dilation (kh - 1) + 1 + output_padding. Parameters: weight (kh, kw, out / groups, in),
+    bias (out,), U(-b, b) with b = 1 / sqrt(kh kw out / groups). Errors: as Conv2d.
+    """
+
+    axes = 2
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair = 0,
+        output_padding: Pair = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: Pair = 1,
+        *,
+        rng: Rng | int | None = None,
+    ):
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, output_padding, dilation, groups, bias, True, rng)
+
+    def forward(self, x: Any) -> Any:
+        same_dtype(self, x, self.weight)
+        return ops.conv_transpose2d(
+            x,
+            self.weight,
+            self.bias,
+            stride=self.stride,
+            padding=self.padding,
+            output_padding=self.output_padding,
+            dilation=self.dilation,
+            groups=self.groups,
+        )

@@ -1,0 +1,215 @@
+"""Module: parameters, and what is computed with them, in one plain object.
+
+    class Net(Module):
+        def __init__(self, rng=None):
+            self.hidden = Linear(2, 50, rng=rng)
+            self.out = Linear(50, 1, rng=rng)
+
+        def forward(self, x):
+            return self.out(ops.tanh(self.hidden(x)))
+
+Nothing is registered, and there is no `super().__init__()`: a module's state is found by walking its attributes in the
+order of their definition, through modules, lists, tuples and dicts. A `Parameter` is trained; any other Tensor is a
+buffer, kept in the state but not trained. The path of attributes is the name: "hidden.weight", "blocks.0.norm.bias".
+An attribute whose name starts with an underscore is private, and not walked.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from .. import backend
+from ..backend import Array
+from ..tensor import Tensor, array_of
+
+
+class Parameter(Tensor):
+    """A Tensor that is trained: a leaf that requires a gradient. Errors: TypeError if the data are not floating."""
+
+    __slots__ = ()
+
+    def __init__(self, data: Any):
+        array = backend.to_device(array_of(data))
+        if array.dtype.kind != "f":
+            raise TypeError(f"a Parameter holds floating numbers, not {array.dtype} of shape {array.shape}")
+        super().__init__(array, requires_grad=True)
+
+
+class Module:
+    """A part of a network: assign parameters, buffers and modules to attributes, and write `forward`."""
+
+    training = True
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        return self.forward(*inputs, **options)
+
+    # ---- what it is made of
+
+    def children(self) -> Iterator[tuple[str, Module]]:
+        """The modules right below this one, with their paths."""
+        return ((path, part) for path, part in _parts(self) if isinstance(part, Module))
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The parameters and buffers of this module itself, without those of its children."""
+        return ((path, part) for path, part in _parts(self) if isinstance(part, Tensor))
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """This module, under the name "", and all below it; one that is used twice comes twice."""
+        yield prefix, self
+        for path, child in self.children():
+            yield from child.named_modules(f"{prefix}.{path}" if prefix else path)
+
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter and buffer with its name; one that is shared comes under each of its names."""
+        for path, part in _parts(self):
+            if isinstance(part, Tensor):
+                yield path, part
+            else:
+                yield from ((f"{path}.{name}", tensor) for name, tensor in part.named_tensors())
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        return ((name, tensor) for name, tensor in self.named_tensors() if isinstance(tensor, Parameter))
+
+    def parameters(self) -> Iterator[Parameter]:
+        """Every parameter once, for an optimiser."""
+        return iter({id(p): p for _, p in self.named_parameters()}.values())
+
+    def count(self) -> int:
+        """How many numbers are trained."""
+        return sum(p.size for p in self.parameters() if p.requires_grad)
+
+    # ---- modes
+
+    def train(self, mode: bool = True) -> Any:
+        """Switch this module and all below it to training (batch statistics, dropout); returns the module."""
+        for _, module in self.named_modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Any:
+        """Switch to evaluation; returns the module."""
+        return self.train(False)
+
+    def zero_grad(self) -> None:
+        for p in self.parameters():
+            p.grad = None
+
+    def astype(self, dtype: Any) -> Any:
+        """Convert every floating parameter and buffer, here and below, in place; returns the module. Gradients are dropped."""
+        for _, tensor in self.named_tensors():
+            if tensor.dtype.kind == "f":
+                tensor._data = tensor._data.astype(dtype)
+                tensor.version[0] += 1
+                tensor.grad = None
+        return self
+
+    # ---- state
+
+    def state_dict(self) -> dict[str, Array]:
+        """name -> a copy of the array, for every parameter and buffer: later training steps do not change it."""
+        return {name: tensor._data.copy() for name, tensor in self.named_tensors()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the values of a state_dict (arrays of the host or of the device, or Tensors), each cast to the dtype in use.
+
+        Errors: ValueError that lists every missing, unexpected and wrongly shaped entry; then nothing is changed.
+        """
+        own = dict(self.named_tensors())
+        given = {name: _as_array(value) for name, value in state.items()}
+        missing = [f"{name} {t.shape}" for name, t in own.items() if name not in given]
+        unexpected = [f"{name} {a.shape}" for name, a in given.items() if name not in own]
+        misshapen = [
+            f"{name} is {given[name].shape}, not {t.shape}" for name, t in own.items() if name in given and given[name].shape != t.shape
+        ]
+        wrong = [
+            f"{len(entries)} {what}: {', '.join(entries)}"
+            for what, entries in (("missing", missing), ("unexpected", unexpected), ("wrongly shaped", misshapen))
+            if entries
+        ]
+        if wrong:
+            raise ValueError(f"this state does not fit {type(self).__name__}: {'; '.join(wrong)}")
+        for name, tensor in own.items():
+            tensor.data = backend.to_device(given[name]).astype(tensor.dtype)  # always a copy
+
+    # ---- a picture of it
+
+    def __repr__(self) -> str:
+        """A tree: each module with its path, its arguments and the number of its parameters."""
+        lines = list(_tree(self, ""))
+        width = max(len(text) for text, _ in lines)
+        return "\n".join(f"{text:{width}} {count:>12,}" for text, count in lines)
+
+
+class Sequential(Module):
+    """Layers one after the other: y = layer_n(... layer_1(x)). They are called "0", "1", ...; plain functions may be among them."""
+
+    def __init__(self, *layers: Any):
+        for layer in layers:
+            if not callable(layer):
+                raise TypeError(f"Sequential takes layers and functions, not {type(layer).__name__}: {layer!r}")
+        vars(self).update({str(i): layer for i, layer in enumerate(layers)})
+
+    def forward(self, x: Any) -> Any:
+        for layer in self:
+            x = layer(x)
+        return x
+
+    def __len__(self) -> int:
+        return sum(name.isdigit() for name in vars(self))
+
+    def __iter__(self) -> Iterator[Any]:
+        return (layer for name, layer in vars(self).items() if name.isdigit())
+
+    def __getitem__(self, index: int) -> Any:
+        return list(self)[index]
+
+
+def same_dtype(layer: Module, x: Any, weight: Any) -> None:
+    """Refuse an input of another dtype than the weights: it would be converted at every step, or widen all that follows."""
+    if x.dtype != weight.dtype and x.dtype.kind != "c":  # complex: the step of a gradient check
+        raise TypeError(
+            f"{type(layer).__name__}: the input {x.shape} is {x.dtype}, but the weights are {weight.dtype}: "
+            f"convert one of them, x.astype({str(weight.dtype)!r}) or module.astype({str(x.dtype)!r})"
+        )
+
+
+def _parts(root: Any) -> Iterator[tuple[str, Any]]:
+    """(path, Tensor or Module) for what an object holds, through lists, tuples and dicts, in order."""
+    if isinstance(root, Module):
+        items: Any = ((name, value) for name, value in vars(root).items() if not name.startswith("_"))
+    else:
+        items = root.items() if isinstance(root, dict) else enumerate(root)
+    for name, value in items:
+        if isinstance(value, (Tensor, Module)):
+            yield str(name), value
+        elif isinstance(value, (list, tuple, dict)):
+            yield from ((f"{name}.{path}", part) for path, part in _parts(value))
+
+
+def _as_array(value: Any) -> Any:
+    value = array_of(value)
+    return value if backend.active().is_array(value) else backend.to_host(value)
+
+
+def _tree(module: Module, label: str) -> Iterator[tuple[str, int]]:
+    yield label + type(module).__name__ + _arguments(module), module.count()
+    indent = " " * (len(label) - len(label.lstrip(" "))) + "  "
+    for path, child in module.children():
+        yield from _tree(child, f"{indent}{path}: ")
+
+
+def _arguments(module: Module) -> str:
+    """The arguments of the constructor that are attributes too, where they are not the default: "(1, 32, 3, stride=2)"."""
+    shown = []
+    for p in list(inspect.signature(type(module).__init__).parameters.values())[1:]:
+        value = vars(module).get(p.name, inspect.Parameter.empty)
+        if p.name == "bias":  # the argument says whether there is one, the attribute is it
+            value = value is not None
+        if isinstance(value, (int, float, str, tuple)) and value != p.default:
+            shown.append(f"{value}" if p.default is p.empty else f"{p.name}={value!r}")
+    return f"({', '.join(shown)})" if shown else ""

@@ -1,0 +1,90 @@
+"""Normalisation layers: a mean and a variance are taken out, a weight and a bias come in. See ops/norm.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import ops
+from ..backend import xp
+from ..tensor import Tensor, array_of
+from .module import Module, Parameter, same_dtype
+
+
+class _Norm(Module):
+    """A weight of ones and a bias of zeros, a number a channel; or neither."""
+
+    weight: Parameter | None
+    bias: Parameter | None
+
+    def _affine(self, channels: int, weight: bool, bias: bool = True) -> None:
+        self.weight = Parameter(xp.ones(channels, "float32")) if weight else None
+        self.bias = Parameter(xp.zeros(channels, "float32")) if weight and bias else None
+
+    def _check(self, x: Any, channels: int, least: int) -> None:
+        if x.ndim < least or x.shape[-1] != channels:
+            raise ValueError(f"{type(self).__name__} of {channels} channels takes x of {least} axes or more, channels last, not {x.shape}")
+        if self.weight is not None:
+            same_dtype(self, x, self.weight)
+
+
+class GroupNorm(_Norm):
+    """(N, ..., num_channels), each sample and each group of channels brought to mean 0 and variance 1, then times weight, plus bias.
+
+    Errors: ValueError if num_groups does not divide num_channels, or x has another number of channels.
+    """
+
+    def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True):
+        if num_groups < 1 or num_channels % num_groups:
+            raise ValueError(f"GroupNorm: num_groups={num_groups} must divide num_channels={num_channels}")
+        self.num_groups, self.num_channels, self.eps = num_groups, num_channels, eps
+        self._affine(num_channels, affine)
+
+    def forward(self, x: Any) -> Any:
+        self._check(x, self.num_channels, 2)
+        return ops.group_norm(x, self.weight, self.bias, groups=self.num_groups, eps=self.eps)
+
+
+class LayerNorm(_Norm):
+    """(..., features), each position brought to mean 0 and variance 1 over its features, then times weight, plus bias.
+
+    Errors: ValueError if the last axis of x is not `features` long.
+    """
+
+    def __init__(self, features: int, eps: float = 1e-5, elementwise_affine: bool = True):
+        self.features, self.eps = features, eps
+        self._affine(features, elementwise_affine)
+
+    def forward(self, x: Any) -> Any:
+        self._check(x, self.features, 1)
+        return ops.layer_norm(x, self.weight, self.bias, eps=self.eps)
+
+
+class BatchNorm2d(_Norm):
+    """(N, H, W, num_features), each channel brought to mean 0 and variance 1 over the batch, then times weight, plus bias.
+
+    While training, with the statistics of the batch, which also move the buffers running_mean and running_var (the latter
+    with n - 1 in its denominator) by `momentum`; in evaluation with the buffers, so that each sample stands alone.
+    Errors: ValueError for another rank or number of channels, or a batch with one value a channel while training.
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True):
+        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        self._affine(num_features, affine)
+        self.running_mean = Tensor(xp.zeros(num_features, "float32"))
+        self.running_var = Tensor(xp.ones(num_features, "float32"))
+
+    def forward(self, x: Any) -> Any:
+        self._check(x, self.num_features, 4)
+        if not self.training:
+            scale = 1 / xp.sqrt(self.running_var._data + self.eps)
+            y = (x - self.running_mean._data) * scale
+            return y if self.weight is None else y * self.weight + self.bias
+        if x.size == self.num_features:
+            raise ValueError(f"BatchNorm2d: the batch {x.shape} has one value a channel, so no variance: train on more, or call .eval()")
+        values = array_of(x)
+        self._follow(self.running_mean, ops.mean(values, axis=(0, 1, 2)))
+        self._follow(self.running_var, ops.var(values, axis=(0, 1, 2), ddof=1))
+        return ops.batch_norm(x, self.weight, self.bias, eps=self.eps)
+
+    def _follow(self, running: Tensor, now: Any) -> None:
+        running.data = running._data + (now - running._data) * self.momentum
