@@ -6,11 +6,22 @@ Nothing here is special to NumPy; what makes them quick there is working in plac
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from ..backend import Array, xp
 
 PATCH_BYTES = 2**21  # the patches of a convolution that are in work at a time: about the cache of a core
+
+BLOCK_BYTES = 2**19  # what an elementwise kernel works on at a time, so that its temporaries stay in the cache
+
+
+def blocks(x: Array) -> Iterator[Any]:
+    """The first axis in parts of about BLOCK_BYTES."""
+    rows = len(x) if x.ndim else 1
+    step = max(1, BLOCK_BYTES * rows // max(x.nbytes, 1))
+    return (slice(i, i + step) if x.ndim else ... for i in range(0, rows, step))
+
 
 # ---------------------------------------------------------------- sums
 
@@ -42,20 +53,25 @@ def sigmoid(x: Array) -> Array:
 
 
 def silu(x: Array) -> Array:
-    s = sigmoid(x)
-    s *= x
-    return s
+    """x sigmoid(x)"""
+    y = xp.empty_like(x)
+    for part in blocks(x):
+        s = sigmoid(x[part])
+        xp.multiply(s, x[part], out=y[part])
+    return y
 
 
 def silu_backward(g: Array, x: Array) -> Array:
     """g (s + x s (1 - s)) = g s (1 + x - x s)"""
-    s = sigmoid(x)
-    t = x * s
-    xp.subtract(x, t, out=t)
-    t += 1
-    t *= s
-    t *= g
-    return t
+    y = xp.empty_like(x)
+    for part in blocks(x):
+        s = sigmoid(x[part])
+        t = x[part] * s
+        xp.subtract(x[part], t, out=t)
+        t += 1
+        t *= s
+        xp.multiply(t, g[part], out=y[part])
+    return y
 
 
 # Cody 1969, "Rational Chebyshev approximations for the error function": coefficients of the numerator and of the monic
@@ -142,7 +158,7 @@ def index_add(z: Array, index: Any, values: Array) -> None:
 
 
 def im2col(x: Array, geometry: Any) -> Array:
-    """The patch under each output pixel: (n, H, W, C) -> (n, OH, OW, kh, kw, C), contiguous."""
+    """The patch under each output pixel: (n, H, W, C) -> (n, OH, OW, kh, kw, C)."""
     n, height, width, c = x.shape
     (kh, kw), (sh, sw), (dh, dw), (oh, ow) = geometry.kernel, geometry.stride, geometry.dilation, geometry.out
     (top, bottom), (left, right) = geometry.padding
@@ -152,6 +168,13 @@ def im2col(x: Array, geometry: Any) -> Array:
         x = padded
     elif (kh, kw) == (sh, sw) == (1, 1):
         return x.reshape(n, oh, ow, 1, 1, c)
+    if c * kw < 8:  # runs too short to copy: a plane for each tap instead, which is as good a matrix, transposed
+        planes = xp.empty((kh, kw, c, n, oh, ow), x.dtype)
+        for i in range(kh):
+            for j in range(kw):
+                taps = x[:, i * dh : i * dh + sh * oh : sh, j * dw : j * dw + sw * ow : sw]
+                planes[i, j] = taps.transpose(3, 0, 1, 2)
+        return planes.transpose(3, 4, 5, 0, 1, 2)
     x = xp.ascontiguousarray(x)
     a, b, r, q = x.strides
     windows = xp.lib.stride_tricks.as_strided(x, (n, oh, ow, kh, kw, c), (a, b * sh, r * sw, b * dh, r * dw, q))
@@ -175,46 +198,61 @@ def col2im(patches: Array, geometry: Any) -> Array:
 
 def normalize(x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
     """y = (x - mean) / sqrt(var + eps) weight + bias over axes 1 and 3 of (A, L, G, D), with weight and bias (G D,);
-    also the mean and 1 / sqrt(var + eps), (A, 1, G, 1)."""
-    count = x.shape[1] * x.shape[3]
-    mean = _sum_sets(x) / count
-    y = x - mean
-    rstd = 1 / xp.sqrt(_sum_sets(y * y) / count + eps)
-    if weight is None or bias is None:
-        y *= rstd
-        return y, mean, rstd
-    y *= rstd * weight.reshape(x.shape[2:])  # (A, 1, G, D)
-    y += bias.reshape(x.shape[2:])
-    return y, mean, rstd
+    also the mean and 1 / sqrt(var + eps), (A, 1, G)."""
+    a, length, groups, d = x.shape
+    x = x.reshape(a, length, groups * d)  # every pass runs along the channels, the longest stretch of memory
+    y = xp.empty_like(x)
+    mean = xp.empty((a, 1, groups), x.dtype)
+    rstd = xp.empty_like(mean)
+    for part in blocks(x):
+        mean[part] = _over_groups(_over_length(x[part]), groups) / (length * d)
+        z = x[part] - _to_channels(mean[part], d)
+        rstd[part] = 1 / xp.sqrt(_over_groups(_over_length(z * z), groups) / (length * d) + eps)
+        scale = _to_channels(rstd[part], d)
+        if weight is None or bias is None:
+            xp.multiply(z, scale, out=y[part])
+        else:
+            z *= scale * weight  # (n, 1, C)
+            xp.add(z, bias, out=y[part])
+    return y.reshape(a, length, groups, d), mean, rstd
 
 
 def normalize_backward(g: Array, x: Array, mean: Array, rstd: Array, weight: Array | None) -> Any:
     """x' = (h - mean(h) - xhat mean(h xhat)) rstd with h = g weight,   weight' = sum g xhat,   bias' = sum g
 
-    The sums over L are taken first, (A, G, D), before the weight comes in: it does not depend on L.
+    The sums over L are taken first, (A, 1, C), before the weight comes in: it does not depend on L.
     """
-    count = x.shape[1] * x.shape[3]
-    xhat = x - mean
-    xhat *= rstd
-    g_sum, gx_sum = _sum_length(g), _sum_length(g * xhat)  # (A, 1, G, D)
-    scale = rstd if weight is None else rstd * weight.reshape(x.shape[2:])
-    mean_h, mean_hx = (((s if weight is None else s * weight.reshape(x.shape[2:])).sum(axis=3, keepdims=True) / count) for s in (g_sum, gx_sum))
-    xhat *= -mean_hx * rstd
-    xhat -= mean_h * rstd
-    xhat += g * scale
-    if weight is None:
-        return xhat, None, None
-    return xhat, gx_sum.sum(axis=0).reshape(-1), g_sum.sum(axis=0).reshape(-1)
-
-
-def _sum_length(x: Array) -> Array:
-    """(A, L, G, D) -> (A, 1, G, D), as a product with a row of ones, which is faster than a sum over a middle axis."""
     a, length, groups, d = x.shape
-    if length == 1:
-        return x
-    return (xp.ones((1, length), x.dtype) @ x.reshape(a, length, groups * d)).reshape(a, 1, groups, d)
+    x, g = x.reshape(a, length, groups * d), g.reshape(a, length, groups * d)
+    dx = xp.empty_like(x)
+    dw = db = xp.zeros(groups * d, x.dtype)
+    for part in blocks(x):
+        scale = _to_channels(rstd[part], d)  # (n, 1, C)
+        xhat = x[part] - _to_channels(mean[part], d)
+        xhat *= scale
+        g_sum, gx_sum = _over_length(g[part]), _over_length(g[part] * xhat)  # (n, 1, C)
+        dw, db = dw + gx_sum.sum(axis=(0, 1)), db + g_sum.sum(axis=(0, 1))
+        if weight is not None:
+            g_sum, gx_sum = g_sum * weight, gx_sum * weight
+        mean_h, mean_hx = _over_groups(g_sum, groups) / (length * d), _over_groups(gx_sum, groups) / (length * d)
+        xhat *= _to_channels(mean_hx, d)
+        xhat += _to_channels(mean_h, d)
+        h = g[part] if weight is None else g[part] * weight
+        xp.subtract(h, xhat, out=xhat)
+        xp.multiply(xhat, scale, out=dx[part])
+    return (dx, None, None) if weight is None else (dx, dw, db)
 
 
-def _sum_sets(x: Array) -> Array:
-    """(A, L, G, D) -> (A, 1, G, 1)"""
-    return _sum_length(x).sum(axis=3, keepdims=True)
+def _over_length(x: Array) -> Array:
+    """(n, L, C) -> (n, 1, C), as a product with a row of ones, which is faster than a sum over a middle axis."""
+    return x if x.shape[1] == 1 else xp.ones((1, x.shape[1]), x.dtype) @ x
+
+
+def _over_groups(x: Array, groups: int) -> Array:
+    """(n, 1, C) -> (n, 1, G)"""
+    return x.reshape(len(x), 1, groups, -1).sum(axis=3)
+
+
+def _to_channels(x: Array, d: int) -> Array:
+    """(n, 1, G) -> (n, 1, C): each channel has the value of its group."""
+    return x if d == 1 else xp.repeat(x, d, axis=2)

@@ -1,0 +1,157 @@
+"""Our U-Net: small, padded, residual, conditioned on the noise level and on any number of labels.
+
+    x (N, H, W, C)
+      -> patches (H/p, W/p)  -> [residual blocks -> halve]  a level  -> block, attention, block
+      <- patches             <- [double <- residual blocks, with the skips concatenated] a level
+
+Where it differs from the tutorial's net (models/tutorial.py): every convolution is padded, so nothing is cut from the
+borders and any size that the halvings divide will do; the noise level enters as ln sigma, slowly varying, instead
+of frequencies of scale 30 in t; pixels are first folded into channels ("pixel unshuffle"), which saves most of the
+work at full resolution; and the last convolution of each block starts at zero, so that the net starts as
+the identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .. import nn, ops
+from ..backend import Array, xp
+from ..rng import Rng, as_rng
+from ..tensor import Tensor, array_of
+
+
+class UNet(nn.Module):
+    """F(x, noise, **labels): (N, H, W, C) -> (N, H, W, C)
+
+    channels: of each level, from fine to coarse; level i works at 1 / (patch 2^i) of the resolution.
+    blocks: residual blocks a level, on the way down; as many on the way up.
+    labels: how many values each label has, {"digit": 10}; each is embedded, and the embeddings are summed. A label may
+    be -1 for "not said" (its row of the table is the last), which is also what a label that is left out means.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        channels: Sequence[int] = (48, 96),
+        *,
+        blocks: int = 1,
+        patch: int = 2,
+        labels: Mapping[str, int] | None = None,
+        embedding: int = 192,
+        groups: int = 8,
+        rng: Rng | int | None = None,
+    ):
+        rng = as_rng(rng)
+        self.patch, self.in_channels, self.levels = patch, in_channels, len(channels)
+        folded = in_channels * patch**2
+        self.frequencies = nn.FourierFeatures(32, scale=1.0, rng=rng)
+        self.noise = nn.Sequential(nn.Linear(64, embedding, rng=rng), nn.SiLU(), nn.Linear(embedding, embedding, rng=rng))
+        self.labels = {name: nn.Embedding(n + 1, embedding, rng=rng) for name, n in (labels or {}).items()}
+        self.first = nn.Conv2d(folded, channels[0], 3, padding=1, rng=rng)
+        self.down: list[nn.Module] = []
+        self.up: list[nn.Module] = []
+        for i, width in enumerate(channels):
+            self.down += [ResidualBlock(width, width, embedding, groups, rng) for _ in range(blocks)]
+            if i + 1 < len(channels):
+                self.down.append(nn.Conv2d(width, channels[i + 1], 2, stride=2, rng=rng))
+        self.middle = [
+            SelfAttention(channels[-1], groups, rng),
+            ResidualBlock(channels[-1], channels[-1], embedding, groups, rng),
+        ]
+        for i, width in reversed(list(enumerate(channels))):
+            self.up += [ResidualBlock(2 * width, width, embedding, groups, rng) for _ in range(blocks)]
+            if i:
+                self.up.append(nn.ConvTranspose2d(width, channels[i - 1], 2, stride=2, rng=rng))
+        self.norm = nn.GroupNorm(groups, channels[0])
+        self.last = _zero(nn.Conv2d(channels[0], folded, 3, padding=1, rng=rng))
+
+    def __call__(self, x: Tensor, noise: Any, **labels: Any) -> Tensor:
+        """noise: (N,), a slowly varying function of the noise level such as ln(sigma) / 4; labels: (N,) integers.
+
+        Errors: ValueError for an image that the halvings do not divide, or a label that this net does not have.
+        """
+        n, height, width, channels = x.shape
+        unit = self.patch * 2 ** (self.levels - 1)
+        if channels != self.in_channels or height % unit or width % unit:
+            raise ValueError(f"UNet: images must be (N, H, W, {self.in_channels}) with H and W multiples of {unit}, not {x.shape}")
+        e = ops.silu(self._embed(noise, labels, n))  # (N, embedding)
+        h = self.first(fold(x, self.patch))  # (N, H/p, W/p, channels[0])
+        skips = []
+        for layer in self.down:
+            h = layer(h, e) if isinstance(layer, ResidualBlock) else layer(h)
+            if isinstance(layer, ResidualBlock):
+                skips.append(h)
+        attention, block = self.middle
+        h = block(attention(h), e)
+        for layer in self.up:
+            if isinstance(layer, ResidualBlock):
+                h = layer(ops.concatenate([h, skips.pop()], axis=3), e)
+            else:
+                h = layer(h)
+        return unfold(self.last(ops.silu(self.norm(h))), self.patch)  # (N, H, W, C)
+
+    def _embed(self, noise: Any, labels: Mapping[str, Any], n: int) -> Tensor:
+        e = self.noise(self.frequencies(noise))
+        unknown = [name for name in labels if name not in self.labels]
+        if unknown:
+            raise ValueError(f"UNet: this net has the labels {list(self.labels)}, not {unknown}")
+        for name, table in self.labels.items():
+            values: Array = array_of(labels[name]) if name in labels else xp.full(n, -1)
+            if values.shape != (n,):
+                raise ValueError(f"UNet: label {name!r} must have shape {(n,)}, not {values.shape}")
+            e = e + table(values)
+        return e
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))) scaled and shifted by the embedding)); a 1x1 convolution if the width changes."""
+
+    def __init__(self, inside: int, outside: int, embedding: int, groups: int, rng: Rng):
+        self.norm1, self.conv1 = nn.GroupNorm(groups, inside), nn.Conv2d(inside, outside, 3, padding=1, rng=rng)
+        self.modulate = nn.Linear(embedding, 2 * outside, rng=rng)
+        self.norm2, self.conv2 = nn.GroupNorm(groups, outside), _zero(nn.Conv2d(outside, outside, 3, padding=1, rng=rng))
+        self.shortcut = nn.Conv2d(inside, outside, 1, rng=rng) if inside != outside else None
+
+    def __call__(self, x: Tensor, e: Tensor) -> Tensor:
+        h = self.conv1(ops.silu(self.norm1(x)))
+        scale, shift = ops.split(self.modulate(e)[:, None, None, :], 2, axis=3)  # (N, 1, 1, outside) each
+        h = self.conv2(ops.silu(self.norm2(h) * (scale + 1) + shift))
+        return h + (x if self.shortcut is None else self.shortcut(x))
+
+
+class SelfAttention(nn.Module):
+    """x + projected attention of each pixel to all others, one head."""
+
+    def __init__(self, channels: int, groups: int, rng: Rng):
+        self.norm = nn.GroupNorm(groups, channels)
+        self.qkv = nn.Linear(channels, 3 * channels, rng=rng)
+        self.project = _zero(nn.Linear(channels, channels, rng=rng))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        n, height, width, channels = x.shape
+        tokens = self.norm(x).reshape(n, 1, height * width, channels)  # one head: (N, 1, HW, C)
+        q, k, v = ops.split(self.qkv(tokens), 3, axis=3)
+        return x + self.project(ops.attention(q, k, v)).reshape(x.shape)
+
+
+def fold(x: Tensor, patch: int) -> Tensor:
+    """Pixel unshuffle: each patch becomes one pixel, (N, H, W, C) -> (N, H/p, W/p, p p C)."""
+    n, height, width, c = x.shape
+    x = ops.reshape(x, shape=(n, height // patch, patch, width // patch, patch, c))
+    return ops.reshape(ops.transpose(x, axes=(0, 1, 3, 2, 4, 5)), shape=(n, height // patch, width // patch, patch * patch * c))
+
+
+def unfold(x: Tensor, patch: int) -> Tensor:
+    """The way back: (N, H, W, p p C) -> (N, p H, p W, C)."""
+    n, height, width, c = x.shape
+    x = ops.reshape(x, shape=(n, height, width, patch, patch, c // patch**2))
+    return ops.reshape(ops.transpose(x, axes=(0, 1, 3, 2, 4, 5)), shape=(n, height * patch, width * patch, c // patch**2))
+
+
+def _zero(layer: Any) -> Any:
+    """A layer whose output starts at zero."""
+    for parameter in layer.parameters():
+        parameter.data = xp.zeros_like(parameter.data)
+    return layer
