@@ -4,10 +4,10 @@ A tiny reverse-mode autograd over NumPy or CuPy (`TINYDIFF_BACKEND=cupy`), and o
 this order: backend, tensor, tape, ops; then nn, optim, diffusion, models, training.
 """
 
-from . import backend, ops
+from . import backend, nn, ops, optim
 from .rng import Rng
 from .tape import checkpoint, detect_anomaly, grad, grad_enabled, no_grad
 from .tensor import Tensor, tensor
 
 __version__ = "0.1.0"
-__all__ = ["Rng", "Tensor", "backend", "checkpoint", "detect_anomaly", "grad", "grad_enabled", "no_grad", "ops", "tensor"]
+__all__ = ["Rng", "Tensor", "backend", "checkpoint", "detect_anomaly", "grad", "grad_enabled", "nn", "no_grad", "ops", "optim", "tensor"]

@@ -1,0 +1,267 @@
+"""Optimisers, in the order of their complexity, and what goes with them: clipping, averaging, schedules.
+
+    optimizer = Adam(model.parameters(), lr=1e-3)
+    schedule = exponential(0.98, floor=0.2)
+    for epoch in range(epochs):
+        optimizer.lr = 1e-3 * schedule(epoch)
+        for batch in ...:
+            model.zero_grad()
+            loss(batch).backward()
+            optimizer.step()
+
+The learning rate is an attribute, and a schedule is a function of the epoch (or the step) that gives a factor for it.
+A step changes the parameters in place, and never waits for the device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from . import backend, kernels
+from .backend import Array, xp
+from .nn import Module
+from .tensor import Tensor, array_of
+
+Schedule = Callable[[float], float]
+
+
+# ---------------------------------------------------------------- optimisers
+
+
+class Optimizer:
+    """What all share: the parameters, the learning rate, and for each parameter its count of steps and its `slots`."""
+
+    slots: tuple[str, ...] = ()  # arrays of the shape of the parameter, zero at first
+
+    def __init__(self, parameters: Iterable[Tensor], lr: float):
+        self.parameters = list(parameters)
+        if not self.parameters or not all(isinstance(p, Tensor) for p in self.parameters):
+            kinds = sorted({type(p).__name__ for p in self.parameters}) or "none"
+            raise ValueError(f"{type(self).__name__} takes Tensors that require a gradient, e.g. model.parameters(); it was given {kinds}")
+        _in_range(self, lr, "lr", 0, math.inf)
+        self.lr = lr
+        self.counts = [0] * len(self.parameters)
+        self.state = [{slot: xp.zeros_like(p.data) for slot in self.slots} for p in self.parameters]
+
+    def step(self) -> None:
+        """Move every parameter that has a gradient."""
+        for i, p in enumerate(self.parameters):
+            if p.grad is None:
+                continue
+            self.counts[i] += 1
+            self._update(p._data, p.grad._data, self.counts[i], **self.state[i])
+            p.version[0] += 1
+
+    def _update(self, p: Array, g: Array, count: int, **slots: Array) -> None:
+        raise NotImplementedError
+
+    def zero_grad(self) -> None:
+        for p in self.parameters:
+            p.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: lr, the counts of steps, and copies of the slots by number of parameter."""
+        slots = {str(i): {name: a.copy() for name, a in state.items()} for i, state in enumerate(self.state)}
+        return {"lr": self.lr, "counts": list(self.counts), "slots": slots if self.slots else {}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state_dict. Errors: ValueError if it is of another optimiser, or of other parameters."""
+        wrong = []
+        if len(state["counts"]) != len(self.parameters):
+            wrong.append(f"it has {len(state['counts'])} parameters, not {len(self.parameters)}")
+        elif self.slots:
+            for i, p in enumerate(self.parameters):
+                shapes = {name: tuple(a.shape) for name, a in state["slots"].get(str(i), {}).items()}
+                if shapes != {name: p.shape for name in self.slots}:
+                    wrong.append(f"parameter {i} of shape {p.shape} needs {', '.join(self.slots)} of that shape, not {shapes or 'nothing'}")
+        if wrong:
+            raise ValueError(f"this state does not fit {type(self).__name__} of {len(self.parameters)} parameters: {'; '.join(wrong)}")
+        self.lr, self.counts = float(state["lr"]), [int(n) for n in state["counts"]]
+        for i, p in enumerate(self.parameters):
+            for name in self.slots:
+                self.state[i][name] = backend.to_device(array_of(state["slots"][str(i)][name])).astype(p.dtype)  # always a copy
+
+
+class SGD(Optimizer):
+    """p -= lr g, with g += weight_decay p before; with momentum, v = momentum v + g and p -= lr v;
+    with nesterov, p -= lr (g + momentum v).
+
+    Source: Polyak 1964; Sutskever et al. 2013 (nesterov), as PyTorch writes them.
+    Errors: ValueError for numbers out of range, or nesterov without momentum.
+    """
+
+    def __init__(
+        self, parameters: Iterable[Tensor], lr: float = 1e-3, *, momentum: float = 0.0, weight_decay: float = 0.0, nesterov: bool = False
+    ):
+        _in_range(self, momentum, "momentum", 0, math.inf)
+        _in_range(self, weight_decay, "weight_decay", 0, math.inf)
+        if nesterov and not momentum:
+            raise ValueError("SGD: nesterov needs a momentum")
+        self.slots = ("velocity",) if momentum else ()
+        self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
+        super().__init__(parameters, lr)
+
+    def _update(self, p: Array, g: Array, count: int, velocity: Any = None, **_: Any) -> None:
+        kernels.sgd_step(p, g, velocity, self.lr, self.momentum, self.weight_decay, self.nesterov)
+
+
+class Adam(Optimizer):
+    """p -= lr mhat / (sqrt(vhat) + eps), with running means of g and g^2,
+
+        m = b1 m + (1 - b1) g,   v = b2 v + (1 - b2) g^2,   mhat = m / (1 - b1^n),   vhat = v / (1 - b2^n)   at step n.
+
+    weight_decay is added to the gradient, g += weight_decay p (for the other way see AdamW).
+    Source: Kingma and Ba 2015, algorithm 1. Errors: ValueError for numbers out of range.
+    """
+
+    slots = ("m", "v")
+    decoupled = False
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ):
+        super().__init__(parameters, lr)
+        for i, beta in enumerate(betas):
+            _in_range(self, beta, f"betas[{i}]", 0, 1)
+        _in_range(self, eps, "eps", 0, math.inf)
+        _in_range(self, weight_decay, "weight_decay", 0, math.inf)
+        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+
+    def _update(self, p: Array, g: Array, count: int, **slots: Array) -> None:
+        kernels.adam_step(p, g, slots["m"], slots["v"], self.lr, self.betas, self.eps, self.weight_decay, self.decoupled, count)
+
+
+class AdamW(Adam):
+    """Adam, whose weights decay by themselves, p *= 1 - lr weight_decay, and not through the gradient and its scaling.
+
+    Source: Loshchilov and Hutter 2019, algorithm 2.
+    """
+
+    decoupled = True
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ):
+        super().__init__(parameters, lr, betas, eps, weight_decay)
+
+
+def _in_range(owner: Any, value: float, name: str, low: float, high: float) -> None:
+    if not low <= value < high:
+        raise ValueError(f"{type(owner).__name__}: {name} must be in [{low}, {high}), not {value!r}")
+
+
+# ---------------------------------------------------------------- clipping, averaging
+
+
+def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Array:
+    """Scale all gradients, in place, so that the norm of all of them together is at most max_norm.
+
+    Returns the norm before, an array without axes that stays on the device. If a gradient is NaN or Inf, so is the norm.
+    Source: Pascanu et al. 2013. Errors: ValueError if max_norm is not positive.
+    """
+    if not max_norm > 0:
+        raise ValueError(f"clip_grad_norm: max_norm must be positive, not {max_norm!r}")
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return xp.zeros((), "float32")
+    squares = xp.stack([(g._data * g._data).sum() for g in gradients])  # (parameters,)
+    norm = xp.sqrt(squares.sum())
+    scale = xp.minimum(max_norm / (norm + 1e-6), 1)
+    for g in gradients:
+        g._data *= scale
+        g.version[0] += 1
+    return norm
+
+
+class EMA:
+    """A running average of a module's parameters, which samples better than the parameters themselves.
+
+        average = d average + (1 - d) p,   d = min(decay, (1 + n) / (10 + n))   at update n = 0, 1, 2, ...
+
+    The warm-up of d forgets the random first weights: with a constant d = 0.999 they would still count 37 % after 1000
+    steps. Call `update()` after each step of the optimiser; buffers are not averaged. Evaluate inside `with ema.applied():`.
+    Errors: ValueError if decay is not in [0, 1).
+    """
+
+    def __init__(self, module: Module, decay: float = 0.999):
+        _in_range(self, decay, "decay", 0, 1)
+        self.decay, self.updates = decay, 0
+        self._parameters = dict(module.named_parameters())
+        self.averages = {name: p.data.copy() for name, p in self._parameters.items()}
+
+    def update(self) -> None:
+        """Take the parameters of now into the average."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        for name, p in self._parameters.items():
+            kernels.average_step(self.averages[name], p.data, decay)
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside, the module has the averages as its parameters."""
+        before = {name: p.data for name, p in self._parameters.items()}
+        for name, p in self._parameters.items():
+            p.data = self.averages[name]
+        try:
+            yield
+        finally:
+            for name, p in self._parameters.items():
+                p.data = before[name]
+
+    def copy_to(self, module: Module) -> None:
+        """Make the averages the parameters of a module of the same kind, for good."""
+        for name, p in module.named_parameters():
+            p.data = self.averages[name].copy()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"updates": self.updates, "averages": {name: a.copy() for name, a in self.averages.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state_dict. Errors: ValueError if it is of another module."""
+        given = {name: tuple(a.shape) for name, a in state["averages"].items()}
+        wanted = {name: a.shape for name, a in self.averages.items()}
+        if given != wanted:
+            wrong = [f"{n}: {given.get(n)}, not {wanted.get(n)}" for n in {**wanted, **given} if given.get(n) != wanted.get(n)]
+            raise ValueError(f"these averages are of another module: {', '.join(wrong)}")
+        self.updates = int(state["updates"])
+        for name, a in self.averages.items():
+            self.averages[name] = backend.to_device(array_of(state["averages"][name])).astype(a.dtype)  # always a copy
+
+
+# ---------------------------------------------------------------- schedules: a factor for the learning rate
+
+
+def constant() -> Schedule:
+    """1"""
+    return lambda _step: 1.0
+
+
+def exponential(factor: float, floor: float = 0.0) -> Schedule:
+    """max(floor, factor^step)"""
+    return lambda step: max(floor, factor**step)
+
+
+def cosine(steps: float, floor: float = 0.0) -> Schedule:
+    """Half a wave from 1 at step 0 down to the floor at `steps`, and the floor from there on.
+
+    Source: Loshchilov and Hutter 2017, equation 5.
+    """
+    return lambda step: floor + (1 - floor) * (1 + math.cos(math.pi * min(step / steps, 1))) / 2
+
+
+def warmup(steps: float, then: Schedule | None = None) -> Schedule:
+    """A straight line up to 1, which step number `steps` - 1 reaches, times the schedule `then` of the same step."""
+    return lambda step: min((step + 1) / steps, 1) * (1.0 if then is None else then(step))
