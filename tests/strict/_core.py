@@ -310,5 +310,3 @@ def always(args: Any, kwargs: Any) -> bool:
 def repeats_vary(args: Any, kwargs: Any) -> bool:
     repeats = kwargs.get("repeats", args[1] if len(args) > 1 else None)
     return not isinstance(repeats, (int, np.integer))
-
-

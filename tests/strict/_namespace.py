@@ -88,9 +88,7 @@ class StrictUfunc:
         if name not in self._methods:
             raise NotImplementedError(f"`cupy_{self.__name__}.{name}` is not supported yet")
         method: Callable[..., Any] = (
-            self._add_at
-            if name == "at"
-            else guarded(f"{self.__name__}.{name}", getattr(self._ufunc, name), API["ufunc_methods"][name])
+            self._add_at if name == "at" else guarded(f"{self.__name__}.{name}", getattr(self._ufunc, name), API["ufunc_methods"][name])
         )
         setattr(self, name, method)
         return method
@@ -180,10 +178,7 @@ def where(condition: Any, x: Any = None, y: Any = None) -> Any:
     return give(np.where(condition._a, *(nep50(operands) if NUMPY1 else operands)))
 
 
-OWN = {
-    f.__name__: f
-    for f in (empty, empty_like, array, asarray, ascontiguousarray, asfortranarray, result_type, can_cast, where)
-}
+OWN = {f.__name__: f for f in (empty, empty_like, array, asarray, ascontiguousarray, asfortranarray, result_type, can_cast, where)}
 OWN["asanyarray"] = asarray
 
 # ---------------------------------------------------------------- the table
