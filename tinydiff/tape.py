@@ -30,11 +30,13 @@ import contextlib
 import functools
 import inspect
 import itertools
+import linecache
+import math
+import os
 import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,13 +44,14 @@ from . import backend, rng
 from .tensor import OPS, Tensor
 
 _time = itertools.count()
-_HERE = str(Path(__file__).parent)
+_HERE = os.path.dirname(__file__) + os.sep
 _NUMPY_1 = backend.numpy.__version__.startswith("1.")
 
 
 class _State(threading.local):
     grad_enabled = True
     anomaly = False
+    flowing_back = False  # inside a rule: what it gives is checked as a whole
     captured: dict[int, Tensor] | None = None  # inside checkpoint: the Tensors that require gradients and were used
 
 
@@ -57,6 +60,14 @@ _state = _State()
 
 class Saved(SimpleNamespace):
     """What a forward pass keeps for its rule, by name."""
+
+
+class CotangentShapeError(ValueError):
+    """A rule gave a cotangent that no sum over broadcast axes can bring to the shape of its input."""
+
+    def __init__(self, op: str, i: int, wanted: tuple[int, ...], given: tuple[int, ...]):
+        super().__init__(f"the rule of {op} gave input {i} of shape {wanted} a cotangent of shape {given}")
+        self.wanted, self.given = wanted, given
 
 
 class Absent:
@@ -120,21 +131,24 @@ class Primitive:
         for x in inputs:
             if isinstance(x, Tensor):
                 arrays.append(x._data)
-                required = required or x.requires_grad
+                required = required or x._requires_grad
             else:
                 arrays.append(x if type(x) is float else backend.operand(x))
+        for name, value in params.items():
+            if isinstance(value, Tensor) and value._requires_grad and _state.grad_enabled:
+                raise TypeError(f"{self.name}: the option {name} has no gradient, but is a Tensor of shape {value.shape} that requires one")
         out, saved = self.forward(*arrays, **params), None
         if type(out) is tuple:
             out, saved = out
         out = _keep_dtype(out, arrays, params)
-        if _state.anomaly:
-            _check_finite(self.name, "made", out)
+        if _state.anomaly and not _state.flowing_back:
+            _check_made(self.name, out, (*arrays, *params.values()))
         version = next(x for x in inputs if isinstance(x, Tensor)).version if self.view else [0]
         if required and _state.grad_enabled and out.dtype.kind in "fc":
             node = Node(self, inputs, arrays, {**self.defaults, **params}, out, saved, version)
             return Tensor(out, True, node, version)
         if required and _state.captured is not None:
-            _state.captured.update({id(x): x for x in inputs if isinstance(x, Tensor) and x.requires_grad})
+            _state.captured.update({id(x.node or x): x for x in inputs if isinstance(x, Tensor) and x._requires_grad})
         return Tensor(out, version=version)
 
 
@@ -176,7 +190,7 @@ class Node:
     def __init__(self, op: Any, inputs: Sequence[Any], arrays: list[Any], params: dict, out: Any, saved: Any, version: list[int]):
         self.op, self.params, self.saved, self.time = op, params, saved, next(_time)
         # An intermediate result is its node; a leaf is its Tensor.
-        self.parents = tuple((x.node or x) if isinstance(x, Tensor) and x.requires_grad else None for x in inputs)
+        self.parents = tuple((x.node or x) if isinstance(x, Tensor) and x._requires_grad else None for x in inputs)
         keeps = op.keeps + [op.keeps_rest] * (len(arrays) - len(op.keeps))
         self.values = tuple(a if keep or not hasattr(a, "shape") else Absent(a.shape, a.dtype) for a, keep in zip(arrays, keeps))
         self.shape, self.dtype = out.shape, out.dtype
@@ -197,16 +211,21 @@ class Node:
                 "Pass retain_graph=True the first time, or compute the output again"
             )
         self._check_unchanged()
-        if create_graph and self.op.definition is not None:
+        # A rule that reads the output in place of an input (softmax) is its own path to higher derivatives.
+        if create_graph and self.op.definition is not None and not (self.op.keeps_out and any(isinstance(x, Absent) for x in self.values)):
             return self._cotangents_by_reference(g, wanted)
         out, values, params = self.out, list(self.values), self.params
         if create_graph:
             out = out if isinstance(out, Absent) else Tensor(out, True, self)
             values = [_tensor_at(parent, value) for parent, value in zip(self.parents, values)]
-        if self.saved is not None:
-            params = {**params, "saved": self.saved}
         if self.op.rule is None:
             raise NotImplementedError(f"{self.op.name} has no rule, so nothing flows back through it")
+        if self.saved is not None:
+            if create_graph:
+                raise NotImplementedError(
+                    f"{self.op.name} saves arrays for its rule: to differentiate its gradient it needs an @{self.op.name}.reference"
+                )
+            params = {**params, "saved": self.saved}
         found = self.op.rule(g, out, *values, **params)
         found = found if isinstance(found, tuple) else (found,)
         if len(found) != len(values):
@@ -219,8 +238,8 @@ class Node:
 
     def _cotangents_by_reference(self, g: Any, wanted: Sequence[bool]) -> list[Any]:
         """The gradient of the op's definition, which can be differentiated again."""
-        # A copy of each input, so that an input given twice still has two cotangents. What the rule does not read has no
-        # influence on the gradient, and may be anything.
+        # A copy of each input, so that an input given twice still has two cotangents. What the rule does not read, directly
+        # or through the output, has no influence on the gradient, and may be anything.
         inputs = []
         for parent, value, want in zip(self.parents, self.values, wanted):
             if isinstance(value, Absent):
@@ -265,13 +284,15 @@ def _tensor_at(parent: Any, value: Any) -> Any:
 
 def _fit(cotangent: Any, like: Any, op: str, i: int) -> Any:
     """The transpose of broadcasting is summing: bring a cotangent to the shape and the dtype of its input."""
+    if not hasattr(cotangent, "dtype"):
+        raise TypeError(f"the rule of {op} gave input {i} of shape {like.shape} no array as a cotangent but {cotangent!r}")
     shape = like.shape
     if cotangent.shape != shape:
         extra = cotangent.ndim - len(shape)
         stretched = [a for a in range(extra, cotangent.ndim) if shape[a - extra] == 1 != cotangent.shape[a]]
         kept = [n for a, n in enumerate(cotangent.shape) if a >= extra and a not in stretched]
         if extra < 0 or kept != [n for a, n in enumerate(shape) if a + extra not in stretched]:
-            raise ValueError(f"the rule of {op} gave input {i} of shape {shape} a cotangent of shape {cotangent.shape}")
+            raise CotangentShapeError(op, i, shape, cotangent.shape)
         cotangent = OPS["sum"](cotangent, axis=(*range(extra), *stretched), keepdims=False)
         cotangent = OPS["reshape"](cotangent, shape=shape)
     if cotangent.dtype != like.dtype:
@@ -291,13 +312,7 @@ def backward(output: Tensor, cotangent: Any = None, *, create_graph: bool = Fals
     Errors: RuntimeError if the output needs no gradient, has several elements and no cotangent, was computed from
     arrays that have changed since, or was used already.
     """
-    given: set[int] = {id(cotangent._data if isinstance(cotangent, Tensor) else cotangent)}
-    for leaf, g in _flow_back(output, cotangent, None, create_graph, retain_graph):
-        if not create_graph:
-            # A rule may hand one array to two inputs; the leaves must not share it.
-            own = g._data if g._data.base is None and id(g._data) not in given else g._data.copy()
-            given.add(id(own))
-            g = Tensor(own)
+    for leaf, g in _owned(_flow_back(output, cotangent, None, create_graph, retain_graph), cotangent, create_graph):
         leaf.grad = g if leaf.grad is None else leaf.grad + g
 
 
@@ -311,8 +326,25 @@ def grad(output: Tensor, inputs: Tensor | Sequence[Tensor], grad_output: Any = N
     for i, x in enumerate(inputs):
         if not (isinstance(x, Tensor) and x.requires_grad):
             raise RuntimeError(f"grad: input {i} ({_describe(x)}) does not require a gradient")
-    found = {id(x.node or x): g for x, g in _flow_back(output, grad_output, inputs, create_graph, True)}
+    pairs = _flow_back(output, grad_output, inputs, create_graph, True)
+    found = {id(x.node or x): g for x, g in _owned(pairs, grad_output, create_graph)}
     return tuple(found[id(x.node or x)] if id(x.node or x) in found else Tensor(backend.xp.zeros_like(x._data)) for x in inputs)
+
+
+def _owned(pairs: list[Any], cotangent: Any, create_graph: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """The pairs (target, gradient), each gradient in memory of its own: a rule may hand one array to two inputs, or a view, or
+    the cotangent that the caller gave, and none of these may change when a gradient is scaled in place."""
+    taken = {id(cotangent._data if isinstance(cotangent, Tensor) else cotangent)}
+    for x, g in pairs:
+        if g._data.base is not None or id(g._data) in taken:
+            g = _recorded(OPS["copy"], g) if create_graph else Tensor(g._data.copy())
+        taken.add(id(g._data))
+        yield x, g
+
+
+def _recorded(op: Any, x: Tensor) -> Tensor:
+    with _mode(True):
+        return op(x)
 
 
 def _flow_back(output: Tensor, cotangent: Any, targets: Any, create_graph: bool, retain_graph: Any, stop: bool = False) -> list[Any]:
@@ -351,11 +383,10 @@ def _flow_back(output: Tensor, cotangent: Any, targets: Any, create_graph: bool,
             wanted = [p is not None and (p in useful or goals is None) for p in node.parents]
             if not any(wanted):
                 continue
-            for parent, cotangent in zip(node.parents, node.cotangents(g, wanted, create_graph)):
+            cotangents = _checked_cotangents(node, g, wanted, create_graph) if _state.anomaly else node.cotangents(g, wanted, create_graph)
+            for parent, cotangent in zip(node.parents, cotangents):
                 if cotangent is None:
                     continue
-                if _state.anomaly:
-                    _check_finite(node.op.name, f"passed back{node._made_at()}", cotangent)
                 flowing[parent] = cotangent if parent not in flowing else flowing[parent] + cotangent
             if not (create_graph if retain_graph is None else retain_graph):
                 node.free()
@@ -386,6 +417,8 @@ def _seed(output: Any, cotangent: Any, create_graph: bool) -> Any:
         raise RuntimeError(f"the cotangent has shape {cotangent.shape}, but the output has shape {output.shape}")
     if cotangent.dtype != output.dtype:
         cotangent = cotangent.astype(output.dtype)
+    if _state.anomaly and (flaw := _flaw(cotangent)):
+        raise FloatingPointError(f"the cotangent given for the output has {flaw} ({_count(cotangent)})")
     return cotangent if create_graph else cotangent._data
 
 
@@ -410,9 +443,40 @@ def _mode(enabled: bool) -> Iterator[None]:
         _state.grad_enabled = before
 
 
-def no_grad() -> Any:
-    """Inside `with no_grad():`, or a function decorated with `@no_grad()`, nothing is recorded (in this thread)."""
-    return _mode(False)
+class no_grad:
+    """Inside `with no_grad():`, or a function or generator decorated with `@no_grad()`, nothing is recorded (in this thread)."""
+
+    def __init__(self) -> None:
+        self.before: list[bool] = []
+
+    def __enter__(self) -> None:
+        self.before.append(_state.grad_enabled)
+        _state.grad_enabled = False
+
+    def __exit__(self, *_error: Any) -> None:
+        _state.grad_enabled = self.before.pop()
+
+    def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(fn)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with _mode(False):
+                return fn(*args, **kwargs)
+
+        @functools.wraps(fn)
+        def steps(*args: Any, **kwargs: Any) -> Any:
+            generator, sent = fn(*args, **kwargs), None
+            try:
+                while True:  # while the generator waits, its caller's mode is the caller's own
+                    with _mode(False):
+                        try:
+                            value = generator.send(sent)
+                        except StopIteration as end:
+                            return end.value
+                    sent = yield value
+            finally:
+                generator.close()
+
+        return steps if inspect.isgeneratorfunction(fn) else call
 
 
 def checkpoint(fn: Callable[..., Tensor], *inputs: Any) -> Tensor:
@@ -433,9 +497,9 @@ def checkpoint(fn: Callable[..., Tensor], *inputs: Any) -> Tensor:
         _state.captured = before
     if not isinstance(out, Tensor):
         raise TypeError(f"checkpoint: the function must return one Tensor, not {type(out).__name__}")
-    if not captured:
-        return out
-    return Tensor(out._data, True, _Checkpoint(fn, inputs, list(captured.values()), draws, out))
+    if not captured or out._requires_grad or out.dtype.kind not in "fc":
+        return out  # nothing to compute again: no gradient is wanted, or fn gave back a Tensor that was there before
+    return Tensor(out._data, True, _Checkpoint(fn, inputs, list(captured.values()), draws, out), out.version)
 
 
 class _Checkpoint(Node):
@@ -446,14 +510,20 @@ class _Checkpoint(Node):
     def __init__(self, fn: Callable[..., Tensor], inputs: Sequence[Any], captured: list[Tensor], draws: Any, out: Tensor):
         op = SimpleNamespace(name="checkpoint", keeps=[True] * len(captured), keeps_rest=True, keeps_out=False)
         super().__init__(op, captured, [x._data for x in captured], {"fn": fn, "inputs": inputs}, out._data, draws, [0])
+        self.versions += [(f"argument {i}", x.version, x.version[0]) for i, x in enumerate(inputs) if isinstance(x, Tensor)]
 
     def cotangents(self, g: Any, wanted: Sequence[bool], create_graph: bool) -> list[Any]:
         if self.values is None:
-            raise RuntimeError("backward a second time through checkpoint: pass retain_graph=True the first time")
+            raise RuntimeError(
+                "backward a second time through checkpoint: what it had kept was freed by the first. "
+                "Pass retain_graph=True the first time, or compute the output again"
+            )
         self._check_unchanged()
         sources = [_tensor_at(parent, value) for parent, value in zip(self.parents, self.values)]
         with _mode(True), rng.replayed(self.saved):
             out = self.params["fn"](*self.params["inputs"])
+        if not (isinstance(out, Tensor) and out._requires_grad and out.shape == self.shape):
+            raise RuntimeError(f"checkpoint: the second time the function gave {_describe(out)}, not one of shape {self.shape} with a gradient")
         found = dict(_by_key(_flow_back(out, g, sources, create_graph, create_graph, stop=True)))
         found = {key: x if create_graph else x._data for key, x in found.items()}
         return [found.get(parent) if want else None for parent, want in zip(self.parents, wanted)]
@@ -474,14 +544,44 @@ def detect_anomaly() -> Iterator[None]:
         _state.anomaly = before
 
 
-def _check_finite(op: str, what: str, value: Any) -> None:
-    array = value._data if isinstance(value, Tensor) else value
-    if array.dtype.kind in "fc" and not backend.scalar(backend.xp.isfinite(array).all()):
-        host = backend.to_host(array)
-        bad = host.size - int(backend.scalar(backend.xp.isfinite(array).sum()))
-        kind = "NaN" if (host != host).any() else "Inf"
-        at = f" at {_user_line()}" if what == "made" else ""
-        raise FloatingPointError(f"{op} {what} {kind} ({bad} of {host.size} values, shape {host.shape}){at}")
+def _flaw(*values: Any) -> str:
+    """ "NaN" if there is one in the values, else "Inf" if there is one, else nothing. Numbers and floating arrays count."""
+    found = ""
+    for value in values:
+        value = value._data if isinstance(value, Tensor) else value
+        if isinstance(value, float):
+            found = "NaN" if value != value else found or ("Inf" if value in (math.inf, -math.inf) else "")
+        elif backend.active().is_array(value) and value.dtype.kind in "fc" and not backend.scalar(backend.xp.isfinite(value).all()):
+            found = "NaN" if backend.scalar(backend.xp.isnan(value).any()) else found or "Inf"
+        if found == "NaN":
+            break
+    return found
+
+
+def _count(array: Any) -> str:
+    array = array._data if isinstance(array, Tensor) else array
+    return f"{array.size - int(backend.scalar(backend.xp.isfinite(array).sum()))} of {array.size} values, shape {array.shape}"
+
+
+def _check_made(op: str, out: Any, inputs: Sequence[Any]) -> None:
+    """An Inf that came in may be meant (the -inf of a mask): only one that appears is an error, and so is every NaN."""
+    flaw = _flaw(out)
+    given = _flaw(*inputs) if flaw else ""
+    if flaw and (flaw == "NaN" or not given):
+        verb = "passed on" if given == flaw else "made"
+        raise FloatingPointError(f"{op} {verb} {flaw} ({_count(out)}) at {_user_line()}")
+
+
+def _checked_cotangents(node: Node, g: Any, wanted: Sequence[bool], create_graph: bool) -> list[Any]:
+    before, _state.flowing_back = _state.flowing_back, True
+    try:
+        cotangents = node.cotangents(g, wanted, create_graph)
+    finally:
+        _state.flowing_back = before
+    for i, cotangent in enumerate(cotangents):
+        if cotangent is not None and (flaw := _flaw(cotangent)):
+            raise FloatingPointError(f"{node.op.name} passed back {flaw} to input {i} ({_count(cotangent)}){node._made_at()}")
+    return cotangents
 
 
 def _user_line() -> str:
@@ -490,5 +590,4 @@ def _user_line() -> str:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
         frame = frame.f_back
     file, line = frame.f_code.co_filename, frame.f_lineno
-    text = Path(file).read_text().splitlines()[line - 1].strip() if Path(file).is_file() else ""
-    return f"{file}:{line}: {text}"
+    return f"{file}:{line}: {linecache.getline(file, line).strip()}"

@@ -20,7 +20,7 @@ OPS: dict[str, Callable[..., Any]] = {}  # every op by name
 class Tensor:
     """An array and its place in the computation. Make one with `tinydiff.tensor`."""
 
-    __slots__ = ("_data", "grad", "node", "requires_grad", "version", "__weakref__")
+    __slots__ = ("_data", "grad", "node", "_requires_grad", "version", "__weakref__")
     __array_ufunc__ = None  # an array on the left leaves the operation to us
     __array_priority__ = 1000.0
     __hash__ = object.__hash__
@@ -29,7 +29,7 @@ class Tensor:
         self._data = data
         self.grad: Tensor | None = None
         self.node = node
-        self.requires_grad = requires_grad
+        self._requires_grad = requires_grad
         self.version = [0] if version is None else version  # a list, because views share it
 
     # ---- what it is
@@ -49,6 +49,17 @@ class Tensor:
             )
         self._data = array
         self.version[0] += 1
+
+    @property
+    def requires_grad(self) -> bool:
+        """Does a gradient flow to this Tensor? May be set, on a floating Tensor."""
+        return self._requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, wanted: bool) -> None:
+        if wanted:
+            check_floating(self._data)
+        self._requires_grad = wanted
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -99,8 +110,20 @@ class Tensor:
             raise ValueError(f"item() is for a Tensor of one element, this one has shape {self.shape}")
         return backend.to_host(self._data).item()
 
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        """For numpy.asarray(x) and what uses it; a NumPy function would lose the gradient, so not where there is one."""
+        if self.requires_grad:
+            raise TypeError(
+                f"NumPy would lose the gradient of a Tensor of shape {self.shape}: use tinydiff.ops, or x.numpy() for the values alone"
+            )
+        array = self.numpy()
+        return array.astype(dtype) if copy or dtype not in (None, array.dtype) else array
+
     def tolist(self) -> Any:
         return backend.to_host(self._data).tolist()
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec else str(self)
 
     def __float__(self) -> float:
         return float(self.item())
@@ -173,40 +196,40 @@ class Tensor:
         return OPS["getitem"](self, index=index)
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        self._change_in_place("x[index] = value")
-        self._data[index] = array_of(value)
+        index = tuple(array_of(i) for i in index) if isinstance(index, tuple) else array_of(index)
+        self._data[index] = self._change_in_place("x[index] = y", value)
 
     # In place, as in NumPy; the array is the same one afterwards.
 
     def __iadd__(self, other: Any) -> Tensor:
-        self._change_in_place("x += y")
-        self._data += array_of(other)
+        self._data += self._change_in_place("x += y", other)
         return self
 
     def __isub__(self, other: Any) -> Tensor:
-        self._change_in_place("x -= y")
-        self._data -= array_of(other)
+        self._data -= self._change_in_place("x -= y", other)
         return self
 
     def __imul__(self, other: Any) -> Tensor:
-        self._change_in_place("x *= y")
-        self._data *= array_of(other)
+        self._data *= self._change_in_place("x *= y", other)
         return self
 
     def __itruediv__(self, other: Any) -> Tensor:
-        self._change_in_place("x /= y")
-        self._data /= array_of(other)
+        self._data /= self._change_in_place("x /= y", other)
         return self
 
-    def _change_in_place(self, what: str) -> None:
+    def _change_in_place(self, what: str, other: Any) -> Any:
+        """Note the change, and give the array of the other operand."""
         from .tape import grad_enabled
 
-        if self.requires_grad and grad_enabled():
-            raise RuntimeError(
-                f"{what} would change a Tensor of shape {self.shape} that requires a gradient: write a new one "
-                "(x = x + y, ops.where, ops.index_add), or do it inside tinydiff.no_grad()"
-            )
+        if grad_enabled():
+            for name, x in (("x", self), ("y", other)):
+                if isinstance(x, Tensor) and x.requires_grad:
+                    raise RuntimeError(
+                        f"{what}, where {name} has shape {x.shape} and requires a gradient, would lose that gradient: write a new "
+                        "Tensor (x = x + y, ops.where, ops.index_add), or do it inside tinydiff.no_grad()"
+                    )
         self.version[0] += 1
+        return backend.operand(array_of(other))
 
     # Comparisons have no gradient: they give plain arrays of bool.
 
@@ -292,9 +315,15 @@ def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     if dtype is None and not is_typed and array.dtype.kind == "f":
         dtype = "float32"
     array = array.astype(array.dtype if dtype is None else dtype)  # always a copy
-    if requires_grad and array.dtype.kind != "f":
-        raise TypeError(f"only a floating Tensor can require a gradient, this one is {array.dtype} of shape {array.shape}: pass dtype='float32'")
+    if requires_grad:
+        check_floating(array)
     return Tensor(array, requires_grad)
+
+
+def check_floating(array: Array) -> None:
+    """Errors: TypeError if the array is not of floating numbers, and so cannot have a gradient."""
+    if array.dtype.kind not in "fc":
+        raise TypeError(f"only a floating Tensor can require a gradient, not {array.dtype} of shape {array.shape}: pass dtype='float32'")
 
 
 def array_of(x: Any) -> Any:
