@@ -80,9 +80,7 @@ class Conv2d(_Conv):
 
     def forward(self, x: Any) -> Any:
         same_dtype(self, x, self.weight)
-        return ops.conv2d(
-            x, self.weight, self.bias, stride=self.stride, padding=self.padding, dilation=self.dilation, groups=self.groups
-        )
+        return ops.conv2d(x, self.weight, self.bias, stride=self.stride, padding=self.padding, dilation=self.dilation, groups=self.groups)
 
 
 class Conv1d(_Conv):
@@ -110,9 +108,7 @@ class Conv1d(_Conv):
 
     def forward(self, x: Any) -> Any:
         same_dtype(self, x, self.weight)
-        return ops.conv1d(
-            x, self.weight, self.bias, stride=self.stride, padding=self.padding, dilation=self.dilation, groups=self.groups
-        )
+        return ops.conv1d(x, self.weight, self.bias, stride=self.stride, padding=self.padding, dilation=self.dilation, groups=self.groups)
 
 
 class ConvTranspose2d(_Conv):

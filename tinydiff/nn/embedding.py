@@ -27,7 +27,7 @@ class Embedding(Module):
         return ops.embedding(self._checked(array_of(index)), self.weight)
 
     def _checked(self, index: Any) -> Any:
-        on_host = backend.name == "numpy" or not backend.active().is_array(index)  # type: ignore[attr-defined]
+        on_host = backend.name == "numpy" or not backend.active().is_array(index)
         if on_host:
             index = backend.to_host(index) if not backend.active().is_array(index) else index
         if index.dtype.kind not in "iu":
