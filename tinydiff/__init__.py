@@ -5,9 +5,25 @@ this order: backend, tensor, tape, ops; then nn, optim, diffusion, models, train
 """
 
 from . import backend, nn, ops, optim
+from .gradcheck import GradcheckError, gradcheck
 from .rng import Rng
 from .tape import checkpoint, detect_anomaly, grad, grad_enabled, no_grad
 from .tensor import Tensor, tensor
 
 __version__ = "0.1.0"
-__all__ = ["Rng", "Tensor", "backend", "checkpoint", "detect_anomaly", "grad", "grad_enabled", "nn", "no_grad", "ops", "optim", "tensor"]
+__all__ = [
+    "GradcheckError",
+    "Rng",
+    "Tensor",
+    "backend",
+    "checkpoint",
+    "detect_anomaly",
+    "grad",
+    "grad_enabled",
+    "gradcheck",
+    "nn",
+    "no_grad",
+    "ops",
+    "optim",
+    "tensor",
+]
