@@ -1,0 +1,75 @@
+"""Weights from PyTorch, and to it, without importing it.
+
+    from_torch(model, torch.load("weights.pt"))        torch_model.load_state_dict({k: torch.tensor(v) for k, v in to_torch(model).items()})
+
+The names must be the same, as they are when both modules were written with the same attributes. What differs is the order
+of the axes of a weight: PyTorch has (out, in) and channels first, tinydiff (in, out) and channels last. Only the weights
+are moved: where a network flattens an image, the rows of the Linear after it must be put in the new order by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from . import backend, nn
+
+# For each layer, how the axes of PyTorch's array are to be put: ours = theirs.transpose(axes).
+AXES: dict[type, dict[str, tuple[int, ...]]] = {
+    nn.Linear: {"weight": (1, 0)},  # (out, in)
+    nn.Conv1d: {"weight": (2, 1, 0)},  # (out, in / groups, k)
+    nn.Conv2d: {"weight": (2, 3, 1, 0)},  # (out, in / groups, kh, kw)
+    nn.ConvTranspose2d: {"weight": (2, 3, 1, 0)},  # (in, out / groups, kh, kw)
+    nn.MultiHeadAttention: {f"{part}_proj_weight": (1, 0) for part in ("in", "q", "k", "v")},  # (3 E, E), (E, dim)
+}
+
+
+def from_torch(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Load a state_dict of the PyTorch module of the same names: its values are torch tensors, or arrays in their layout.
+
+    Batch norm's num_batches_tracked is left out: nothing here reads it.
+    Errors: ValueError that lists every missing, unexpected and wrongly shaped entry; then nothing is changed.
+    """
+    axes = dict(_axes(module))
+    counters = {f"{path}.num_batches_tracked".lstrip(".") for path, part in module.named_modules() if isinstance(part, nn.BatchNorm2d)}
+    converted = {}
+    for name, value in state.items():
+        if name not in counters:
+            array = _host(value)
+            order = axes.get(name, ())
+            converted[name] = array.transpose(order) if order and len(order) == array.ndim else array
+    try:
+        module.load_state_dict(converted)
+    except ValueError as error:
+        raise ValueError(f"from_torch: {error} (shapes with tinydiff's order of axes)") from None
+
+
+def to_torch(module: nn.Module) -> dict[str, np.ndarray]:
+    """The state_dict of the PyTorch module of the same names, as NumPy arrays in PyTorch's layouts. Waits for the device."""
+    axes = dict(_axes(module))
+    state = {}
+    for name, array in module.state_dict().items():
+        host = backend.to_host(array)
+        state[name] = np.ascontiguousarray(host.transpose(np.argsort(axes[name]))) if name in axes else host
+    for path, part in module.named_modules():
+        if isinstance(part, nn.BatchNorm2d):  # PyTorch asks for it, and reads it only where momentum is None
+            state[f"{path}.num_batches_tracked".lstrip(".")] = np.zeros((), np.int64)
+    return state
+
+
+def _axes(module: nn.Module) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for path, part in module.named_modules():
+        for kind, names in AXES.items():
+            if isinstance(part, kind):
+                yield from ((f"{path}.{name}".lstrip("."), axes) for name, axes in names.items())
+
+
+def _host(value: Any) -> np.ndarray:
+    """A NumPy array, also from a torch tensor that requires a gradient or is on a GPU."""
+    if hasattr(value, "detach"):
+        value = value.detach()
+    if hasattr(value, "cpu"):
+        value = value.cpu()
+    return value.numpy() if hasattr(value, "numpy") else backend.to_host(value)

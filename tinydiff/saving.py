@@ -1,0 +1,93 @@
+"""Checkpoints on disk. (Not called `checkpoint`: `tinydiff.checkpoint` is the function that computes again to save memory.)
+
+    save("run.npz", {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": 1000})
+    state = load("run.npz")
+    model.load_state_dict(state["model"])
+
+The file is an ordinary .npz without pickles: numpy.load(path)["model/conv1.weight"] reads a weight, and the entry "json"
+holds all that is not an array.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import backend
+from .tensor import Tensor, array_of
+
+STRUCTURE = "json"  # the entry for what is not an array
+ARRAY = "/array"  # stands in it where an array belongs: {"/array": "model/conv1.weight"}; no key has a "/"
+
+
+def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+    """Write nested dicts of arrays, Tensors, numbers, strings, lists and None. Waits for the device.
+
+    The file appears whole or not at all: it is written beside its place under another name and then renamed, so that a
+    crash leaves the previous one. Errors: TypeError, which names the entry, for anything else, and for a key that is not a string.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    structure = _split(state, "", arrays)
+    arrays[STRUCTURE] = np.frombuffer(json.dumps(structure).encode(), np.uint8)
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
+    try:
+        with open(temporary, "wb") as file:
+            with zipfile.ZipFile(file, "w") as archive:
+                for name, array in arrays.items():
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                        np.lib.format.write_array(entry, np.asanyarray(array), allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())  # the bytes before the name: else a power cut could leave an empty file under it
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What was saved, with NumPy arrays where there were arrays. Errors: FileNotFoundError; ValueError for a file that is
+    truncated, damaged, or was not written by `save`."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        structure = json.loads(arrays[STRUCTURE].tobytes())
+        return _join(structure, arrays)
+    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, TypeError, AttributeError) as error:
+        raise ValueError(f"{os.fspath(path)!r} is no checkpoint of tinydiff, or it is damaged: {error}") from error
+
+
+def _split(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
+    """The value with its arrays taken out, and stand-ins for them."""
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str) or "/" in key:
+                raise TypeError(f"save: keys must be strings without '/', not {key!r} in {path or 'the state'}")
+        return {key: _split(part, f"{path}/{key}" if path else key, arrays) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_split(part, f"{path}/{i}", arrays) for i, part in enumerate(value)]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    array = array_of(value)
+    if isinstance(value, Tensor) or isinstance(array, np.ndarray) or backend.active().is_array(array):
+        arrays[path] = backend.to_host(array)
+        if arrays[path].dtype.kind == "O" or path == STRUCTURE:
+            raise TypeError(f"save: {path!r} cannot be an array{' of objects' if path != STRUCTURE else ', the name is taken'}")
+        return {ARRAY: path}
+    raise TypeError(f"save: {path} is a {type(value).__name__}, which cannot be saved: {value!r}")
+
+
+def _join(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {ARRAY} and isinstance(value[ARRAY], str):
+            return arrays[value[ARRAY]]
+        return {key: _join(part, arrays) for key, part in value.items()}
+    return [_join(part, arrays) for part in value] if isinstance(value, list) else value
