@@ -316,8 +316,12 @@ def backward(output: Tensor, cotangent: Any = None, *, create_graph: bool = Fals
         leaf.grad = g if leaf.grad is None else leaf.grad + g
 
 
-def grad(output: Tensor, inputs: Tensor | Sequence[Tensor], grad_output: Any = None, create_graph: bool = False) -> tuple[Tensor, ...]:
-    """d(output)/d(input), weighted with grad_output, for each of the inputs; touches no `.grad`, and keeps the graph.
+def grad(
+    output: Tensor, inputs: Tensor | Sequence[Tensor], grad_output: Any = None, create_graph: bool = False, retain_graph: bool = True
+) -> tuple[Tensor, ...]:
+    """d(output)/d(input), weighted with grad_output, for each of the inputs; touches no `.grad`.
+
+    create_graph, retain_graph: as for `backward`, but the graph is kept unless retain_graph is False.
 
     The inputs may be leaves or intermediate results. The gradient of one that the output does not depend on is zero.
     Errors: as for `backward`; RuntimeError for an input that does not require a gradient.
@@ -326,7 +330,7 @@ def grad(output: Tensor, inputs: Tensor | Sequence[Tensor], grad_output: Any = N
     for i, x in enumerate(inputs):
         if not (isinstance(x, Tensor) and x.requires_grad):
             raise RuntimeError(f"grad: input {i} ({_describe(x)}) does not require a gradient")
-    pairs = _flow_back(output, grad_output, inputs, create_graph, True)
+    pairs = _flow_back(output, grad_output, inputs, create_graph, retain_graph)
     found = {id(x.node or x): g for x, g in _owned(pairs, grad_output, create_graph)}
     return tuple(found[id(x.node or x)] if id(x.node or x) in found else Tensor(backend.xp.zeros_like(x._data)) for x in inputs)
 
@@ -523,7 +527,7 @@ class _Checkpoint(Node):
         with _mode(True), rng.replayed(self.saved):
             out = self.params["fn"](*self.params["inputs"])
         if not (isinstance(out, Tensor) and out._requires_grad and out.shape == self.shape):
-            raise RuntimeError(f"checkpoint: the second time the function gave {_describe(out)}, not one of shape {self.shape} with a gradient")
+            raise RuntimeError(f"checkpoint: run again, the function gave {_describe(out)}, not one of shape {self.shape} with a gradient")
         found = dict(_by_key(_flow_back(out, g, sources, create_graph, create_graph, stop=True)))
         found = {key: x if create_graph else x._data for key, x in found.items()}
         return [found.get(parent) if want else None for parent, want in zip(self.parents, wanted)]
@@ -531,6 +535,11 @@ class _Checkpoint(Node):
 
 def _by_key(pairs: list[Any]) -> Iterator[tuple[Any, Any]]:
     return ((x.node or x, g) for x, g in pairs)
+
+
+def anomaly_detection() -> bool:
+    """Is this thread inside detect_anomaly?"""
+    return _state.anomaly
 
 
 @contextlib.contextmanager

@@ -66,7 +66,7 @@ def silu_backward(g: Array, x: Array) -> Array:
     y = xp.empty_like(x)
     for part in blocks(x):
         s = sigmoid(x[part])
-        t = x[part] * s
+        t = xp.asarray(x[part] * s)  # NumPy makes a scalar of 0-d operands
         xp.subtract(x[part], t, out=t)
         t += 1
         t *= s

@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 from .. import kernels
-from ..backend import xp
+from ..backend import operand, xp
 from ..tape import Saved, composite, primitive
-from ..tensor import array_of
+from ..tensor import Tensor, array_of
 from .elementwise import where
 from .linalg import matmul
 from .shape import swapaxes
@@ -48,7 +48,7 @@ def _(g: Any, y: Any, q: Any, k: Any, v: Any, *, mask: Any, scale: float, saved:
 def _masked(s: Any, mask: Any, where: Any) -> Any:
     if mask is None:
         return s
-    return where(mask, s, -math.inf) if mask.dtype.kind == "b" else s + mask
+    return where(mask, s, -math.inf) if mask.dtype.kind == "b" else s + mask.astype(s.dtype, copy=False)
 
 
 @composite
@@ -57,9 +57,24 @@ def attention(q: Any, k: Any, v: Any, *, mask: Any = None, scale: float | None =
 
     mask: broadcastable to (N, heads, L, S); bool (True may be attended to), or numbers that are added to the scores. A row with
     nothing to attend to is NaN. scale: 1 / sqrt(D) unless given.
-    Source: Vaswani et al. 2017, equation 1. Errors: ValueError for shapes that do not fit.
+    Source: Vaswani et al. 2017, equation 1. Errors: ValueError for shapes that do not fit, TypeError for a mask of
+    another kind, or one that requires a gradient.
     """
     if min(q.ndim, k.ndim, v.ndim) < 2 or q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
         raise ValueError(f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit: q and k share D, k and v share their length")
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    return weighted_values(q, k, v, mask=array_of(mask), scale=scale)
+    return weighted_values(q, k, v, mask=_checked_mask(mask, q.shape[-2], k.shape[-2]), scale=scale)
+
+
+def _checked_mask(mask: Any, length: int, keys: int) -> Any:
+    if isinstance(mask, Tensor) and mask.requires_grad:
+        raise TypeError(f"attention: the mask has no gradient, but is a Tensor of shape {mask.shape} that requires one")
+    mask = operand(array_of(mask))
+    if mask is None:
+        return None
+    if getattr(mask, "dtype", None) is None or mask.dtype.kind not in "bf":
+        what = f"{mask.dtype} of shape {mask.shape}" if hasattr(mask, "dtype") else repr(mask)
+        raise TypeError(f"attention: the mask must be of bool (what may be attended to) or floating (added to the scores), not {what}")
+    if any(n not in (1, m) for n, m in zip(mask.shape[-2:][::-1], (keys, length))):
+        raise ValueError(f"attention: a mask of shape {mask.shape} does not fit the scores, whose last axes are {(length, keys)}")
+    return mask

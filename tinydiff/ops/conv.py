@@ -19,6 +19,7 @@ time, so that the patches stay in the cache.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ from typing import Any
 from .. import kernels
 from ..backend import xp
 from ..tape import composite, primitive
-from .shape import expand_dims, squeeze
+from .shape import expand_dims, pad, squeeze
 
 Pair = int | tuple[int, int]
 
@@ -162,18 +163,8 @@ def conv2d(
     groups, output channels o of group g see only the input channels of group g.
     Errors: ValueError for shapes that do not fit, or a kernel that is larger than the padded image.
     """
-    _check_ranks("conv2d", x, w, b, w.shape[-1:] if w.ndim else ())
-    if groups < 1 or x.shape[3] % groups or w.shape[3] % groups:
-        raise ValueError(f"conv2d: groups={groups} must divide the channels, {x.shape[3]} of x {x.shape} and {w.shape[3]} of w {w.shape}")
-    if x.shape[3] != w.shape[2] * groups:
-        raise ValueError(f"conv2d: x {x.shape} has {x.shape[3]} channels, but w {w.shape} with groups={groups} takes {w.shape[2] * groups}")
-    s, d = _pair(stride, "conv2d", "stride", 1), _pair(dilation, "conv2d", "dilation", 1)
-    size, kernel = x.shape[1:3], w.shape[:2]
-    geometry = Geometry(size, kernel, s, _padding(padding, "conv2d", size, kernel, s, d), d, groups)
-    if min(geometry.out) < 1:
-        raise ValueError(
-            f"conv2d: the output of x {x.shape} with w {w.shape}, stride={stride}, padding={padding}, dilation={dilation} would be empty: {geometry.out}"
-        )
+    _check_ranks("conv2d", 4, x, w)
+    geometry = _geometry("conv2d", x, w, b, x.shape[1:3], w.shape[:2], stride, padding, dilation, groups)
     y = correlate(x, w, geometry=geometry)
     return y if b is None else y + b
 
@@ -196,11 +187,12 @@ def conv_transpose2d(
     1 + output_padding; the last term chooses among the sizes that the conv2d would bring to H.
     Errors: ValueError for shapes that do not fit, an output_padding that is not below stride or dilation, an empty output.
     """
-    _check_ranks("conv_transpose2d", x, w, b, (w.shape[2] * groups,) if w.ndim == 4 else ())
+    _check_ranks("conv_transpose2d", 4, x, w)
     if groups < 1 or x.shape[3] % groups:
         raise ValueError(f"conv_transpose2d: groups={groups} must divide the {x.shape[3]} channels of x {x.shape}")
     if x.shape[3] != w.shape[3]:
         raise ValueError(f"conv_transpose2d: x {x.shape} has {x.shape[3]} channels, but w {w.shape} takes {w.shape[3]}")
+    _check_bias("conv_transpose2d", b, w.shape[2] * groups)
     s, d = _pair(stride, "conv_transpose2d", "stride", 1), _pair(dilation, "conv_transpose2d", "dilation", 1)
     p, extra = _pair(padding, "conv_transpose2d", "padding", 0), _pair(output_padding, "conv_transpose2d", "output_padding", 0)
     if any(e >= max(si, di) for e, si, di in zip(extra, s, d)):
@@ -208,8 +200,14 @@ def conv_transpose2d(
     kernel = w.shape[:2]
     oh, ow = ((n - 1) * si - 2 * pi + di * (k - 1) + 1 + e for n, si, pi, di, k, e in zip(x.shape[1:3], s, p, d, kernel, extra))
     if min(oh, ow) < 1:
-        raise ValueError(f"conv_transpose2d: the output of x {x.shape} with w {w.shape}, stride={stride}, padding={padding} would be empty: {(oh, ow)}")
-    y = correlate_input(x, w, geometry=Geometry((oh, ow), kernel, s, ((p[0], p[0]), (p[1], p[1])), d, groups))
+        raise ValueError(
+            f"conv_transpose2d: the output of x {x.shape} with w {w.shape}, stride={stride}, padding={padding}, dilation={dilation}, "
+            f"output_padding={output_padding} would be empty: {(oh, ow)}"
+        )
+    geometry = Geometry((oh, ow), kernel, s, ((p[0], p[0]), (p[1], p[1])), d, groups)
+    if geometry.out != x.shape[1:3]:  # output_padding is at least stride: the conv2d sees more rows than x has, which are zero
+        x = pad(x, pad_width=((0, 0), *((0, m - n) for n, m in zip(x.shape[1:3], geometry.out)), (0, 0)))
+    y = correlate_input(x, w, geometry=geometry)
     return y if b is None else y + b
 
 
@@ -218,25 +216,49 @@ def conv1d(
     x: Any, w: Any, b: Any = None, *, stride: int = 1, padding: int | str = 0, dilation: int = 1, groups: int = 1
 ) -> Any:
     """Convolution of sequences (N, L, C) with (k, C / groups, O): (N, OL, O). It is conv2d on an image of height 1."""
-    if x.ndim != 3 or w.ndim != 3:
-        raise ValueError(f"conv1d takes x (N, L, C) and w (k, C / groups, O), not {x.shape} and {w.shape}")
+    _check_ranks("conv1d", 3, x, w)
     sides = padding if isinstance(padding, str) else (0, padding)
-    y = conv2d(
-        expand_dims(x, axis=1), expand_dims(w, axis=0), b, stride=(1, stride), padding=sides, dilation=(1, dilation), groups=groups
-    )
-    return squeeze(y, axis=1)
+    geometry = _geometry("conv1d", x, w, b, (1, x.shape[1]), (1, w.shape[0]), (1, stride), sides, (1, dilation), groups)
+    y = squeeze(correlate(expand_dims(x, axis=1), expand_dims(w, axis=0), geometry=geometry), axis=1)
+    return y if b is None else y + b
 
 
-def _check_ranks(what: str, x: Any, w: Any, b: Any, bias_shape: tuple[int, ...]) -> None:
-    if x.ndim != 4 or w.ndim != 4:
-        raise ValueError(f"{what} takes x (N, H, W, C) and w (kh, kw, .., ..), not {x.shape} and {w.shape}")
-    if b is not None and b.shape != bias_shape:
-        raise ValueError(f"{what}: the bias must have shape {bias_shape}, not {b.shape}")
+def _geometry(what: str, x: Any, w: Any, b: Any, size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> Geometry:
+    """That of conv1d and conv2d, if everything fits."""
+    channels, taken, out = x.shape[-1], w.shape[-2] * groups, w.shape[-1]
+    if groups < 1 or channels % groups or out % groups:
+        raise ValueError(f"{what}: groups={groups} must divide the channels, {channels} of x {x.shape} and {out} of w {w.shape}")
+    if channels != taken:
+        raise ValueError(f"{what}: x {x.shape} has {channels} channels, but w {w.shape} with groups={groups} takes {taken}")
+    _check_bias(what, b, out)
+    s, d = _pair(stride, what, "stride", 1), _pair(dilation, what, "dilation", 1)
+    geometry = Geometry(size, kernel, s, _padding(padding, what, size, kernel, s, d), d, groups)
+    if min(geometry.out) < 1:
+        raise ValueError(
+            f"{what}: the output of x {x.shape} with w {w.shape}, stride={stride}, padding={padding}, dilation={dilation} "
+            f"would be empty: {geometry.out}"
+        )
+    return geometry
+
+
+def _check_ranks(what: str, rank: int, x: Any, w: Any) -> None:
+    if x.ndim != rank or w.ndim != rank:
+        takes = "x (N, L, C) and w (k, .., ..)" if rank == 3 else "x (N, H, W, C) and w (kh, kw, .., ..)"
+        raise ValueError(f"{what} takes {takes}, not {x.shape} and {w.shape}")
+
+
+def _check_bias(what: str, b: Any, channels: int) -> None:
+    if b is not None and b.shape != (channels,):
+        raise ValueError(f"{what}: the bias must have shape {(channels,)}, not {b.shape}")
 
 
 def _pair(value: Pair, what: str, name: str, least: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or any(not isinstance(v, int) or v < least for v in pair):
+    try:
+        first, second = value if isinstance(value, (tuple, list)) else (value, value)
+        pair = operator.index(first), operator.index(second)
+    except (TypeError, ValueError):
+        pair = (least - 1, least - 1)
+    if min(pair) < least:
         raise ValueError(f"{what}: {name} must be an int of at least {least}, or two, not {value!r}")
     return pair
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-
 from ..backend import Array, xp
 from ..tape import primitive
 

@@ -8,7 +8,7 @@ from .. import kernels
 from ..backend import operand, xp
 from ..tape import composite, primitive
 from ..tensor import array_of
-from .shape import reshape
+from .shape import axis_of, reshape
 
 
 def _plain(index: Any) -> Any:
@@ -77,7 +77,7 @@ def take(x: Any, indices: Any, *, axis: int | None = None) -> Any:
     the indices. On a GPU an index out of range is not found out; here it is an IndexError."""
     if axis is None:
         return reshape(x, shape=-1)[_plain(indices)]
-    return x[(slice(None),) * (axis % x.ndim) + (_plain(indices),)]
+    return x[(slice(None),) * axis_of(axis, x.ndim, "take") + (_plain(indices),)]
 
 
 @composite
@@ -86,7 +86,7 @@ def take_along_axis(x: Any, indices: Any, *, axis: int) -> Any:
     indices = array_of(indices)
     if indices.ndim != x.ndim:
         raise ValueError(f"take_along_axis: indices of shape {indices.shape} for an array of shape {x.shape}: the ranks must agree")
-    axis = axis % x.ndim
+    axis = axis_of(axis, x.ndim, "take_along_axis")
     grid = [xp.arange(n).reshape([-1 if b == a else 1 for b in range(x.ndim)]) for a, n in enumerate(x.shape)]
     return x[tuple(indices if a == axis else grid[a] for a in range(x.ndim))]
 

@@ -39,7 +39,9 @@ def matmul(x: Any, y: Any) -> Any:
     Errors: ValueError if the inner lengths differ, or for a scalar.
     """
     if x.ndim == 0 or y.ndim == 0 or x.shape[-1] != y.shape[-2 if y.ndim > 1 else 0]:
-        raise ValueError(f"matmul: the shapes {x.shape} and {y.shape} do not fit: the last axis of the first meets the last but one of the second")
+        raise ValueError(
+            f"matmul: the shapes {x.shape} and {y.shape} do not fit: the last axis of the first is summed against the last but one of the second"
+        )
     z = matrix_product(reshape(x, shape=(1, -1)) if x.ndim == 1 else x, reshape(y, shape=(-1, 1)) if y.ndim == 1 else y)
     shape = z.shape if x.ndim > 1 else (*z.shape[:-2], z.shape[-1])
     shape = shape if y.ndim > 1 else shape[:-1]
@@ -55,7 +57,8 @@ def contract(*xs: Any, subscripts: str) -> Any:
     The cotangent of an operand is the same contraction with that operand and the output exchanged; an index
     that only this operand had was summed, and its cotangent is constant along it.
     """
-    return xp.einsum(subscripts, *xs)
+    z = xp.einsum(subscripts, *xs)
+    return z.copy() if len(xs) == 1 else z  # of one operand it may be a view
 
 
 @contract.vjp
@@ -68,8 +71,10 @@ def _(g: Any, _z: Any, *xs: Any, subscripts: str) -> Any:
         known = set(out).union(*(terms[j] for j in others))
         reached = "".join(c for c in terms[i] if c in known)
         cotangent = contract(g, *(xs[j] for j in others), subscripts=",".join([out, *(terms[j] for j in others)]) + "->" + reached)
-        kept = tuple(n if c in known else 1 for c, n in zip(terms[i], xs[i].shape))
-        return broadcast_to(reshape(cotangent, shape=kept), shape=xs[i].shape)
+        length = dict(zip(reached, cotangent.shape))  # that of the others, where this operand was stretched
+        kept = tuple(length.get(c, 1) for c in terms[i])
+        spread = tuple(n if m == 1 else m for m, n in zip(kept, xs[i].shape))
+        return broadcast_to(reshape(cotangent, shape=kept), shape=spread)
 
     return tuple((lambda i=i: wrt(i)) for i in range(len(xs)))
 

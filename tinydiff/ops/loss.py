@@ -48,7 +48,7 @@ def cross_entropy(logits: Any, labels: Any, *, reduction: str = "mean") -> Any:
     if labels.dtype.kind not in "iu":
         raise TypeError(f"cross_entropy: the labels must be integers, not {labels.dtype} of shape {labels.shape}")
     if logits.ndim < 1 or logits.shape[:-1] != labels.shape:
-        raise ValueError(f"cross_entropy: logits {logits.shape} (..., classes) need labels of shape {logits.shape[:-1]}, not {labels.shape}")
+        raise ValueError(f"cross_entropy: logits (..., classes) {logits.shape} need labels {logits.shape[:-1]}, not {labels.shape}")
     picked = take_along_axis(log_softmax(logits, axis=-1), expand_dims(labels, axis=-1), axis=-1)
     return _reduced(-squeeze(picked, axis=-1), reduction, "cross_entropy")
 

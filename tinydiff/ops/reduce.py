@@ -9,18 +9,9 @@ from .. import kernels
 from ..backend import xp
 from ..tape import composite, primitive
 from .elementwise import exp, square, where
-from .shape import broadcast_to, flip, reshape, transpose
+from .shape import axes_of, broadcast_to, flip, reshape, transpose
 
 Axis = Any  # None | int | tuple[int, ...]
-
-
-def axes_of(axis: Axis, ndim: int, what: str) -> tuple[int, ...]:
-    """The axes as sorted numbers from 0. Errors: ValueError for an axis that is not there, or there twice."""
-    given = range(ndim) if axis is None else (axis,) if isinstance(axis, int) else tuple(axis)
-    axes = tuple(sorted(a + ndim if a < 0 else a for a in given))
-    if any(not 0 <= a < ndim for a in axes) or len(set(axes)) != len(axes):
-        raise ValueError(f"{what}: axis {axis} does not fit an array of {ndim} dimensions")
-    return axes
 
 
 def _spread(y: Any, like: Any, axis: Axis) -> Any:
@@ -154,7 +145,8 @@ def logsumexp(x: Any, *, axis: Axis = None, keepdims: bool = False) -> Any:
     axes = axes_of(axis, x.ndim, "logsumexp")
     m = x.max(axis=axes, keepdims=True)
     m = xp.where(xp.isfinite(m), m, 0)
-    z = xp.log(xp.exp(x - m).sum(axis=axes, keepdims=True)) + m
+    total = xp.exp(x - m).sum(axis=axes, keepdims=True)
+    z = xp.where(total == 0, -math.inf, xp.log(xp.where(total == 0, 1, total)) + m)
     return z if keepdims else z.reshape(tuple(n for a, n in enumerate(x.shape) if a not in axes))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,13 +13,33 @@ from .elementwise import where
 Slices = tuple[slice, ...]
 
 
+def axis_of(axis: int, ndim: int, what: str) -> int:
+    """The axis as a number from 0. Errors: ValueError for an axis that is not there."""
+    a = operator.index(axis)
+    if not -ndim <= a < ndim:
+        raise ValueError(f"{what}: axis {axis} does not fit an array of {ndim} dimensions")
+    return a % ndim
+
+
+def axes_of(axis: Any, ndim: int, what: str) -> tuple[int, ...]:
+    """The axes (None: all; one, or a tuple) as sorted numbers from 0. Errors: ValueError for one that is not there, or there twice."""
+    given = range(ndim) if axis is None else axis if isinstance(axis, (tuple, list)) else (axis,)
+    axes = tuple(sorted(axis_of(a, ndim, what) for a in given))
+    if len(set(axes)) != len(axes):
+        raise ValueError(f"{what}: axis {axis} names an axis twice")
+    return axes
+
+
 @primitive(view=True)
 def reshape(x: Any, *, shape: int | tuple[int, ...]) -> Any:
     """z = the elements of x, in order, in another shape; one length may be -1
 
     x' = z' in the shape of x
     """
-    return x.reshape(shape)
+    try:
+        return x.reshape(shape)
+    except ValueError:
+        raise ValueError(f"reshape: the {x.size} elements of an array of shape {x.shape} do not fill the shape {shape}") from None
 
 
 @reshape.vjp
@@ -32,6 +53,8 @@ def transpose(x: Any, *, axes: tuple[int, ...] | None = None) -> Any:
 
     x' = z' with the inverse order
     """
+    if axes is not None and len(axes_of(tuple(axes), x.ndim, "transpose")) != x.ndim:
+        raise ValueError(f"transpose: axes {axes} must name every axis of an array of shape {x.shape} once")
     return x.transpose(axes)
 
 
@@ -41,7 +64,7 @@ def _(g: Any, _z: Any, _x: Any, *, axes: tuple[int, ...] | None) -> Any:
         return transpose(g)
     back = [0] * _x.ndim
     for to, source in enumerate(axes):
-        back[source] = to
+        back[source % _x.ndim] = to
     return transpose(g, axes=tuple(back))
 
 
@@ -49,7 +72,8 @@ def _(g: Any, _z: Any, _x: Any, *, axes: tuple[int, ...] | None) -> Any:
 def swapaxes(x: Any, *, axis1: int, axis2: int) -> Any:
     """x with two axes exchanged."""
     axes = list(range(x.ndim))
-    axes[axis1], axes[axis2] = axes[axis2], axes[axis1]
+    a, b = axis_of(axis1, x.ndim, "swapaxes"), axis_of(axis2, x.ndim, "swapaxes")
+    axes[a], axes[b] = b, a
     return transpose(x, axes=tuple(axes))
 
 
@@ -65,8 +89,7 @@ def expand_dims(x: Any, *, axis: int) -> Any:
 @composite
 def squeeze(x: Any, *, axis: int | tuple[int, ...] | None = None) -> Any:
     """x without its axes of length 1, or without those given. Errors: ValueError if a given axis is longer."""
-    given = [a for a, n in enumerate(x.shape) if n == 1] if axis is None else [axis] if isinstance(axis, int) else axis
-    axes = [a % x.ndim for a in given]
+    axes = [a for a, n in enumerate(x.shape) if n == 1] if axis is None else axes_of(axis, x.ndim, "squeeze")
     if any(x.shape[a] != 1 for a in axes):
         raise ValueError(f"squeeze: an axis of {axis} is longer than 1 in an array of shape {x.shape}")
     return reshape(x, shape=tuple(n for a, n in enumerate(x.shape) if a not in axes))
@@ -119,7 +142,10 @@ def concatenate(xs: Sequence[Any], *, axis: int = 0) -> Any:
 
 @composite
 def stack(xs: Sequence[Any], *, axis: int = 0) -> Any:
-    """Arrays of one shape along a new axis."""
+    """Arrays of one shape along a new axis. Errors: ValueError if their shapes differ."""
+    xs = tuple(xs)
+    if len({x.shape for x in xs}) > 1:
+        raise ValueError(f"stack: the shapes {', '.join(str(x.shape) for x in xs)} differ")
     return concatenate([expand_dims(x, axis=axis) for x in xs], axis=axis)
 
 
@@ -129,13 +155,14 @@ def split(x: Any, sections: int | Sequence[int], *, axis: int = 0) -> list[Any]:
 
     Errors: ValueError if an int does not divide the length.
     """
+    axis = axis_of(axis, x.ndim, "split")
     n = x.shape[axis]
     if isinstance(sections, int):
         if sections < 1 or n % sections:
             raise ValueError(f"split: {sections} equal parts of axis {axis} of an array of shape {x.shape}: {n} is not a multiple")
         sections = range(n // sections, n, n // sections)
     bounds = [0, *sections, n]
-    return [x[_along(axis % x.ndim, slice(a, b))] for a, b in zip(bounds, bounds[1:])]
+    return [x[_along(axis, slice(a, b))] for a, b in zip(bounds, bounds[1:])]
 
 
 @primitive
@@ -167,8 +194,7 @@ def _along(axis: int, part: slice) -> Slices:
 @composite
 def flip(x: Any, *, axis: int | tuple[int, ...] | None = None) -> Any:
     """x in the opposite order along the axes (None: all)."""
-    axes = range(x.ndim) if axis is None else [axis] if isinstance(axis, int) else axis
-    axes = [a % x.ndim for a in axes]
+    axes = axes_of(axis, x.ndim, "flip")
     return x[tuple(slice(None, None, -1 if a in axes else 1) for a in range(x.ndim))]
 
 
@@ -177,6 +203,7 @@ def roll(x: Any, *, shift: int, axis: int | None = None) -> Any:
     """x moved by `shift` places along the axis, what leaves at one end entering at the other (None: flattened)."""
     if axis is None:
         return reshape(roll(reshape(x, shape=-1), shift=shift, axis=0), shape=x.shape)
+    axis = axis_of(axis, x.ndim, "roll")
     n = x.shape[axis]
     if n == 0 or shift % n == 0:
         return x[...]
@@ -199,13 +226,13 @@ def tile(x: Any, *, reps: int | tuple[int, ...]) -> Any:
 @composite
 def tril(x: Any, *, k: int = 0) -> Any:
     """x with zeros above its k-th diagonal (last two axes)."""
-    return where(_column_minus_row(x, "tril") <= k, x, 0.0)
+    return where(_column_minus_row(x, "tril") <= k, x, 0)
 
 
 @composite
 def triu(x: Any, *, k: int = 0) -> Any:
     """x with zeros below its k-th diagonal (last two axes)."""
-    return where(_column_minus_row(x, "triu") >= k, x, 0.0)
+    return where(_column_minus_row(x, "triu") >= k, x, 0)
 
 
 def _column_minus_row(x: Any, what: str) -> Any:
