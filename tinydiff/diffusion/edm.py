@@ -29,7 +29,7 @@ class Denoiser(nn.Module):
             raise ValueError(f"Denoiser: sigma_data must be positive, not {sigma_data!r}")
         self.net, self.sigma_data = net, sigma_data
 
-    def __call__(self, x: Any, sigma: Any, **condition: Any) -> Tensor:
+    def forward(self, x: Any, sigma: Any, **condition: Any) -> Tensor:
         s = xp.broadcast_to(to_device(array_of(sigma), x.dtype), x.shape[:1]).reshape(-1, *[1] * (x.ndim - 1))  # (N, 1, 1, 1)
         sd, total = self.sigma_data, s**2 + self.sigma_data**2
         noise = ops.reshape(ops.log(s) / 4, shape=(-1,))
@@ -37,7 +37,7 @@ class Denoiser(nn.Module):
         return x * (sd**2 / total) + f * (s * sd / xp.sqrt(total))
 
 
-def edm_loss(denoiser: Denoiser, x0: Any, rng: Rng, *, mean: float = -1.2, std: float = 1.2, **condition: Any) -> Tensor:
+def edm_loss(denoiser: Denoiser, x0: Any, rng: Rng, /, *, mean: float = -1.2, std: float = 1.2, **condition: Any) -> Tensor:
     """E over ln sigma ~ N(mean, std^2), z ~ N(0, I) of   (sigma^2 + sd^2) / (sigma sd)^2  |D(x0 + sigma z; sigma) - x0|^2
 
     averaged over pixels and batch (their eq. 2 and 8, table 1). With this weight it is the plain error of F, about 1 for a net that
@@ -91,7 +91,7 @@ def heun(
     return x
 
 
-def guided(denoiser: Denoiser, weight: float, **condition: Any) -> Callable[[Array, float], Array]:
+def guided(denoiser: Denoiser, weight: float, /, **condition: Any) -> Callable[[Array, float], Array]:
     """The denoiser for a condition, pushed away from what it would say without one (Ho and Salimans 2022, eq. 6):
 
     D_w(x) = (1 + w) D(x | condition) - w D(x)

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import nn, ops
-from ..backend import Array, xp
+from ..backend import Array, to_device, xp
 from ..rng import Rng, as_rng
 from ..tensor import Tensor, array_of
 
@@ -46,9 +46,9 @@ class UNet(nn.Module):
         rng = as_rng(rng)
         self.patch, self.in_channels, self.levels = patch, in_channels, len(channels)
         folded = in_channels * patch**2
-        self.frequencies = nn.FourierFeatures(32, scale=1.0, rng=rng)
+        self.frequencies = nn.FourierFeatures(64, scale=1.0, rng=rng)
         self.noise = nn.Sequential(nn.Linear(64, embedding, rng=rng), nn.SiLU(), nn.Linear(embedding, embedding, rng=rng))
-        self.labels = {name: nn.Embedding(n + 1, embedding, rng=rng) for name, n in (labels or {}).items()}
+        self.labels: dict[str, nn.Embedding] = {name: nn.Embedding(n + 1, embedding, rng=rng) for name, n in (labels or {}).items()}
         self.first = nn.Conv2d(folded, channels[0], 3, padding=1, rng=rng)
         self.down: list[nn.Module] = []
         self.up: list[nn.Module] = []
@@ -67,7 +67,7 @@ class UNet(nn.Module):
         self.norm = nn.GroupNorm(groups, channels[0])
         self.last = _zero(nn.Conv2d(channels[0], folded, 3, padding=1, rng=rng))
 
-    def __call__(self, x: Tensor, noise: Any, **labels: Any) -> Tensor:
+    def forward(self, x: Tensor, noise: Any, **labels: Any) -> Tensor:
         """noise: (N,), a slowly varying function of the noise level such as ln(sigma) / 4; labels: (N,) integers.
 
         Errors: ValueError for an image that the halvings do not divide, or a label that this net does not have.
@@ -98,10 +98,10 @@ class UNet(nn.Module):
         if unknown:
             raise ValueError(f"UNet: this net has the labels {list(self.labels)}, not {unknown}")
         for name, table in self.labels.items():
-            values: Array = array_of(labels[name]) if name in labels else xp.full(n, -1)
+            values: Array = to_device(array_of(labels[name])) if name in labels else xp.full(n, -1)
             if values.shape != (n,):
                 raise ValueError(f"UNet: label {name!r} must have shape {(n,)}, not {values.shape}")
-            e = e + table(values)
+            e = e + table(xp.where(values < 0, table.num_embeddings - 1, values))  # (N, embedding)
         return e
 
 
@@ -114,7 +114,7 @@ class ResidualBlock(nn.Module):
         self.norm2, self.conv2 = nn.GroupNorm(groups, outside), _zero(nn.Conv2d(outside, outside, 3, padding=1, rng=rng))
         self.shortcut = nn.Conv2d(inside, outside, 1, rng=rng) if inside != outside else None
 
-    def __call__(self, x: Tensor, e: Tensor) -> Tensor:
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
         h = self.conv1(ops.silu(self.norm1(x)))
         scale, shift = ops.split(self.modulate(e)[:, None, None, :], 2, axis=3)  # (N, 1, 1, outside) each
         h = self.conv2(ops.silu(self.norm2(h) * (scale + 1) + shift))
@@ -129,7 +129,7 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels, rng=rng)
         self.project = _zero(nn.Linear(channels, channels, rng=rng))
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         n, height, width, channels = x.shape
         tokens = self.norm(x).reshape(n, 1, height * width, channels)  # one head: (N, 1, HW, C)
         q, k, v = ops.split(self.qkv(tokens), 3, axis=3)
