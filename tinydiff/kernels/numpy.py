@@ -13,7 +13,7 @@ from ..backend import Array, xp
 
 PATCH_BYTES = 2**21  # the patches of a convolution that are in work at a time: about the cache of a core
 
-BLOCK_BYTES = 2**19  # what an elementwise kernel works on at a time, so that its temporaries stay in the cache
+BLOCK_BYTES = 2**20  # what an elementwise kernel works on at a time, so that its temporaries stay in the cache
 
 
 def blocks(x: Array) -> Iterator[Any]:
