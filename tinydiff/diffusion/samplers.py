@@ -11,13 +11,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from ..backend import xp
+from ..backend import Array, xp
 from ..rng import Rng, as_rng
 from ..tape import no_grad
 from ..tensor import Tensor, array_of
 from .sde import denoised
 
-Callback = Callable[[int, float, Tensor, Tensor], Any]
+Callback = Callable[[int, float, Array, Array], Any]
 
 
 @no_grad()
@@ -32,7 +32,7 @@ def euler_maruyama(
     first: int = 0,
     callback: Callback | None = None,
     **condition: Any,
-) -> Tensor:
+) -> Array:
     """Samples by Euler-Maruyama on the reverse SDE, finished by one denoising step.
 
         from x ~ prior, at t = 1, ..., eps in `steps` equal steps h:    x <- x + (g(t)^2 score(x, t) - f(x, t)) h + g(t) sqrt(h) z
@@ -44,7 +44,7 @@ def euler_maruyama(
     score(x, t, **condition): x (N, ...) and t (N,), both Tensors, -> (N, ...). shape: (N, ...). rng: an Rng or a seed; row i
     is sample `first + i` of it. callback(step, t, x, denoised) is called at each of the steps + 1 grid points, with x
     at time t and what the score takes the image to be; at the last one that is the result.
-    Returns a Tensor of the shape, float32.
+    Returns a float32 array of that shape, on the device.
     Errors: ValueError for steps < 1, eps outside (0, 1), a shape that is not one, a score of another shape.
     Source: Song et al. 2021, section 4 (the reverse SDE: Anderson 1982) and its tutorial, whose loop takes one step too many.
     """
@@ -58,12 +58,12 @@ def euler_maruyama(
         if callback is not None or step == steps:
             clean = denoised(sde, x, t, s)
         if callback is not None:
-            callback(step, t, Tensor(x), Tensor(clean))
+            callback(step, t, x, clean)
         if step < steps:
             g = sde.diffusion(t)
             x = x + (g * g * s - sde.drift(x, t)) * h
             x = x + g * math.sqrt(h) * rng.normal(shape, first=first)
-    return Tensor(clean)
+    return clean
 
 
 def _score_at(score: Callable[..., Any], x: Any, t: float, condition: dict[str, Any]) -> Any:

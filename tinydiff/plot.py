@@ -1,0 +1,133 @@
+"""Pictures, by matplotlib, which is imported when the first is drawn. No window, no pyplot, no global state.
+
+Each function writes a file, whole or not at all, whose format is that of its name (.png, .svg, .pdf).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import backend
+from .data.cache import write_atomically
+from .tensor import array_of
+
+INK, FAINT, BLUE, RED = "#222222", "#8a8a8a", "#1f6fb4", "#c8452f"
+
+
+def image_grid(
+    images: Any,
+    path: str | os.PathLike[str],
+    *,
+    rows: int | None = None,
+    row_labels: Sequence[str] | None = None,
+    title: str | None = None,
+    scale: int = 3,
+    low: float = 0.0,
+    high: float = 1.0,
+) -> None:
+    """Images in rows and columns, left to right and top to bottom.
+
+    images: (N, H, W), (N, H, W, 1) or (N, H, W, 3), an array or a Tensor; low is black and high is white, and what lies beyond is
+    cut. rows: as square as it can be unless given; the last may be short. row_labels: a text a row. scale: pixels of the
+    picture a pixel of an image.
+    Errors: ValueError for other shapes, for no images, or for row_labels that are not one a row.
+    """
+    pixels = backend.to_host(array_of(images))
+    if pixels.ndim == 3:
+        pixels = pixels[..., None]  # (N, H, W) -> (N, H, W, 1)
+    if pixels.ndim != 4 or pixels.shape[-1] not in (1, 3) or len(pixels) == 0:
+        raise ValueError(f"image_grid: images must be (N, H, W), (N, H, W, 1) or (N, H, W, 3), and not none, not {pixels.shape}")
+    n, height, width, _ = pixels.shape
+    rows = round(n**0.5) or 1 if rows is None else rows
+    if not 1 <= rows <= n:
+        raise ValueError(f"image_grid: {n} images do not fill {rows} rows")
+    if row_labels is not None and len(row_labels) != rows:
+        raise ValueError(f"image_grid: {len(row_labels)} row labels for {rows} rows")
+    columns = -(-n // rows)
+    gap = 2
+    sheet = np.ones((rows * (height + gap) + gap, columns * (width + gap) + gap, 3))
+    shades = np.clip((np.nan_to_num(pixels.astype(float)) - low) / (high - low), 0, 1)
+    for i, shade in enumerate(shades):
+        top, left = gap + (height + gap) * (i // columns), gap + (width + gap) * (i % columns)
+        sheet[top : top + height, left : left + width] = shade
+    _save_sheet(sheet, path, scale, height + gap, row_labels, title)
+
+
+def _save_sheet(sheet: Any, path: Any, scale: int, pitch: int, row_labels: Sequence[str] | None, title: str | None) -> None:
+    """The sheet, (H, W, 3), a whole number of screen pixels a pixel, with texts at the left and above."""
+    dpi = 100
+    height, width = (side * scale / dpi for side in sheet.shape[:2])  # inches
+    left = 0.085 * max(map(len, row_labels)) + 0.1 if row_labels else 0.0
+    top = 0.3 if title else 0.0
+    figure = _figure(left + width, top + height, dpi)
+    axes = figure.add_axes((left / (left + width), 0, width / (left + width), height / (top + height)))
+    axes.imshow(sheet, interpolation="nearest", aspect="auto")
+    axes.set_axis_off()
+    for row, label in enumerate(row_labels or ()):
+        middle = (0, (row + 0.5) * pitch + 1)
+        axes.annotate(label, middle, (-6, 0), textcoords="offset points", ha="right", va="center", color=INK, fontsize=9)
+    if title:
+        figure.text(0.5, 1 - 0.15 / (top + height), title, ha="center", va="center", color=INK, fontsize=10)
+    _save(figure, path)
+
+
+def loss_curve(
+    records: Sequence[Mapping[str, Any]],
+    path: str | os.PathLike[str],
+    *,
+    reference: Mapping[float, float] | None = None,
+    levels: Mapping[str, float] | None = None,
+    title: str = "training loss",
+    x: str = "epoch",
+    reference_label: str = "published",
+) -> None:
+    """The loss of a training log, on a logarithmic scale.
+
+    records: lines of the log, each with "loss" and the key `x`. reference: {x: loss} of others, drawn as points, so that "is my
+    loss normal?" is answered at a glance. levels: {name: loss}, horizontal lines for scale.
+    Errors: ValueError if there are no records, or a loss is not a positive number.
+    """
+    if not records:
+        raise ValueError("loss_curve: no records to draw")
+    where, losses = [r[x] for r in records], [float(r["loss"]) for r in records]
+    if bad := [loss for loss in losses if not 0 < loss < float("inf")]:
+        raise ValueError(f"loss_curve: a loss must be a positive number to be drawn on a logarithmic scale, not {bad[0]}")
+    figure = _figure(7, 4.2, 130)
+    axes = figure.add_subplot()
+    axes.set_yscale("log")
+    for name, level in (levels or {}).items():
+        axes.axhline(level, color=FAINT, linewidth=0.8, linestyle=":")
+        text, across = f"{name}, {level:g}", axes.get_yaxis_transform()
+        axes.annotate(text, (1, level), (-4, 3), across, "offset points", ha="right", color=FAINT, fontsize=8)
+    axes.plot(where, losses, color=BLUE, linewidth=1.8, marker="o", markersize=3 if len(losses) < 100 else 0, label="this run")
+    axes.annotate(f"{losses[-1]:.4g}", (where[-1], losses[-1]), (5, 5), textcoords="offset points", color=BLUE, fontsize=9)
+    if reference:
+        axes.plot(list(reference), list(reference.values()), "D", color=RED, markersize=5, mfc="none", label=reference_label)
+    if reference or levels:
+        axes.legend(frameon=False, loc="upper center")
+    axes.set_xlabel(x)
+    axes.set_ylabel("loss")
+    axes.set_title(title, fontsize=11, color=INK)
+    axes.grid(True, which="major", color="#e6e6e6", linewidth=0.7)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
+    figure.set_layout_engine("tight")
+    _save(figure, path)
+
+
+def _figure(width: float, height: float, dpi: int) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure((width, height), dpi, facecolor="white")
+
+
+def _save(figure: Any, path: Any) -> None:
+    path = Path(path)
+    kind = path.suffix.lstrip(".") or "png"
+    write_atomically(path, lambda file: figure.savefig(file, format=kind))
