@@ -55,8 +55,8 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What was saved, with NumPy arrays where there were arrays. Errors: FileNotFoundError; ValueError for a file that is
     truncated, damaged, or was not written by `save`."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
         structure = json.loads(arrays[STRUCTURE].tobytes())
         return _join(structure, arrays)
     except (zipfile.BadZipFile, ValueError, KeyError, EOFError, TypeError, AttributeError) as error:
