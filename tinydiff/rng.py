@@ -54,7 +54,7 @@ class Rng:
     def normal(self, shape: int | tuple[int, ...], dtype: Any = "float32", *, first: int = 0) -> backend.Array:
         """Standard normals. The first axis counts samples: row i is that of sample `first + i`."""
         words, shape = self._words(shape, first)
-        pairs = words.reshape(words.shape[0], -1, 2)  # (rows, pairs, 2)
+        pairs = words.reshape(len(words), words.shape[1] // 2, 2)  # (rows, pairs, 2)
         u = pairs[:, :, 0].astype(numpy.float32)
         u += numpy.float32(0.5)
         u *= numpy.float32(2.0**-32)
@@ -103,7 +103,7 @@ class Rng:
     def _cut(values: numpy.ndarray, shape: tuple[int, ...], dtype: Any) -> backend.Array:
         """The first numbers of each row, in the shape that was asked for, on the device."""
         per_row = math.prod(shape[1:])
-        rows = values.reshape(len(values), -1)[:, :per_row].reshape(shape)
+        rows = values.reshape(len(values), math.prod(values.shape[1:]))[:, :per_row].reshape(shape)
         return backend.to_device(rows.astype(dtype, copy=False))
 
 

@@ -269,7 +269,7 @@ def _(g: Any, z: Any, _x: Any) -> Any:
     return g * (1 - z * z)
 
 
-@primitive(analytic=False)
+@primitive
 def clip(x: Any, *, low: float | Array | None = None, high: float | Array | None = None) -> Any:
     """z = min(max(x, low), high); a bound that is None does not bind
 
@@ -338,7 +338,7 @@ def _(g: Any, _z: Any, x: Any, y: Any) -> Any:
     return lambda: where(x < y, g, half), lambda: where(x > y, g, half)
 
 
-@primitive
+@primitive(analytic=False)
 def astype(x: Any, *, dtype: Any) -> Any:
     """z = x in another dtype
 

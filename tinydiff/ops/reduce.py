@@ -113,7 +113,7 @@ def _(x: Any, *, axis: Axis, keepdims: bool) -> Any:
     rest = [a for a in range(x.ndim) if a not in axes]
     shape = tuple(x.shape[a] for a in rest)
     factors = reshape(transpose(x, axes=(*rest, *axes)), shape=(*shape, math.prod(x.shape[a] for a in axes)))
-    z = xp.ones(shape, x.dtype)
+    z = sum(factors[..., :0], axis=-1) + 1.0  # ones, which depend on x even if there are no factors
     for i in range(factors.shape[-1]):
         z = z * factors[..., i]
     return reshape(z, shape=tuple(1 if a in axes else n for a, n in enumerate(x.shape))) if keepdims else z
