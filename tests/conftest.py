@@ -1,0 +1,59 @@
+"""What all tests share: the backends they run on, and when they are skipped.
+
+A test of arrays asks for `each_backend`: it runs on numpy and on strict (tests/strict), or, with TINYDIFF_BACKEND=cupy in the
+environment, on cupy alone. Tests marked `torch` ask for the fixture `torch`, and are skipped where it is not installed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # helpers beside the tests: strict, op_examples, op_oracles
+
+import strict
+
+from tinydiff import backend
+
+BACKENDS = ["cupy"] if os.environ.get("TINYDIFF_BACKEND") == "cupy" else ["numpy", "strict"]
+
+
+@pytest.fixture(params=BACKENDS)
+def each_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of a backend, which is in use while the test runs."""
+    yield from in_use(request.param)
+
+
+@pytest.fixture
+def numpy_backend() -> Iterator[str]:
+    """numpy, whatever the environment says: for what only NumPy has, such as read-only arrays."""
+    yield from in_use("numpy")
+
+
+def in_use(name: str) -> Iterator[str]:
+    before = backend._active
+    backend._install(strict.make_backend() if name == "strict" else None)
+    if name != "strict":
+        backend.use(name)
+    try:
+        yield name
+    finally:
+        backend._install(before)
+
+
+@pytest.fixture
+def torch() -> Any:
+    """PyTorch, for tests marked `torch`."""
+    return pytest.importorskip("torch")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whoever uses the fixture `torch` bears its mark, so that `-m torch` finds all of them."""
+    for item in items:
+        if "torch" in getattr(item, "fixturenames", ()):
+            item.add_marker("torch")
