@@ -19,6 +19,7 @@ import tinydiff as td
 from tinydiff import backend, ops
 
 torch = pytest.importorskip("torch")
+torch.set_num_threads(1)  # the arrays are small
 F = torch.nn.functional
 pytestmark = pytest.mark.torch
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4}
