@@ -92,6 +92,8 @@ def loss_curve(
     loss normal?" is answered at a glance. levels: {name: loss}, horizontal lines for scale.
     Errors: ValueError if there are no records, or a loss is not a positive number.
     """
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
     if not records:
         raise ValueError("loss_curve: no records to draw")
     where, losses = [r[x] for r in records], [float(r["loss"]) for r in records]
@@ -115,6 +117,8 @@ def loss_curve(
     axes.set_title(title, fontsize=11, color=INK)
     axes.grid(True, which="major", color="#e6e6e6", linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("")
     figure.set_layout_engine("tight")

@@ -57,6 +57,7 @@ def train(
     threads: int = 1,
     seed: int = 0,
     schedule: Callable[[int], float] | None = None,
+    schedule_by: str = "epoch",
     ema: Any = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -73,7 +74,7 @@ def train(
     micro_batch: go through a batch in parts of this size and add up the gradients: the same mathematics in less memory.
     threads: how many parts to work on at a time, each in a thread of its own. It pays on a CPU if BLAS is told to use one thread itself
     (OPENBLAS_NUM_THREADS=1, before NumPy is imported), and asks for a loss that changes no state.
-    schedule: epoch -> factor of the learning rate. ema: updated after each step.
+    schedule: epoch, or step with schedule_by="step", -> factor of the learning rate. ema: updated after each step.
     out: a directory for log.jsonl and checkpoint.npz. A record of the log is the mean loss over the images since the last one; it
     is written at the end of each epoch, or every `log_every` steps; so is the checkpoint, or every `save_every` steps.
     resume: go on from the checkpoint. on_record(run): called after each record, for pictures. reference: {epoch: loss} of
@@ -86,18 +87,24 @@ def train(
     lengths = [len(a) for a in data]
     if len(set(lengths)) != 1:
         raise ValueError(f"train: the arrays of the data must have one length, not {lengths}")
+    counts = {"epochs": epochs, "micro_batch": micro_batch, "threads": threads, "log_every": log_every, "save_every": save_every}
+    if bad := {name: n for name, n in counts.items() if n is not None and n < 1}:
+        raise ValueError(f"train: these must be 1 or more: {bad}")
+    if schedule_by not in ("epoch", "step"):
+        raise ValueError(f"train: schedule_by must be 'epoch' or 'step', not {schedule_by!r}")
     order = Batches(lengths[0], batch_size, seed=seed, drop_last=False)
     noise, base_lr = Rng(seed).child("training"), optimizer.lr
     files = Files(out, model, optimizer, ema, {"images": lengths[0], "batch_size": batch_size, "seed": seed})
     run = files.load() if resume else files.start()
-    progress = Progress(run, order, epochs, reference or {}, stream or sys.stderr)
+    steps, stream = epochs * order.steps_per_epoch, stream or sys.stderr
+    progress = Progress(run, order, epochs, reference or {}, stream)
     whole = True  # False while the weights are being changed
 
-    with ctrl_c() as interrupt, workers(threads) as pool:
+    with ctrl_c(stream) as interrupt, workers(threads) as pool:
         try:
-            while run.step < epochs * order.steps_per_epoch and not interrupt.wanted:
+            while run.step < steps and not interrupt.wanted:
                 epoch, _ = order.locate(run.step)
-                optimizer.lr = base_lr * (schedule(epoch) if schedule else 1.0)
+                optimizer.lr = base_lr * (schedule(epoch if schedule_by == "epoch" else run.step) if schedule else 1.0)
                 batch = [a[order.indices(run.step)] for a in data]
                 value = gradients(loss, optimizer.parameters, batch, noise.child(run.step), micro_batch, pool)
                 whole = False
@@ -121,7 +128,8 @@ def train(
             if interrupt.twice or not whole:
                 raise
         progress.read()
-        run.finished = run.step >= epochs * order.steps_per_epoch
+        optimizer.lr = base_lr
+        run.finished = run.step >= steps
         files.save(run)
         progress.close(files.out)
     return run
@@ -196,8 +204,8 @@ class Progress:
         for step, (value, (_, images)) in enumerate(zip(values, self.pending), start=first):
             if not math.isfinite(value):
                 raise FloatingPointError(
-                    f"the loss is {value} at step {step} (epoch {self.order.locate(step)[0]}): go on from the last checkpoint (resume) "
-                    "inside `with tinydiff.detect_anomaly():` to see which op made the first NaN or Inf, or lower the learning rate"
+                    f"the loss is {value} at step {step} (epoch {self.order.locate(step)[0]}): lower the learning rate; or go on from the "
+                    "last checkpoint (resume) inside `with tinydiff.detect_anomaly():`, threads=1, to see which op made the first NaN"
                 )
             self.run.loss_sum += value * images
             self.run.images += images
@@ -301,6 +309,7 @@ class Files:
             if part is not None:
                 part.load_state_dict(state[name])
         run = Run(**state["run"])
+        self.saved_at = run.step
         lines = "".join(json.dumps(record) + "\n" for record in run.records)
         write_atomically(self.out / "log.jsonl", lambda file: file.write(lines.encode()))
         return run
@@ -316,7 +325,7 @@ class Interrupt:
 
 
 @contextlib.contextmanager
-def ctrl_c() -> Iterator[Interrupt]:
+def ctrl_c(stream: TextIO) -> Iterator[Interrupt]:
     """Inside, the first Ctrl-C only sets `wanted`, so that a step is never cut in the middle; the second raises."""
     interrupt = Interrupt()
 
@@ -325,7 +334,7 @@ def ctrl_c() -> Iterator[Interrupt]:
             interrupt.twice = True
             raise KeyboardInterrupt
         interrupt.wanted = True
-        print("\ninterrupt: finishing this step, then saving (Ctrl-C again: stop at once)", file=sys.stderr)
+        stream.write("\ninterrupt: this step is finished, then saved (Ctrl-C again stops at once)\n")
 
     if threading.current_thread() is not threading.main_thread():  # signals are for the main thread alone
         yield interrupt

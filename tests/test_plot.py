@@ -1,0 +1,144 @@
+"""Pictures: every pixel where it belongs, labels and points where they are wanted, files whole or not there."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from tinydiff import Tensor, backend, plot
+from tinydiff.diffusion import published
+
+
+def tiles(path, rows, columns, side, scale):
+    """The images of a sheet without labels, one value a pixel: (rows, columns, side, side)."""
+    sheet = imread(path)[..., 0]
+    assert sheet.shape == ((rows * (side + 2) + 2) * scale, (columns * (side + 2) + 2) * scale)
+    blocks = sheet.reshape(sheet.shape[0] // scale, scale, -1, scale)
+    assert (blocks == blocks[:, :1, :, :1]).all()  # no smoothing
+    sheet = sheet[::scale, ::scale]
+    sheet = sheet[2:, 2:].reshape(rows, side + 2, columns, side + 2).swapaxes(1, 2)
+    assert (sheet[:, :, side:] == 1).all() and (sheet[..., side:] == 1).all()  # white gaps
+    return sheet[:, :, :side, :side]
+
+
+def test_every_pixel_is_where_it_belongs(each_backend, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (6, 5, 5, 1)).astype(np.float32) / 255
+    plot.image_grid(Tensor(backend.to_device(images)), tmp_path / "a.png", rows=2)
+    got = tiles(tmp_path / "a.png", 2, 3, 5, 3).reshape(6, 5, 5)
+    np.testing.assert_allclose(got, images[..., 0], atol=1 / 255)
+
+
+def test_a_short_last_row_is_white_and_what_lies_beyond_is_cut(numpy_backend, tmp_path):
+    images = np.array([0.0, 0.5, 1.0, -7.0, np.inf], np.float32).reshape(5, 1, 1) * np.ones((1, 4, 4), np.float32)
+    plot.image_grid(images, tmp_path / "a.png", rows=2, scale=1)
+    got = tiles(tmp_path / "a.png", 2, 3, 4, 1)[:, :, 0, 0].ravel()
+    np.testing.assert_allclose(got, [0, 0.5, 1, 0, 1, 1], atol=1 / 255)
+    plot.image_grid(images[:3], tmp_path / "b.png", rows=1, scale=1, low=-1.0, high=1.0)
+    np.testing.assert_allclose(tiles(tmp_path / "b.png", 1, 3, 4, 1)[0, :, 0, 0], [0.5, 0.75, 1], atol=1 / 255)
+
+
+def test_colour_and_the_default_number_of_rows(numpy_backend, tmp_path):
+    images = np.zeros((12, 2, 2, 3))
+    images[..., 2] = 1
+    plot.image_grid(images, tmp_path / "a.png", scale=2)
+    sheet = imread(tmp_path / "a.png")
+    assert sheet.shape[:2] == ((3 * 4 + 2) * 2, (4 * 4 + 2) * 2)
+    assert sheet[5, 5, :3].tolist() == [0, 0, 1]
+
+
+def test_labels_make_room_at_the_left_and_titles_above(numpy_backend, tmp_path):
+    images = np.zeros((4, 28, 28))
+    plot.image_grid(images, tmp_path / "bare.png", rows=2)
+    plot.image_grid(images, tmp_path / "labelled.png", rows=2, row_labels=["zero", "twenty"], title="two rows")
+    bare, labelled = imread(tmp_path / "bare.png"), imread(tmp_path / "labelled.png")
+    assert labelled.shape[0] > bare.shape[0] and labelled.shape[1] > bare.shape[1]
+    margin = labelled[-bare.shape[0] :, : labelled.shape[1] - bare.shape[1], 0]
+    upper, lower = np.array_split(margin, 2)
+    assert upper.min() < 0.5 and lower.min() < 0.5  # a text in each
+    assert (labelled[: labelled.shape[0] - bare.shape[0], :, 0] < 0.5).any()
+    assert (labelled[:, 0, 0] == 1).all()  # and none is cut off
+
+
+@pytest.mark.parametrize(
+    "images, options, message",
+    [
+        (np.zeros((2, 3)), {}, r"must be \(N, H, W\).* not \(2, 3\)"),
+        (np.zeros((2, 3, 3, 2)), {}, r"not \(2, 3, 3, 2\)"),
+        (np.zeros((0, 3, 3)), {}, r"not \(0, 3, 3, 1\)"),
+        (np.zeros((3, 4, 4)), {"rows": 5}, "3 images do not fill 5 rows"),
+        (np.zeros((3, 4, 4)), {"rows": 0}, "do not fill 0 rows"),
+        (np.zeros((3, 4, 4)), {"rows": 3, "row_labels": ["a"]}, "1 row labels for 3 rows"),
+    ],
+)
+def test_bad_images_are_quoted(numpy_backend, tmp_path, images, options, message):
+    with pytest.raises(ValueError, match=message):
+        plot.image_grid(images, tmp_path / "a.png", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+RECORDS = [{"epoch": e, "step": 59 * (e + 1), "loss": 1000 / (1 + e) ** 1.2} for e in range(30)]
+
+
+def drawn(monkeypatch, tmp_path, *arguments, **options):
+    """The axes that loss_curve draws on."""
+    figures = []
+    real = plot._figure
+    monkeypatch.setattr(plot, "_figure", lambda *a: figures.append(real(*a)) or figures[-1])
+    plot.loss_curve(*arguments, tmp_path / "loss.png", **options)
+    assert imread(tmp_path / "loss.png").shape[2] == 4
+    return figures[0].axes[0]
+
+
+def test_loss_curve_draws_ours_theirs_and_the_scale(monkeypatch, tmp_path):
+    axes = drawn(monkeypatch, tmp_path, RECORDS, reference=published.LOSS["add"], levels=published.SIMPLE)
+    lines = {line.get_label(): line.get_xydata() for line in axes.lines}
+    np.testing.assert_allclose(lines["this run"], [(r["epoch"], r["loss"]) for r in RECORDS])
+    assert lines["published"].tolist()[-1] == [74, 24.75]
+    assert len(axes.lines) == 2 + len(published.SIMPLE)
+    assert axes.get_yscale() == "log" and axes.get_xlabel() == "epoch"
+
+
+def test_loss_curve_of_one_record_by_another_key(monkeypatch, tmp_path):
+    axes = drawn(monkeypatch, tmp_path, RECORDS[:1], x="step", title="one")
+    assert axes.lines[0].get_xydata().tolist() == [[59, 1000]] and axes.get_title() == "one"
+
+
+@pytest.mark.parametrize(
+    "records, message", [([], "no records"), ([{"epoch": 0, "loss": float("nan")}], "not nan"), ([{"epoch": 0, "loss": 0.0}], "not 0.0")]
+)
+def test_a_curve_that_cannot_be_drawn_is_an_error(tmp_path, records, message):
+    with pytest.raises(ValueError, match=message):
+        plot.loss_curve(records, tmp_path / "loss.png")
+
+
+@pytest.mark.parametrize("kind", ["svg", "pdf"])
+def test_other_formats(tmp_path, kind):
+    plot.loss_curve(RECORDS, tmp_path / f"loss.{kind}")
+    assert (tmp_path / f"loss.{kind}").read_bytes()[:5] in (b"<?xml", b"%PDF-")
+
+
+def test_a_picture_replaces_the_last_whole_or_not_at_all(monkeypatch, tmp_path):
+    path = tmp_path / "loss.png"
+    plot.loss_curve(RECORDS, path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="Format 'nonsense'"):
+        plot.loss_curve(RECORDS, tmp_path / "loss.nonsense")
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "savefig", lambda self, file, **_: file.write(b"half") and 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        plot.loss_curve(RECORDS, path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_matplotlib_comes_only_with_the_first_picture_and_never_pyplot(tmp_path):
+    code = f"""
+import sys, numpy
+from tinydiff import plot, training, diffusion
+assert "matplotlib" not in sys.modules
+plot.image_grid(numpy.zeros((1, 2, 2)), {str(tmp_path / "a.png")!r})
+assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

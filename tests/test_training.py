@@ -1,0 +1,341 @@
+"""The loop: resuming changes nothing, Ctrl-C saves, and what it prints and keeps is right."""
+
+import io
+import json
+import signal
+import threading
+
+import numpy as np
+import pytest
+
+from tinydiff import Rng, backend, detect_anomaly, nn, ops, saving, training
+from tinydiff.diffusion import VESDE, score_matching_loss
+from tinydiff.models.tutorial import ScoreUNet
+from tinydiff.optim import EMA, SGD, Adam
+from tinydiff.training import gradients, train, workers
+
+N, BATCH = 10, 4  # three steps an epoch, of 4, 4 and 2 samples
+X = np.random.default_rng(0).normal(size=(N, 3)).astype(np.float32)
+Y = X @ np.array([[1.0], [-2.0], [0.5]], np.float32)
+
+
+class Task:
+    """A line fitted to noised points. `at` runs before each loss, given how many were computed."""
+
+    def __init__(self, out=None, at=lambda calls: None, optimizer=Adam, ema=True):
+        self.model = nn.Linear(3, 1, rng=Rng(1))
+        self.optimizer = optimizer(self.model.parameters(), lr=0.05)
+        self.ema = EMA(self.model, 0.9) if ema else None
+        self.out, self.at, self.calls, self.stream = out, at, 0, io.StringIO()
+
+    def loss(self, x, y, rng, first):
+        self.at(self.calls)
+        self.calls += 1
+        noised = x + 0.1 * rng.normal(x.shape, first=first)
+        return ops.square(self.model(noised) - y).mean()
+
+    def train(self, epochs=4, batch_size=BATCH, data=(X, Y), **options):
+        options = {"ema": self.ema, "out": self.out, "stream": self.stream} | options
+        return train(self.model, self.loss, data, self.optimizer, epochs=epochs, batch_size=batch_size, **options)
+
+    def weights(self):
+        arrays = {**self.model.state_dict(), **(self.ema.state_dict()["averages"] if self.ema else {})}
+        return np.concatenate([backend.to_host(a).ravel() for a in arrays.values()])
+
+
+def log_of(out):
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def without_time(records):
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in records]
+
+
+def call_at(n, action):
+    """An action before loss number n, once."""
+    return lambda calls: action() if calls == n else None
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+# ---------------------------------------------------------------- resuming
+
+
+@pytest.mark.parametrize("after", [1, 3, 4, 6, 10])
+@pytest.mark.parametrize("how", [interrupt, lambda: signal.raise_signal(signal.SIGINT)], ids=["KeyboardInterrupt", "SIGINT"])
+def test_interrupted_and_resumed_is_as_if_nothing_had_happened(each_backend, tmp_path, after, how):
+    options = {"schedule": lambda epoch: 0.9**epoch}
+    whole = Task(tmp_path / "whole")
+    assert whole.train(**options).finished
+
+    first = Task(tmp_path / "parts", call_at(after, how))
+    run = first.train(**options)
+    assert not run.finished and run.step in (after, after + 1)  # raised: this step is not done; SIGINT: it is finished
+    assert f"interrupted after step {run.step}" in first.stream.getvalue() and "--resume" in first.stream.getvalue()
+
+    second = Task(tmp_path / "parts")
+    run = second.train(resume=True, **options)
+    assert run.finished and run.step == 12 and second.calls < 12
+    assert whole.weights().tobytes() == second.weights().tobytes()
+    assert without_time(log_of(tmp_path / "whole")) == without_time(log_of(tmp_path / "parts")) == without_time(run.records)
+    assert len(run.records) == 4
+
+
+def test_resuming_with_more_epochs_goes_on(tmp_path):
+    Task(tmp_path).train(epochs=2)
+    more, whole = Task(tmp_path), Task()
+    assert more.train(epochs=5, resume=True).finished
+    whole.train(epochs=5)
+    assert more.weights().tobytes() == whole.weights().tobytes()
+
+
+def test_resuming_a_finished_run_does_nothing(tmp_path):
+    done, again = Task(tmp_path), Task(tmp_path)
+    done.train()
+    assert again.train(resume=True).finished
+    assert again.calls == 0 and again.weights().tobytes() == done.weights().tobytes()
+
+
+def test_a_log_that_ran_ahead_of_the_checkpoint_is_cut(tmp_path):
+    """As after a crash between the two: without that, records would be there twice."""
+    Task(tmp_path, call_at(7, interrupt)).train()
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"epoch": 99}\n')
+    Task(tmp_path).train(resume=True)
+    assert [r["epoch"] for r in log_of(tmp_path)] == [0, 1, 2, 3]
+
+
+def test_a_second_ctrl_c_stops_at_once_and_leaves_the_last_checkpoint(tmp_path):
+    def twice():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    task = Task(tmp_path, call_at(5, twice))
+    with pytest.raises(KeyboardInterrupt):
+        task.train()
+    assert saving.load(tmp_path / "checkpoint.npz")["run"]["step"] == 3
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # as it was before
+
+
+def test_an_update_that_was_cut_in_the_middle_is_not_saved(tmp_path):
+    task = Task(tmp_path)
+    task.ema.update = interrupt  # the weights have moved, their average has not
+    with pytest.raises(KeyboardInterrupt):
+        task.train()
+    assert not (tmp_path / "checkpoint.npz").exists()
+
+
+def test_an_interrupt_during_the_pictures_saves(tmp_path):
+    run = Task(tmp_path).train(on_record=lambda run: interrupt())
+    assert not run.finished and run.step == 3
+    assert saving.load(tmp_path / "checkpoint.npz")["run"]["step"] == 3 and len(log_of(tmp_path)) == 1
+
+
+def test_an_interrupt_with_nowhere_to_save_says_so():
+    task = Task(at=call_at(4, interrupt))
+    task.train()
+    assert "interrupted after step 4 (epoch 1, 1 batches); nothing was saved" in task.stream.getvalue()
+
+
+def test_it_trains_outside_the_main_thread(tmp_path):
+    task = Task(tmp_path)
+    thread = threading.Thread(target=task.train)
+    thread.start()
+    thread.join()
+    assert task.calls == 12 and len(log_of(tmp_path)) == 4
+
+
+def test_a_new_run_keeps_what_an_older_one_left(tmp_path):
+    Task(tmp_path).train(epochs=1)
+    Task(tmp_path).train(epochs=2)
+    assert saving.load(tmp_path / "previous-checkpoint.npz")["run"]["step"] == 3
+    assert len((tmp_path / "previous-log.jsonl").read_text().splitlines()) == 1 and len(log_of(tmp_path)) == 2
+
+
+# ---------------------------------------------------------------- a step
+
+
+def test_parts_of_a_batch_add_up_to_the_batch(each_backend):
+    """Micro-batches of 3, 3 and 2 give the gradient and the loss of 8, with the same noise; threads change no bit of it."""
+    results = []
+    for micro_batch, threads in [(None, 1), (3, 1), (3, 3), (1, 2)]:
+        task = Task()
+        with workers(threads) as pool:
+            value = gradients(task.loss, task.optimizer.parameters, (X[:8], Y[:8]), Rng(5), micro_batch, pool)
+        results.append(np.array([float(value), *task.model.weight.grad.numpy().ravel(), task.model.bias.grad.item()]))
+    for result in results[1:]:
+        np.testing.assert_allclose(result, results[0], rtol=2e-6)
+    assert results[1].tobytes() == results[2].tobytes()
+
+
+def test_a_step_never_waits_for_the_device(each_backend):
+    sde = VESDE()
+    model = ScoreUNet(sde.marginal_std, (32, 32, 32, 32), 16, skips="add", rng=0)
+    optimizer, ema = Adam(model.parameters(), lr=1e-3), EMA(model)
+    x0 = Rng(0).uniform((3, 28, 28, 1))
+    batch = [backend.to_host(x0)]
+    loss = lambda x, rng, first: score_matching_loss(model, x, sde, rng, first=first)  # noqa: E731
+    with backend.no_sync():
+        value = gradients(loss, optimizer.parameters, batch, Rng(1), 2)
+        optimizer.step()
+        ema.update()
+    assert value.shape == () and 0 < backend.scalar(value) < 1e5
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_the_host_reads_losses_back_only_when_the_line_is_due(numpy_backend, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+
+    def count(tick):
+        before, task = backend.syncs, Task(at=lambda calls: now.__setitem__(0, now[0] + tick))
+        task.train(epochs=10, batch_size=2)  # 50 steps
+        return backend.syncs - before
+
+    assert count(0.001) == 10  # at the end of each epoch
+    assert count(0.3) == 10 + 20  # and after every second step of the five
+
+
+def test_parameters_that_are_frozen_stay():
+    task = Task()
+    task.model.bias.requires_grad = False
+    before = task.model.bias.numpy().copy()
+    task.train(epochs=1)
+    assert task.model.bias.numpy() == before and task.model.bias.grad is None
+
+
+def test_the_loss_becomes_small():
+    task = Task()
+    records = task.train(epochs=60).records
+    assert records[-1]["loss"] < 0.2 < 1 < records[0]["loss"]
+
+
+# ---------------------------------------------------------------- what is told and kept
+
+
+def test_a_record_is_the_mean_over_images_not_over_steps(each_backend, tmp_path):
+    """As the lineage reports it. Without learning the mean over an epoch is the loss of all the images."""
+    model = nn.Linear(3, 1, rng=Rng(1))
+    optimizer = SGD(model.parameters(), lr=0.0)
+    loss = lambda x, y, rng, first: ops.square(model(x) - y).mean()  # noqa: E731
+    run = train(model, loss, (X, Y), optimizer, epochs=2, batch_size=BATCH, out=tmp_path, stream=io.StringIO())
+    weight, bias = model.weight.numpy(), model.bias.numpy()
+    expected = float(((X @ weight + bias - Y) ** 2).mean())
+    for epoch, record in enumerate(log_of(tmp_path)):
+        assert record["loss"] == pytest.approx(expected, rel=1e-6)
+        assert (record["epoch"], record["step"], record["images"], record["lr"]) == (epoch, 3 * (epoch + 1), N, 0.0)
+    assert run.records == log_of(tmp_path) and record["seconds"] >= 0
+
+
+def test_log_every_and_save_every_count_steps(tmp_path):
+    seen = []
+
+    def look(run):
+        kept = tmp_path / "checkpoint.npz"
+        seen.append((run.step, saving.load(kept)["run"]["step"] if kept.exists() else None))
+
+    run = Task(tmp_path).train(log_every=2, save_every=5, on_record=look)
+    assert [r["step"] for r in run.records] == [2, 4, 6, 8, 10, 12] and [r["images"] for r in run.records] == [8, 6, 6, 8, 6, 6]
+    assert [r["epoch"] for r in run.records] == [0, 1, 1, 2, 3, 3]
+    assert seen == [(2, None), (4, None), (6, 5), (8, 5), (10, 5), (12, 10)]
+    assert saving.load(tmp_path / "checkpoint.npz")["run"]["step"] == 12
+
+
+def test_the_schedule_is_of_the_epoch_or_the_step_and_does_not_pile_up():
+    task = Task()
+    run = task.train(epochs=3, schedule=lambda epoch: 0.5**epoch)
+    assert [r["lr"] for r in run.records] == pytest.approx([0.05, 0.025, 0.0125])
+    assert task.optimizer.lr == 0.05
+    run = task.train(epochs=2, schedule=lambda step: 1 / (1 + step), schedule_by="step")
+    assert [r["lr"] for r in run.records] == pytest.approx([0.05 / 3, 0.05 / 6])
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_progress(numpy_backend, monkeypatch, live):
+    now = [0.0]
+    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+    task = Task(at=lambda calls: now.__setitem__(0, now[0] + 2.0))  # each step takes 2 s
+    task.stream = Terminal() if live else io.StringIO()
+    task.train(epochs=20, reference={1: 300.0})
+    text = task.stream.getvalue()
+    lines = text.replace("\r\033[K", "\n").split("\n")
+    records = [line for line in lines if " lr " in line]
+    steps = [line for line in lines if "images/s" in line and " lr " not in line]
+    assert len(records) == 20 and records[0].startswith("epoch 0  step 3  loss ") and records[0].endswith("lr 0.05  2 images/s  1:54 left")
+    assert "(published 300)" in records[1] and "published" not in records[0] + records[2]
+    assert len(steps) == (60 if live else 3)  # 120 s: all, or one in half a minute
+    assert steps[0].startswith("epoch 0/20  step 1/3  loss " if live else "epoch 5/20  step 1/3  loss ")
+    assert ("\r" in text) == live and text.endswith("\n")
+
+
+def test_pictures_and_saving_are_not_training_time(numpy_backend, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+    tick = lambda seconds: now.__setitem__(0, now[0] + seconds)  # noqa: E731
+    run = Task(at=lambda calls: tick(2.0)).train(on_record=lambda run: tick(1000.0))
+    assert run.seconds == pytest.approx(24)
+
+
+@pytest.mark.parametrize("seconds, text", [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3723, "1:02:03")])
+def test_clock(seconds, text):
+    assert training.clock(seconds) == text
+
+
+# ---------------------------------------------------------------- errors
+
+
+def test_a_loss_that_is_not_finite_names_the_step(each_backend, tmp_path):
+    task = Task(tmp_path)
+
+    def poison():
+        task.model.weight.data = task.model.weight.data * float("nan")
+
+    task.at = call_at(7, poison)
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 7 \(epoch 2\).*detect_anomaly"):
+        task.train()
+    state = saving.load(tmp_path / "checkpoint.npz")
+    assert state["run"]["step"] == 6 and np.isfinite(state["model"]["weight"]).all()
+
+
+def test_the_advice_of_that_error_works():
+    task = Task()
+    task.model.weight.data = task.model.weight.data * float("nan")
+    with detect_anomaly(), pytest.raises(FloatingPointError, match="matrix_product .* NaN"):
+        task.train()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"data": (X, Y[:9])}, r"arrays of the data must have one length, not \[10, 9\]"),
+        ({"epochs": 0}, "must be 1 or more: {'epochs': 0}"),
+        ({"micro_batch": 0}, "must be 1 or more: {'micro_batch': 0}"),
+        ({"threads": -1}, "must be 1 or more: {'threads': -1}"),
+        ({"schedule_by": "day"}, "schedule_by must be 'epoch' or 'step', not 'day'"),
+        ({"batch_size": 0}, "batch_size must be 1 or more .* got 0"),
+        ({"resume": True}, "resume needs `out`"),
+    ],
+)
+def test_bad_arguments_are_quoted(options, message):
+    with pytest.raises(ValueError, match=message):
+        Task().train(**options)
+
+
+def test_nothing_to_resume(tmp_path):
+    with pytest.raises(FileNotFoundError, match="checkpoint.npz"):
+        Task(tmp_path).train(resume=True)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    Task(tmp_path, ema=False).train(epochs=1)
+    with pytest.raises(ValueError, match="is of another run: it has batch_size 4, not 5, seed 0, not 3"):
+        Task(tmp_path, ema=False).train(batch_size=5, seed=3, resume=True)
+    with pytest.raises(ValueError, match="has no ema"):
+        Task(tmp_path, ema=True).train(resume=True)
