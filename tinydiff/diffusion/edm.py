@@ -37,15 +37,15 @@ class Denoiser(nn.Module):
         return x * (sd**2 / total) + f * (s * sd / xp.sqrt(total))
 
 
-def edm_loss(denoiser: Denoiser, x0: Any, rng: Rng, /, *, mean: float = -1.2, std: float = 1.2, **condition: Any) -> Tensor:
+def edm_loss(denoiser: Denoiser, x0: Any, rng: Rng, /, *, mean: float = -1.2, std: float = 1.2, first: int = 0, **condition: Any) -> Tensor:
     """E over ln sigma ~ N(mean, std^2), z ~ N(0, I) of   (sigma^2 + sd^2) / (sigma sd)^2  |D(x0 + sigma z; sigma) - x0|^2
 
     averaged over pixels and batch (their eq. 2 and 8, table 1). With this weight it is the plain error of F, about 1 for a net that
     knows nothing.
     """
     n, sd = x0.shape[0], denoiser.sigma_data
-    sigma = xp.exp(rng.normal((n, 1, 1, 1)) * std + mean)
-    x = x0 + sigma * rng.normal(x0.shape)
+    sigma = xp.exp(rng.normal((n, 1, 1, 1), first=first) * std + mean)
+    x = x0 + sigma * rng.normal(x0.shape, first=first)
     weight = (sigma**2 + sd**2) / (sigma * sd) ** 2
     return ops.mean(weight * ops.square(denoiser(x, sigma.reshape(-1), **condition) - x0))
 

@@ -1,0 +1,149 @@
+"""EDM: its identities on Gaussian data, where the best denoiser and the paths of the sampler are known exactly."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tinydiff import Rng, Tensor, backend, nn, tensor
+from tinydiff.backend import to_host, xp
+from tinydiff.diffusion.edm import Denoiser, edm_loss, guided, heun, sigmas
+from tinydiff.tensor import array_of
+
+pytestmark = pytest.mark.usefixtures("each_backend")
+SD = 0.6
+
+
+class Zero(nn.Module):
+    """F = 0: for data N(0, sd^2) the denoiser D = c_skip x is then the best there is."""
+
+    def forward(self, x, noise, **labels):
+        self.seen = x, noise
+        return x * 0.0
+
+
+class Told(nn.Module):
+    """An F that depends on its label: 1 where there is one."""
+
+    def forward(self, x, noise, digit=None):
+        return x * 0.0 + (0.0 if digit is None else 1.0)
+
+
+def test_the_network_sees_inputs_of_variance_one_and_the_logarithm_of_sigma():
+    net = Zero()
+    x0 = Rng(0).normal((400, 8, 8, 1)) * SD
+    x = x0 + Rng(1).normal((400, 8, 8, 1)) * 3.0
+    Denoiser(net, SD)(Tensor(x), 3.0)
+    seen, noise = net.seen
+    assert abs(to_host(seen.data).std() - 1) < 0.01
+    np.testing.assert_allclose(to_host(array_of(noise)), np.log(3.0) / 4, rtol=1e-6)
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.6, 7.0])
+def test_the_target_of_the_network_has_variance_one(sigma):
+    # F is the target where D is x0: (x0 - c_skip x) / c_out.
+    x0 = np.random.default_rng(0).normal(size=200_000) * SD
+    x = x0 + np.random.default_rng(1).normal(size=200_000) * sigma
+    zero = to_host(Denoiser(Zero(), SD)(tensor(x.reshape(-1, 1, 1, 1)), sigma).data).ravel()
+    one = to_host(Denoiser(Told(), SD)(tensor(x.reshape(-1, 1, 1, 1)), sigma, digit=1).data).ravel()
+    c_out = (one - zero).mean()
+    assert abs(((x0 - zero) / c_out).std() - 1) < 0.01
+
+
+def test_a_network_that_knows_nothing_has_loss_one():
+    x0 = Rng(0).normal((3000, 4, 4, 1)) * SD
+    loss = edm_loss(Denoiser(Zero(), SD), x0, Rng(1))
+    assert abs(loss.item() - 1) < 0.02
+
+
+def test_the_loss_of_a_batch_is_the_mean_of_the_losses_of_its_parts():
+    denoiser, x0 = Denoiser(Told(), SD), Rng(0).normal((6, 4, 4, 1))
+    whole = edm_loss(denoiser, x0, Rng(1)).item()
+    parts = [edm_loss(denoiser, x0[i : i + 2], Rng(1), first=i).item() for i in (0, 2, 4)]
+    assert whole == pytest.approx(np.mean(parts), rel=1e-6)
+    assert len(set(parts)) == 3
+
+
+def test_schedule():
+    levels = sigmas(18)
+    assert len(levels) == 19 and levels[-1] == 0
+    assert levels[0] == pytest.approx(80) and levels[-2] == pytest.approx(0.002)
+    assert all(a > b for a, b in zip(levels, levels[1:]))
+    assert levels[9] == pytest.approx((80 ** (1 / 7) * 8 / 17 + 0.002 ** (1 / 7) * 9 / 17) ** 7)
+
+
+def test_heun_is_of_second_order_on_gaussian_data():
+    # dx/dsigma = x sigma / (sigma^2 + sd^2), so x(0) = x(s) sd / sqrt(s^2 + sd^2).
+    def denoise(x, sigma):
+        return x * (SD**2 / (sigma**2 + SD**2))
+
+    start = to_host(Rng(3).normal((50, 2, 2, 1), "float64")) * 80.0
+    exact = start * SD / np.sqrt(80.0**2 + SD**2)
+
+    def error(steps):
+        class Double(Rng):
+            def normal(self, shape, dtype="float64", *, first=0):
+                return super().normal(shape, dtype, first=first)
+
+        x = heun(denoise, (50, 2, 2, 1), Double(3), steps=steps, sigma_min=1e-5)
+        return np.sqrt(np.mean((to_host(x) - exact) ** 2))
+
+    coarse, fine = error(40), error(80)
+    assert fine < 2e-3
+    assert 1.8 < np.log2(coarse / fine) < 2.3
+
+
+def test_heun_evaluates_twice_a_step_but_once_at_the_last_and_tells_the_callback():
+    calls, told = [], []
+
+    def denoise(x, sigma):
+        calls.append(sigma)
+        return x * 0
+
+    heun(denoise, (2, 4, 4, 1), Rng(0), steps=5, callback=lambda i, s, x, d: told.append((i, s, x.shape, d.shape)))
+    assert len(calls) == 2 * 5 - 1
+    assert [i for i, *_ in told] == [0, 1, 2, 3, 4]
+    assert told[0][1] == pytest.approx(80) and told[0][2:] == ((2, 4, 4, 1), (2, 4, 4, 1))
+
+
+def test_a_sample_is_the_same_alone_and_in_a_batch():
+    def denoise(x, sigma):
+        return x * (0.25 / (sigma**2 + 0.25))
+
+    whole = to_host(heun(denoise, (5, 4, 4, 1), Rng(7), steps=6))
+    alone = to_host(heun(denoise, (1, 4, 4, 1), Rng(7), steps=6, first=3))
+    np.testing.assert_array_equal(whole[3:4], alone)
+    assert not np.array_equal(whole[2], whole[3])
+
+
+def test_guidance_extrapolates_from_without_to_with():
+    denoiser, x = Denoiser(Told(), SD), Rng(0).normal((2, 4, 4, 1))
+    told, untold = (to_host(array_of(denoiser(x, 2.0, **c))) for c in ({"digit": 1}, {}))
+    np.testing.assert_allclose(to_host(guided(denoiser, 0.5, digit=1)(x, 2.0)), 1.5 * told - 0.5 * untold, rtol=1e-5)
+    np.testing.assert_array_equal(to_host(guided(denoiser, 0, digit=1)(x, 2.0)), told)
+    assert abs(told - untold).max() > 0.1
+
+
+def test_float64_stays_float64():
+    x = Rng(0).normal((2, 4, 4, 1), "float64")
+    assert Denoiser(Zero(), SD)(Tensor(x), xp.ones(2)).dtype == "float64"
+    assert edm_loss(Denoiser(Zero(), SD), x, Rng(0)).dtype == "float64"
+    assert edm_loss(Denoiser(Zero(), SD), x.astype("float32"), Rng(0)).dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("make", "quoted"),
+    [
+        (lambda: sigmas(1), "steps=1"),
+        (lambda: sigmas(5, 3.0, 2.0), "3.0, 2.0"),
+        (lambda: Denoiser(Zero(), 0.0), "0.0"),
+        (lambda: heun(lambda x, s: x, (1, 2, 2, 1), Rng(0), steps=0), "steps=0"),
+    ],
+)
+def test_bad_input_is_quoted(make, quoted):
+    with pytest.raises(ValueError, match=quoted):
+        make()
+
+
+def test_backend_is_the_one_of_the_fixture():
+    assert backend.active().is_array(heun(lambda x, s: x * 0, (1, 2, 2, 1), Rng(0), steps=2))

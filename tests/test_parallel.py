@@ -1,0 +1,83 @@
+"""Shards over threads: the same numbers whatever the number of threads."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+import tinydiff
+from tinydiff import Rng, nn, ops, parallel, tensor
+
+
+def problem():
+    net = nn.Sequential(nn.Linear(6, 5, rng=0), nn.SiLU(), nn.Linear(5, 3, rng=1)).astype("float64")
+    x = Rng(2).normal((20, 6), "float64")
+    return list(net.parameters()), lambda rows: ops.sum(ops.square(net(tensor(x[rows]))))
+
+
+def test_shards_add_up_to_the_whole(each_backend):
+    parameters, loss = problem()
+    whole = loss(slice(0, 20))
+    expected = tinydiff.grad(whole, parameters)
+    value, found = parallel.gradients(loss, parameters, 20, 6)
+    assert float(value) == pytest.approx(whole.item(), rel=1e-12)
+    for g, e in zip(found, expected):
+        np.testing.assert_allclose(tinydiff.backend.to_host(g), e.numpy(), rtol=1e-10, atol=1e-12)
+    assert all(p.grad is None for p in parameters)
+
+
+def test_the_number_of_threads_does_not_change_a_bit():
+    parameters, loss = problem()
+    one, many = (parallel.gradients(loss, parameters, 20, 3, threads)[1] for threads in (1, 4))
+    for a, b in zip(one, many):
+        assert tinydiff.backend.to_host(a).tobytes() == tinydiff.backend.to_host(b).tobytes()
+
+
+def test_results_come_in_order_and_cover_every_row_once():
+    shards = list(parallel.over_shards(lambda rows: (rows.start, rows.stop), 10, 4, threads=3))
+    assert shards == [(0, 4), (4, 8), (8, 10)]
+    assert list(parallel.over_shards(lambda rows: rows, 0, 4)) == []
+
+
+def test_threads_are_used_and_an_error_in_one_is_raised():
+    if tinydiff.backend.active().name != "numpy":
+        pytest.skip("a GPU is fed by one thread")
+    together = threading.Barrier(2, timeout=10)  # passes only if two shards are in work at the same time
+    list(parallel.over_shards(lambda rows: together.wait(), 2, 1, threads=2))
+
+    def broken(rows):
+        raise ZeroDivisionError(f"in rows {rows.start}")
+
+    with pytest.raises(ZeroDivisionError, match="in rows 0"):
+        list(parallel.over_shards(broken, 4, 1, threads=2))
+
+
+def test_blas_has_its_threads_back_afterwards():
+    blas = parallel._blas()
+    if blas is None:
+        pytest.skip("this NumPy does not bring its own OpenBLAS")
+    if tinydiff.backend.active().name != "numpy":
+        pytest.skip("a GPU is fed by one thread")
+    get, set_to = blas
+    before = get()
+    set_to(2)
+    try:
+        inside = list(parallel.over_shards(lambda rows: get(), 2, 1, threads=2))
+        assert inside == [1, 1] and get() == 2
+    finally:
+        set_to(before)
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")  # NumPy says so too
+def test_anomalies_are_found_in_shards_too():
+    x = tensor(np.array([1.0, 0.0]), requires_grad=True)
+    with tinydiff.detect_anomaly(), pytest.raises(FloatingPointError, match="divide"):
+        parallel.gradients(lambda rows: ops.sum(1 / x[rows]), [x], 2, 1, threads=2)
+
+
+@pytest.mark.parametrize(("size", "threads"), [(0, 1), (2, 0)])
+def test_bad_sizes_are_quoted(size, threads):
+    with pytest.raises(ValueError, match=f"size={size}, threads={threads}"):
+        list(parallel.over_shards(lambda rows: rows, 4, size, threads))
