@@ -8,20 +8,13 @@
 
 The directory of the run (runs/03_score_unet) gets samples.png, loss.png, log.jsonl and checkpoint.npz after every epoch.
 """
-# ruff: noqa: E402
-
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
-# The threads of this program each do a part of a batch, which keeps two cores busier than BLAS with two threads does.
-for variable in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(variable, "1")
-
-from tinydiff import Rng, backend, data, plot, saving
+from tinydiff import Rng, data, plot, saving
 from tinydiff.diffusion import VESDE, euler_maruyama, published, score_matching_loss
 from tinydiff.models.tutorial import ScoreUNet
 from tinydiff.optim import Adam, constant, exponential
@@ -101,7 +94,7 @@ def arguments():
     add("--epochs", type=int, help="how often to go through the data (default: the tutorial's 75, or 50 with --skips concat)")
     add("--batch-size", type=int, help="images a step (default: the tutorial's 1024, or 2048)")
     add("--micro-batch", type=int, default=128, help="images at a time; gradients are added up (default: %(default)s)")
-    add("--threads", type=int, default=default_threads(), help="micro-batches worked on at the same time (default here: %(default)s)")
+    add("--threads", type=int, help="micro-batches worked on at the same time (default: one a core; a GPU has one)")
     add("--steps", type=int, default=500, help="steps of the sampler (default: %(default)s)")
     add("--samples", type=int, default=64, help="images in the final grid (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the weights, the order of the data, the noise, the samples (default: %(default)s)")
@@ -112,10 +105,6 @@ def arguments():
     args.epochs = TUTORIAL[args.skips]["epochs"] if args.epochs is None else args.epochs
     args.batch_size = TUTORIAL[args.skips]["batch_size"] if args.batch_size is None else args.batch_size
     return args
-
-
-def default_threads():
-    return 1 if backend.name == "cupy" else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from tinydiff import Rng, backend, detect_anomaly, nn, ops, saving, training
 from tinydiff.diffusion import VESDE, score_matching_loss
 from tinydiff.models.tutorial import ScoreUNet
 from tinydiff.optim import EMA, SGD, Adam
-from tinydiff.training import gradients, train, workers
+from tinydiff.training import gradients, train
 
 N, BATCH = 10, 4  # three steps an epoch, of 4, 4 and 2 samples
 X = np.random.default_rng(0).normal(size=(N, 3)).astype(np.float32)
@@ -162,8 +162,7 @@ def test_parts_of_a_batch_add_up_to_the_batch(each_backend):
     results = []
     for micro_batch, threads in [(None, 1), (3, 1), (3, 3), (1, 2)]:
         task = Task()
-        with workers(threads) as pool:
-            value = gradients(task.loss, task.optimizer.parameters, (X[:8], Y[:8]), Rng(5), micro_batch, pool)
+        value = gradients(task.loss, task.optimizer.parameters, (X[:8], Y[:8]), Rng(5), micro_batch, threads)
         results.append(np.array([float(value), *task.model.weight.grad.numpy().ravel(), task.model.bias.grad.item()]))
     for result in results[1:]:
         np.testing.assert_allclose(result, results[0], rtol=2e-6)

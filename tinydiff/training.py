@@ -17,17 +17,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from . import backend, saving
+from . import backend, parallel, saving
 from .backend import Array, xp
 from .data.batches import Batches
 from .data.cache import write_atomically
 from .rng import Rng
-from .tape import grad
 from .tensor import Tensor
 
 Record = dict[str, Any]
@@ -54,7 +52,7 @@ def train(
     epochs: int,
     batch_size: int,
     micro_batch: int | None = None,
-    threads: int = 1,
+    threads: int | None = None,
     seed: int = 0,
     schedule: Callable[[int], float] | None = None,
     schedule_by: str = "epoch",
@@ -72,8 +70,8 @@ def train(
     data: host arrays of one length, (images, labels, ...). loss(*batch, rng, first) -> Tensor of shape (): the mean over a
     batch, whose arrays are on the device; `rng` is another at each step, and the rows of a batch count from `first`.
     micro_batch: go through a batch in parts of this size and add up the gradients: the same mathematics in less memory.
-    threads: how many parts to work on at a time, each in a thread of its own. It pays on a CPU if BLAS is told to use one thread itself
-    (OPENBLAS_NUM_THREADS=1, before NumPy is imported), and asks for a loss that changes no state.
+    threads: how many parts to work on at a time, on a CPU (None: one a core). It changes no result, and asks for a loss that
+    changes no state.
     schedule: epoch, or step with schedule_by="step", -> factor of the learning rate. ema: updated after each step.
     out: a directory for log.jsonl and checkpoint.npz. A record of the log is the mean loss over the images since the last one; it
     is written at the end of each epoch, or every `log_every` steps; so is the checkpoint, or every `save_every` steps.
@@ -100,13 +98,13 @@ def train(
     progress = Progress(run, order, epochs, reference or {}, stream)
     whole = True  # False while the weights are being changed
 
-    with ctrl_c(stream) as interrupt, workers(threads) as pool:
+    with ctrl_c(stream) as interrupt:
         try:
             while run.step < steps and not interrupt.wanted:
                 epoch, _ = order.locate(run.step)
                 optimizer.lr = base_lr * (schedule(epoch if schedule_by == "epoch" else run.step) if schedule else 1.0)
                 batch = [a[order.indices(run.step)] for a in data]
-                value = gradients(loss, optimizer.parameters, batch, noise.child(run.step), micro_batch, pool)
+                value = gradients(loss, optimizer.parameters, batch, noise.child(run.step), micro_batch, threads)
                 whole = False
                 optimizer.step()
                 if ema is not None:
@@ -136,35 +134,26 @@ def train(
 
 
 def gradients(
-    loss: Callable[..., Any], parameters: Sequence[Tensor], batch: Sequence[Any], rng: Rng, micro_batch: int | None = None, pool: Any = None
+    loss: Callable[..., Any],
+    parameters: Sequence[Tensor],
+    batch: Sequence[Any],
+    rng: Rng,
+    micro_batch: int | None = None,
+    threads: int | None = None,
 ) -> Array:
-    """Leave the gradient of the mean loss over a batch in the parameters, and return that loss, on the device.
-
-    pool: an Executor, whose threads share the parts of the batch. The parts are added up in their order, whoever was first.
-    """
+    """Leave the gradient of the mean loss over a batch in the parameters, and return that loss, on the device."""
     parameters = [p for p in parameters if p.requires_grad]
     n = len(batch[0])
-    size = micro_batch or n
 
-    def part(first: int) -> tuple[Array, tuple[Tensor, ...]]:
-        arrays = [backend.to_device(a[first : first + size]) for a in batch]
+    def of_part(rows: slice) -> Tensor:
+        arrays = [backend.to_device(a[rows]) for a in batch]
         # Every part starts at the same counters: which numbers a sample draws depends on its row in the whole batch alone.
-        value = loss(*arrays, rng=Rng(**rng.state()), first=first) * (len(arrays[0]) / n)
-        return value.data, grad(value, parameters)
+        return loss(*arrays, rng=Rng(**rng.state()), first=rows.start) * (len(arrays[0]) / n)
 
-    total = None
-    for p in parameters:
-        p.grad = None
-    for value, found in (pool.map if pool else map)(part, range(0, n, size)):
-        total = value if total is None else total + value
-        for p, g in zip(parameters, found):
-            p.grad = g if p.grad is None else p.grad + g
+    total, found = parallel.gradients(of_part, parameters, n, micro_batch or n, threads)
+    for p, g in zip(parameters, found):
+        p.grad = Tensor(g)
     return total
-
-
-def workers(threads: int) -> Any:
-    """`threads` threads; none besides this one for 1."""
-    return ThreadPoolExecutor(threads) if threads > 1 else contextlib.nullcontext()
 
 
 # ---------------------------------------------------------------- what it tells you
@@ -205,7 +194,7 @@ class Progress:
             if not math.isfinite(value):
                 raise FloatingPointError(
                     f"the loss is {value} at step {step} (epoch {self.order.locate(step)[0]}): lower the learning rate; or go on from the "
-                    "last checkpoint (resume) inside `with tinydiff.detect_anomaly():`, threads=1, to see which op made the first NaN"
+                    "last checkpoint (resume) inside `with tinydiff.detect_anomaly():` to see which op made the first NaN"
                 )
             self.run.loss_sum += value * images
             self.run.images += images
