@@ -12,6 +12,7 @@ import contextlib
 import importlib
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -104,10 +105,17 @@ def _cupy() -> Backend:
             f"TINYDIFF_BACKEND=cupy, and CuPy is installed, but no CUDA device can be used here ({why}): "
             "check the driver and CUDA_VISIBLE_DEVICES, or unset TINYDIFF_BACKEND to run on the CPU"
         )
-    allow_synchronize = importlib.import_module("cupyx").allow_synchronize
-    return Backend(
-        "cupy", cupy, cupy.asarray, cupy.asnumpy, lambda a: isinstance(a, cupy.ndarray), "cuda", lambda: allow_synchronize(False)
-    )
+    return Backend("cupy", cupy, cupy.asarray, cupy.asnumpy, lambda a: isinstance(a, cupy.ndarray), "cuda", _no_cupy_sync)
+
+
+@contextlib.contextmanager
+def _no_cupy_sync() -> Iterator[None]:
+    """Inside, CuPy refuses to wait for the device, in this thread."""
+    with contextlib.ExitStack() as stack:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it does not notice every wait; those that it does notice are enough to be useful
+            stack.enter_context(importlib.import_module("cupyx").allow_synchronize(False))
+        yield
 
 
 def __getattr__(attribute: str) -> Any:
