@@ -161,20 +161,23 @@ def _some_repetitions(problem: Problem, k: int, a: Any, n: Any) -> str:
     about = f"missing unbroadcast: the input of shape {a.shape} was stretched to {out}, and its gradient is"
     if _close(full.mean(axis=tuple(stretched)).reshape(a.shape), a):
         return f"{about} averaged over the repetitions instead of summed"
-    for axes in _subsets(range(len(out))):
+    for axes in _subsets(len(out)):
         total = full.sum(axis=axes, keepdims=True)
-        rest = [ax for ax in stretched if ax not in axes]
-        for at in itertools.product(*(range(out[ax]) for ax in rest)):
-            one = total[tuple(at[rest.index(ax)] if ax in rest else slice(None) for ax in range(len(out)))]
-            if one.size == a.size and _close(one.reshape(a.shape), a):
-                only = " (only one repetition counts)" if rest else ""
-                return f"{about} summed over the axes {axes} instead of {tuple(stretched)}{only}"
+        if axes != tuple(stretched) and total.size == a.size and _close(total.reshape(a.shape), a):
+            return f"{about} summed over the axes {axes} instead of {tuple(stretched)}"
+        if not set(axes) <= set(stretched):
+            continue
+        rest = tuple(ax for ax in stretched if ax not in axes)
+        parts = np.moveaxis(total, rest, range(len(rest))).reshape(-1, *a.shape)  # a repetition along the others each
+        for some in _subsets(len(parts)) if len(parts) <= 8 else ((at,) for at in range(len(parts))):
+            if some and _close(parts[list(some)].sum(axis=0), a):
+                return f"{about} that of {len(some)} of {len(parts)} repetitions"
     return ""
 
 
-def _subsets(axes: Any) -> Iterator[tuple[int, ...]]:
-    for count in range(len(axes)):
-        yield from itertools.combinations(axes, count)
+def _subsets(n: int) -> Iterator[tuple[int, ...]]:
+    """All of some of the numbers below n, the smaller first."""
+    return itertools.chain.from_iterable(itertools.combinations(range(n), count) for count in range(n + 1))
 
 
 # ---------------------------------------------------------------- the right numbers in the wrong places
@@ -185,10 +188,9 @@ def _misplaced(problem: Problem, k: int, a: Any, n: Any) -> str:
         for order in itertools.permutations(range(n.ndim)):
             if order != tuple(range(n.ndim)) and _close(a, n.transpose(order).reshape(n.shape)):
                 return "transposed" + (f": its axes are in the order {order}" if n.ndim > 2 else "")
-        for axes in _subsets(range(n.ndim + 1)):
-            if axes and n.ndim not in axes and _close(a, np.flip(n, axes)):
+        for axes in _subsets(n.ndim):
+            if axes and _close(a, np.flip(n, axes)):
                 return f"flipped along the axes {axes}"
-    unit = np.zeros(1)
     for other, x in enumerate(problem.arrays):
         if other == k or x.shape != a.shape:
             continue
