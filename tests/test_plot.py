@@ -133,6 +133,13 @@ def test_a_picture_replaces_the_last_whole_or_not_at_all(monkeypatch, tmp_path):
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="its files have no modes")
+def test_a_picture_can_be_read_by_those_who_can_read_other_files(tmp_path):
+    (tmp_path / "other").touch()
+    plot.loss_curve(RECORDS, tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_matplotlib_comes_only_with_the_first_picture_and_never_pyplot(tmp_path):
     code = f"""
 import sys, numpy

@@ -26,6 +26,9 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
+        mask = os.umask(0)  # there is no other way to read it
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes it private
         os.replace(temporary, path)
     except BaseException:  # Ctrl-C too must leave nothing behind
         os.unlink(temporary)
