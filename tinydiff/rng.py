@@ -122,6 +122,11 @@ def recorded() -> Iterator[dict[int, tuple[Rng, int]]]:
                 before.setdefault(key, entry)
 
 
+def starts(log: dict[int, tuple[Rng, int]]) -> list[tuple[int, int, int]]:
+    """(seed, stream, step) of each first draw in the log: equal for two runs that drew the same numbers."""
+    return sorted((rng.seed, rng.stream, step) for rng, step in log.values())
+
+
 @contextlib.contextmanager
 def replayed(log: dict[int, tuple[Rng, int]]) -> Iterator[None]:
     """Inside, the sources in the log start again where they were, so the same code draws the same numbers."""

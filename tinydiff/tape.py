@@ -524,8 +524,12 @@ class _Checkpoint(Node):
             )
         self._check_unchanged()
         sources = [_tensor_at(parent, value) for parent, value in zip(self.parents, self.values)]
-        with _mode(True), rng.replayed(self.saved):
+        with _mode(True), rng.replayed(self.saved), rng.recorded() as draws:
             out = self.params["fn"](*self.params["inputs"])
+        if rng.starts(draws) != rng.starts(self.saved):
+            raise RuntimeError(
+                f"checkpoint: run again, the function drew other random numbers, {rng.starts(draws)} instead of {rng.starts(self.saved)}"
+            )
         if not (isinstance(out, Tensor) and out._requires_grad and out.shape == self.shape):
             raise RuntimeError(f"checkpoint: run again, the function gave {_describe(out)}, not one of shape {self.shape} with a gradient")
         found = dict(_by_key(_flow_back(out, g, sources, create_graph, create_graph, stop=True)))
