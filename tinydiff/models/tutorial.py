@@ -28,7 +28,8 @@ class ScoreUNet(nn.Module):
     """The score of noised images: x (N, 28, 28, 1) and times t (N,) -> (N, 28, 28, 1).
 
     On the way down the image becomes smaller and the channels more, on the way up the reverse; each layer up also gets what
-    the layer of its size on the way down has seen, concatenated ("concat") or added ("add"). Each layer is told the time.
+    the layer of its size on the way down has seen, concatenated ("concat") or added ("add"). Each layer is told the time; the
+    last (dense7) in vain: its group norm has a group a channel, which takes out again what is added to all of a channel.
     Errors: ValueError for another shape of x or t, or another word for skips; TypeError for another dtype than the weights'.
     """
 
