@@ -8,6 +8,7 @@ stands in one place in tinydiff/ops.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -309,9 +310,12 @@ def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     Errors: TypeError for data that is no array of numbers, or that requires a gradient and is not floating.
     """
     is_typed = hasattr(data, "dtype")
-    array = backend.to_device(array_of(data))
+    try:
+        array = backend.to_device(array_of(data))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"a Tensor holds an array of numbers, not {reprlib.repr(data)}: {error}") from error
     if array.dtype.kind not in "fciub":
-        raise TypeError(f"a Tensor holds numbers, not {array.dtype}: {data!r}")
+        raise TypeError(f"a Tensor holds an array of numbers, not {reprlib.repr(data)}")
     if dtype is None and not is_typed and array.dtype.kind == "f":
         dtype = "float32"
     array = array.astype(array.dtype if dtype is None else dtype)  # always a copy

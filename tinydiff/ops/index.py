@@ -62,7 +62,11 @@ def index_add(x: Any, values: Any, *, index: Any) -> Any:
     dz = dx + dvalues at the index          x' = z',   values' = z'[index]
     """
     z = x.copy()
-    kernels.index_add(z, _plain(index), values)
+    try:
+        kernels.index_add(z, _plain(index), values)
+    except ValueError:
+        picked = x[_plain(index)].shape
+        raise ValueError(f"index_add: x {x.shape} at the index has shape {picked}, which the values {values.shape} do not fit") from None
     return z
 
 

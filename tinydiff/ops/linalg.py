@@ -40,7 +40,7 @@ def matmul(x: Any, y: Any) -> Any:
     """
     if x.ndim == 0 or y.ndim == 0 or x.shape[-1] != y.shape[-2 if y.ndim > 1 else 0]:
         raise ValueError(
-            f"matmul: the shapes {x.shape} and {y.shape} do not fit: the last axis of the first is summed with the last but one of the second"
+            f"matmul: the shapes {x.shape} and {y.shape} do not fit: the last axis of the first meets the last but one of the second"
         )
     z = matrix_product(reshape(x, shape=(1, -1)) if x.ndim == 1 else x, reshape(y, shape=(-1, 1)) if y.ndim == 1 else y)
     shape = z.shape if x.ndim > 1 else (*z.shape[:-2], z.shape[-1])

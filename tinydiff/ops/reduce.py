@@ -38,14 +38,16 @@ def _(g: Any, _z: Any, _x: Any, *, axis: Axis, keepdims: bool) -> Any:
 @composite
 def mean(x: Any, *, axis: Axis = None, keepdims: bool = False) -> Any:
     """The sum over the axes divided by their length. Errors: ValueError if there is nothing to average."""
-    return sum(x, axis=axis, keepdims=keepdims) / _count(x, axis, "mean", 0)
+    count = _count(x, axis, "mean", 0)
+    return sum(x, axis=axis, keepdims=keepdims) / count
 
 
 @composite
 def var(x: Any, *, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Any:
     """sum((x - mean)^2) / (n - ddof) over the axes. Errors: ValueError if n <= ddof."""
+    freedom = _count(x, axis, "var", ddof) - ddof
     centred = x - mean(x, axis=axis, keepdims=True)
-    return sum(square(centred), axis=axis, keepdims=keepdims) / (_count(x, axis, "var", ddof) - ddof)
+    return sum(square(centred), axis=axis, keepdims=keepdims) / freedom
 
 
 def _count(x: Any, axis: Axis, what: str, ddof: int) -> int:
