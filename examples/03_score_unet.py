@@ -8,6 +8,7 @@
 
 The directory of the run (runs/03_score_unet) gets samples.png, loss.png, log.jsonl and checkpoint.npz after every epoch.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -33,6 +34,8 @@ def main() -> int:
     sde = VESDE(SIGMA)
     model = ScoreUNet(sde.marginal_std, skips=args.skips, rng=Rng(args.seed).child("model"))
     if args.sample_only:
+        if not (args.out / "checkpoint.npz").exists():
+            sys.exit(f"there is no {args.out / 'checkpoint.npz'} to sample from: train first, without --sample-only")
         model.load_state_dict(saving.load(args.out / "checkpoint.npz")["model"])
         paint(model, sde, args, args.steps)
         return 0
@@ -75,7 +78,10 @@ def main() -> int:
 def load(args):
     if args.data == "glyphs":
         return data.to_float(data.glyphs(20_000, args.seed).images)
-    return data.to_float(data.mnist(args.data_dir).images)  # float32 (60000, 28, 28, 1) in [0, 1]
+    try:
+        return data.to_float(data.mnist(args.data_dir).images)  # float32 (60000, 28, 28, 1) in [0, 1]
+    except (OSError, ValueError, data.DownloadError) as error:
+        sys.exit(f"{error}\nOr take --data glyphs, digits drawn here, which need no files.")
 
 
 def paint(model, sde, args, steps, n=None):
@@ -85,18 +91,24 @@ def paint(model, sde, args, steps, n=None):
     plot.image_grid(x, args.out / "samples.png")
 
 
+def positive(text):
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text}")
+    return int(text)
+
+
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--skips", choices=TUTORIAL, default="add", help="how the halves of the U-Net are joined (default: add, the tutorial's second net)")
     add("--data", choices=["mnist", "glyphs"], default="mnist", help="MNIST, read from --data-dir or downloaded once; or digits drawn here")
     add("--data-dir", type=Path, help="where the four idx files of MNIST are (default: $TINYDIFF_DATA, else download)")
-    add("--epochs", type=int, help="how often to go through the data (default: the tutorial's 75, or 50 with --skips concat)")
-    add("--batch-size", type=int, help="images a step (default: the tutorial's 1024, or 2048)")
-    add("--micro-batch", type=int, default=128, help="images at a time; gradients are added up (default: %(default)s)")
-    add("--threads", type=int, help="micro-batches worked on at the same time (default: one a core; a GPU has one)")
-    add("--steps", type=int, default=500, help="steps of the sampler (default: %(default)s)")
-    add("--samples", type=int, default=64, help="images in the final grid (default: %(default)s)")
+    add("--epochs", type=positive, help="how often to go through the data (default: the tutorial's 75, or 50 with --skips concat)")
+    add("--batch-size", type=positive, help="images a step (default: the tutorial's 1024, or 2048)")
+    add("--micro-batch", type=positive, default=128, help="images at a time; gradients are added up (default: %(default)s)")
+    add("--threads", type=positive, help="micro-batches worked on at the same time (default: one a core; a GPU has one)")
+    add("--steps", type=positive, default=500, help="steps of the sampler (default: %(default)s)")
+    add("--samples", type=positive, default=64, help="images in the final grid (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the weights, the order of the data, the noise, the samples (default: %(default)s)")
     add("--out", type=Path, default=Path("runs/03_score_unet"), help="directory of the run (default: %(default)s)")
     add("--resume", action="store_true", help="go on from the checkpoint in --out")

@@ -328,7 +328,7 @@ def test_bad_arguments_are_quoted(options, message):
 
 
 def test_nothing_to_resume(tmp_path):
-    with pytest.raises(FileNotFoundError, match="checkpoint.npz"):
+    with pytest.raises(FileNotFoundError, match="nothing to resume: there is no .*checkpoint.npz"):
         Task(tmp_path).train(resume=True)
 
 

@@ -111,7 +111,7 @@ def loss_curve(
     if reference:
         axes.plot(list(reference), list(reference.values()), "D", color=RED, markersize=5, mfc="none", label=reference_label)
     if reference or levels:
-        axes.legend(frameon=False, loc="upper center")
+        axes.legend(edgecolor="none", framealpha=1, loc="upper center")
     axes.set_xlabel(x)
     axes.set_ylabel("loss")
     axes.set_title(title, fontsize=11, color=INK)

@@ -288,6 +288,8 @@ class Files:
         """The run that was saved, its state put back where it came from, and the log cut to what it had."""
         if self.out is None:
             raise ValueError("train: resume needs `out`, the directory of the run")
+        if not (self.out / "checkpoint.npz").exists():
+            raise FileNotFoundError(f"nothing to resume: there is no {self.out / 'checkpoint.npz'}")
         state = saving.load(self.out / "checkpoint.npz")
         if state["settings"] != self.settings:
             changed = [f"{k} {state['settings'].get(k)}, not {v}" for k, v in self.settings.items() if state["settings"].get(k) != v]
