@@ -91,6 +91,11 @@ def _cupy() -> Backend:
     try:
         cupy = importlib.import_module("cupy")
     except ImportError as error:
+        if not (isinstance(error, ModuleNotFoundError) and error.name == "cupy"):
+            raise RuntimeError(
+                f"TINYDIFF_BACKEND=cupy, and CuPy is installed, but it cannot be imported ({error}): mend that installation, "
+                "or unset TINYDIFF_BACKEND to run on the CPU"
+            ) from error
         raise RuntimeError(
             "TINYDIFF_BACKEND=cupy, but CuPy is not installed: pip install 'tinydiff[cupy13]' (CUDA 13) or "
             "'tinydiff[cupy12]' (CUDA 12), or unset TINYDIFF_BACKEND to run on the CPU"
