@@ -242,6 +242,12 @@ def test_log_every_and_save_every_count_steps(tmp_path):
     assert saving.load(tmp_path / "checkpoint.npz")["run"]["step"] == 12
 
 
+def test_the_last_record_is_at_the_end_whatever_log_every_is(tmp_path):
+    run = Task(tmp_path).train(log_every=5)
+    assert [(r["step"], r["images"]) for r in run.records] == [(5, 18), (10, 16), (12, 6)]
+    assert sum(r["images"] for r in run.records) == 4 * N
+
+
 def test_the_schedule_is_of_the_epoch_or_the_step_and_does_not_pile_up():
     task = Task()
     run = task.train(epochs=3, schedule=lambda epoch: 0.5**epoch)

@@ -74,7 +74,7 @@ def train(
     changes no state.
     schedule: epoch, or step with schedule_by="step", -> factor of the learning rate. ema: updated after each step.
     out: a directory for log.jsonl and checkpoint.npz. A record of the log is the mean loss over the images since the last one; it
-    is written at the end of each epoch, or every `log_every` steps; so is the checkpoint, or every `save_every` steps.
+    is written at the end of each epoch, or every `log_every` steps and at the end; so is the checkpoint, or every `save_every` steps.
     resume: go on from the checkpoint. on_record(run): called after each record, for pictures. reference: {epoch: loss} of
     others, printed beside ours. stream: where the progress goes, stderr unless given.
 
@@ -114,7 +114,7 @@ def train(
                 whole = True
 
                 epoch_ends = run.step % order.steps_per_epoch == 0
-                if run.step % log_every == 0 if log_every else epoch_ends:
+                if run.step == steps or (run.step % log_every == 0 if log_every else epoch_ends):
                     files.log(progress.record(epoch, optimizer.lr))
                     if on_record is not None:
                         with progress.paused():
