@@ -214,13 +214,13 @@ def roll(x: Any, *, shift: int, axis: int | None = None) -> Any:
 @composite
 def tile(x: Any, *, reps: int | tuple[int, ...]) -> Any:
     """x repeated `reps` times along each axis, as numpy.tile."""
-    reps = (reps,) if isinstance(reps, int) else tuple(reps)
-    ndim = max(x.ndim, len(reps))
-    reps = (1,) * (ndim - len(reps)) + reps
+    given = (reps,) if isinstance(reps, int) else tuple(reps)
+    ndim = max(x.ndim, len(given))
+    times = (1,) * (ndim - len(given)) + given
     shape = (1,) * (ndim - x.ndim) + x.shape
     x = reshape(x, shape=tuple(m for n in shape for m in (1, n)))  # (1, n0, 1, n1, ...)
-    x = broadcast_to(x, shape=tuple(m for r, n in zip(reps, shape) for m in (r, n)))  # (r0, n0, r1, n1, ...)
-    return reshape(x, shape=tuple(r * n for r, n in zip(reps, shape)))
+    x = broadcast_to(x, shape=tuple(m for r, n in zip(times, shape) for m in (r, n)))  # (r0, n0, r1, n1, ...)
+    return reshape(x, shape=tuple(r * n for r, n in zip(times, shape)))
 
 
 @composite
