@@ -35,15 +35,19 @@ class Rng:
         """seed: any int from 0 to 2^64 - 1; None takes one from the operating system (read it back in `.seed`)."""
         if seed is None:
             seed = secrets.randbits(63)
-        if not isinstance(seed, (int, numpy.integer)) or isinstance(seed, bool) or not 0 <= seed < 2**64:
-            raise ValueError(f"seed must be an int from 0 to 2**64 - 1, not {seed!r}")
-        self.seed, self.stream, self.step = int(seed), stream, step
+        for what, n in (("seed", seed), ("stream", stream), ("step", step)):
+            if not isinstance(n, (int, numpy.integer)) or isinstance(n, bool) or not 0 <= n < 2**64:
+                raise ValueError(f"{what} must be an int from 0 to 2**64 - 1, not {n!r}")
+        self.seed, self.stream, self.step = int(seed), int(stream), int(step)
 
     def __repr__(self) -> str:
         return f"Rng(seed={self.seed}, stream={self.stream}, step={self.step})"
 
     def child(self, name: str | int) -> Rng:
         """An independent source, the same for the same name: `rng.child("noise")`, `rng.child(rank)`."""
+        name = int(name) if isinstance(name, numpy.integer) else name
+        if not isinstance(name, (str, int)):
+            raise TypeError(f"child(name): the name must be a str or an int, not {name!r}")
         digest = hashlib.blake2b(f"{self.stream}/{type(name).__name__}/{name}".encode(), digest_size=8).digest()
         return Rng(self.seed, stream=int.from_bytes(digest, "little"))
 
@@ -82,6 +86,8 @@ class Rng:
 
     def permutation(self, n: int) -> numpy.ndarray:
         """0 to n - 1 in random order, on the host: it decides which data to load."""
+        if n < 0:
+            raise ValueError(f"permutation(n): n must not be negative, not {n!r}")
         words, _ = self._words((1, 2 * n), 0)
         return numpy.argsort(words[0, : 2 * n].view(numpy.uint64), kind="stable")
 
