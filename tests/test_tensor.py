@@ -1,0 +1,237 @@
+"""Tensor: making one, its operators and methods, and the ways out of it."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tinydiff as td
+from tinydiff import backend, ops
+from tinydiff.tensor import OPS
+
+pytestmark = pytest.mark.usefixtures("each_backend")
+
+
+def equal(x: Any, expected: Any) -> None:
+    np.testing.assert_allclose(backend.to_host(x.data if isinstance(x, td.Tensor) else x), expected, rtol=1e-6)
+
+
+# ---------------------------------------------------------------- making one
+
+
+def test_python_numbers_become_float32_and_integers_stay() -> None:
+    assert td.tensor([1.0, 2.5]).dtype == "float32"
+    assert td.tensor(1.5).dtype == "float32" and td.tensor(1.5).shape == ()
+    assert td.tensor([[1, 2]]).dtype == "int64"
+    assert td.tensor([True]).dtype == "bool"
+    assert td.tensor([1, 2], dtype="float32", requires_grad=True).requires_grad
+    assert td.tensor([1.0], dtype="float64").dtype == "float64"
+
+
+def test_arrays_keep_their_dtype_and_are_copied() -> None:
+    for dtype in ("float64", "float32", "float16", "int32", "uint8", "bool"):
+        host = np.ones((2, 3), dtype)
+        for given in (host, backend.to_device(host)):
+            x = td.tensor(given)
+            assert x.dtype == dtype and backend.active().is_array(x.data)
+            given[0, 0] = 0
+            assert x.numpy()[0, 0] == 1
+            given[0, 0] = 1
+    assert td.tensor(np.float64(2)).dtype == "float64"
+
+
+def test_a_tensor_from_a_tensor_leaves_the_history_behind() -> None:
+    x = td.tensor([1.0, 2.0], requires_grad=True)
+    y = td.tensor(x * 2)
+    assert not y.requires_grad and y.node is None
+    z = td.tensor(x)
+    z += 1
+    equal(x, [1, 2])
+
+
+def test_what_it_says_of_itself() -> None:
+    x = td.tensor(np.zeros((2, 3, 4)), requires_grad=True)
+    assert (x.shape, x.ndim, x.size, len(x), x.dtype) == ((2, 3, 4), 3, 24, 2, "float64")
+    assert x.grad is None and x.node is None and (x * 2).node.op is ops.multiply
+    assert repr(td.tensor([1.0, 2.0])) == "tensor([1. 2.])"
+    assert repr(td.tensor([1.0], requires_grad=True)) == "tensor([1.], requires_grad=True)"
+    assert repr(td.tensor([1.0], requires_grad=True) * 2) == "tensor([2.], node=multiply)"
+    assert repr(td.tensor([1])) == "tensor([1], dtype=int64)"
+    assert repr(td.tensor([[1.0], [2.0]])) == "tensor([[1.]\n        [2.]])"
+    assert f"{td.tensor(2.0):.3f} {td.tensor([1.0])}" == "2.000 tensor([1.])"
+
+
+def test_out_as_numbers() -> None:
+    x = td.tensor([[1.5, 2.0]])
+    assert x.tolist() == [[1.5, 2.0]] and x[0, 0].item() == 1.5 and float(x[0, 1]) == 2.0 and int(x[0, 1]) == 2
+    assert bool(x[0, 0]) and not td.tensor(0.0) and td.tensor([[3]]).item() == 3
+    assert isinstance(x.numpy(), np.ndarray)
+    assert np.asarray(x).dtype == "float32" and np.array(x, "float64").dtype == "float64"
+    np.testing.assert_array_equal(np.asarray(x), x.numpy())
+
+
+def test_requires_grad_can_be_set_on_a_floating_tensor() -> None:
+    x = td.tensor([1.0, 2.0])
+    x.requires_grad = True
+    (x * x).sum().backward()
+    equal(x.grad, [2, 4])
+    x.requires_grad = False
+    assert not (x * x).requires_grad
+    x.zero_grad()
+    assert x.grad is None
+
+
+def test_copies_and_pickles_of_leaves() -> None:
+    x = td.tensor([1.0, 2.0], requires_grad=True)
+    twins = [copy.deepcopy(x)] if backend.name == "strict" else [copy.deepcopy(x), pickle.loads(pickle.dumps(x))]
+    for twin in twins:
+        assert twin.requires_grad and twin.version is not x.version
+        twin.data += 1
+        equal(x, [1, 2])
+        (twin * twin).sum().backward()
+        equal(twin.grad, [4, 6])
+    assert x.grad is None
+
+
+# ---------------------------------------------------------------- operators and methods
+
+
+def test_operators_are_numpys() -> None:
+    a, b = np.array([[1.0, -2.0], [3.0, 4.0]]), np.array([[2.0, 0.5], [1.0, 3.0]])
+    x, y = td.tensor(a), td.tensor(b)
+    pairs = [
+        (x + y, a + b),
+        (x - y, a - b),
+        (x * y, a * b),
+        (x / y, a / b),
+        (x @ y, a @ b),
+        (y**x, b**a),
+        (-x, -a),
+        (+x, a),
+        (abs(x), abs(a)),
+    ]
+    pairs += [(2 + x, 2 + a), (2 - x, 2 - a), (2 * x, 2 * a), (2 / x, 2 / a), (2**x, 2**a), (x**2, a**2), (x - 1, a - 1), (x / 4, a / 4)]
+    pairs += [(x[0], a[0]), (x[..., 1], a[..., 1]), (x[::-1], a[::-1]), (x[None], a[None]), (x[x.data > 0], a[a > 0]), (x.T, a.T)]
+    for ours, theirs in pairs:
+        assert isinstance(ours, td.Tensor)
+        equal(ours, theirs)
+
+
+def test_comparisons_give_arrays_of_bool() -> None:
+    a, b = np.array([1.0, 2.0, 3.0]), np.array([3.0, 2.0, 1.0])
+    x, y = td.tensor(a, requires_grad=True), td.tensor(b)
+    for ours, theirs in (
+        (x == y, a == b),
+        (x != y, a != b),
+        (x < y, a < b),
+        (x <= y, a <= b),
+        (x > y, a > b),
+        (x >= y, a >= b),
+        (x > 1, a > 1),
+    ):
+        assert backend.active().is_array(ours) and ours.dtype == "bool"
+        np.testing.assert_array_equal(backend.to_host(ours), theirs)
+
+
+def test_methods_are_numpys() -> None:
+    a = np.random.default_rng(0).normal(size=(2, 3, 4))
+    x = td.tensor(a)
+    pairs = [
+        (x.sum(), a.sum()),
+        (x.sum(1), a.sum(1)),
+        (x.sum((0, 2), keepdims=True), a.sum((0, 2), keepdims=True)),
+        (x.mean(-1), a.mean(-1)),
+        (x.var(0, ddof=1), a.var(0, ddof=1)),
+        (x.max((0, 1)), a.max((0, 1))),
+        (x.min(), a.min()),
+        (x.prod(1), a.prod(1)),
+        (x.cumsum(1), a.cumsum(1)),
+        (x.cumsum(), a.cumsum()),
+        (x.reshape(6, 4), a.reshape(6, 4)),
+        (x.reshape((4, -1)), a.reshape(4, -1)),
+        (x.transpose(), a.transpose()),
+        (x.transpose(1, 0, 2), a.transpose(1, 0, 2)),
+        (x.transpose((2, 0, 1)), a.transpose(2, 0, 1)),
+        (x.swapaxes(0, -1), a.swapaxes(0, -1)),
+        (x[:1].squeeze(0), a[0]),
+        (x[:1].squeeze(), a[0]),
+        (x.flatten(), a.flatten()),
+        (x.ravel(), a.ravel()),
+        (x.clip(-0.5, None), a.clip(-0.5, None)),
+        (x.copy(), a),
+        (x.astype("float32"), a.astype("float32")),
+    ]
+    for ours, theirs in pairs:
+        assert isinstance(ours, td.Tensor) and ours.dtype == theirs.dtype
+        assert ours.shape == theirs.shape
+        equal(ours, theirs)
+
+
+def test_iteration_gives_differentiable_rows() -> None:
+    x = td.tensor(np.arange(6.0).reshape(3, 2), requires_grad=True)
+    a, b, c = x
+    (a * 1 + b * 2 + c * 3).sum().backward()
+    equal(x.grad, [[1, 1], [2, 2], [3, 3]])
+
+
+def test_in_place_keeps_the_array() -> None:
+    x = td.tensor([1.0, 2.0, 4.0])
+    before, array = x, x.data
+    x += 1
+    x -= td.tensor([1.0, 1.0, 1.0])
+    x *= backend.to_device(np.full(3, 2.0, "float32"))
+    x /= np.float64(4)
+    x[1:] = 7.0
+    assert x is before and x.data is array and x.dtype == "float32" and x.version == [5]
+    equal(x, [0.5, 7, 7])
+
+
+def test_a_tensor_as_an_index() -> None:
+    x = td.tensor(np.arange(12.0).reshape(3, 4), requires_grad=True)
+    rows, columns = td.tensor([0, 2, 2]), td.tensor([1, 1, 3])
+    (x[rows].sum() + x[rows, columns].sum() * 10).backward()
+    expected = np.zeros((3, 4))
+    np.add.at(expected, [0, 2, 2], 1)
+    np.add.at(expected, ([0, 2, 2], [1, 1, 3]), 10)
+    equal(x.grad, expected)
+
+
+def test_a_tensor_is_a_key() -> None:
+    x, y = td.tensor([1.0]), td.tensor([1.0])
+    assert {x: 1, y: 2}[x] == 1 and len({x, y, x}) == 2
+
+
+# ---------------------------------------------------------------- ops on arrays
+
+
+def test_ops_on_arrays_give_arrays_and_record_nothing() -> None:
+    a = backend.to_device(np.arange(1.0, 7.0).reshape(2, 3))
+    results = [ops.exp(a), ops.matmul(a, a.T), ops.softmax(a), ops.layer_norm(a), ops.concatenate([a, a]), ops.gelu(a), ops.mean(a, axis=0)]
+    for y in results:
+        assert backend.active().is_array(y)
+
+
+def test_every_op_is_public_and_says_what_it_is() -> None:
+    for name, op in OPS.items():
+        assert op.__doc__ and op.__name__ == name
+    for name in ops.__all__:
+        assert OPS.get(name) is getattr(ops, name)
+
+
+def test_an_op_leaves_its_inputs_alone() -> None:
+    a = np.random.default_rng(0).normal(size=(2, 4, 4, 4))
+    x = td.tensor(a, requires_grad=True)
+    w = td.tensor(np.random.default_rng(1).normal(size=(3, 3, 4, 4)), requires_grad=True)
+    g = backend.to_device(np.random.default_rng(2).normal(size=(2, 4, 4, 4)))
+    before = backend.to_host(g).copy()
+    y = ops.group_norm(ops.silu(ops.conv2d(x, w, padding=1)), groups=2)
+    y = ops.attention(y, y, y) + ops.max_pool2d(y, kernel=3, stride=1, padding=1)
+    kept = y.numpy().copy()
+    y.backward(g)
+    equal(x, a)
+    equal(y, kept)
+    np.testing.assert_array_equal(backend.to_host(g), before)
