@@ -1,0 +1,20 @@
+"""What the README shows is what happens."""
+
+from __future__ import annotations
+
+import doctest
+from pathlib import Path
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_its_python_session_is_true(numpy_backend: str) -> None:
+    failures, examples = doctest.testfile(str(README), module_relative=False)
+    assert examples >= 5 and failures == 0
+
+
+def test_it_names_the_test_command_for_ci() -> None:
+    text = README.read_text()
+    assert text.count("<!-- test command -->\n```sh\n") == 1
+    command = text.split("<!-- test command -->\n```sh\n")[1].split("```")[0]
+    assert "pip install" in command and "pytest" in command and command.count("\n") == 1
