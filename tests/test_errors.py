@@ -192,7 +192,7 @@ BAD: dict[str, Bad] = {
     "matmul": (lambda: t(2, 3) @ t(4, 5), ValueError, ("matmul: the shapes (2, 3) and (4, 5) do not fit",)),
     "matmul vector": (lambda: t(2, 3) @ t(2), ValueError, ("(2, 3) and (2,)",)),
     "matmul scalar": (lambda: ops.matmul(t(2, 3), t()), ValueError, ("(2, 3) and ()",)),
-    "matmul batch": (lambda: t(2, 3, 4) @ t(3, 4, 5), ValueError, ("(2,3,4)", "(3,4,5)")),
+    "matmul batch": (lambda: t(2, 3, 4) @ t(3, 4, 5), ValueError, ("matmul: the leading axes", "(2, 3, 4) and (3, 4, 5)")),
     "concatenate": (lambda: ops.concatenate([t(2, 3), t(3, 3)], axis=1), ValueError, ("axis 1", "(2, 3), (3, 3)")),
     "concatenate ranks": (lambda: ops.concatenate([t(2, 3), t(3)]), ValueError, ("(2, 3), (3,)",)),
     "concatenate axis": (lambda: ops.concatenate([t(2, 3), t(2, 3)], axis=2), ValueError, ("axis 2", "(2, 3)")),
@@ -203,7 +203,11 @@ BAD: dict[str, Bad] = {
     "einsum operands": (lambda: ops.einsum("ij,jk->ik", t(2, 3)), ValueError, ("'ij,jk->ik' has 2 operands, but 1",)),
     "einsum rank": (lambda: ops.einsum("ij->i", t(2, 3, 4)), ValueError, ("'ij' of 'ij->i'", "(2, 3, 4)")),
     "einsum output": (lambda: ops.einsum("ij->ik", t(2, 3)), ValueError, ("output 'ik'",)),
-    "einsum lengths": (lambda: ops.einsum("ij,jk->ik", t(2, 3), t(4, 5)), ValueError, ("(2,3)", "(4,5)")),
+    "einsum lengths": (
+        lambda: ops.einsum("ij,jk->ik", t(2, 3), t(4, 5)),
+        ValueError,
+        ("'ij,jk->ik' with shapes (2, 3), (4, 5)", "length 3 meets one of length 4"),
+    ),
     "index_add": (lambda: ops.index_add(t(4, 2), t(3, 5), index=arr(3, dtype="int64")), ValueError, ("(3,5)", "(3,2)")),
     # ---- indices, labels, words
     "embedding of floats": (

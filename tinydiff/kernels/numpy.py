@@ -240,6 +240,7 @@ def normalize_backward(g: Array, x: Array, mean: Array, rstd: Array, weight: Arr
         h = g[part] if weight is None else g[part] * weight
         xp.subtract(h, xhat, out=xhat)
         xp.multiply(xhat, scale, out=dx[part])
+    dx = dx.reshape(a, length, groups, d)
     return (dx, None, None) if weight is None else (dx, dw, db)
 
 

@@ -42,6 +42,8 @@ def matmul(x: Any, y: Any) -> Any:
         raise ValueError(
             f"matmul: the shapes {x.shape} and {y.shape} do not fit: the last axis of the first meets the last but one of the second"
         )
+    if any(m != n and 1 not in (m, n) for m, n in zip(x.shape[-3::-1], y.shape[-3::-1])):
+        raise ValueError(f"matmul: the leading axes of the shapes {x.shape} and {y.shape} do not fit")
     z = matrix_product(reshape(x, shape=(1, -1)) if x.ndim == 1 else x, reshape(y, shape=(-1, 1)) if y.ndim == 1 else y)
     shape = z.shape if x.ndim > 1 else (*z.shape[:-2], z.shape[-1])
     shape = shape if y.ndim > 1 else shape[:-1]
@@ -86,6 +88,11 @@ def einsum(subscripts: str, *operands: Any) -> Any:
     Errors: ValueError if the subscripts do not fit the operands.
     """
     terms, out = _explicit(subscripts.replace(" ", ""), [x.shape for x in operands])
+    lengths: dict[str, int] = {}
+    for c, n in (pair for term, x in zip(terms, operands) for pair in zip(term, x.shape)):
+        if n != 1 and lengths.setdefault(c, n) != n:
+            shapes = ", ".join(str(x.shape) for x in operands)
+            raise ValueError(f"einsum: {subscripts!r} with shapes {shapes}: an index of length {lengths[c]} meets one of length {n}")
     fresh = iter(c for c in string.ascii_letters if c not in "".join(terms) + out)
     operands, extra = tuple(operands), []
     for i, term in enumerate(terms):
