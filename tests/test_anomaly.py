@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tinydiff as td
-from tinydiff import backend, ops, tape
+from tinydiff import backend, modes, ops
 
 pytestmark = [pytest.mark.usefixtures("each_backend"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 HERE = str(Path(__file__))
@@ -136,7 +136,7 @@ def test_code_without_a_file_has_a_line_too() -> None:
 
 
 def test_a_directory_whose_name_only_begins_like_ours_is_the_users() -> None:
-    file = tape._HERE.rstrip("/\\") + "_mine.py"
+    file = modes._HERE.rstrip("/\\") + "_mine.py"
     with td.detect_anomaly(), pytest.raises(FloatingPointError, match=re.escape(f"at {file}:1")):
         exec(compile("ops.log(x)", file, "exec"), {"ops": ops, "x": leaf(-1.0)})
 
@@ -173,4 +173,4 @@ def test_what_is_fine_stays_fine_and_the_mode_ends() -> None:
     ops.log(leaf(-1.0))
     with pytest.raises(ZeroDivisionError), td.detect_anomaly():
         raise ZeroDivisionError
-    assert not tape._state.anomaly and not tape._state.flowing_back
+    assert not modes.state.anomaly and not modes.state.flowing_back

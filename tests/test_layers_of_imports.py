@@ -21,7 +21,10 @@ HOUSE = [
     ["rng"],
     ["kernels"],
     ["tensor"],
+    ["modes"],
     ["tape"],
+    ["backward"],
+    ["recompute"],
     ["ops"],
     ["numeric", "diagnosis", "gradcheck"],
     ["explain"],
@@ -42,7 +45,7 @@ HOUSE = [
 LEVEL = {part: level for level, parts in enumerate(HOUSE) for part in parts}
 
 # Down, but for: methods of Tensor whose meaning is the tape's, imported when they are called.
-UPWARDS = {("tensor", "tape")}
+UPWARDS = {("tensor", "modes"), ("tensor", "backward")}
 
 # Who may import NumPy: the doors, what makes or reads numbers on the host and what compares them there, and `parallel`,
 # which sets the threads of NumPy's BLAS.

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import tinydiff as td
-from tinydiff import backend, ops, tape
+from tinydiff import backend, modes, ops, tape
 from tinydiff.tensor import OPS
 
 pytestmark = pytest.mark.usefixtures("each_backend")
@@ -825,7 +825,7 @@ def test_checkpoint_refuses_what_is_not_a_tensor() -> None:
     for wrong, name in (((leaf(2), leaf(2)), "tuple"), (None, "NoneType"), (1.0, "float")):
         with pytest.raises(TypeError, match=f"must return one Tensor, not {name}"):
             td.checkpoint(lambda a, wrong=wrong: wrong, leaf(3))
-    assert td.grad_enabled() and tape._state.captured is None
+    assert td.grad_enabled() and modes.state.captured is None
 
 
 def test_an_error_inside_checkpoint_restores_everything() -> None:
@@ -840,14 +840,14 @@ def test_an_error_inside_checkpoint_restores_everything() -> None:
 
     with pytest.raises(ZeroDivisionError):
         td.checkpoint(fn, x)
-    assert td.grad_enabled() and tape._state.captured is None
+    assert td.grad_enabled() and modes.state.captured is None
     fail[0] = False
     y = td.checkpoint(fn, x).sum()
     fail[0], step = True, source.step
     for create_graph in (False, True):
         with pytest.raises(ZeroDivisionError):
             td.grad(y, x, create_graph=create_graph)
-        assert td.grad_enabled() and tape._state.captured is None and source.step == step and x.grad is None
+        assert td.grad_enabled() and modes.state.captured is None and source.step == step and x.grad is None
     fail[0] = False
     assert td.grad(y, x)[0].shape == (3,), "nothing is broken for the next one"
 

@@ -1,13 +1,15 @@
 """tinydiff: Stable Diffusion that can be read down to the last gradient.
 
 A tiny reverse-mode autograd over NumPy or CuPy (`TINYDIFF_BACKEND=cupy`), and on it the whole of latent diffusion. Read in
-this order: backend, tensor, tape, ops; then nn, optim, diffusion, models, training.
+this order: backend, tensor, tape, backward, ops; then nn, optim, diffusion, models, training.
 """
 
 from . import backend, nn, ops, optim
+from .backward import grad
 from .gradcheck import GradcheckError, gradcheck
+from .modes import detect_anomaly, grad_enabled, no_grad
+from .recompute import checkpoint
 from .rng import Rng
-from .tape import checkpoint, detect_anomaly, grad, grad_enabled, no_grad
 from .tensor import Tensor, tensor
 
 __version__ = "0.1.0"

@@ -69,7 +69,7 @@ class _Watched(Tensor):
 
     def __init__(self, plain: Any, changed: Any, at: int):
         self.plain, self.changed, self.at, self.uses = plain, changed, at, 0
-        super().__init__(plain)
+        super().__init__(plain, True)
 
     @property
     def _data(self) -> Any:

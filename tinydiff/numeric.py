@@ -54,7 +54,7 @@ class Problem:
         """f on the host arrays, as host arrays."""
         given = list(self.inputs)
         for place, array in zip(self.places, arrays):
-            given[place] = array if isinstance(array, Tensor) else Tensor(backend.to_device(array))
+            given[place] = array if isinstance(array, Tensor) else Tensor(backend.to_device(array), True)  # fn may ask for gradients
         with np.errstate(all="ignore"):
             return [backend.to_host(y._data) for y in self.fn(*given)]
 

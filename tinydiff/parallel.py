@@ -20,7 +20,8 @@ from typing import Any, TypeVar
 import numpy
 
 from . import backend
-from .tape import anomaly_detection, grad
+from .backward import grad
+from .modes import anomaly_detection
 from .tensor import Tensor
 
 Result = TypeVar("Result")

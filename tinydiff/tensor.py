@@ -138,8 +138,8 @@ class Tensor:
     # ---- gradients
 
     def backward(self, grad: Any = None, create_graph: bool = False, retain_graph: bool | None = None) -> None:
-        """Add the gradient of this Tensor with respect to every leaf that requires one to the leaf's `.grad`; see tape.backward."""
-        from .tape import backward  # the tape is written in terms of Tensor
+        """Add the gradient of this Tensor with respect to every leaf that requires one to the leaf's `.grad`; see backward.backward."""
+        from .backward import backward  # which is written in terms of Tensor
 
         backward(self, grad, create_graph=create_graph, retain_graph=retain_graph)
 
@@ -220,7 +220,7 @@ class Tensor:
 
     def _change_in_place(self, what: str, other: Any) -> Any:
         """Note the change, and give the array of the other operand."""
-        from .tape import grad_enabled
+        from .modes import grad_enabled
 
         if grad_enabled():
             for name, x in (("x", self), ("y", other)):

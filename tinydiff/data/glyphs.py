@@ -223,11 +223,9 @@ def _outlines(file: str) -> list[Outline]:
 def _load(path: Path, n: int) -> np.ndarray | None:
     """The images in the cache, or None if there are none or the file is damaged."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:  # np.load leaves a damaged file open
             images = file["images"]
-    except (
-        Exception
-    ):  # files, zip, zlib and NumPy each have errors of their own: to any the answer is to draw
+    except Exception:  # files, zip, zlib and NumPy each have errors of their own: to any the answer is to draw
         return None
     return images if images.shape == (n, SIDE, SIDE) and images.dtype == np.uint8 else None
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from .. import nn, ops
 from ..backend import Array, to_device, xp
+from ..modes import no_grad
 from ..rng import Rng
-from ..tape import no_grad
 from ..tensor import Tensor, array_of
 
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ..backend import Array, xp
+from ..modes import no_grad
 from ..rng import Rng, as_rng
-from ..tape import no_grad
 from ..tensor import Tensor, array_of
 from .sde import denoised
 
