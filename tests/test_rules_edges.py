@@ -1,0 +1,77 @@
+"""Ties, extremes, and numbers among arrays: where a convention or a rounding decides."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from op_runs import close
+
+from tinydiff import grad, gradcheck, ops, tensor
+from tinydiff.tensor import OPS
+
+BINARY = ["add", "subtract", "multiply", "divide", "power", "maximum", "minimum"]
+
+
+def gradient_of(f: Any, *values: Any) -> list[Any]:
+    xs = [tensor(v, "float64", requires_grad=True) for v in values]
+    return [g.tolist() for g in grad(f(*xs).sum(), xs)]
+
+
+def test_at_ties(each_backend: str) -> None:
+    assert gradient_of(ops.abs, [0.0]) == [[0.0]]
+    assert gradient_of(ops.sign, [0.0]) == [[0.0]]
+    assert gradient_of(ops.relu, [0.0]) == [[0.0]]
+    assert gradient_of(ops.sqrt, [0.0, 4.0]) == [[0.0, 0.25]]
+    assert gradient_of(lambda x: ops.clip(x, low=-1.0, high=1.0), [-1.0, 1.0, 2.0]) == [[1.0, 1.0, 0.0]]
+    assert gradient_of(ops.maximum, [1.0, 2.0], [1.0, 1.0]) == [[0.5, 1.0], [0.5, 0.0]]
+    assert gradient_of(ops.minimum, [1.0, 2.0], [1.0, 1.0]) == [[0.5, 0.0], [0.5, 1.0]]
+    assert gradient_of(ops.max, [1.0, 4.0, 4.0]) == [[0.0, 0.5, 0.5]]
+    assert gradient_of(lambda x: ops.min(x, axis=0), [[1.0, 4.0], [1.0, 5.0]]) == [[[0.5, 1.0], [0.5, 0.0]]]
+    assert gradient_of(ops.power, [0.0, 0.0, 2.0], [0.0, 2.0, 0.0]) == [[0.0, 0.0, 0.0], [0.0, 0.0, math.log(2)]]
+    assert gradient_of(lambda x: x**0, [0.0, 2.0]) == [[0.0, 0.0]]
+    assert gradient_of(ops.prod, [0.0, 2.0, 3.0]) == [[6.0, 0.0, 0.0]]
+    assert gradient_of(ops.prod, [0.0, 0.0, 3.0]) == [[0.0, 0.0, 0.0]]
+    assert gradient_of(lambda x: ops.sqrt((x * x).sum()), [0.0, 0.0]) == [[0.0, 0.0]]  # the norm of a zero vector
+    assert gradient_of(lambda x: ops.max_pool2d(x, kernel=2), np.ones((1, 2, 2, 1))) == [[[[[0.25], [0.25]], [[0.25], [0.25]]]]]
+
+
+def test_the_gradient_at_a_kink_lies_between_its_sides(numpy_backend: str) -> None:
+    for f in (
+        ops.abs,
+        ops.relu,
+        lambda x: ops.clip(x, low=0.0),
+        lambda x: ops.maximum(x, 0.0),
+        lambda x: ops.max(ops.stack([x, -x]), axis=0),
+    ):
+        report = gradcheck(f, np.array([0.0, 1.0]))
+        assert [e.kind for e in report.kinks] == ["kink"] and report.checked == 1
+
+
+def test_rows_of_different_size_stay_apart(each_backend: str) -> None:
+    """The largest of the whole array would underflow a row of small numbers."""
+    x = np.array([[1000.0, 999.0], [-1000.0, -1001.0]])
+    close([ops.softmax(tensor(x)).numpy()], [np.exp([[0.0, -1.0]] * 2) / (1 + math.exp(-1))])
+
+
+def test_extremes_are_finite(each_backend: str) -> None:
+    for dtype in ("float32", "float64"):
+        x = tensor([-1000.0, -90.0, 0.0, 90.0, 1000.0], dtype, requires_grad=True)
+        for f in (ops.sigmoid, ops.silu, ops.softplus, ops.tanh, ops.gelu, ops.erf, ops.softmax, ops.logsumexp, ops.log_softmax):
+            y = f(x)
+            assert np.isfinite(y.numpy()).all(), f
+            assert np.isfinite(grad(y.sum(), x)[0].numpy()).all(), f
+    x = tensor([-math.inf, -math.inf], requires_grad=True)
+    y = ops.logsumexp(x)
+    assert y.item() == -math.inf and grad(y, x)[0].tolist() == [0.0, 0.0]
+
+
+def test_python_and_numpy_scalars_widen_nothing(each_backend: str) -> None:
+    x = tensor([0.5, 2.0], requires_grad=True)
+    for number in (1.5, 2, True, np.float64(1.5), np.float32(1.5), np.int64(2)):
+        for name in BINARY:
+            for y in (OPS[name](x, number), OPS[name](number, x)):
+                assert y.dtype == "float32", (name, number)
+                assert grad(y.sum(), x)[0].dtype == "float32", (name, number)
+    assert x.sum().dtype == "float32" and (x.sum() * 1.5).dtype == "float32" and (x.mean() ** 2.0).dtype == "float32"
