@@ -108,7 +108,8 @@ class Primitive:
             if isinstance(x, Tensor):
                 return self._on_tensors(inputs, params)
         out = self.forward(*inputs, **params)
-        return out[0] if type(out) is tuple else out
+        out = out[0] if type(out) is tuple else out
+        return keep_dtype(out, list(inputs), params) if _NUMPY_1 else out
 
     def _on_tensors(self, inputs: tuple[Any, ...], params: dict[str, Any]) -> Tensor:
         arrays, required = [], False
