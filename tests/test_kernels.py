@@ -1,0 +1,278 @@
+"""kernels/cuda.py against kernels/numpy.py: the same names, the same arguments, the same numbers.
+
+TINYDIFF_BACKEND=cupy python -m pytest tests/test_kernels.py
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+import conftest
+import numpy as np
+import pytest
+
+import tinydiff
+from tinydiff import backend, kernels
+from tinydiff.ops.conv import Geometry
+
+on_cupy = pytest.mark.skipif(os.environ.get("TINYDIFF_BACKEND") != "cupy", reason="kernels/cuda.py runs on CuPy: TINYDIFF_BACKEND=cupy")
+DTYPES = ["float32", "float64", "complex64", "complex128"]
+REAL = DTYPES[:2]
+
+
+def draw(*shape: int, dtype: str = "float64", seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng([seed, *shape])
+    a = rng.standard_normal(shape)
+    return (a + 1j * rng.standard_normal(shape) if dtype.startswith("c") else a).astype(dtype)
+
+
+def twins(name: str, *arguments: Any, atol: float | None = None) -> None:
+    """Both kernels of this name, called alike: what they return and what they leave in their arguments must agree."""
+    theirs = [backend.to_device(a.copy()) if isinstance(a, np.ndarray) else a for a in arguments]
+    got = getattr(kernels, name)(*theirs)
+    with contextlib.contextmanager(conftest.in_use)("numpy"):
+        ours = [a.copy() if isinstance(a, np.ndarray) else a for a in arguments]
+        expected = getattr(kernels, name)(*ours)
+    if not isinstance(expected, tuple):
+        got, expected = (got,), (expected,)
+    for ours_now, theirs_now in zip((*expected, *ours), (*got, *theirs)):
+        if isinstance(ours_now, (np.ndarray, np.generic)):
+            assert theirs_now.dtype == ours_now.dtype and theirs_now.shape == ours_now.shape
+            digits = np.finfo(ours_now.dtype).eps if ours_now.dtype.kind in "fc" else 0
+            near = 30 * digits * np.abs(ours_now).max(initial=1) if atol is None else atol
+            np.testing.assert_allclose(backend.to_host(theirs_now), ours_now, rtol=30 * digits, atol=near)
+        else:
+            assert theirs_now is ours_now or theirs_now == ours_now
+
+
+# ---------------------------------------------------------------- names
+
+
+def functions(name: str) -> tuple[dict[str, list[str]], set[str]]:
+    """The functions that a file of tinydiff/kernels defines, with their arguments, and the names that it imports."""
+    tree = ast.parse((Path(tinydiff.__file__).parent / "kernels" / f"{name}.py").read_text())
+    defined = {f.name: [a.arg for a in f.args.args] for f in tree.body if isinstance(f, ast.FunctionDef) and f.name[0] != "_"}
+    return defined, {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+
+
+def test_both_files_have_the_same_names_and_arguments():
+    ours, (theirs, taken_over) = functions("numpy")[0], functions("cuda")
+    del ours["blocks"]  # the cache is a matter of the CPU
+    assert set(ours) == set(theirs) | (taken_over & set(ours))
+    assert {name: ours[name] for name in theirs} == theirs
+
+
+# ---------------------------------------------------------------- convolution
+
+
+GEOMETRIES = {
+    "plain": Geometry((5, 7), (3, 3), (1, 1), ((0, 0), (0, 0)), (1, 1), 1),
+    "pointwise": Geometry((4, 3), (1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1), 1),
+    "pointwise, padded": Geometry((4, 3), (1, 1), (1, 1), ((1, 0), (0, 2)), (1, 1), 1),
+    "pointwise, strided": Geometry((5, 6), (1, 1), (2, 3), ((0, 0), (0, 0)), (1, 1), 1),
+    "same": Geometry((6, 5), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
+    "even kernel, padded on one side": Geometry((5, 6), (2, 4), (1, 1), ((0, 1), (1, 2)), (1, 1), 1),
+    "strides that leave rows over": Geometry((8, 9), (3, 2), (2, 3), ((1, 0), (0, 1)), (1, 1), 1),
+    "stride beyond the kernel": Geometry((9, 9), (2, 2), (3, 4), ((0, 0), (0, 0)), (1, 1), 1),
+    "dilation": Geometry((9, 8), (3, 2), (1, 1), ((2, 1), (0, 3)), (2, 3), 1),
+    "stride and dilation": Geometry((11, 10), (3, 3), (2, 3), ((3, 2), (1, 4)), (3, 2), 1),
+    "kernel of the size of the image": Geometry((4, 5), (4, 5), (1, 1), ((0, 0), (0, 0)), (1, 1), 1),
+    "padding beyond the image": Geometry((2, 1), (3, 3), (2, 1), ((4, 4), (5, 3)), (1, 1), 1),
+    "one row": Geometry((1, 17), (1, 5), (1, 2), ((0, 0), (2, 2)), (1, 1), 1),
+    "nothing": Geometry((2, 2), (3, 3), (1, 1), ((0, 0), (0, 0)), (1, 1), 1),
+}
+
+
+@on_cupy
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 8])  # 4 float32 or 2 float64 are moved at once
+@pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
+@pytest.mark.parametrize("dtype", REAL)
+def test_im2col_and_col2im(geometry, channels, dtype):
+    twins("im2col", draw(2, *geometry.size, channels, dtype=dtype), geometry)
+    twins("col2im", draw(2, *geometry.out, *geometry.kernel, channels, dtype=dtype), geometry)
+
+
+@on_cupy
+@pytest.mark.parametrize("shape", [(0, 6, 5, 3), (2, 6, 5, 0), (300, 6, 5, 1)])  # no images, no channels, many blocks
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_im2col_and_col2im_of_any_batch_and_type(shape, dtype):
+    geometry = GEOMETRIES["same"]
+    twins("im2col", draw(*shape, dtype=dtype), geometry)
+    twins("col2im", draw(shape[0], *geometry.out, *geometry.kernel, shape[3], dtype=dtype), geometry)
+
+
+@on_cupy
+def test_im2col_and_col2im_of_arrays_that_are_not_contiguous_or_not_aligned():
+    geometry, xp = GEOMETRIES["stride and dilation"], backend.xp
+    x = xp.asarray(draw(4, *reversed(geometry.size), 4, dtype="float32"))
+    flat = xp.asarray(draw(1 + 2 * 11 * 10 * 4, dtype="float32"))[1:]  # starts at 4 bytes beyond a multiple of 16
+    for a in (x.transpose(0, 2, 1, 3), x.transpose(0, 2, 1, 3)[::-2, ..., :3], flat.reshape(2, 11, 10, 4)):
+        patches = kernels.im2col(a, geometry)
+        assert (patches == kernels.im2col(a.copy(), geometry)).all()
+        turned = xp.asfortranarray(patches)
+        assert (kernels.col2im(turned, geometry) == kernels.col2im(patches, geometry)).all()
+
+
+@on_cupy
+@pytest.mark.parametrize("dtype", REAL)
+def test_more_than_2_to_31_elements_are_counted_in_64_bits(dtype):
+    # The arrays would not fit here, so the kernel for them is run on small ones.
+    from tinydiff.kernels import cuda
+
+    geometry, xp = GEOMETRIES["stride and dilation"], backend.xp
+    x = xp.asarray(draw(2, *geometry.size, 3, dtype=dtype))
+    patches = kernels.im2col(x, geometry)
+    image = kernels.col2im(patches, geometry)
+    small = dict(cuda._IM2COL._built), dict(cuda._COL2IM._built)
+    try:
+        for kernel in (cuda._IM2COL, cuda._COL2IM):
+            for lanes in (1, 16 // x.itemsize):
+                kernel._built[x.dtype.char, lanes, False] = Counted(kernel._build(x.dtype.char, lanes, True))
+        assert (kernels.im2col(x, geometry) == patches).all() and (kernels.col2im(patches, geometry) == image).all()
+    finally:
+        for kernel, built in zip((cuda._IM2COL, cuda._COL2IM), small):
+            kernel._built.clear()
+            kernel._built.update(built)
+
+
+class Counted:
+    """A kernel that counts in 64 bits, called as one that counts in 32."""
+
+    def __init__(self, kernel: Any):
+        self.kernel = kernel
+
+    def __call__(self, grid: Any, block: Any, arguments: Any) -> None:
+        self.kernel(grid, block, (*arguments[:-1], np.int64(arguments[-1])))
+
+
+@on_cupy
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda a: a[:-1], "takes 15 arguments .* not 14"),
+        (lambda a: (a[0].get(), *a[1:]), "const Run. image takes a C-contiguous CuPy array.* not numpy float32 of shape"),
+        (lambda a: (a[0][:, ::2], *a[1:]), "C-contiguous"),
+        (lambda a: (a[0].astype("int32"), *a[1:]), "not cupy int32"),
+        (lambda a: (a[0], a[1].astype("float64"), *a[2:]), "Run. patches takes .* not cupy float64"),
+        (lambda a: (*a[:-1], 1.0), "int dilation_w takes an int of 32 bits, not 1.0"),
+        (lambda a: (*a[:-1], 2**31), "not 2147483648"),
+    ],
+)
+def test_the_launcher_refuses_arguments_that_were_not_declared(spoil, message):
+    from tinydiff.kernels import cuda
+
+    x, patches = backend.xp.zeros((1, 4, 4, 1), "float32"), backend.xp.zeros((1, 2, 2, 3, 3, 1), "float32")
+    arguments = (x, patches, 1, 4, 4, 2, 2, 3, 3, 1, 1, 0, 0, 1, 1)
+    cuda._IM2COL(patches.size, *arguments)
+    with pytest.raises(TypeError, match=message):
+        cuda._IM2COL(patches.size, *spoil(arguments))
+
+
+# ---------------------------------------------------------------- activations, sums, softmax, indexing
+
+
+@on_cupy
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 0, 2), (4, 5), (1000,)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_activations(shape, dtype):
+    x = draw(*shape, dtype=dtype) * (3 if dtype in REAL else 1)  # beyond that the complex erf overflows
+    for name in ("sigmoid", "silu", "erf"):
+        twins(name, np.asarray(x, dtype))
+    twins("silu_backward", draw(*shape, dtype=dtype, seed=1), np.asarray(x, dtype))
+
+
+@on_cupy
+@pytest.mark.parametrize("dtype", REAL)
+def test_activations_far_out(dtype):
+    x = np.array([-1e4, -1000, -200, -80, -20, -0.0, 0, 1e-8, 20, 80, 200, 1000, 1e4, 1e30, np.nan], dtype)
+    for name in ("sigmoid", "silu", "erf"):
+        twins(name, x, atol=1e-30)
+    twins("silu_backward", np.ones_like(x), x, atol=1e-30)
+
+
+@on_cupy
+def test_sigmoid_and_erf_of_integers_are_float64():
+    for name in ("sigmoid", "erf"):
+        twins(name, np.array([-2, 0, 1, 3]))
+
+
+@on_cupy
+def test_activations_of_arrays_in_another_order():
+    x = backend.to_device(draw(6, 5, 4)).transpose(2, 0, 1)[::-1, ::2]
+    for name in ("sigmoid", "silu", "erf"):
+        assert (getattr(kernels, name)(x) == getattr(kernels, name)(x.copy())).all()
+    assert (kernels.silu_backward(x, x[::-1]) == kernels.silu_backward(x.copy(), x[::-1].copy())).all()
+
+
+@on_cupy
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("axes", [(0,), (0, 1), (1,), (0, 1, 2), (0, 2)])
+def test_sum(axes, dtype):
+    for shape in ((3, 4, 5), (40, 30, 20), (0, 3, 2)):
+        for keepdims in (False, True):
+            twins("sum", draw(*shape, dtype=dtype), axes, keepdims)
+
+
+@on_cupy
+@pytest.mark.parametrize("dtype", REAL)
+def test_softmax(dtype):
+    for axis in (0, 1, -1):
+        twins("softmax", draw(7, 1, 200, dtype=dtype) * 30, axis)
+
+
+@on_cupy
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_index_add_counts_an_element_as_often_as_it_occurs(dtype):
+    index = np.array([3, 0, 3, 3, 1])
+    twins("index_add", draw(4, 6, dtype=dtype), index, draw(5, 6, dtype=dtype))
+    twins("index_add", draw(4, 0, dtype=dtype), index, draw(5, 0, dtype=dtype))
+
+
+# ---------------------------------------------------------------- normalisation
+
+
+@on_cupy
+@pytest.mark.parametrize("view", [(2, 6, 3, 4), (5, 1, 1, 7), (1, 30, 4, 1), (3, 300, 2, 8), (1, 1, 1, 1), (0, 4, 2, 2)])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_normalize(view, affine, dtype):
+    a, _, groups, d = view
+    x = draw(*view, dtype=dtype) * 2 + 1
+    weight, bias = (draw(groups * d, dtype=dtype, seed=s) for s in (1, 2)) if affine else (None, None)
+    twins("normalize", x.astype(dtype), weight, bias, 1e-5)
+    mean, rstd = draw(a, 1, groups, dtype=dtype), np.abs(draw(a, 1, groups, seed=3)).astype(dtype)
+    twins("normalize_backward", draw(*view, dtype=dtype, seed=4), x.astype(dtype), mean, rstd, weight)
+
+
+# ---------------------------------------------------------------- optimisers
+
+
+@on_cupy
+@pytest.mark.parametrize("shape", [(), (0,), (7, 3), (2000,)])
+@pytest.mark.parametrize("dtype", REAL)
+def test_optimiser_steps(shape, dtype):
+    p, g, m = (np.asarray(draw(*shape, dtype=dtype, seed=s)) for s in range(3))
+    v = np.asarray(np.square(m))
+    for decay in (0.0, 0.1):
+        twins("sgd_step", p, g, None, 0.1, 0.0, decay, False)
+        for nesterov in (False, True):
+            twins("sgd_step", p, g, m, 0.1, 0.9, decay, nesterov)
+        for decoupled in (False, True):
+            for step in (1, 1000):
+                twins("adam_step", p, g, m, v, 1e-2, (0.9, 0.999), 1e-8, decay, decoupled, step)
+    twins("average_step", p, g, 0.99)
+
+
+@on_cupy
+def test_optimiser_steps_change_parameters_that_lie_in_another_order():
+    host = draw(4, 5)
+    p, m, v = (backend.to_device(host).T for _ in range(3))
+    q, n, w = (backend.to_device(host.T.copy()) for _ in range(3))
+    g = backend.to_device(draw(5, 4, seed=1))
+    kernels.adam_step(p, g, m, v * v, 1e-2, (0.9, 0.999), 1e-8, 0.1, False, 3)
+    kernels.adam_step(q, g.copy(), n, w * w, 1e-2, (0.9, 0.999), 1e-8, 0.1, False, 3)
+    assert (p == q).all() and (m == n).all()
