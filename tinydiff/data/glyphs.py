@@ -206,10 +206,7 @@ def _outlines(file: str) -> list[Outline]:
 
     font = FontProperties(fname=os.path.join(matplotlib.get_data_path(), "fonts", "ttf", file + ".ttf"))
     # Lines that stand for curves are off by up to half a pixel, so that is done with 1,000 pixels an em.
-    digits = [
-        [np.asarray(polygon) for polygon in TextPath((0, 0), digit, size=1000, prop=font).to_polygons()]
-        for digit in "0123456789"
-    ]
+    digits = [[np.asarray(polygon) for polygon in TextPath((0, 0), digit, size=1000, prop=font).to_polygons()] for digit in "0123456789"]
     height = max(np.ptp(np.concatenate(polygons)[:, 1]) for polygons in digits)
     outlines = []
     for polygons in digits:
