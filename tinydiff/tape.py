@@ -162,7 +162,7 @@ def keep_dtype(out: Any, arrays: list[Any], params: dict[str, Any]) -> Any:
     if not backend.active().is_array(out):
         out = backend.to_device(out)
     if _NUMPY_1 and out.ndim == 0 and "dtype" not in params and out.dtype == "float64":
-        if {str(a.dtype) for a in arrays if hasattr(a, "dtype")} == {"float32"}:
+        if {str(a.dtype) for a in arrays if hasattr(a, "dtype") and a.dtype != bool} == {"float32"}:
             out = out.astype("float32")
     return out
 
