@@ -39,6 +39,7 @@ from .modes import check_made, state, user_line
 from .tensor import OPS, Tensor
 
 _time = itertools.count()
+_SCALARS = (backend.numpy.generic, int, float, complex)
 _NUMPY_1 = backend.numpy.__version__.startswith("1.")
 
 
@@ -112,6 +113,7 @@ class Primitive:
         return keep_dtype(out, list(inputs), params) if _NUMPY_1 else out
 
     def _on_tensors(self, inputs: tuple[Any, ...], params: dict[str, Any]) -> Tensor:
+        # Every microsecond here is paid by every op: hence one loop, and no more look-ups than needed.
         arrays, required = [], False
         for x in inputs:
             if isinstance(x, Tensor):
@@ -129,12 +131,14 @@ class Primitive:
         if state.anomaly and not state.flowing_back:
             check_made(self.name, out, (*arrays, *params.values()))
         version = next(x for x in inputs if isinstance(x, Tensor)).version if self.view else [0]
-        if required and state.grad_enabled and out.dtype.kind in "fc":
-            node = Node(self, inputs, arrays, {**self.defaults, **params}, out, saved, version)
-            return Tensor(out, True, node, version)
-        if required and state.captured is not None:
+        if not required:
+            return Tensor(out, False, None, version)
+        if state.grad_enabled and out.dtype.kind in "fc":
+            params = {**self.defaults, **params} if self.defaults else params
+            return Tensor(out, True, Node(self, inputs, arrays, params, out, saved, version), version)
+        if state.captured is not None:
             state.captured.update({id(x.node or x): x for x in inputs if isinstance(x, Tensor) and x._requires_grad})
-        return Tensor(out, version=version)
+        return Tensor(out, False, None, version)
 
 
 def primitive(forward: Any = None, *, analytic: bool = True, view: bool = False) -> Any:
@@ -159,7 +163,7 @@ def _register(op: Any) -> Any:
 def keep_dtype(out: Any, arrays: list[Any], params: dict[str, Any]) -> Any:
     """An array even where NumPy reduced to a scalar, and, before NumPy 2, in which a scalar times a Python float was
     float64, no wider than its operands."""
-    if not backend.active().is_array(out):
+    if isinstance(out, _SCALARS):
         out = backend.to_device(out)
     if _NUMPY_1 and out.ndim == 0 and "dtype" not in params and out.dtype == "float64":
         if {str(a.dtype) for a in arrays if hasattr(a, "dtype") and a.dtype != bool} == {"float32"}:
@@ -174,23 +178,31 @@ class Node:
 
     def __init__(self, op: Any, inputs: Sequence[Any], arrays: list[Any], params: dict, out: Any, saved: Any, version: list[int]):
         self.op, self.params, self.saved, self.time = op, params, saved, next(_time)
-        # An intermediate result is its node; a leaf is its Tensor.
-        self.parents = tuple((x.node or x) if isinstance(x, Tensor) and x._requires_grad else None for x in inputs)
-        keeps = op.keeps + [op.keeps_rest] * (len(arrays) - len(op.keeps))
-        self.values = tuple(a if keep or not hasattr(a, "shape") else Absent(a.shape, a.dtype) for a, keep in zip(arrays, keeps))
         self.shape, self.dtype = out.shape, out.dtype
-        self.out = out if op.keeps_out else Absent(out.shape, out.dtype)
-        self.versions = [
-            (f"input {i}", x.version, x.version[0]) for i, (x, keep) in enumerate(zip(inputs, keeps)) if keep and isinstance(x, Tensor)
-        ]
+        self.parents: list[Any] = []  # an intermediate result is its node; a leaf is its Tensor
+        self.values: list[Any] = []
+        self.versions: list[tuple[Any, list[int], int]] = []  # which input (or what else), its counter, and where that stood
+        for i, (x, a) in enumerate(zip(inputs, arrays)):
+            keep = op.keeps[i] if i < len(op.keeps) else op.keeps_rest
+            if isinstance(x, Tensor):
+                self.parents.append((x.node or x) if x._requires_grad else None)
+                if keep:
+                    self.versions.append((i, x.version, x.version[0]))
+            else:
+                self.parents.append(None)
+            self.values.append(a if keep or not hasattr(a, "shape") else Absent(a.shape, a.dtype))
         if op.keeps_out:
+            self.out = out
             self.versions.append(("the output", version, version[0]))
-        self.line = user_line() if state.anomaly else None
-        self.prints = self._fingerprints() if state.anomaly else None
+        else:
+            self.out = Absent(self.shape, self.dtype)
+        self.line = self.prints = None
+        if state.anomaly:
+            self.line, self.prints = user_line(), self._fingerprints()
 
     def cotangents(self, g: Any, wanted: Sequence[bool], create_graph: bool) -> list[Any]:
         """The cotangent of each input that is wanted (None elsewhere), from that of the output."""
-        out, values, params = self.out, list(self.values), self.params
+        out, values, params = self.out, self.values, self.params
         if create_graph:
             out = out if isinstance(out, Absent) else Tensor(out, True, self)
             values = [tensor_at(parent, value) for parent, value in zip(self.parents, values)]
@@ -206,9 +218,12 @@ class Node:
         found = found if isinstance(found, tuple) else (found,)
         if len(found) != len(values):
             raise ValueError(f"the rule of {self.op.name} gave {len(found)} cotangents for {len(values)} inputs")
-        fitted = []
+        fitted: list[Any] = []
         for i, (cotangent, value, want) in enumerate(zip(found, values, wanted)):
-            cotangent = (cotangent() if callable(cotangent) else cotangent) if want else None
+            if not want or cotangent is None:
+                fitted.append(None)
+                continue
+            cotangent = cotangent() if callable(cotangent) else cotangent
             fitted.append(cotangent if cotangent is None else _fit(cotangent, value, self.op.name, i))
         return fitted
 
@@ -231,6 +246,7 @@ class Node:
             )
         for what, version, then in self.versions:
             if version[0] != then:
+                what = f"input {what}" if isinstance(what, int) else what
                 raise RuntimeError(
                     f"{what} of {self.op.name} was changed in place after it was used (version {version[0]}, was {then}), "
                     f"and its gradient needs the old values: make a new array instead{self.made_at()}"
@@ -266,6 +282,6 @@ def _fit(cotangent: Any, like: Any, op: str, i: int) -> Any:
             raise CotangentShapeError(op, i, shape, cotangent.shape)
         cotangent = OPS["sum"](cotangent, axis=(*range(extra), *stretched), keepdims=False)
         cotangent = OPS["reshape"](cotangent, shape=shape)
-    if cotangent.dtype != like.dtype:
+    if cotangent.dtype is not like.dtype and cotangent.dtype != like.dtype:
         cotangent = OPS["astype"](cotangent, dtype=like.dtype)
     return cotangent
