@@ -114,6 +114,14 @@ for shape in SHAPES:
         E(op, S(*shape))
     E("gelu", N(*shape), approximate="tanh")
     E("clip", S(*shape) * 2, low=-1.5, high=3.0)
+LINE = np.arange(-24, 24) * 0.1 + 0.05  # a threshold that is off shows here
+for op in ("abs", "cos", "erf", "exp", "expm1", "gelu", "relu", "sigmoid", "sign", "silu", "sin", "softplus", "square", "tanh"):
+    E(op, LINE * 2 if op == "erf" else LINE)
+for op in ("log", "log1p", "sqrt"):
+    E(op, LINE[LINE > 0])
+E("clip", LINE, low=-1, high=0.5)
+E("maximum", LINE, LINE[::-1] * 0.5)
+E("minimum", LINE, LINE[::-1] * 0.5)
 for a, b in PAIRS:
     for op in ("add", "subtract", "multiply"):
         E(op, N(*a), N(*b))
