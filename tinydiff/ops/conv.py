@@ -20,7 +20,7 @@ time, so that the patches stay in the cache.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,13 +67,14 @@ def correlate(x: Any, w: Any, *, geometry: Geometry) -> Any:
 
     x' = correlate_input(y', w),   w' = correlate_weight(x, y')
     """
-    n, (oh, ow), out = len(x), geometry.out, w.shape[-1]
-    y = xp.empty((n, oh, ow, out), xp.result_type(x, w))
-    w = _matrices(w, geometry.groups)  # (G, kh kw C/G, O/G)
-    for part in geometry.chunks(n, x.shape[-1], x.itemsize):
+    shape = (len(x), *geometry.out, w.shape[-1])
+    matrices = _matrices(w, geometry.groups)  # (G, kh kw C/G, O/G)
+
+    def of(part: slice) -> Any:
         patches = _grouped(kernels.im2col(x[part], geometry), geometry.groups)  # (G, n OH OW, kh kw C/G)
-        y[part] = _ungrouped(patches @ w).reshape(-1, oh, ow, out)
-    return y
+        return _ungrouped(_products(patches, matrices)).reshape(-1, *shape[1:])
+
+    return _joined(of, geometry.chunks(len(x), x.shape[-1], x.itemsize), shape, xp.result_type(x, w))
 
 
 @correlate.vjp
@@ -88,15 +89,17 @@ def correlate_input(y: Any, w: Any, *, geometry: Geometry) -> Any:
     y' = correlate(x', w),   w' = correlate_weight(x', y)
     """
     (kh, kw), groups = geometry.kernel, geometry.groups
-    n, channels = len(y), w.shape[2] * groups
-    x = xp.empty((n, *geometry.size, channels), xp.result_type(y, w))
-    w = xp.ascontiguousarray(_matrices(w, groups).swapaxes(1, 2))  # (G, O/G, kh kw C/G)
-    for part in geometry.chunks(n, channels, y.itemsize):
+    channels = w.shape[2] * groups
+    shape = (len(y), *geometry.size, channels)
+    matrices = xp.ascontiguousarray(_matrices(w, groups).swapaxes(1, 2))  # (G, O/G, kh kw C/G)
+
+    def of(part: slice) -> Any:
         rows = _split_channels(y[part].reshape(-1, y.shape[-1]), groups)  # (G, n OH OW, O/G)
-        patches = rows @ w  # (G, n OH OW, kh kw C/G)
+        patches = _products(rows, matrices)  # (G, n OH OW, kh kw C/G)
         patches = patches.reshape(groups, -1, kh * kw, channels // groups).transpose(1, 2, 0, 3)
-        x[part] = kernels.col2im(patches.reshape(-1, *geometry.out, kh, kw, channels), geometry)
-    return x
+        return kernels.col2im(patches.reshape(-1, *geometry.out, kh, kw, channels), geometry)
+
+    return _joined(of, geometry.chunks(len(y), channels, y.itemsize), shape, xp.result_type(y, w))
 
 
 @correlate_input.vjp
@@ -115,13 +118,29 @@ def correlate_weight(x: Any, y: Any, *, geometry: Geometry) -> Any:
     w = xp.zeros((groups, kh * kw * channels, out), xp.result_type(x, y))
     for part in geometry.chunks(n, x.shape[-1], x.itemsize):
         patches = _grouped(kernels.im2col(x[part], geometry), groups)  # (G, n OH OW, kh kw C/G)
-        w += patches.swapaxes(1, 2) @ _split_channels(y[part].reshape(-1, y.shape[-1]), groups)
+        w += _products(patches.swapaxes(1, 2), _split_channels(y[part].reshape(-1, y.shape[-1]), groups))
     return w.reshape(groups, kh, kw, channels, out).transpose(1, 2, 3, 0, 4).reshape(kh, kw, channels, groups * out)
 
 
 @correlate_weight.vjp
 def _(g: Any, _w: Any, x: Any, y: Any, *, geometry: Geometry) -> Any:
     return lambda: correlate_input(y, g, geometry=geometry), lambda: correlate(x, g, geometry=geometry)
+
+
+def _joined(of: Callable[[slice], Any], parts: Iterable[slice], shape: tuple[int, ...], dtype: Any) -> Any:
+    """of(part) of every part of the batch, in one array; where there is one part, that is it."""
+    parts = tuple(parts)
+    if len(parts) == 1:
+        return xp.ascontiguousarray(of(parts[0]))
+    whole = xp.empty(shape, dtype)
+    for part in parts:
+        whole[part] = of(part)
+    return whole
+
+
+def _products(x: Any, y: Any) -> Any:
+    """(G, n, k) x (G, k, m) -> (G, n, m). One product is not made as one of many: CuPy copies those that are transposed."""
+    return (x[0] @ y[0])[None] if len(x) == 1 else x @ y
 
 
 def _matrices(w: Any, groups: int) -> Any:
