@@ -77,6 +77,15 @@ def test_normals_are_box_and_muller() -> None:
     np.testing.assert_allclose(z, np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1).ravel(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("word", [0, 1, 2**32 - 1])
+def test_the_rarest_words_give_finite_normals_and_uniforms_below_1(word: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(td.Rng, "_words", lambda self, shape, first: (np.full((1, 8), word, "uint32"), shape))
+    assert abs(host(td.Rng(0).normal((1, 8)))).max() < 6.7
+    u = host(td.Rng(0).uniform((1, 8)))
+    assert (0 <= u).all() and (u < 1).all()
+    assert host(td.Rng(0).integers(2**31, (1, 8))).max() == word >> 1
+
+
 def test_integers_scale_a_word() -> None:
     n = host(td.Rng(3).integers(10, (1, 8)))[0]
     words = [half for word in philox((0, 0, 0, 0), (3, 0)) for half in (word & 0xFFFFFFFF, word >> 32)]

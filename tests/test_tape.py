@@ -479,6 +479,8 @@ def test_setting_a_tensor_with_history_into_one_without_is_refused() -> None:
 
 def test_data_must_keep_shape_and_dtype() -> None:
     x = leaf(3)
+    x.data = leaf(3, seed=4) * 2  # a Tensor gives its array, on whatever device that is
+    equal(x, 2 * leaf(3, seed=4).numpy())
     with pytest.raises(ValueError, match=r"shape \(3,\), float64 cannot become an array of shape \(2,\), float64"):
         x.data = np.ones(2)
     with pytest.raises(ValueError, match="float32"):
@@ -811,7 +813,7 @@ def test_checkpoint_of_a_function_that_returns_what_it_was_given() -> None:
     logged = []
 
     def fn(a: Any) -> Any:
-        logged.append((a * w).sum())
+        logged.append((w * w).sum())  # uses something, but not what it returns
         return a
 
     for h in (x, x * 2):

@@ -43,7 +43,7 @@ class Tensor:
 
     @data.setter
     def data(self, array: Array) -> None:
-        array = backend.to_device(array)
+        array = backend.to_device(array_of(array))
         if array.shape != self._data.shape or array.dtype != self._data.dtype:
             raise ValueError(
                 f"the data of a Tensor of shape {self.shape}, {self.dtype} cannot become an array of shape {array.shape}, {array.dtype}"
