@@ -80,7 +80,7 @@ def test_normals_are_box_and_muller() -> None:
 @pytest.mark.parametrize("word", [0, 1, 2**32 - 1])
 def test_the_rarest_words_give_finite_normals_and_uniforms_below_1(word: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(td.Rng, "_words", lambda self, shape, first: (np.full((1, 8), word, "uint32"), shape))
-    assert abs(host(td.Rng(0).normal((1, 8)))).max() < 6.7
+    assert abs(host(td.Rng(0).normal((1, 8)))).max() < 6.8
     u = host(td.Rng(0).uniform((1, 8)))
     assert (0 <= u).all() and (u < 1).all()
     assert host(td.Rng(0).integers(2**31, (1, 8))).max() == word >> 1
