@@ -8,7 +8,9 @@ import pytest
 import tinydiff
 from tinydiff import Rng, Tensor, backend, ops, tensor
 from tinydiff.backend import to_device, to_host
+from tinydiff.diffusion.edm import Denoiser, edm_loss
 from tinydiff.models.unet import UNet, fold, unfold
+from tinydiff.optim import EMA, Adam, clip_grad_norm
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
@@ -63,6 +65,22 @@ def test_every_parameter_has_a_gradient_and_it_is_right():
             slope += sign * value().item() / (2 * h)
         p.data = before
         assert slope == pytest.approx(backend.scalar((g.data * direction).sum()), rel=1e-6, abs=1e-8), name
+
+
+def test_a_training_step_never_waits_wherever_its_labels_lie():
+    denoiser = Denoiser(small(), sigma_data=0.5)
+    optimizer, ema = Adam(denoiser.parameters(), 1e-3), EMA(denoiser)
+    before, x0 = denoiser.state_dict(), Rng(0).normal((3, 8, 8, 1))
+    with backend.no_sync():
+        for condition in (labels(3), {"digit": np.array([1, -1, 9]), "face": np.array([0, 1, 2])}, {}):
+            optimizer.zero_grad()
+            loss = edm_loss(denoiser, x0, Rng(1), **condition)
+            loss.backward()
+            clip_grad_norm(denoiser.parameters(), 1.0)
+            optimizer.step()
+            ema.update()
+    assert np.isfinite(loss.item())
+    assert not np.array_equal(to_host(before["net.last.weight"]), to_host(denoiser.net.last.weight.data))
 
 
 def test_a_label_left_out_is_one_not_said_and_labels_matter():
