@@ -198,7 +198,13 @@ BAD: dict[str, Bad] = {
     "concatenate axis": (lambda: ops.concatenate([t(2, 3), t(2, 3)], axis=2), ValueError, ("axis 2", "(2, 3)")),
     "concatenate nothing": (lambda: ops.concatenate([]), ValueError, ("no arrays",)),
     "stack": (lambda: ops.stack([t(2, 3), t(3, 2)]), ValueError, ("stack: the shapes (2, 3), (3, 2) differ",)),
-    "pad": (lambda: ops.pad(t(2, 3), pad_width=((1, 1),)), ValueError, ("pad: 1 pairs ((1, 1),)", "(2, 3)")),
+    "pad": (lambda: ops.pad(t(2, 3), pad_width=((1, 1),)), ValueError, ("pad: an array of shape (2, 3) takes 2 pairs", "not ((1, 1),)")),
+    "pad by a number": (lambda: ops.pad(t(2, 3), pad_width=1), ValueError, ("(2, 3) takes 2 pairs", "not 1")),
+    "pad by less than nothing": (
+        lambda: ops.pad(t(2, 3), pad_width=((0, 0), (-1, 0))),
+        ValueError,
+        ("of at least 0, not ((0, 0), (-1, 0))",),
+    ),
     "tril": (lambda: ops.tril(t(3)), ValueError, ("tril is for matrices", "(3,)")),
     "einsum operands": (lambda: ops.einsum("ij,jk->ik", t(2, 3)), ValueError, ("'ij,jk->ik' has 2 operands, but 1",)),
     "einsum rank": (lambda: ops.einsum("ij->i", t(2, 3, 4)), ValueError, ("'ij' of 'ij->i'", "(2, 3, 4)")),
@@ -228,7 +234,11 @@ BAD: dict[str, Bad] = {
         ("labels must be integers, not float32 of shape (4,)",),
     ),
     "cross_entropy list": (lambda: ops.cross_entropy(t(2, 10), [1, 2]), TypeError, ("not list: [1, 2]",)),
-    "mse_loss": (lambda: ops.mse_loss(t(4, 1), t(4)), ValueError, ("mse_loss: the prediction has shape (4, 1), but the target (4,)",)),
+    "mse_loss": (
+        lambda: ops.mse_loss(t(4, 1), t(4)),
+        ValueError,
+        ("mse_loss: the prediction has shape (4, 1), but the target has shape (4,)",),
+    ),
     "bce": (lambda: ops.binary_cross_entropy_with_logits(t(4, 1), t(4)), ValueError, ("(4, 1)", "(4,)")),
     "reduction": (
         lambda: ops.mse_loss(t(4), t(4), reduction="avg"),
@@ -242,6 +252,20 @@ BAD: dict[str, Bad] = {
     ),
     "gelu": (lambda: ops.gelu(t(3), approximate="fast"), ValueError, ("gelu: approximate must be 'none' or 'tanh', not 'fast'",)),
     "dropout": (lambda: ops.dropout(t(3), p=1.0, rng=td.Rng(0)), ValueError, ("dropout: p must be in [0, 1), not 1.0",)),
+    "dropout without an Rng": (lambda: ops.dropout(t(3), p=0.5, rng=None), TypeError, ("dropout: rng must be a tinydiff.Rng", "not None")),
+    "dropout with a seed": (lambda: ops.dropout(t(3), p=0.5, rng=7), TypeError, ("not 7",)),
+    "mse_loss of a number": (
+        lambda: ops.mse_loss(t(4), 0.0),
+        ValueError,
+        ("mse_loss: the prediction has shape (4,), but the target is 0.0",),
+    ),
+    "norm of integers": (
+        lambda: ops.layer_norm(t(2, 3, dtype="int64")),
+        TypeError,
+        ("layer_norm: x must be floating, not int64 of shape (2, 3)",),
+    ),
+    "matmul of a list": (lambda: t(2, 2) @ [1.0, 2.0], TypeError, ("matmul takes Tensors and arrays, not list: [1.0, 2.0]",)),
+    "matmul of a number": (lambda: t(2, 2) @ 3.0, TypeError, ("not float: 3.0",)),
     "an unknown option": (lambda: ops.sum(t(3), axes=0), TypeError, ("axes",)),
     # ---- Tensors
     "tensor of integers": (
@@ -310,3 +334,11 @@ def test_an_index_out_of_range_is_found_out_on_numpy(each_backend: str) -> None:
     ):
         with pytest.raises(IndexError, match=r"index \d is out of bounds for axis \d with size \d"):
             call()
+
+
+def test_a_label_that_is_no_class_makes_the_loss_nan(each_backend: str) -> None:
+    """Counting from the end would train on the wrong class in silence; raising would wait for the device."""
+    for wrong in (-1, -2, 3) if each_backend == "cupy" else (-1, -2):
+        x = t(2, 3)
+        losses = ops.cross_entropy(x, backend.to_device(np.array([wrong, 1])), reduction="none").numpy()
+        assert np.isnan(losses[0]) and np.isfinite(losses[1])

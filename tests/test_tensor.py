@@ -171,6 +171,42 @@ def test_methods_are_numpys() -> None:
         equal(ours, theirs)
 
 
+def test_integers_become_floating_where_functions_need_it() -> None:
+    n = np.array([[1, 2, 3], [4, 5, 6]])
+    x = td.tensor(n)
+    for op in (
+        ops.exp,
+        ops.sqrt,
+        ops.sigmoid,
+        ops.silu,
+        ops.softplus,
+        ops.gelu,
+        ops.softmax,
+        ops.log_softmax,
+        ops.logsumexp,
+        ops.mean,
+        ops.var,
+    ):
+        assert op(x).dtype == "float64"
+        equal(op(x), op(td.tensor(n.astype("float64"))).numpy())
+    assert ops.relu(x).dtype == ops.tril(x).dtype == (x * 2).dtype == "int64"
+
+
+def test_argmax_has_no_gradient() -> None:
+    a = np.random.default_rng(0).normal(size=(4, 5))
+    x = td.tensor(a, requires_grad=True)
+    np.testing.assert_array_equal(backend.to_host(x.argmax(1)), a.argmax(1))
+    assert int(backend.to_host(x.argmax())) == a.argmax()
+
+
+def test_clip_takes_bounds_that_are_tensors() -> None:
+    x = td.tensor(np.array([-1.0, 0.5, 2.0]), requires_grad=True)
+    y = x.clip(td.tensor([0.0, 0.0, 0.0]), td.tensor([1.0, 1.0, 1.0]))
+    equal(y, [0, 0.5, 1])
+    y.sum().backward()
+    equal(x.grad, [0, 1, 0])
+
+
 def test_iteration_gives_differentiable_rows() -> None:
     x = td.tensor(np.arange(6.0).reshape(3, 2), requires_grad=True)
     a, b, c = x

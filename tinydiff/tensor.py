@@ -281,6 +281,10 @@ class Tensor:
     def cumsum(self, axis: Any = None) -> Tensor:
         return OPS["cumsum"](self, axis=axis)
 
+    def argmax(self, axis: Any = None) -> Any:
+        """Where the largest value is: a plain array of integers, which has no gradient."""
+        return self._data.argmax(axis=axis)
+
     def reshape(self, *shape: Any) -> Tensor:
         return OPS["reshape"](self, shape=shape[0] if len(shape) == 1 else shape)
 

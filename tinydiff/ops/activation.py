@@ -51,7 +51,7 @@ def silu(x: Any) -> Any:
 
     Source: Elfwing et al. 2017 (SiL); Ramachandran et al. 2017 (swish).
     """
-    return kernels.silu(x)
+    return kernels.silu(x if x.dtype.kind in "fc" else x.astype("float64"))
 
 
 @silu.reference

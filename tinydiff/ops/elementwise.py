@@ -11,6 +11,7 @@ from typing import Any
 
 from ..backend import Array, xp
 from ..tape import primitive
+from ..tensor import array_of
 
 
 @primitive
@@ -277,7 +278,7 @@ def clip(x: Any, *, low: float | Array | None = None, high: float | Array | None
 
     At ties: 1 on the bounds, so a value that was clipped onto a bound can still leave it.
     """
-    return xp.clip(x, low, high)
+    return xp.clip(x, array_of(low), array_of(high))
 
 
 @clip.vjp

@@ -38,6 +38,9 @@ def matmul(x: Any, y: Any) -> Any:
 
     Errors: ValueError if the inner lengths differ, or for a scalar.
     """
+    for a in (x, y):
+        if not hasattr(a, "ndim"):
+            raise TypeError(f"matmul takes Tensors and arrays, not {type(a).__name__}: {a!r}")
     if x.ndim == 0 or y.ndim == 0 or x.shape[-1] != y.shape[-2 if y.ndim > 1 else 0]:
         raise ValueError(
             f"matmul: the shapes {x.shape} and {y.shape} do not fit: the last axis of the first meets the last but one of the second"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ..backend import operand, xp
@@ -9,7 +10,7 @@ from ..rng import Rng
 from ..tape import composite
 from ..tensor import array_of
 from .activation import softplus
-from .elementwise import square
+from .elementwise import square, where
 from .index import take_along_axis
 from .reduce import mean, sum
 from .shape import expand_dims, squeeze
@@ -27,8 +28,10 @@ def _reduced(losses: Any, reduction: str, what: str) -> Any:
 
 
 def _same_shape(what: str, x: Any, y: Any) -> None:
-    if x.shape != y.shape:
-        raise ValueError(f"{what}: the prediction has shape {x.shape}, but the target {y.shape}")
+    shapes = [getattr(a, "shape", None) for a in (x, y)]
+    if shapes[0] != shapes[1] or None in shapes:
+        described = [f"has shape {s}" if s is not None else f"is {a!r}" for a, s in zip((x, y), shapes)]
+        raise ValueError(f"{what}: the prediction {described[0]}, but the target {described[1]}")
 
 
 @composite
@@ -42,15 +45,19 @@ def mse_loss(prediction: Any, target: Any, *, reduction: str = "mean") -> Any:
 def cross_entropy(logits: Any, labels: Any, *, reduction: str = "mean") -> Any:
     """-log softmax(logits)[label], averaged: logits (..., classes), labels (...) of integers.
 
+    A label below 0 makes the loss NaN, and so does one that is too large on a GPU, where NumPy raises IndexError.
     Errors: TypeError for labels that are not integers, ValueError for shapes that do not fit.
     """
     labels = operand(array_of(labels))
     if labels.dtype.kind not in "iu":
         raise TypeError(f"cross_entropy: the labels must be integers, not {labels.dtype} of shape {labels.shape}")
     if logits.ndim < 1 or logits.shape[:-1] != labels.shape:
-        raise ValueError(f"cross_entropy: logits (..., classes) {logits.shape} need labels {logits.shape[:-1]}, not {labels.shape}")
-    picked = take_along_axis(log_softmax(logits, axis=-1), expand_dims(labels, axis=-1), axis=-1)
-    return _reduced(-squeeze(picked, axis=-1), reduction, "cross_entropy")
+        raise ValueError(
+            f"cross_entropy: logits (..., classes) {logits.shape} need labels {logits.shape[:-1]}, not {labels.shape}"
+        )
+    picked = squeeze(take_along_axis(log_softmax(logits, axis=-1), expand_dims(labels, axis=-1), axis=-1), axis=-1)
+    is_class = (labels >= 0) & (labels < logits.shape[-1])  # indexing would count from the end, or wrap
+    return _reduced(-where(is_class, picked, math.nan), reduction, "cross_entropy")
 
 
 @composite
@@ -68,6 +75,8 @@ def dropout(x: Any, *, p: float, rng: Rng) -> Any:
     """
     if not 0 <= p < 1:
         raise ValueError(f"dropout: p must be in [0, 1), not {p!r}")
+    if not isinstance(rng, Rng):
+        raise TypeError(f"dropout: rng must be a tinydiff.Rng, which remembers what it drew, not {rng!r}")
     if p == 0:
         return x
     keep = rng.uniform(x.shape) >= p

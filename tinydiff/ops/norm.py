@@ -85,6 +85,8 @@ def batch_norm(x: Any, weight: Any = None, bias: Any = None, *, eps: float = 1e-
 def _channels(what: str, x: Any, weight: Any, bias: Any, least: int) -> int:
     if x.ndim < least:
         raise ValueError(f"{what} takes x of at least {least} dimensions, channels last, not {x.shape}")
+    if x.dtype.kind not in "fc":
+        raise TypeError(f"{what}: x must be floating, not {x.dtype} of shape {x.shape}")
     for name, p in (("weight", weight), ("bias", bias)):
         if p is not None and p.shape != x.shape[-1:]:
             raise ValueError(f"{what}: the {name} must have shape {x.shape[-1:]} for x {x.shape}, not {p.shape}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..backend import xp
@@ -157,7 +157,8 @@ def split(x: Any, sections: int | Sequence[int], *, axis: int = 0) -> list[Any]:
     """
     axis = axis_of(axis, x.ndim, "split")
     n = x.shape[axis]
-    if isinstance(sections, int):
+    if not isinstance(sections, Iterable):
+        sections = operator.index(sections)
         if sections < 1 or n % sections:
             raise ValueError(f"split: {sections} equal parts of axis {axis} of an array of shape {x.shape}: {n} is not a multiple")
         sections = range(n // sections, n, n // sections)
@@ -171,8 +172,11 @@ def pad(x: Any, *, pad_width: Sequence[tuple[int, int]], value: float = 0.0) -> 
 
     x' = z' without the extra places
     """
-    if len(pad_width) != x.ndim:
-        raise ValueError(f"pad: {len(pad_width)} pairs {tuple(pad_width)} for an array of shape {x.shape}")
+    pairs = pad_width if isinstance(pad_width, (tuple, list)) else ()
+    if len(pairs) != x.ndim or any(not isinstance(p, (tuple, list)) or len(p) != 2 or min(p) < 0 for p in pairs):
+        raise ValueError(
+            f"pad: an array of shape {x.shape} takes {x.ndim} pairs (before, after) of at least 0, not {pad_width!r}"
+        )
     z = xp.full([n + before + after for n, (before, after) in zip(x.shape, pad_width)], value, x.dtype)
     z[_inner(pad_width, x.shape)] = x
     return z

@@ -18,7 +18,7 @@ def softmax(x: Any, *, axis: int = -1) -> Any:
 
     The largest x of each row is subtracted first, so a row never overflows, and never underflows as a whole.
     """
-    return kernels.softmax(x, axis)
+    return kernels.softmax(x if x.dtype.kind in "fc" else x.astype("float64"), axis)
 
 
 @softmax.reference
