@@ -1,6 +1,7 @@
 """Every op: a formula, its derivation, its forward and its rule, side by side.
 
-`elementwise` is the place to start. All of them are functions of arrays or Tensors (positional) and of options (by keyword).
+`elementwise` is the place to start. All of them are functions of arrays or Tensors (positional) and
+of options (by keyword).
 """
 
 from .activation import erf, gelu, relu, sigmoid, silu, softplus

@@ -17,7 +17,8 @@ from .softmax import softmax
 
 @primitive
 def weighted_values(q: Any, k: Any, v: Any, *, mask: Any, scale: float) -> Any:
-    """y = p v,   p = softmax(s),   s = scale q k^T (+ mask): each query's mean of the values, weighted by its likeness to the keys
+    """y = p v,   p = softmax(s),   s = scale q k^T (+ mask): each query's mean of the values, weighted by its likeness
+    to the keys
 
     dy = p dv + dp v          v' = p^T y',   p' = y' v^T
     dp = p (ds - sum(p ds))   s' = p (p' - sum(p p')),   and  sum(p p') = sum(y y')  along the row
@@ -53,15 +54,19 @@ def _masked(s: Any, mask: Any, where: Any) -> Any:
 
 @composite
 def attention(q: Any, k: Any, v: Any, *, mask: Any = None, scale: float | None = None) -> Any:
-    """softmax(scale q k^T + mask) v over the last two axes: q (N, heads, L, D), k (N, heads, S, D), v (N, heads, S, E) -> (N, heads, L, E).
+    """softmax(scale q k^T + mask) v over the last two axes: q (N, heads, L, D), k (N, heads, S, D), v (N, heads, S, E)
+    -> (N, heads, L, E).
 
-    mask: broadcastable to (N, heads, L, S); bool (True may be attended to), or numbers that are added to the scores. A row with
-    nothing to attend to is NaN. scale: 1 / sqrt(D) unless given.
+    mask: broadcastable to (N, heads, L, S); bool (True may be attended to), or numbers that are added to the scores. A
+    row with nothing to attend to is NaN. scale: 1 / sqrt(D) unless given.
     Source: Vaswani et al. 2017, equation 1. Errors: ValueError for shapes that do not fit, TypeError for a mask of
     another kind, or one that requires a gradient.
     """
     if min(q.ndim, k.ndim, v.ndim) < 2 or q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
-        raise ValueError(f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit: q and k share D, k and v share their length")
+        raise ValueError(
+            f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit: q and k share D, "
+            "k and v share their length"
+        )
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     return weighted_values(q, k, v, mask=_checked_mask(mask, q.shape[-2], k.shape[-2]), scale=scale)
 
@@ -74,7 +79,12 @@ def _checked_mask(mask: Any, length: int, keys: int) -> Any:
         return None
     if getattr(mask, "dtype", None) is None or mask.dtype.kind not in "bf":
         what = f"{mask.dtype} of shape {mask.shape}" if hasattr(mask, "dtype") else repr(mask)
-        raise TypeError(f"attention: the mask must be of bool (what may be attended to) or floating (added to the scores), not {what}")
+        raise TypeError(
+            "attention: the mask must be of bool (what may be attended to) "
+            f"or floating (added to the scores), not {what}"
+        )
     if any(n not in (1, m) for n, m in zip(mask.shape[-2:][::-1], (keys, length))):
-        raise ValueError(f"attention: a mask of shape {mask.shape} does not fit the scores, whose last axes are {(length, keys)}")
+        raise ValueError(
+            f"attention: a mask of shape {mask.shape} does not fit the scores, whose last axes are {(length, keys)}"
+        )
     return mask

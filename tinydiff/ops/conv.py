@@ -4,7 +4,8 @@ Everything here is one bilinear form in an image x, a weight w and an image y,
 
     F(x, w, y) = sum over n, i, j, a, b, c, o of   x[n, s i + d a - p, s j + d b - p, c] w[a, b, c, o] y[n, i, j, o]
 
-with stride s, dilation d, padding p. It is linear in each of the three, so each is the cotangent of a map of the two others:
+with stride s, dilation d, padding p. It is linear in each of the three, so each is the cotangent of
+a map of the two others:
 
     y' = correlate(x, w)             the convolution
     x' = correlate_input(y, w)       the transposed convolution
@@ -139,7 +140,9 @@ def _joined(of: Callable[[slice], Any], parts: Iterable[slice], shape: tuple[int
 
 
 def _products(x: Any, y: Any) -> Any:
-    """(G, n, k) x (G, k, m) -> (G, n, m). One product is not made as one of many: CuPy copies those that are transposed."""
+    """(G, n, k) x (G, k, m) -> (G, n, m).
+    One product is not made as one of many: CuPy copies those that are transposed.
+    """
     return (x[0] @ y[0])[None] if len(x) == 1 else x @ y
 
 
@@ -202,9 +205,11 @@ def conv_transpose2d(
 ) -> Any:
     """The transpose of conv2d as a linear map: (N, H, W, C) with (kh, kw, O / groups, C) gives (N, OH, OW, O).
 
-    w is the weight of the conv2d (O -> C) whose transpose this is. OH = (H - 1) stride - 2 padding + dilation (kh - 1) +
-    1 + output_padding; the last term chooses among the sizes that the conv2d would bring to H.
-    Errors: ValueError for shapes that do not fit, an output_padding that is not below stride or dilation, an empty output.
+    w is the weight of the conv2d (O -> C) whose transpose this is.
+    OH = (H - 1) stride - 2 padding + dilation (kh - 1) + 1 + output_padding; the last term chooses among the sizes that
+    the conv2d would bring to H.
+    Errors: ValueError for shapes that do not fit, an output_padding that is not below stride or
+    dilation, an empty output.
     """
     _check_ranks("conv_transpose2d", 4, x, w)
     if groups < 1 or x.shape[3] % groups:
@@ -213,18 +218,26 @@ def conv_transpose2d(
         raise ValueError(f"conv_transpose2d: x {x.shape} has {x.shape[3]} channels, but w {w.shape} takes {w.shape[3]}")
     _check_bias("conv_transpose2d", b, w.shape[2] * groups)
     s, d = _pair(stride, "conv_transpose2d", "stride", 1), _pair(dilation, "conv_transpose2d", "dilation", 1)
-    p, extra = _pair(padding, "conv_transpose2d", "padding", 0), _pair(output_padding, "conv_transpose2d", "output_padding", 0)
+    p = _pair(padding, "conv_transpose2d", "padding", 0)
+    extra = _pair(output_padding, "conv_transpose2d", "output_padding", 0)
     if any(e >= max(si, di) for e, si, di in zip(extra, s, d)):
-        raise ValueError(f"conv_transpose2d: output_padding={output_padding} must be smaller than stride={stride} or dilation={dilation}")
+        raise ValueError(
+            f"conv_transpose2d: output_padding={output_padding} must be smaller than stride={stride} "
+            f"or dilation={dilation}"
+        )
     kernel = w.shape[:2]
-    oh, ow = ((n - 1) * si - 2 * pi + di * (k - 1) + 1 + e for n, si, pi, di, k, e in zip(x.shape[1:3], s, p, d, kernel, extra))
+    oh, ow = (
+        (n - 1) * si - 2 * pi + di * (k - 1) + 1 + e
+        for n, si, pi, di, k, e in zip(x.shape[1:3], s, p, d, kernel, extra)
+    )
     if min(oh, ow) < 1:
         raise ValueError(
-            f"conv_transpose2d: the output of x {x.shape} with w {w.shape}, stride={stride}, padding={padding}, dilation={dilation}, "
-            f"output_padding={output_padding} would be empty: {(oh, ow)}"
+            f"conv_transpose2d: the output of x {x.shape} with w {w.shape}, stride={stride}, padding={padding}, "
+            f"dilation={dilation}, output_padding={output_padding} would be empty: {(oh, ow)}"
         )
     geometry = Geometry((oh, ow), kernel, s, ((p[0], p[0]), (p[1], p[1])), d, groups)
-    if geometry.out != x.shape[1:3]:  # output_padding is at least stride: the conv2d sees more rows than x has, which are zero
+    # output_padding is at least stride: the conv2d sees more rows than x has, which are zero
+    if geometry.out != x.shape[1:3]:
         x = pad(x, pad_width=((0, 0), *((0, m - n) for n, m in zip(x.shape[1:3], geometry.out)), (0, 0)))
     y = correlate_input(x, w, geometry=geometry)
     return y if b is None else y + b
@@ -242,20 +255,26 @@ def conv1d(
     return y if b is None else y + b
 
 
-def _geometry(what: str, x: Any, w: Any, b: Any, size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> Geometry:
+def _geometry(
+    what: str, x: Any, w: Any, b: Any, size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Geometry:
     """That of conv1d and conv2d, if everything fits."""
     channels, taken, out = x.shape[-1], w.shape[-2] * groups, w.shape[-1]
     if groups < 1 or channels % groups or out % groups:
-        raise ValueError(f"{what}: groups={groups} must divide the channels, {channels} of x {x.shape} and {out} of w {w.shape}")
+        raise ValueError(
+            f"{what}: groups={groups} must divide the channels, {channels} of x {x.shape} and {out} of w {w.shape}"
+        )
     if channels != taken:
-        raise ValueError(f"{what}: x {x.shape} has {channels} channels, but w {w.shape} with groups={groups} takes {taken}")
+        raise ValueError(
+            f"{what}: x {x.shape} has {channels} channels, but w {w.shape} with groups={groups} takes {taken}"
+        )
     _check_bias(what, b, out)
     s, d = _pair(stride, what, "stride", 1), _pair(dilation, what, "dilation", 1)
     geometry = Geometry(size, kernel, s, _padding(padding, what, size, kernel, s, d), d, groups)
     if min(geometry.out) < 1:
         raise ValueError(
-            f"{what}: the output of x {x.shape} with w {w.shape}, stride={stride}, padding={padding}, dilation={dilation} "
-            f"would be empty: {geometry.out}"
+            f"{what}: the output of x {x.shape} with w {w.shape}, stride={stride}, padding={padding}, "
+            f"dilation={dilation} would be empty: {geometry.out}"
         )
     return geometry
 

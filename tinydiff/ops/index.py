@@ -66,7 +66,9 @@ def index_add(x: Any, values: Any, *, index: Any) -> Any:
         kernels.index_add(z, _plain(index), values)
     except ValueError:
         picked = x[_plain(index)].shape
-        raise ValueError(f"index_add: x {x.shape} at the index has shape {picked}, which the values {values.shape} do not fit") from None
+        raise ValueError(
+            f"index_add: x {x.shape} at the index has shape {picked}, which the values {values.shape} do not fit"
+        ) from None
     return z
 
 
@@ -89,7 +91,9 @@ def take_along_axis(x: Any, indices: Any, *, axis: int) -> Any:
     """z[.., i, ..] = x[.., indices[.., i, ..], ..] along the axis, as numpy.take_along_axis."""
     indices = array_of(indices)
     if indices.ndim != x.ndim:
-        raise ValueError(f"take_along_axis: indices of shape {indices.shape} for an array of shape {x.shape}: the ranks must agree")
+        raise ValueError(
+            f"take_along_axis: indices of shape {indices.shape} for an array of shape {x.shape}: the ranks must agree"
+        )
     axis = axis_of(axis, x.ndim, "take_along_axis")
     grid = [xp.arange(n).reshape([-1 if b == a else 1 for b in range(x.ndim)]) for a, n in enumerate(x.shape)]
     return x[tuple(indices if a == axis else grid[a] for a in range(x.ndim))]

@@ -43,7 +43,8 @@ def matmul(x: Any, y: Any) -> Any:
             raise TypeError(f"matmul takes Tensors and arrays, not {type(a).__name__}: {a!r}")
     if x.ndim == 0 or y.ndim == 0 or x.shape[-1] != y.shape[-2 if y.ndim > 1 else 0]:
         raise ValueError(
-            f"matmul: the shapes {x.shape} and {y.shape} do not fit: the last axis of the first meets the last but one of the second"
+            f"matmul: the shapes {x.shape} and {y.shape} do not fit: the last axis of the first meets the "
+            "last but one of the second"
         )
     if any(m != n and 1 not in (m, n) for m, n in zip(x.shape[-3::-1], y.shape[-3::-1])):
         raise ValueError(f"matmul: the leading axes of the shapes {x.shape} and {y.shape} do not fit")
@@ -75,7 +76,9 @@ def _(g: Any, _z: Any, *xs: Any, subscripts: str) -> Any:
         others = [j for j in range(len(xs)) if j != i]
         known = set(out).union(*(terms[j] for j in others))
         reached = "".join(c for c in terms[i] if c in known)
-        cotangent = contract(g, *(xs[j] for j in others), subscripts=",".join([out, *(terms[j] for j in others)]) + "->" + reached)
+        cotangent = contract(
+            g, *(xs[j] for j in others), subscripts=",".join([out, *(terms[j] for j in others)]) + "->" + reached
+        )
         length = dict(zip(reached, cotangent.shape))  # that of the others, where this operand was stretched
         kept = tuple(length.get(c, 1) for c in terms[i])
         spread = tuple(n if m == 1 else m for m, n in zip(kept, xs[i].shape))
@@ -86,7 +89,8 @@ def _(g: Any, _z: Any, *xs: Any, subscripts: str) -> Any:
 
 @composite
 def einsum(subscripts: str, *operands: Any) -> Any:
-    """Einstein summation as numpy.einsum: einsum("nhid,nhjd->nhij", q, k); `...`, a missing arrow and diagonals ("ii->i") are understood.
+    """Einstein summation as numpy.einsum: einsum("nhid,nhjd->nhij", q, k); `...`, a missing arrow and diagonals
+    ("ii->i") are understood.
 
     Errors: ValueError if the subscripts do not fit the operands.
     """
@@ -95,7 +99,9 @@ def einsum(subscripts: str, *operands: Any) -> Any:
     for c, n in (pair for term, x in zip(terms, operands) for pair in zip(term, x.shape)):
         if n != 1 and lengths.setdefault(c, n) != n:
             shapes = ", ".join(str(x.shape) for x in operands)
-            raise ValueError(f"einsum: {subscripts!r} with shapes {shapes}: an index of length {lengths[c]} meets one of length {n}")
+            raise ValueError(
+                f"einsum: {subscripts!r} with shapes {shapes}: an index of length {lengths[c]} meets one of length {n}"
+            )
     fresh = iter(c for c in string.ascii_letters if c not in "".join(terms) + out)
     operands, extra = tuple(operands), []
     for i, term in enumerate(terms):
@@ -108,7 +114,9 @@ def einsum(subscripts: str, *operands: Any) -> Any:
             else:
                 seen += c
         terms[i] = seen
-    return contract(*operands, *(eye for _, eye in extra), subscripts=",".join([*terms, *(t for t, _ in extra)]) + "->" + out)
+    return contract(
+        *operands, *(eye for _, eye in extra), subscripts=",".join([*terms, *(t for t, _ in extra)]) + "->" + out
+    )
 
 
 def _explicit(subscripts: str, shapes: list[tuple[int, ...]]) -> tuple[list[str], str]:

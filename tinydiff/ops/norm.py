@@ -2,8 +2,8 @@
 
     xhat = (x - mean) / sqrt(var + eps),    y = xhat w + b          mean and var over the m elements of a set
 
-The derivative of xhat: a shift of the set by a constant moves the mean with it, a scaling moves the deviation with it, so
-of a cotangent h = y' w of xhat what remains is the part orthogonal to both the constants and xhat,
+The derivative of xhat: a shift of the set by a constant moves the mean with it, a scaling moves the deviation with it,
+so of a cotangent h = y' w of xhat what remains is the part orthogonal to both the constants and xhat,
 
     x' = (h - mean(h) - xhat mean(h xhat)) / sqrt(var + eps),    w' = sum y' xhat,    b' = sum y'
 
@@ -93,5 +93,3 @@ def _channels(what: str, x: Any, weight: Any, bias: Any, least: int) -> int:
     if (weight is None) != (bias is None):
         raise ValueError(f"{what}: give weight and bias, or neither")
     return x.shape[-1]
-
-

@@ -13,7 +13,8 @@ from .shape import broadcast_to, pad, reshape, stack
 
 @composite
 def max_pool2d(x: Any, *, kernel: Pair, stride: Pair | None = None, padding: Pair = 0) -> Any:
-    """The largest value under each window: (N, H, W, C) -> (N, OH, OW, C), OH = floor((H + 2 padding - kernel) / stride) + 1.
+    """The largest value under each window: (N, H, W, C) -> (N, OH, OW, C),
+    OH = floor((H + 2 padding - kernel) / stride) + 1.
 
     stride: that of the kernel unless given. What lies in the padding never wins.
     At ties: those that are largest share equally.

@@ -53,7 +53,9 @@ def var(x: Any, *, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> 
 def _count(x: Any, axis: Axis, what: str, ddof: int) -> int:
     count = math.prod(x.shape[a] for a in axes_of(axis, x.ndim, what))
     if count <= ddof:
-        raise ValueError(f"{what} over axis {axis} of an array of shape {x.shape}: {count} values are too few (ddof {ddof})")
+        raise ValueError(
+            f"{what} over axis {axis} of an array of shape {x.shape}: {count} values are too few (ddof {ddof})"
+        )
     return count
 
 

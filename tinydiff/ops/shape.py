@@ -22,7 +22,9 @@ def axis_of(axis: int, ndim: int, what: str) -> int:
 
 
 def axes_of(axis: Any, ndim: int, what: str) -> tuple[int, ...]:
-    """The axes (None: all; one, or a tuple) as sorted numbers from 0. Errors: ValueError for one that is not there, or there twice."""
+    """The axes (None: all; one, or a tuple) as sorted numbers from 0.
+    Errors: ValueError for one that is not there, or there twice.
+    """
     given = range(ndim) if axis is None else axis if isinstance(axis, (tuple, list)) else (axis,)
     axes = tuple(sorted(axis_of(a, ndim, what) for a in given))
     if len(set(axes)) != len(axes):
@@ -39,7 +41,9 @@ def reshape(x: Any, *, shape: int | tuple[int, ...]) -> Any:
     try:
         return x.reshape(shape)
     except ValueError:
-        raise ValueError(f"reshape: the {x.size} elements of an array of shape {x.shape} do not fill the shape {shape}") from None
+        raise ValueError(
+            f"reshape: the {x.size} elements of an array of shape {x.shape} do not fill the shape {shape}"
+        ) from None
 
 
 @reshape.vjp
@@ -160,7 +164,9 @@ def split(x: Any, sections: int | Sequence[int], *, axis: int = 0) -> list[Any]:
     if not isinstance(sections, Iterable):
         sections = operator.index(sections)
         if sections < 1 or n % sections:
-            raise ValueError(f"split: {sections} equal parts of axis {axis} of an array of shape {x.shape}: {n} is not a multiple")
+            raise ValueError(
+                f"split: {sections} equal parts of axis {axis} of an array of shape {x.shape}: {n} is not a multiple"
+            )
         sections = range(n // sections, n, n // sections)
     bounds = [0, *sections, n]
     return [x[_along(axis, slice(a, b))] for a, b in zip(bounds, bounds[1:])]
@@ -243,4 +249,3 @@ def _column_minus_row(x: Any, what: str) -> Any:
     if x.ndim < 2:
         raise ValueError(f"{what} is for matrices, not for an array of shape {x.shape}")
     return xp.arange(x.shape[-1]) - xp.arange(x.shape[-2])[:, None]
-
