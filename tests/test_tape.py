@@ -431,6 +431,17 @@ def test_a_view_made_in_the_graph_shares_the_counter() -> None:
         y.sum().backward()
 
 
+def test_picked_rows_are_a_copy_with_a_counter_of_its_own() -> None:
+    """The table may be trained on while what was looked up in it is still in use."""
+    table, w = leaf(5, 3), leaf(2, 3, seed=1)
+    rows = table[backend.to_device(np.array([1, 4]))]
+    expected = rows.numpy().copy()
+    y = (rows * w).sum()
+    change_operator(table)
+    y.backward()
+    equal(w.grad, expected)
+
+
 def test_what_a_rule_does_not_read_may_change() -> None:
     x, w = leaf(3), leaf(3, seed=1)
     y = (x + w).sum()

@@ -1,9 +1,10 @@
 """The tape: how an op is recorded, and what its rule is given.
 
-An op computes out = f(x, y). While Tensors that require gradients go in, each call leaves a `Node`: the op, where its
-inputs came from, and the arrays its rule will read. `backward` (backward.py) walks the nodes from the newest to the oldest. Why in
-that order? A node's cotangent (the derivative of the final scalar by the node's output) is a sum over all its uses, and
-must be complete before it is passed on; uses are younger than the node, so time is a topological order.
+An op computes out = f(x, y). While Tensors that require gradients go in, each call leaves a `Node`: the op,
+where its inputs came from, and the arrays its rule will read. `backward` (backward.py) walks the nodes from the
+newest to the oldest. Why in that order? A node's cotangent (the derivative of the final scalar by the node's
+output) is a sum over all its uses, and must be complete before it is passed on; uses are younger than the node,
+so time is a topological order.
 
 A rule turns the cotangent g of the output into one cotangent an input, `x' = (d out / d x)^T g`:
 
@@ -123,14 +124,19 @@ class Primitive:
                 arrays.append(x if type(x) is float else backend.operand(x))
         for name, value in params.items():
             if isinstance(value, Tensor) and value._requires_grad and state.grad_enabled:
-                raise TypeError(f"{self.name}: the option {name} has no gradient, but is a Tensor of shape {value.shape} that requires one")
+                raise TypeError(
+                    f"{self.name}: the option {name} has no gradient, but is a Tensor of shape "
+                    f"{value.shape} that requires one"
+                )
         out, saved = self.forward(*arrays, **params), None
         if type(out) is tuple:
             out, saved = out
         out = keep_dtype(out, arrays, params)
         if state.anomaly and not state.flowing_back:
             check_made(self.name, out, (*arrays, *params.values()))
-        version = next(x for x in inputs if isinstance(x, Tensor)).version if self.view else [0]
+        version = [0]
+        if self.view and (out.base is not None or out is arrays[0]):  # not so, for example, if the index was an array
+            version = next(x for x in inputs if isinstance(x, Tensor)).version
         if not required:
             return Tensor(out, False, None, version)
         if state.grad_enabled and out.dtype.kind in "fc":
@@ -174,14 +180,19 @@ def keep_dtype(out: Any, arrays: list[Any], params: dict[str, Any]) -> Any:
 class Node:
     """One recorded call: out = op(*inputs, **params)."""
 
-    __slots__ = ("op", "params", "parents", "values", "out", "saved", "versions", "time", "line", "prints", "shape", "dtype")
+    __slots__ = (
+        "op", "params", "parents", "values", "out", "saved", "versions", "time", "line", "prints", "shape", "dtype",
+    )  # fmt: skip
 
-    def __init__(self, op: Any, inputs: Sequence[Any], arrays: list[Any], params: dict, out: Any, saved: Any, version: list[int]):
+    def __init__(
+        self, op: Any, inputs: Sequence[Any], arrays: list[Any], params: dict, out: Any, saved: Any, version: list[int]
+    ):
         self.op, self.params, self.saved, self.time = op, params, saved, next(_time)
         self.shape, self.dtype = out.shape, out.dtype
         self.parents: list[Any] = []  # an intermediate result is its node; a leaf is its Tensor
         self.values: list[Any] = []
-        self.versions: list[tuple[Any, list[int], int]] = []  # which input (or what else), its counter, and where that stood
+        # which input (or what else), its counter, and where that stood
+        self.versions: list[tuple[Any, list[int], int]] = []
         for i, (x, a) in enumerate(zip(inputs, arrays)):
             keep = op.keeps[i] if i < len(op.keeps) else op.keeps_rest
             if isinstance(x, Tensor):
@@ -211,7 +222,8 @@ class Node:
         if self.saved is not None:
             if create_graph:
                 raise NotImplementedError(
-                    f"{self.op.name} saves arrays for its rule: to differentiate its gradient it needs an @{self.op.name}.reference"
+                    f"{self.op.name} saves arrays for its rule: to differentiate its gradient it needs an "
+                    f"@{self.op.name}.reference"
                 )
             params = {**params, "saved": self.saved}
         found = self.op.rule(g, out, *values, **params)
@@ -229,9 +241,11 @@ class Node:
 
     @property
     def has_reference(self) -> bool:
-        """Are higher derivatives those of the op's definition? Not so if its rule reads the output in place of an input (softmax):
-        then the rule is its own path."""
-        return self.op.definition is not None and not (self.op.keeps_out and any(isinstance(x, Absent) for x in self.values))
+        """Are higher derivatives those of the op's definition? Not so if its rule reads the output in place of an input
+        (softmax): then the rule is its own path."""
+        return self.op.definition is not None and not (
+            self.op.keeps_out and any(isinstance(x, Absent) for x in self.values)
+        )
 
     def free(self) -> None:
         self.values = self.out = self.saved = None  # type: ignore[assignment]
@@ -248,11 +262,14 @@ class Node:
             if version[0] != then:
                 what = f"input {what}" if isinstance(what, int) else what
                 raise RuntimeError(
-                    f"{what} of {self.op.name} was changed in place after it was used (version {version[0]}, was {then}), "
-                    f"and its gradient needs the old values: make a new array instead{self.made_at()}"
+                    f"{what} of {self.op.name} was changed in place after it was used (version {version[0]}, "
+                    f"was {then}), and its gradient needs the old values: make a new array instead{self.made_at()}"
                 )
         if self.prints is not None and self.prints != self._fingerprints():
-            raise RuntimeError(f"an array that {self.op.name} had kept was written into before its gradient was computed{self.made_at()}")
+            raise RuntimeError(
+                f"an array that {self.op.name} had kept was written into before its gradient was "
+                f"computed{self.made_at()}"
+            )
 
     def _fingerprints(self) -> list[int]:
         kept = [a for a in (*self.values, self.out) if backend.active().is_array(a)]
@@ -272,7 +289,9 @@ def tensor_at(parent: Any, value: Any) -> Any:
 def _fit(cotangent: Any, like: Any, op: str, i: int) -> Any:
     """The transpose of broadcasting is summing: bring a cotangent to the shape and the dtype of its input."""
     if not hasattr(cotangent, "dtype"):
-        raise TypeError(f"the rule of {op} gave input {i} of shape {like.shape} no array as a cotangent but {cotangent!r}")
+        raise TypeError(
+            f"the rule of {op} gave input {i} of shape {like.shape} no array as a cotangent but {cotangent!r}"
+        )
     shape = like.shape
     if cotangent.shape != shape:
         extra = cotangent.ndim - len(shape)
