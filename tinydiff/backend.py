@@ -66,7 +66,9 @@ def use(name: str) -> None:
     or if it finds no CUDA device.
     """
     if name not in CHOICES:
-        raise ValueError(f"unknown backend {name!r}: choose one of {', '.join(CHOICES)} (TINYDIFF_BACKEND or backend.use)")
+        raise ValueError(
+            f"unknown backend {name!r}: choose one of {', '.join(CHOICES)} (TINYDIFF_BACKEND or backend.use)"
+        )
     if _active is not None and _active.name != name:
         raise RuntimeError(
             f"the backend is {_active.name!r} already: choose {name!r} before the first array is made, "
@@ -93,8 +95,8 @@ def _cupy() -> Backend:
     except ImportError as error:
         if not (isinstance(error, ModuleNotFoundError) and error.name == "cupy"):
             raise RuntimeError(
-                f"TINYDIFF_BACKEND=cupy, and CuPy is installed, but it cannot be imported ({error}): mend that installation, "
-                "or unset TINYDIFF_BACKEND to run on the CPU"
+                f"TINYDIFF_BACKEND=cupy, and CuPy is installed, but it cannot be imported ({error}): "
+                "mend that installation, or unset TINYDIFF_BACKEND to run on the CPU"
             ) from error
         raise RuntimeError(
             "TINYDIFF_BACKEND=cupy, but CuPy is not installed: pip install 'tinydiff[cupy13]' (CUDA 13) or "
@@ -110,7 +112,9 @@ def _cupy() -> Backend:
             f"TINYDIFF_BACKEND=cupy, and CuPy is installed, but no CUDA device can be used here ({why}): "
             "check the driver and CUDA_VISIBLE_DEVICES, or unset TINYDIFF_BACKEND to run on the CPU"
         )
-    return Backend("cupy", cupy, cupy.asarray, cupy.asnumpy, lambda a: isinstance(a, cupy.ndarray), "cuda", _no_cupy_sync)
+    return Backend(
+        "cupy", cupy, cupy.asarray, cupy.asnumpy, lambda a: isinstance(a, cupy.ndarray), "cuda", _no_cupy_sync
+    )
 
 
 @contextlib.contextmanager
@@ -118,7 +122,8 @@ def _no_cupy_sync() -> Iterator[None]:
     """Inside, CuPy refuses to wait for the device, in this thread."""
     with contextlib.ExitStack() as stack:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it does not notice every wait; those that it does notice are enough to be useful
+            # CuPy warns that it does not notice every wait; those that it does notice are enough to be useful.
+            warnings.simplefilter("ignore")
             stack.enter_context(importlib.import_module("cupyx").allow_synchronize(False))
         yield
 

@@ -1,7 +1,7 @@
 """How gradients flow back through the tape: `backward` and `grad`.
 
-Both walk the nodes from the newest to the oldest, and add up what arrives at each. Why in that order stands at the head of
-tape.py.
+Both walk the nodes from the newest to the oldest, and add up what arrives at each. Why in that order
+stands at the head of tape.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from .tape import Absent, Node, keep_dtype, tensor_at
 from .tensor import OPS, Tensor
 
 
-def backward(output: Tensor, cotangent: Any = None, *, create_graph: bool = False, retain_graph: bool | None = None) -> None:
+def backward(
+    output: Tensor, cotangent: Any = None, *, create_graph: bool = False, retain_graph: bool | None = None
+) -> None:
     """Add d(output)/d(leaf), weighted with the cotangent, to `.grad` of every leaf that requires a gradient.
 
     cotangent: an array or Tensor of the output's shape; 1 if the output has one element.
@@ -30,7 +32,11 @@ def backward(output: Tensor, cotangent: Any = None, *, create_graph: bool = Fals
 
 
 def grad(
-    output: Tensor, inputs: Tensor | Sequence[Tensor], grad_output: Any = None, create_graph: bool = False, retain_graph: bool = True
+    output: Tensor,
+    inputs: Tensor | Sequence[Tensor],
+    grad_output: Any = None,
+    create_graph: bool = False,
+    retain_graph: bool = True,
 ) -> tuple[Tensor, ...]:
     """d(output)/d(input), weighted with grad_output, for each of the inputs; touches no `.grad`.
 
@@ -45,12 +51,14 @@ def grad(
             raise RuntimeError(f"grad: input {i} ({describe(x)}) does not require a gradient")
     pairs = flow_back(output, grad_output, inputs, create_graph, retain_graph)
     found = {id(x.node or x): g for x, g in _owned(pairs, grad_output, create_graph)}
-    return tuple(found[id(x.node or x)] if id(x.node or x) in found else Tensor(backend.xp.zeros_like(x._data)) for x in inputs)
+    return tuple(
+        found[id(x.node or x)] if id(x.node or x) in found else Tensor(backend.xp.zeros_like(x._data)) for x in inputs
+    )
 
 
 def _owned(pairs: list[Any], cotangent: Any, create_graph: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    """The pairs (target, gradient), each gradient in memory of its own: a rule may hand one array to two inputs, or a view, or
-    the cotangent that the caller gave, and none of these may change when a gradient is scaled in place."""
+    """The pairs (target, gradient), each gradient in memory of its own: a rule may hand one array to two inputs, or a
+    view, or the cotangent that the caller gave, and none of these may change when a gradient is scaled in place."""
     taken = {id(cotangent._data if isinstance(cotangent, Tensor) else cotangent)}
     for x, g in pairs:
         if g._data.base is not None or id(g._data) in taken:
@@ -64,7 +72,9 @@ def _recorded(op: Any, x: Tensor) -> Tensor:
         return op(x)
 
 
-def flow_back(output: Tensor, cotangent: Any, targets: Any, create_graph: bool, retain_graph: Any, stop: bool = False) -> list[Any]:
+def flow_back(
+    output: Tensor, cotangent: Any, targets: Any, create_graph: bool, retain_graph: Any, stop: bool = False
+) -> list[Any]:
     """(target, cotangent) for each target that is reached; targets None: every leaf. With stop, not beyond a target."""
     g = _seed(output, cotangent, create_graph)
     goals = None if targets is None else {x.node or x: x for x in targets}
@@ -118,14 +128,14 @@ def _seed(output: Any, cotangent: Any, create_graph: bool) -> Any:
     """The cotangent at the output: what was given, or 1 for a scalar."""
     if not (isinstance(output, Tensor) and output.requires_grad):
         raise RuntimeError(
-            f"the output ({describe(output)}) does not depend on any Tensor that requires a gradient: was requires_grad set, "
-            "or was it computed inside no_grad() or detached?"
+            f"the output ({describe(output)}) does not depend on any Tensor that requires a gradient: "
+            "was requires_grad set, or was it computed inside no_grad() or detached?"
         )
     if cotangent is None:
         if output.size != 1:
             raise RuntimeError(
-                f"the gradient of an output of shape {output.shape} needs a cotangent of that shape: reduce it to a scalar "
-                "first (.sum(), .mean()), or pass one"
+                f"the gradient of an output of shape {output.shape} needs a cotangent of that shape: "
+                "reduce it to a scalar first (.sum(), .mean()), or pass one"
             )
         cotangent = backend.xp.ones_like(output._data)
     if not isinstance(cotangent, Tensor):
@@ -177,5 +187,7 @@ def _checked_cotangents(node: Node, g: Any, wanted: Sequence[bool], create_graph
         state.flowing_back = before
     for i, cotangent in enumerate(cotangents):
         if cotangent is not None and (flaw := flaw_of(cotangent)):
-            raise FloatingPointError(f"{node.op.name} passed back {flaw} to input {i} ({count_of(cotangent)}){node.made_at()}")
+            raise FloatingPointError(
+                f"{node.op.name} passed back {flaw} to input {i} ({count_of(cotangent)}){node.made_at()}"
+            )
     return cotangents

@@ -55,7 +55,9 @@ def _meaning(factor: float) -> str:
     if abs(simple - factor) > CLOSE * abs(factor) or simple.denominator == 1 and simple < 2:
         return ""
     if simple.numerator == 1:
-        return f" (1/{simple.denominator}: missing accumulation of {simple.denominator} equal terms, or a mean for a sum?)"
+        return (
+            f" (1/{simple.denominator}: missing accumulation of {simple.denominator} equal terms, or a mean for a sum?)"
+        )
     return f" ({simple})" if simple.denominator > 1 else ""
 
 
@@ -110,12 +112,17 @@ def _some_uses(problem: Problem, k: int, a: Any, n: Any) -> str:
         for some in itertools.combinations(used, count):
             if _close(parts[list(some)].sum(axis=0), a):
                 lost = ", ".join(str(used.index(at) + 1) for at in used if at not in some)
-                return f"missing accumulation: the input is used {len(used)} times, and the gradient of use {lost} is not added"
+                return (
+                    f"missing accumulation: the input is used {len(used)} times, "
+                    f"and the gradient of use {lost} is not added"
+                )
     return ""
 
 
 def _some_outputs(problem: Problem, k: int, a: Any, n: Any, wrong: Any) -> str:
-    """Has each wrong element the gradient by one output only, or by all but one? So it is after z[index] = g for z[index] += g."""
+    """Has each wrong element the gradient by one output only, or by all but one?
+    So it is after z[index] = g for z[index] += g.
+    """
     unit = np.zeros(a.shape)
     for index in np.argwhere(wrong):
         unit[tuple(index)] = 1
@@ -127,17 +134,22 @@ def _some_outputs(problem: Problem, k: int, a: Any, n: Any, wrong: Any) -> str:
         terms = np.concatenate([(v * c).ravel() for v, c in zip(problem.cotangents, columns)])
         terms = terms[terms != 0]
         here, right = float(a[tuple(index)]), float(n[tuple(index)])
-        if len(terms) < 2 or min(np.abs(terms - here).min(), np.abs(right - terms - here).min()) > CLOSE * np.abs(terms).max():
+        if (
+            len(terms) < 2
+            or min(np.abs(terms - here).min(), np.abs(right - terms - here).min()) > CLOSE * np.abs(terms).max()
+        ):
             return ""
-    return "missing accumulation: each wrong element has the gradient of one of its occurrences only (assigned, not added)"
+    return (
+        "missing accumulation: each wrong element has the gradient of one of its occurrences only (assigned, not added)"
+    )
 
 
 # ---------------------------------------------------------------- an input that was stretched
 
 
 def _some_repetitions(problem: Problem, k: int, a: Any, n: Any) -> str:
-    """Is it the gradient of some of the repetitions, or their mean? The gradient of each is that of an input which already
-    has the output's shape."""
+    """Is it the gradient of some of the repetitions, or their mean? The gradient of each is that of an input which
+    already has the output's shape."""
     out = problem.cotangents[0].shape
     extra = len(out) - a.ndim
     if len(problem.cotangents) > 1 or extra < 0 or np.prod(out) > MANY:

@@ -4,8 +4,8 @@
     >>> print(report)
     right: order 1, complex step, 12 of 12 elements; largest relative error 2.2e-16, input 0 at (1, 2)
 
-A wrong one raises GradcheckError, whose report names the worst element and says what the error looks like (diagnosis.py).
-The output is weighted with a random cotangent: ones would hide every error that sums to zero.
+A wrong one raises GradcheckError, whose report names the worst element and says what the error looks like
+(diagnosis.py). The output is weighted with a random cotangent: ones would hide every error that sums to zero.
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ class Element:
         return f"{self.input} " + ("along a random direction" if self.index is None else f"at {self.index}")
 
     def __str__(self) -> str:
-        return f"{self.place}: analytic {self.analytic:.10g}, numeric {self.numeric:.10g}, relative error {self.relative_error:.2g}"
+        return (
+            f"{self.place}: analytic {self.analytic:.10g}, numeric {self.numeric:.10g}, "
+            f"relative error {self.relative_error:.2g}"
+        )
 
 
 @dataclass
@@ -57,7 +60,8 @@ class Report:
     checked: int = 0  # how many of them were compared one by one
     worst: Element | None = None
     wrong: list[Element] = field(default_factory=list)
-    kinks: list[Element] = field(default_factory=list)  # no derivative there: accepted between the slopes of the two sides
+    # no derivative there: accepted between the slopes of the two sides
+    kinks: list[Element] = field(default_factory=list)
     diagnosis: str = ""
     notes: list[str] = field(default_factory=list)
 
@@ -74,7 +78,10 @@ class Report:
 
     def __str__(self) -> str:
         methods = " and ".join(sorted(set(self.methods))) or "nothing compared"
-        lines = [f"{'right' if self.ok else 'WRONG'}: order {self.order}, {methods}, {self.checked} of {self.elements} elements"]
+        lines = [
+            f"{'right' if self.ok else 'WRONG'}: order {self.order}, {methods}, "
+            f"{self.checked} of {self.elements} elements"
+        ]
         if self.wrong:
             lines[0] += f", {len(self.wrong)} of them wrong"
         if self.worst is not None and self.ok:
@@ -84,7 +91,9 @@ class Report:
         if self.diagnosis:
             lines.append(f"diagnosis: {self.diagnosis}")
         if self.kinks:
-            lines.append(f"no derivative at {len(self.kinks)} elements, such as {self.kinks[0].place} ({self.kinks[0].kind})")
+            lines.append(
+                f"no derivative at {len(self.kinks)} elements, such as {self.kinks[0].place} ({self.kinks[0].kind})"
+            )
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
 
@@ -107,20 +116,23 @@ def gradcheck(
 ) -> Report:
     """Compare the gradient of fn(*inputs) with numerical derivatives. Raises GradcheckError if it is wrong.
 
-    fn takes Tensors and returns one, or several. Inputs that are float64 (arrays or Tensors) are differentiated; integers,
-    None and whatever else goes to fn as it is. order=2 checks the gradient, and then the gradient of the gradient, with
-    respect to the inputs and to the cotangent.
+    fn takes Tensors and returns one, or several. Inputs that are float64 (arrays or Tensors) are differentiated;
+    integers, None and whatever else goes to fn as it is. order=2 checks the gradient, and then the gradient of the
+    gradient, with respect to the inputs and to the cotangent.
 
-    The numbers are those of the complex step where fn can compute with complex arrays and agrees with central differences
-    along a random direction; else central differences. An element where they say something else than the rule is tried again
-    by central differences, which see kinks. At a kink the gradient may lie anywhere between the slopes of the two sides, and
-    the report lists it; at a jump or at the edge of the domain it is listed and not compared.
-    Relative error: |analytic - numeric| over the larger of the two, or over a thousandth of the input's largest derivative
-    for elements that are smaller; at most rtol (1e-8 for the complex step, 1e-6 for differences), beyond atol and rounding.
-    With more than `elements` derivatives, 16 random directions an input are compared instead, and the report says so.
+    The numbers are those of the complex step where fn can compute with complex arrays and agrees with central
+    differences along a random direction; else central differences. An element where they say something else than
+    the rule is tried again by central differences, which see kinks. At a kink the gradient may lie anywhere
+    between the slopes of the two sides, and the report lists it; at a jump or at the edge of the domain it is
+    listed and not compared.
+    Relative error: |analytic - numeric| over the larger of the two, or over a thousandth of the input's largest
+    derivative for elements that are smaller; at most rtol (1e-8 for the complex step, 1e-6 for differences), beyond
+    atol and rounding. With more than `elements` derivatives, 16 random directions an input are compared instead, and
+    the report says so.
 
-    Errors: TypeError for inputs of another floating dtype (float32 has no digits to spare for a check) and for an fn that
-    returns no Tensors; ValueError if there is nothing to differentiate, if fn gives NaN or Inf, or another result each time.
+    Errors: TypeError for inputs of another floating dtype (float32 has no digits to spare for a check) and for an
+    fn that returns no Tensors; ValueError if there is nothing to differentiate, if fn gives NaN or Inf, or
+    another result each time.
     """
     if order not in (1, 2):
         raise ValueError(f"gradcheck: order must be 1 or 2, not {order!r}")
@@ -154,7 +166,10 @@ def _host(i: int, x: Any) -> Any:
     if array.dtype.kind not in "fc":
         return x if isinstance(x, Tensor) else backend.to_device(array)
     if array.dtype != "float64":
-        raise TypeError(f"gradcheck needs float64, and input {i} of shape {array.shape} is {array.dtype}: a check would drown in rounding")
+        raise TypeError(
+            f"gradcheck needs float64, and input {i} of shape {array.shape} is {array.dtype}: "
+            "a check would drown in rounding"
+        )
     return np.array(backend.to_host(array))
 
 
@@ -162,11 +177,15 @@ def _outputs(y: Any) -> list[Tensor]:
     ys = list(y) if isinstance(y, (tuple, list)) else [y]
     for y in ys:
         if not isinstance(y, Tensor):
-            raise TypeError(f"gradcheck: the function must return Tensors made from its inputs by ops, not {type(y).__name__}")
+            raise TypeError(
+                f"gradcheck: the function must return Tensors made from its inputs by ops, not {type(y).__name__}"
+            )
     return ys
 
 
-def _pull_back(outputs: Sequence[Tensor], xs: Sequence[Tensor], cotangents: Sequence[Any], create_graph: bool = False) -> list[Tensor]:
+def _pull_back(
+    outputs: Sequence[Tensor], xs: Sequence[Tensor], cotangents: Sequence[Any], create_graph: bool = False
+) -> list[Tensor]:
     """Each x's gradient of the sum over outputs of <cotangent, output>."""
     total: list[Any] = [None] * len(xs)
     for y, v in zip(outputs, cotangents):
@@ -176,13 +195,18 @@ def _pull_back(outputs: Sequence[Tensor], xs: Sequence[Tensor], cotangents: Sequ
     return [Tensor(backend.xp.zeros_like(x._data)) if t is None else t for t, x in zip(total, xs)]
 
 
-def _check(problem: Problem, fn: Callable[..., list[Tensor]], order: int, rtol: float | None, atol: float, rng: Rng, limit: int) -> Report:
+def _check(
+    problem: Problem, fn: Callable[..., list[Tensor]], order: int, rtol: float | None, atol: float, rng: Rng, limit: int
+) -> Report:
     if not problem.arrays:
         raise ValueError("gradcheck: none of the inputs is a float64 array, so there is nothing to differentiate")
     once, again = problem.outputs(problem.arrays), problem.outputs(problem.arrays)
     for y, same in zip(once, again):
         if not np.isfinite(y).all():
-            raise ValueError(f"gradcheck: the function gives {y[~np.isfinite(y)][0]} in an output of shape {y.shape}: no gradient to check")
+            raise ValueError(
+                f"gradcheck: the function gives {y[~np.isfinite(y)][0]} in an output of shape "
+                f"{y.shape}: no gradient to check"
+            )
         if not np.allclose(y, same, rtol=1e-12, atol=1e-14):
             raise ValueError("gradcheck: the function gives another result each time: make its Rng anew inside it")
     problem.cotangents = [_normal(rng, y.shape) for y in once]
@@ -233,17 +257,27 @@ def _normal(rng: Rng, shape: tuple[int, ...]) -> Any:
 
 
 def _method(problem: Problem, k: int, a: Any, noise: float, rng: Rng) -> tuple[str, str]:
-    """Can the complex step be trusted for input k? It lies in silence about abs, real parts, and comparisons of magnitude."""
+    """Can the complex step be trusted for input k?
+    It lies in silence about abs, real parts, and comparisons of magnitude.
+    """
     d = _normal(rng, a.shape)
     try:
         by_step = problem.by_complex_step(k, d)
     except Exception as error:  # whatever it is: the function is not made for complex numbers
-        return "central differences", f"no complex step, as the function raises {type(error).__name__} on complex arrays: {error}"
-    slope = problem.by_central_differences(k, d, 1 / max(float(np.abs(d).max()), 1.0), noise, 1e-8 * float(np.abs(a * d).sum()))
+        return (
+            "central differences",
+            f"no complex step, as the function raises {type(error).__name__} on complex arrays: {error}",
+        )
+    slope = problem.by_central_differences(
+        k, d, 1 / max(float(np.abs(d).max()), 1.0), noise, 1e-8 * float(np.abs(a * d).sum())
+    )
     size = max(abs(by_step), abs(slope.value), float(np.abs(a * d).sum()))
     if slope.kind == "smooth" and abs(by_step - slope.value) <= 1e-6 * size + 10 * slope.error:
         return "complex step", ""
-    why = f"no complex step: along a random direction it gives {by_step:.6g}, differences {slope.value:.6g} ({slope.kind})"
+    why = (
+        f"no complex step: along a random direction it gives {by_step:.6g}, "
+        f"differences {slope.value:.6g} ({slope.kind})"
+    )
     return "central differences", why
 
 
@@ -254,7 +288,9 @@ def _relative_error(a: Any, n: Any, slack: Any) -> Any:
     return away / np.maximum(np.maximum(np.abs(a), np.abs(n)), max(floor, 1e-300))
 
 
-def _compare_elements(problem: Problem, k: int, a: Any, method: str, rtol: float, atol: float, noise: float, report: Report) -> None:
+def _compare_elements(
+    problem: Problem, k: int, a: Any, method: str, rtol: float, atol: float, noise: float, report: Report
+) -> None:
     name, x = problem.names[problem.places[k]], problem.arrays[k]
     size = float(np.abs(a[np.isfinite(a)]).max(initial=0.0))
     numeric, allowed, rough = np.zeros(a.shape), np.full(a.shape, atol), {}
@@ -292,7 +328,9 @@ def _compare_elements(problem: Problem, k: int, a: Any, method: str, rtol: float
         wrong[index] = not (between and np.isfinite(a[index]))
     kinds = {index: slope.kind for index, slope in rough.items()}
     elements = {
-        index: Element(name, index, float(a[index]), float(numeric[index]), float(relative[index]), kinds.get(index, "smooth"))
+        index: Element(
+            name, index, float(a[index]), float(numeric[index]), float(relative[index]), kinds.get(index, "smooth")
+        )
         for index in np.ndindex(*a.shape)
     }
     report.checked += a.size - len(rough)

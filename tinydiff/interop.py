@@ -1,10 +1,12 @@
 """Weights from PyTorch, and to it, without importing it.
 
-    from_torch(model, torch.load("weights.pt"))        torch_model.load_state_dict({k: torch.tensor(v) for k, v in to_torch(model).items()})
+    from_torch(model, torch.load("weights.pt"))
+    torch_model.load_state_dict({k: torch.tensor(v) for k, v in to_torch(model).items()})
 
-The names must be the same, as they are when both modules were written with the same attributes. What differs is the order
-of the axes of a weight: PyTorch has (out, in) and channels first, tinydiff (in, out) and channels last. Only the weights
-are moved: where a network flattens an image, the rows of the Linear after it must be put in the new order by hand.
+The names must be the same, as they are when both modules were written with the same attributes. What differs is
+the order of the axes of a weight: PyTorch has (out, in) and channels first, tinydiff (in, out) and channels
+last. Only the weights are moved: where a network flattens an image, the rows of the Linear after it must be put
+in the new order by hand.
 """
 
 from __future__ import annotations
@@ -27,13 +29,18 @@ AXES: dict[type, dict[str, tuple[int, ...]]] = {
 
 
 def from_torch(module: nn.Module, state: Mapping[str, Any]) -> None:
-    """Load a state_dict of the PyTorch module of the same names: its values are torch tensors, or arrays in their layout.
+    """Load a state_dict of the PyTorch module of the same names: its values are torch tensors, or
+    arrays in their layout.
 
     Batch norm's num_batches_tracked is left out: nothing here reads it.
     Errors: ValueError that lists every missing, unexpected and wrongly shaped entry; then nothing is changed.
     """
     axes = dict(_axes(module))
-    counters = {f"{path}.num_batches_tracked".lstrip(".") for path, part in module.named_modules() if isinstance(part, nn.BatchNorm2d)}
+    counters = {
+        f"{path}.num_batches_tracked".lstrip(".")
+        for path, part in module.named_modules()
+        if isinstance(part, nn.BatchNorm2d)
+    }
     converted = {}
     for name, value in state.items():
         if name not in counters:
@@ -47,7 +54,9 @@ def from_torch(module: nn.Module, state: Mapping[str, Any]) -> None:
 
 
 def to_torch(module: nn.Module) -> dict[str, np.ndarray]:
-    """The state_dict of the PyTorch module of the same names, as NumPy arrays in PyTorch's layouts. Waits for the device."""
+    """The state_dict of the PyTorch module of the same names, as NumPy arrays in PyTorch's
+    layouts. Waits for the device.
+    """
     axes = dict(_axes(module))
     state = {}
     for name, array in module.state_dict().items():

@@ -51,7 +51,9 @@ def recording(enabled: bool) -> Iterator[None]:
 
 
 class no_grad:
-    """Inside `with no_grad():`, or a function or generator decorated with `@no_grad()`, nothing is recorded (in this thread)."""
+    """Inside `with no_grad():`, or a function or generator decorated with `@no_grad()`, nothing
+    is recorded (in this thread).
+    """
 
     def __init__(self) -> None:
         self.before: list[bool] = []
@@ -96,8 +98,8 @@ def anomaly_detection() -> bool:
 
 @contextlib.contextmanager
 def detect_anomaly() -> Iterator[None]:
-    """Inside, the first NaN or Inf, forward or backward, is an error that names the op and your line; so is a kept array
-    that was written into. Slow: every result is read back to the host."""
+    """Inside, the first NaN or Inf, forward or backward, is an error that names the op and your line; so is a kept
+    array that was written into. Slow: every result is read back to the host."""
     before, state.anomaly = state.anomaly, True
     try:
         yield
@@ -106,13 +108,19 @@ def detect_anomaly() -> Iterator[None]:
 
 
 def flaw_of(*values: Any) -> str:
-    """ "NaN" if there is one in the values, else "Inf" if there is one, else nothing. Numbers and floating arrays count."""
+    """ "NaN" if there is one in the values, else "Inf" if there is one, else nothing.
+    Numbers and floating arrays count.
+    """
     found = ""
     for value in values:
         value = value._data if isinstance(value, Tensor) else value
         if isinstance(value, float):
             found = "NaN" if value != value else found or ("Inf" if value in (math.inf, -math.inf) else "")
-        elif backend.active().is_array(value) and value.dtype.kind in "fc" and not backend.scalar(backend.xp.isfinite(value).all()):
+        elif (
+            backend.active().is_array(value)
+            and value.dtype.kind in "fc"
+            and not backend.scalar(backend.xp.isfinite(value).all())
+        ):
             found = "NaN" if backend.scalar(backend.xp.isnan(value).any()) else found or "Inf"
         if found == "NaN":
             break
@@ -121,7 +129,8 @@ def flaw_of(*values: Any) -> str:
 
 def count_of(array: Any) -> str:
     array = array._data if isinstance(array, Tensor) else array
-    return f"{array.size - int(backend.scalar(backend.xp.isfinite(array).sum()))} of {array.size} values, shape {array.shape}"
+    finite = int(backend.scalar(backend.xp.isfinite(array).sum()))
+    return f"{array.size - finite} of {array.size} values, shape {array.shape}"
 
 
 def check_made(op: str, out: Any, inputs: Sequence[Any]) -> None:

@@ -54,7 +54,8 @@ class Problem:
         """f on the host arrays, as host arrays."""
         given = list(self.inputs)
         for place, array in zip(self.places, arrays):
-            given[place] = array if isinstance(array, Tensor) else Tensor(backend.to_device(array), True)  # fn may ask for gradients
+            # fn may ask for gradients
+            given[place] = array if isinstance(array, Tensor) else Tensor(backend.to_device(array), True)
         with np.errstate(all="ignore"):
             return [backend.to_host(y._data) for y in self.fn(*given)]
 
@@ -89,7 +90,8 @@ class Problem:
 def central(phi: Callable[[float], float], scale: float, noise: float, goal: float) -> Slope:
     """The slope of phi at 0 by central differences with steps h and h / 2, h from scale / 10^3 to scale / 10^8.
 
-    d(h) = phi' + c h^2 + ..., so (4 d(h/2) - d(h)) / 3 has no term in h^2 (Richardson), and d(h/2) - d(h) tells its size.
+    d(h) = phi' + c h^2 + ..., so (4 d(h/2) - d(h)) / 3 has no term in h^2 (Richardson),
+    and d(h/2) - d(h) tells its size.
     """
     here = phi(0.0)
     goal = max(goal, 4e3 * noise / scale)  # what rounding allows at the largest step

@@ -40,7 +40,10 @@ class Optimizer:
         self.parameters = list(parameters)
         if not self.parameters or not all(isinstance(p, Tensor) for p in self.parameters):
             kinds = sorted({type(p).__name__ for p in self.parameters}) or "none"
-            raise ValueError(f"{type(self).__name__} takes Tensors that require a gradient, e.g. model.parameters(); it was given {kinds}")
+            raise ValueError(
+                f"{type(self).__name__} takes Tensors that require a gradient, e.g. "
+                f"model.parameters(); it was given {kinds}"
+            )
         _in_range(self, lr, "lr", 0, math.inf)
         self.lr = lr
         self.counts = [0] * len(self.parameters)
@@ -76,13 +79,20 @@ class Optimizer:
             for i, p in enumerate(self.parameters):
                 shapes = {name: tuple(a.shape) for name, a in state["slots"].get(str(i), {}).items()}
                 if shapes != {name: p.shape for name in self.slots}:
-                    wrong.append(f"parameter {i} of shape {p.shape} needs {', '.join(self.slots)} of that shape, not {shapes or 'nothing'}")
+                    wrong.append(
+                        f"parameter {i} of shape {p.shape} needs {', '.join(self.slots)} of that shape, "
+                        f"not {shapes or 'nothing'}"
+                    )
         if wrong:
-            raise ValueError(f"this state does not fit {type(self).__name__} of {len(self.parameters)} parameters: {'; '.join(wrong)}")
+            raise ValueError(
+                f"this state does not fit {type(self).__name__} of {len(self.parameters)} "
+                f"parameters: {'; '.join(wrong)}"
+            )
         self.lr, self.counts = float(state["lr"]), [int(n) for n in state["counts"]]
         for i, p in enumerate(self.parameters):
             for name in self.slots:
-                self.state[i][name] = backend.to_device(array_of(state["slots"][str(i)][name])).astype(p.dtype)  # always a copy
+                # always a copy
+                self.state[i][name] = backend.to_device(array_of(state["slots"][str(i)][name])).astype(p.dtype)
 
 
 class SGD(Optimizer):
@@ -94,7 +104,13 @@ class SGD(Optimizer):
     """
 
     def __init__(
-        self, parameters: Iterable[Tensor], lr: float = 1e-3, *, momentum: float = 0.0, weight_decay: float = 0.0, nesterov: bool = False
+        self,
+        parameters: Iterable[Tensor],
+        lr: float = 1e-3,
+        *,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
     ):
         _in_range(self, momentum, "momentum", 0, math.inf)
         _in_range(self, weight_decay, "weight_decay", 0, math.inf)
@@ -136,7 +152,9 @@ class Adam(Optimizer):
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
 
     def _update(self, p: Array, g: Array, count: int, **slots: Array) -> None:
-        kernels.adam_step(p, g, slots["m"], slots["v"], self.lr, self.betas, self.eps, self.weight_decay, self.decoupled, count)
+        kernels.adam_step(
+            p, g, slots["m"], slots["v"], self.lr, self.betas, self.eps, self.weight_decay, self.decoupled, count
+        )
 
 
 class AdamW(Adam):
@@ -169,7 +187,8 @@ def _in_range(owner: Any, value: float, name: str, low: float, high: float) -> N
 def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Array:
     """Scale all gradients, in place, so that the norm of all of them together is at most max_norm.
 
-    Returns the norm before, an array without axes that stays on the device. If a gradient is NaN or Inf, so is the norm.
+    Returns the norm before, an array without axes that stays on the device. If a gradient is
+    NaN or Inf, so is the norm.
     Source: Pascanu et al. 2013. Errors: ValueError if max_norm is not positive.
     """
     if not max_norm > 0:
@@ -191,8 +210,9 @@ class EMA:
 
         average = d average + (1 - d) p,   d = min(decay, (1 + n) / (10 + n))   at update n = 0, 1, 2, ...
 
-    The warm-up of d forgets the random first weights: with a constant d = 0.999 they would still count 37 % after 1000
-    steps. Call `update()` after each step of the optimiser; buffers are not averaged. Evaluate inside `with ema.applied():`.
+    The warm-up of d forgets the random first weights: with a constant d = 0.999 they would still count 37 %
+    after 1000 steps. Call `update()` after each step of the optimiser; buffers are not averaged. Evaluate
+    inside `with ema.applied():`.
     Errors: ValueError if decay is not in [0, 1).
     """
 
@@ -234,7 +254,11 @@ class EMA:
         given = {name: tuple(a.shape) for name, a in state["averages"].items()}
         wanted = {name: a.shape for name, a in self.averages.items()}
         if given != wanted:
-            wrong = [f"{n}: {given.get(n)}, not {wanted.get(n)}" for n in {**wanted, **given} if given.get(n) != wanted.get(n)]
+            wrong = [
+                f"{n}: {given.get(n)}, not {wanted.get(n)}"
+                for n in {**wanted, **given}
+                if given.get(n) != wanted.get(n)
+            ]
             raise ValueError(f"these averages are of another module: {', '.join(wrong)}")
         self.updates = int(state["updates"])
         for name, a in self.averages.items():

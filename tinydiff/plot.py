@@ -32,16 +32,18 @@ def image_grid(
 ) -> None:
     """Images in rows and columns, left to right and top to bottom.
 
-    images: (N, H, W), (N, H, W, 1) or (N, H, W, 3), an array or a Tensor; low is black and high is white, and what lies beyond is
-    cut. rows: as square as it can be unless given; the last may be short. row_labels: a text a row. scale: pixels of the
-    picture a pixel of an image.
+    images: (N, H, W), (N, H, W, 1) or (N, H, W, 3), an array or a Tensor; low is black and high is white, and what lies
+    beyond is cut. rows: as square as it can be unless given; the last may be short. row_labels: a text a row. scale:
+    pixels of the picture a pixel of an image.
     Errors: ValueError for other shapes, for no images, or for row_labels that are not one a row.
     """
     pixels = backend.to_host(array_of(images))
     if pixels.ndim == 3:
         pixels = pixels[..., None]  # (N, H, W) -> (N, H, W, 1)
     if pixels.ndim != 4 or pixels.shape[-1] not in (1, 3) or len(pixels) == 0:
-        raise ValueError(f"image_grid: images must be (N, H, W), (N, H, W, 1) or (N, H, W, 3), and not none, not {pixels.shape}")
+        raise ValueError(
+            f"image_grid: images must be (N, H, W), (N, H, W, 1) or (N, H, W, 3), and not none, not {pixels.shape}"
+        )
     n, height, width, _ = pixels.shape
     rows = round(n**0.5) or 1 if rows is None else rows
     if not 1 <= rows <= n:
@@ -58,7 +60,9 @@ def image_grid(
     _save_sheet(sheet, path, scale, height + gap, row_labels, title)
 
 
-def _save_sheet(sheet: Any, path: Any, scale: int, pitch: int, row_labels: Sequence[str] | None, title: str | None) -> None:
+def _save_sheet(
+    sheet: Any, path: Any, scale: int, pitch: int, row_labels: Sequence[str] | None, title: str | None
+) -> None:
     """The sheet, (H, W, 3), a whole number of screen pixels a pixel, with texts at the left and above."""
     dpi = 100
     height, width = (side * scale / dpi for side in sheet.shape[:2])  # inches
@@ -70,7 +74,9 @@ def _save_sheet(sheet: Any, path: Any, scale: int, pitch: int, row_labels: Seque
     axes.set_axis_off()
     for row, label in enumerate(row_labels or ()):
         middle = (0, (row + 0.5) * pitch + 1)
-        axes.annotate(label, middle, (-6, 0), textcoords="offset points", ha="right", va="center", color=INK, fontsize=9)
+        axes.annotate(
+            label, middle, (-6, 0), textcoords="offset points", ha="right", va="center", color=INK, fontsize=9
+        )
     if title:
         figure.text(0.5, 1 - 0.15 / (top + height), title, ha="center", va="center", color=INK, fontsize=10)
     _save(figure, path)
@@ -88,8 +94,8 @@ def loss_curve(
 ) -> None:
     """The loss of a training log, on a logarithmic scale.
 
-    records: lines of the log, each with "loss" and the key `x`. reference: {x: loss} of others, drawn as points, so that "is my
-    loss normal?" is answered at a glance. levels: {name: loss}, horizontal lines for scale.
+    records: lines of the log, each with "loss" and the key `x`. reference: {x: loss} of others, drawn as points, so
+    that "is my loss normal?" is answered at a glance. levels: {name: loss}, horizontal lines for scale.
     Errors: ValueError if there are no records, or a loss is not a positive number.
     """
     from matplotlib.ticker import LogLocator, MaxNLocator
@@ -98,7 +104,9 @@ def loss_curve(
         raise ValueError("loss_curve: no records to draw")
     where, losses = [r[x] for r in records], [float(r["loss"]) for r in records]
     if bad := [loss for loss in losses if not 0 < loss < float("inf")]:
-        raise ValueError(f"loss_curve: a loss must be a positive number to be drawn on a logarithmic scale, not {bad[0]}")
+        raise ValueError(
+            f"loss_curve: a loss must be a positive number to be drawn on a logarithmic scale, not {bad[0]}"
+        )
     figure = _figure(7, 4.2, 130)
     axes = figure.add_subplot()
     axes.set_yscale("log")
@@ -106,10 +114,16 @@ def loss_curve(
         axes.axhline(level, color=FAINT, linewidth=0.8, linestyle=":")
         text, across = f"{name}, {level:g}", axes.get_yaxis_transform()
         axes.annotate(text, (1, level), (-4, 3), across, "offset points", ha="right", color=FAINT, fontsize=8)
-    axes.plot(where, losses, color=BLUE, linewidth=1.8, marker="o", markersize=3 if len(losses) < 100 else 0, label="this run")
-    axes.annotate(f"{losses[-1]:.4g}", (where[-1], losses[-1]), (5, 5), textcoords="offset points", color=BLUE, fontsize=9)
+    axes.plot(
+        where, losses, color=BLUE, linewidth=1.8, marker="o", markersize=3 if len(losses) < 100 else 0, label="this run"
+    )
+    axes.annotate(
+        f"{losses[-1]:.4g}", (where[-1], losses[-1]), (5, 5), textcoords="offset points", color=BLUE, fontsize=9
+    )
     if reference:
-        axes.plot(list(reference), list(reference.values()), "D", color=RED, markersize=5, mfc="none", label=reference_label)
+        axes.plot(
+            list(reference), list(reference.values()), "D", color=RED, markersize=5, mfc="none", label=reference_label
+        )
     if reference or levels:
         axes.legend(edgecolor="none", framealpha=1, loc="upper center")
     axes.set_xlabel(x)

@@ -16,8 +16,8 @@ from .tensor import Tensor
 def checkpoint(fn: Callable[..., Tensor], *inputs: Any) -> Tensor:
     """fn(*inputs), without keeping what its backward pass reads: that is computed again when it is needed.
 
-    Memory for time (Chen et al. 2016, "Training deep nets with sublinear memory cost"). Gradients also reach Tensors that
-    fn uses without being given them, such as the weights of a module; random numbers are drawn again as they were.
+    Memory for time (Chen et al. 2016, "Training deep nets with sublinear memory cost"). Gradients also reach Tensors
+    that fn uses without being given them, such as the weights of a module; random numbers are drawn again as they were.
     Errors: TypeError if fn returns anything but one Tensor.
     """
     if not state.grad_enabled:
@@ -41,10 +41,16 @@ class Recomputation(Node):
 
     __slots__ = ()
 
-    def __init__(self, fn: Callable[..., Tensor], inputs: Sequence[Any], captured: list[Tensor], draws: Any, out: Tensor):
-        op = SimpleNamespace(name="checkpoint", keeps=[True] * len(captured), keeps_rest=True, keeps_out=False, definition=None)
+    def __init__(
+        self, fn: Callable[..., Tensor], inputs: Sequence[Any], captured: list[Tensor], draws: Any, out: Tensor
+    ):
+        op = SimpleNamespace(
+            name="checkpoint", keeps=[True] * len(captured), keeps_rest=True, keeps_out=False, definition=None
+        )
         super().__init__(op, captured, [x._data for x in captured], {"fn": fn, "inputs": inputs}, out._data, draws, [0])
-        self.versions += [(f"argument {i}", x.version, x.version[0]) for i, x in enumerate(inputs) if isinstance(x, Tensor)]
+        self.versions += [
+            (f"argument {i}", x.version, x.version[0]) for i, x in enumerate(inputs) if isinstance(x, Tensor)
+        ]
 
     def cotangents(self, g: Any, wanted: Sequence[bool], create_graph: bool) -> list[Any]:
         sources = [tensor_at(parent, value) for parent, value in zip(self.parents, self.values)]
@@ -52,10 +58,14 @@ class Recomputation(Node):
             out = self.params["fn"](*self.params["inputs"])
         if rng.starts(draws) != rng.starts(self.saved):
             raise RuntimeError(
-                f"checkpoint: run again, the function drew other random numbers, {rng.starts(draws)} instead of {rng.starts(self.saved)}"
+                "checkpoint: run again, the function drew other random numbers, "
+                f"{rng.starts(draws)} instead of {rng.starts(self.saved)}"
             )
         if not (isinstance(out, Tensor) and out._requires_grad and out.shape == self.shape):
-            raise RuntimeError(f"checkpoint: run again, the function gave {describe(out)}, not one of shape {self.shape} with a gradient")
+            raise RuntimeError(
+                f"checkpoint: run again, the function gave {describe(out)}, not one of shape "
+                f"{self.shape} with a gradient"
+            )
         pairs = flow_back(out, g, sources, create_graph, create_graph, stop=True)
         found = {x.node or x: cotangent if create_graph else cotangent._data for x, cotangent in pairs}
         return [found.get(parent) if want else None for parent, want in zip(self.parents, wanted)]

@@ -78,11 +78,15 @@ class Rng:
         return self._cut(u, shape, dtype)
 
     def integers(self, n: int, shape: int | tuple[int, ...], *, first: int = 0) -> backend.Array:
-        """Integers from 0 to n - 1 (int64, n up to 2^31). Rows as in `normal`. Their probabilities differ by less than n / 2^32."""
+        """Integers from 0 to n - 1 (int64, n up to 2^31). Rows as in `normal`.
+        Their probabilities differ by less than n / 2^32.
+        """
         if not 1 <= n <= 2**31:
             raise ValueError(f"integers(n): n must be from 1 to 2**31, not {n!r}")
         words, shape = self._words(shape, first)
-        return self._cut((words.astype(numpy.uint64) * numpy.uint64(n) >> numpy.uint64(32)).astype(numpy.int64), shape, "int64")
+        return self._cut(
+            (words.astype(numpy.uint64) * numpy.uint64(n) >> numpy.uint64(32)).astype(numpy.int64), shape, "int64"
+        )
 
     def permutation(self, n: int) -> numpy.ndarray:
         """0 to n - 1 in random order, on the host: it decides which data to load."""
@@ -92,10 +96,14 @@ class Rng:
         return numpy.argsort(words[0, : 2 * n].view(numpy.uint64), kind="stable")
 
     def _words(self, shape: int | tuple[int, ...], first: int) -> tuple[numpy.ndarray, tuple[int, ...]]:
-        """uint32 words, a row of whole blocks a sample: (rows, 8 ceil(elements a row / 8)); and the shape as a tuple."""
+        """uint32 words, a row of whole blocks a sample: (rows, 8 ceil(elements a row / 8));
+        and the shape as a tuple.
+        """
         shape = (shape,) if isinstance(shape, (int, numpy.integer)) else tuple(shape)
         if any(n < 0 for n in shape) or first < 0:
-            raise ValueError(f"a draw needs a shape and a first row that are not negative, not shape {shape}, first {first}")
+            raise ValueError(
+                f"a draw needs a shape and a first row that are not negative, not shape {shape}, first {first}"
+            )
         if getattr(_local, "log", None) is not None:
             _local.log.setdefault(id(self), (self, self.step))
         rows = shape[0] if shape else 1

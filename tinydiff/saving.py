@@ -1,11 +1,12 @@
-"""Checkpoints on disk. (Not called `checkpoint`: `tinydiff.checkpoint` is the function that computes again to save memory.)
+"""Checkpoints on disk. (Not called `checkpoint`: `tinydiff.checkpoint` is the function that
+computes again to save memory.)
 
     save("run.npz", {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": 1000})
     state = load("run.npz")
     model.load_state_dict(state["model"])
 
-The file is an ordinary .npz without pickles: numpy.load(path)["model/conv1.weight"] reads a weight, and the entry "json"
-holds all that is not an array.
+The file is an ordinary .npz without pickles: numpy.load(path)["model/conv1.weight"] reads a weight, and the entry
+"json" holds all that is not an array.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     """Write nested dicts of arrays, Tensors, numbers, strings, lists and None. Waits for the device.
 
     The file appears whole or not at all: it is written beside its place under another name and then renamed, so that a
-    crash leaves the previous one. Errors: TypeError, which names the entry, for anything else, and for a key that is not a string.
+    crash leaves the previous one. Errors: TypeError, which names the entry, for anything else, and for a key that is
+    not a string.
     """
     arrays: dict[str, np.ndarray] = {}
     structure = _split(state, "", arrays)
@@ -52,8 +54,8 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What was saved, with NumPy arrays where there were arrays. Errors: FileNotFoundError; ValueError for a file that is
-    truncated, damaged, or was not written by `save`."""
+    """What was saved, with NumPy arrays where there were arrays. Errors: FileNotFoundError; ValueError for a file that
+    is truncated, damaged, or was not written by `save`."""
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
@@ -80,7 +82,9 @@ def _split(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
     if isinstance(value, Tensor) or isinstance(array, np.ndarray) or backend.active().is_array(array):
         arrays[path] = backend.to_host(array)
         if arrays[path].dtype.kind == "O" or path == STRUCTURE:
-            raise TypeError(f"save: {path!r} cannot be an array{' of objects' if path != STRUCTURE else ', the name is taken'}")
+            raise TypeError(
+                f"save: {path!r} cannot be an array{' of objects' if path != STRUCTURE else ', the name is taken'}"
+            )
         return {ARRAY: path}
     raise TypeError(f"save: {path} is a {type(value).__name__}, which cannot be saved: {value!r}")
 

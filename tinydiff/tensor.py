@@ -46,7 +46,8 @@ class Tensor:
         array = backend.to_device(array_of(array))
         if array.shape != self._data.shape or array.dtype != self._data.dtype:
             raise ValueError(
-                f"the data of a Tensor of shape {self.shape}, {self.dtype} cannot become an array of shape {array.shape}, {array.dtype}"
+                f"the data of a Tensor of shape {self.shape}, {self.dtype} cannot become an array of shape "
+                f"{array.shape}, {array.dtype}"
             )
         self._data = array
         self.version[0] += 1
@@ -112,10 +113,13 @@ class Tensor:
         return backend.to_host(self._data).item()
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
-        """For numpy.asarray(x) and what uses it; a NumPy function would lose the gradient, so not where there is one."""
+        """For numpy.asarray(x) and what uses it; a NumPy function would lose the gradient,
+        so not where there is one.
+        """
         if self.requires_grad:
             raise TypeError(
-                f"NumPy would lose the gradient of a Tensor of shape {self.shape}: use tinydiff.ops, or x.numpy() for the values alone"
+                f"NumPy would lose the gradient of a Tensor of shape {self.shape}: use tinydiff.ops, "
+                "or x.numpy() for the values alone"
             )
         array = self.numpy()
         return array.astype(dtype) if copy or dtype not in (None, array.dtype) else array
@@ -138,7 +142,9 @@ class Tensor:
     # ---- gradients
 
     def backward(self, grad: Any = None, create_graph: bool = False, retain_graph: bool | None = None) -> None:
-        """Add the gradient of this Tensor with respect to every leaf that requires one to the leaf's `.grad`; see backward.backward."""
+        """Add the gradient of this Tensor with respect to every leaf that requires one to the leaf's
+        `.grad`; see backward.backward.
+        """
         from .backward import backward  # which is written in terms of Tensor
 
         backward(self, grad, create_graph=create_graph, retain_graph=retain_graph)
@@ -226,8 +232,8 @@ class Tensor:
             for name, x in (("x", self), ("y", other)):
                 if isinstance(x, Tensor) and x.requires_grad:
                     raise RuntimeError(
-                        f"{what}, where {name} has shape {x.shape} and requires a gradient, would lose that gradient: write a new "
-                        "Tensor (x = x + y, ops.where, ops.index_add), or do it inside tinydiff.no_grad()"
+                        f"{what}, where {name} has shape {x.shape} and requires a gradient, would lose that gradient: "
+                        "write a new Tensor (x = x + y, ops.where, ops.index_add), or do it inside tinydiff.no_grad()"
                     )
         self.version[0] += 1
         return backend.operand(array_of(other))
@@ -331,7 +337,10 @@ def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
 def check_floating(array: Array) -> None:
     """Errors: TypeError if the array is not of floating numbers, and so cannot have a gradient."""
     if array.dtype.kind not in "fc":
-        raise TypeError(f"only a floating Tensor can require a gradient, not {array.dtype} of shape {array.shape}: pass dtype='float32'")
+        raise TypeError(
+            f"only a floating Tensor can require a gradient, not {array.dtype} of shape "
+            f"{array.shape}: pass dtype='float32'"
+        )
 
 
 def array_of(x: Any) -> Any:

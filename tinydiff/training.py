@@ -1,7 +1,7 @@
 """The training loop: `train` is the loop, `gradients` one turn of it, and the rest is what it tells you and keeps.
 
-Everything random is a function of the seed and the step: which images are in batch `step` (data.Batches), and which noise
-they get (rng.child(step)). So a run that was stopped and resumed ends with the very weights of one that was not.
+Everything random is a function of the seed and the step: which images are in batch `step` (data.Batches), and which
+noise they get (rng.child(step)). So a run that was stopped and resumed ends with the very weights of one that was not.
 
 The loop never waits for the device on its own account: the losses stay there until the progress line is due.
 """
@@ -67,25 +67,34 @@ def train(
 ) -> Run:
     """Minimise the loss over the data; an epoch is all of it once, in a new order.
 
-    data: host arrays of one length, (images, labels, ...). loss(*batch, rng, first) -> Tensor of shape (): the mean over a
-    batch, whose arrays are on the device; `rng` is another at each step, and the rows of a batch count from `first`.
+    data: host arrays of one length, (images, labels, ...). loss(*batch, rng, first) -> Tensor of shape ():
+    the mean over a batch, whose arrays are on the device; `rng` is another at each step, and the rows of a
+    batch count from `first`.
     micro_batch: go through a batch in parts of this size and add up the gradients: the same mathematics in less memory.
-    threads: how many parts to work on at a time, on a CPU (None: one a core). It changes no result, and asks for a loss that
-    changes no state.
+    threads: how many parts to work on at a time, on a CPU (None: one a core). It changes no result, and asks for a loss
+    that changes no state.
     schedule: epoch, or step with schedule_by="step", -> factor of the learning rate. ema: updated after each step.
-    out: a directory for log.jsonl and checkpoint.npz. A record of the log is the mean loss over the images since the last one; it
-    is written at the end of each epoch, or every `log_every` steps and at the end; so is the checkpoint, or every `save_every` steps.
-    resume: go on from the checkpoint. on_record(run): called after each record, for pictures. reference: {epoch: loss} of
-    others, printed beside ours. stream: where the progress goes, stderr unless given.
+    out: a directory for log.jsonl and checkpoint.npz. A record of the log is the mean loss over the images since the
+    last one; it is written at the end of each epoch, or every `log_every` steps and at the end; so is the checkpoint,
+    or every `save_every` steps.
+    resume: go on from the checkpoint. on_record(run): called after each record, for pictures. reference: {epoch: loss}
+    of others, printed beside ours. stream: where the progress goes, stderr unless given.
 
     Ctrl-C finishes the step, saves, says how to go on, and returns; a second one stops at once. Returns the Run.
-    Errors: ValueError for arrays of different lengths, or for a checkpoint of other data, batch size or seed;
-    FileNotFoundError if there is nothing to resume; FloatingPointError, which names the step, when the loss is not finite.
+    Errors: ValueError for arrays of different lengths, or for a checkpoint of other data, batch size or
+    seed; FileNotFoundError if there is nothing to resume; FloatingPointError, which names the step,
+    when the loss is not finite.
     """
     lengths = [len(a) for a in data]
     if len(set(lengths)) != 1:
         raise ValueError(f"train: the arrays of the data must have one length, not {lengths}")
-    counts = {"epochs": epochs, "micro_batch": micro_batch, "threads": threads, "log_every": log_every, "save_every": save_every}
+    counts = {
+        "epochs": epochs,
+        "micro_batch": micro_batch,
+        "threads": threads,
+        "log_every": log_every,
+        "save_every": save_every,
+    }
     if bad := {name: n for name, n in counts.items() if n is not None and n < 1}:
         raise ValueError(f"train: these must be 1 or more: {bad}")
     if schedule_by not in ("epoch", "step"):
@@ -147,7 +156,8 @@ def gradients(
 
     def of_part(rows: slice) -> Tensor:
         arrays = [backend.to_device(a[rows]) for a in batch]
-        # Every part starts at the same counters: which numbers a sample draws depends on its row in the whole batch alone.
+        # Every part starts at the same counters: which numbers a sample draws depends on its row in
+        # the whole batch alone.
         return loss(*arrays, rng=Rng(**rng.state()), first=rows.start) * (len(arrays[0]) / n)
 
     total, found = parallel.gradients(of_part, parameters, n, micro_batch or n, threads)
@@ -193,8 +203,9 @@ class Progress:
         for step, (value, (_, images)) in enumerate(zip(values, self.pending), start=first):
             if not math.isfinite(value):
                 raise FloatingPointError(
-                    f"the loss is {value} at step {step} (epoch {self.order.locate(step)[0]}): lower the learning rate; or go on from the "
-                    "last checkpoint (resume) inside `with tinydiff.detect_anomaly():` to see which op made the first NaN"
+                    f"the loss is {value} at step {step} (epoch {self.order.locate(step)[0]}): "
+                    "lower the learning rate; or go on from the last checkpoint (resume) "
+                    "inside `with tinydiff.detect_anomaly():` to see which op made the first NaN"
                 )
             self.run.loss_sum += value * images
             self.run.images += images
@@ -217,11 +228,20 @@ class Progress:
         self.read()
         run = self.run
         loss = run.loss_sum / run.images
-        record = {"epoch": epoch, "step": run.step, "loss": loss, "lr": lr, "images": run.images, "seconds": round(run.seconds, 3)}
+        record = {
+            "epoch": epoch,
+            "step": run.step,
+            "loss": loss,
+            "lr": lr,
+            "images": run.images,
+            "seconds": round(run.seconds, 3),
+        }
         run.records.append(record)
         run.loss_sum, run.images = 0.0, 0
         published = f" (published {self.reference[epoch]:g})" if epoch in self.reference else ""
-        self._line(f"epoch {epoch}  step {run.step}  loss {loss:.4g}{published}  lr {lr:.3g}  {self.speed()}", stays=True)
+        self._line(
+            f"epoch {epoch}  step {run.step}  loss {loss:.4g}{published}  lr {lr:.3g}  {self.speed()}", stays=True
+        )
         return record
 
     @contextlib.contextmanager
@@ -235,7 +255,11 @@ class Progress:
         if self.run.finished:
             return
         epoch, position = self.order.locate(self.run.step)
-        kept = f"saved in {out}: go on from there with resume=True (--resume)" if out else "nothing was saved, as no `out` was given"
+        kept = (
+            f"saved in {out}: go on from there with resume=True (--resume)"
+            if out
+            else "nothing was saved, as no `out` was given"
+        )
         self._line(f"interrupted after step {self.run.step} (epoch {epoch}, {position} batches); {kept}", stays=True)
 
     def _line(self, text: str, stays: bool) -> None:
@@ -292,7 +316,11 @@ class Files:
             raise FileNotFoundError(f"nothing to resume: there is no {self.out / 'checkpoint.npz'}")
         state = saving.load(self.out / "checkpoint.npz")
         if state["settings"] != self.settings:
-            changed = [f"{k} {state['settings'].get(k)}, not {v}" for k, v in self.settings.items() if state["settings"].get(k) != v]
+            changed = [
+                f"{k} {state['settings'].get(k)}, not {v}"
+                for k, v in self.settings.items()
+                if state["settings"].get(k) != v
+            ]
             raise ValueError(f"{self.out}/checkpoint.npz is of another run: it has {', '.join(changed)}")
         if missing := [name for name, part in self.parts.items() if part is not None and name not in state]:
             raise ValueError(f"{self.out}/checkpoint.npz has no {', '.join(missing)}")
