@@ -206,7 +206,10 @@ def _outlines(file: str) -> list[Outline]:
 
     font = FontProperties(fname=os.path.join(matplotlib.get_data_path(), "fonts", "ttf", file + ".ttf"))
     # Lines that stand for curves are off by up to half a pixel, so that is done with 1,000 pixels an em.
-    digits = [[np.asarray(polygon) for polygon in TextPath((0, 0), digit, size=1000, prop=font).to_polygons()] for digit in "0123456789"]
+    digits = [
+        [np.asarray(polygon) for polygon in TextPath((0, 0), digit, size=1000, prop=font).to_polygons()]
+        for digit in "0123456789"
+    ]
     height = max(np.ptp(np.concatenate(polygons)[:, 1]) for polygons in digits)
     outlines = []
     for polygons in digits:
@@ -220,7 +223,8 @@ def _outlines(file: str) -> list[Outline]:
 def _load(path: Path, n: int) -> np.ndarray | None:
     """The images in the cache, or None if there are none or the file is damaged."""
     try:
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:  # np.load leaves a damaged file open
+        # np.load leaves a damaged file open
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             images = file["images"]
     except Exception:  # files, zip, zlib and NumPy each have errors of their own: to any the answer is to draw
         return None

@@ -30,18 +30,23 @@ class Denoiser(nn.Module):
         self.net, self.sigma_data = net, sigma_data
 
     def forward(self, x: Any, sigma: Any, **condition: Any) -> Tensor:
-        s = xp.broadcast_to(to_device(array_of(sigma), x.dtype), x.shape[:1]).reshape(-1, *[1] * (x.ndim - 1))  # (N, 1, 1, 1)
+        # (N, 1, 1, 1)
+        s = xp.broadcast_to(to_device(array_of(sigma), x.dtype), x.shape[:1]).reshape(-1, *[1] * (x.ndim - 1))
         sd, total = self.sigma_data, s**2 + self.sigma_data**2
         noise = ops.reshape(ops.log(s) / 4, shape=(-1,))
         f = self.net(x / xp.sqrt(total), noise, **condition)
         return x * (sd**2 / total) + f * (s * sd / xp.sqrt(total))
 
 
-def edm_loss(denoiser: Denoiser, x0: Any, rng: Rng, /, *, mean: float = -1.2, std: float = 1.2, first: int = 0, **condition: Any) -> Tensor:
-    """E over ln sigma ~ N(mean, std^2), z ~ N(0, I) of   (sigma^2 + sd^2) / (sigma sd)^2  |D(x0 + sigma z; sigma) - x0|^2
+def edm_loss(
+    denoiser: Denoiser, x0: Any, rng: Rng, /, *, mean: float = -1.2, std: float = 1.2, first: int = 0, **condition: Any
+) -> Tensor:
+    """E over ln sigma ~ N(mean, std^2), z ~ N(0, I) of
 
-    averaged over pixels and batch (their eq. 2 and 8, table 1). With this weight it is the plain error of F, about 1 for a net that
-    knows nothing.
+        (sigma^2 + sd^2) / (sigma sd)^2  |D(x0 + sigma z; sigma) - x0|^2
+
+    averaged over pixels and batch (their eq. 2 and 8, table 1). With this weight it is the plain error of F, about 1
+    for a net that knows nothing.
     """
     n, sd = x0.shape[0], denoiser.sigma_data
     sigma = xp.exp(rng.normal((n, 1, 1, 1), first=first) * std + mean)
@@ -51,9 +56,14 @@ def edm_loss(denoiser: Denoiser, x0: Any, rng: Rng, /, *, mean: float = -1.2, st
 
 
 def sigmas(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> list[float]:
-    """steps + 1 noise levels from sigma_max to sigma_min, and 0: uniform in sigma^(1/rho), denser where sigma is small (eq. 5)."""
+    """steps + 1 noise levels from sigma_max to sigma_min, and 0:
+    uniform in sigma^(1/rho), denser where sigma is small (eq. 5).
+    """
     if steps < 2 or not 0 < sigma_min < sigma_max:
-        raise ValueError(f"a noise schedule needs steps >= 2 and 0 < sigma_min < sigma_max, not steps={steps}, {sigma_min}, {sigma_max}")
+        raise ValueError(
+            f"a noise schedule needs steps >= 2 and 0 < sigma_min < sigma_max, not steps={steps}, "
+            f"{sigma_min}, {sigma_max}"
+        )
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     return [(high + i / (steps - 1) * (low - high)) ** rho for i in range(steps)] + [0.0]
 
@@ -70,10 +80,11 @@ def heun(
     first: int = 0,
     callback: Callable[[int, float, Array, Array], None] | None = None,
 ) -> Array:
-    """Samples by Heun's method on dx/dsigma = (x - D(x; sigma)) / sigma: their algorithm 1 without churn; 2 steps - 1 evaluations.
+    """Samples by Heun's method on dx/dsigma = (x - D(x; sigma)) / sigma: their algorithm 1 without churn;
+    2 steps - 1 evaluations.
 
-    denoise(x, sigma) -> x0. callback(step, sigma, x, denoised) is called before each step. Sample i of the batch is sample
-    first + i of the seed, whatever the size of the batch.
+    denoise(x, sigma) -> x0. callback(step, sigma, x, denoised) is called before each step. Sample i of the batch is
+    sample first + i of the seed, whatever the size of the batch.
     """
     levels = sigmas(steps, sigma_min, sigma_max, rho)
     with no_grad():
@@ -102,4 +113,3 @@ def guided(denoiser: Denoiser, weight: float, /, **condition: Any) -> Callable[[
         return told if weight == 0 else (1 + weight) * told - weight * array_of(denoiser(x, sigma))
 
     return denoise
-

@@ -26,15 +26,16 @@ def score_matching_loss(
 
         t ~ U(eps, 1),  z ~ N(0, I),  x = m(t) x_0 + s(t) z,      L = mean over samples of  sum |s(t) model(x, t) + z|^2
 
-    Why the plus: the score of N(m x_0, s^2) at x is -(x - m x_0) / s^2 = -z / s, so a model that knew z would make every
-    term 0. It cannot know it, and the best it can do on average is the score of the noised data. A model that always
-    says 0 has the loss D in expectation, for D values a sample: 784 for 28x28x1.
+    Why the plus: the score of N(m x_0, s^2) at x is -(x - m x_0) / s^2 = -z / s, so a model that knew z would make
+    every term 0. It cannot know it, and the best it can do on average is the score of the noised data. A model that
+    always says 0 has the loss D in expectation, for D values a sample: 784 for 28x28x1.
 
-    x0: (N, ...). model(x, t, **condition): x (N, ...) and t (N,) -> (N, ...). rng: two draws are taken from it. Row i of
-    them is that of sample `first + i`, so the loss of a sample is the same alone, in a batch, or in a part of one.
+    x0: (N, ...). model(x, t, **condition): x (N, ...) and t (N,) -> (N, ...). rng: two draws are taken from it. Row i
+    of them is that of sample `first + i`, so the loss of a sample is the same alone, in a batch, or in a part of one.
     Returns a Tensor of shape (), in the dtype of x0. s(t) is computed in float32.
     Errors: ValueError for eps outside (0, 1), or a model whose output has another shape than x0.
-    Source: Vincent 2011, "A connection between score matching and denoising autoencoders"; the weight: Song et al. 2021.
+    Source: Vincent 2011, "A connection between score matching and denoising autoencoders"; the
+    weight: Song et al. 2021.
     """
     if not 0 < eps < 1:
         raise ValueError(f"score_matching_loss: eps must be between 0 and 1, not {eps!r}")

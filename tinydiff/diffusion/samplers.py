@@ -35,18 +35,20 @@ def euler_maruyama(
 ) -> Array:
     """Samples by Euler-Maruyama on the reverse SDE, finished by one denoising step.
 
-        from x ~ prior, at t = 1, ..., eps in `steps` equal steps h:    x <- x + (g(t)^2 score(x, t) - f(x, t)) h + g(t) sqrt(h) z
-        at t = eps:                                                     x <- (x + s(t)^2 score(x, t)) / m(t)
+        from x ~ prior, at t = 1, ..., eps in `steps` equal steps h:
+                       x <- x + (g(t)^2 score(x, t) - f(x, t)) h + g(t) sqrt(h) z
+        at t = eps:    x <- (x + s(t)^2 score(x, t)) / m(t)
 
     The last line (Tweedie's formula) replaces the noise that is left at t = eps by its expectation, 0. Evaluates the
     score steps + 1 times.
 
-    score(x, t, **condition): x (N, ...) and t (N,), both Tensors, -> (N, ...). shape: (N, ...). rng: an Rng or a seed; row i
-    is sample `first + i` of it. callback(step, t, x, denoised) is called at each of the steps + 1 grid points, with x
-    at time t and what the score takes the image to be; at the last one that is the result.
+    score(x, t, **condition): x (N, ...) and t (N,), both Tensors, -> (N, ...). shape: (N, ...). rng: an Rng or a seed;
+    row i is sample `first + i` of it. callback(step, t, x, denoised) is called at each of the steps + 1 grid points,
+    with x at time t and what the score takes the image to be; at the last one that is the result.
     Returns a float32 array of that shape, on the device.
     Errors: ValueError for steps < 1, eps outside (0, 1), a shape that is not one, a score of another shape.
-    Source: Song et al. 2021, section 4 (the reverse SDE: Anderson 1982) and its tutorial, whose loop takes one step too many.
+    Source: Song et al. 2021, section 4 (the reverse SDE: Anderson 1982) and its tutorial, whose loop
+    takes one step too many.
     """
     shape = _check(shape, steps, eps)
     rng = as_rng(rng)

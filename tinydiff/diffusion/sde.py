@@ -28,7 +28,8 @@ class VESDE:
     s^2 is the integral of g^2 from 0 to t. The prior, from which sampling starts, is N(0, s(1)^2 I): the data is
     forgotten as far as s(1) (9.8 for sigma = 25) is large beside it.
     Errors: ValueError unless sigma > 1.
-    Source: Song et al. 2021, "Score-based generative modeling through stochastic differential equations", and its tutorial.
+    Source: Song et al. 2021, "Score-based generative modeling through stochastic differential
+    equations", and its tutorial.
     """
 
     def __init__(self, sigma: float = 25.0):

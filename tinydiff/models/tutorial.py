@@ -27,10 +27,12 @@ MarginalStd = Callable[[Any], Any]
 class ScoreUNet(nn.Module):
     """The score of noised images: x (N, 28, 28, 1) and times t (N,) -> (N, 28, 28, 1).
 
-    On the way down the image becomes smaller and the channels more, on the way up the reverse; each layer up also gets what
-    the layer of its size on the way down has seen, concatenated ("concat") or added ("add"). Each layer is told the time; the
-    last (dense7) in vain: its group norm has a group a channel, which takes out again what is added to all of a channel.
-    Errors: ValueError for another shape of x or t, or another word for skips; TypeError for another dtype than the weights'.
+    On the way down the image becomes smaller and the channels more, on the way up the reverse; each layer up also gets
+    what the layer of its size on the way down has seen, concatenated ("concat") or added ("add"). Each layer is told
+    the time; the last (dense7) in vain: its group norm has a group a channel, which takes out again what is added to
+    all of a channel.
+    Errors: ValueError for another shape of x or t, or another word for skips; TypeError for another
+    dtype than the weights'.
     """
 
     def __init__(
@@ -49,7 +51,9 @@ class ScoreUNet(nn.Module):
         c1, c2, c3, c4 = channels
         up = 2 if skips == "concat" else 1
 
-        self.time_embed = nn.Sequential(nn.FourierFeatures(embed_dim, rng=rng), nn.Linear(embed_dim, embed_dim, rng=rng), nn.SiLU())
+        self.time_embed = nn.Sequential(
+            nn.FourierFeatures(embed_dim, rng=rng), nn.Linear(embed_dim, embed_dim, rng=rng), nn.SiLU()
+        )
         # Down. No bias: the dense layer of the time brings one.
         self.conv1 = nn.Conv2d(1, c1, 3, stride=1, bias=False, rng=rng)
         self.dense1 = nn.Linear(embed_dim, c1, rng=rng)
@@ -97,16 +101,18 @@ class ScoreUNet(nn.Module):
         return h / _per_image(self.marginal_std(t))
 
     def _join(self, h: Any, skip: Any) -> Any:
-        return ops.concatenate([h, skip], axis=3) if self.skips == "concat" else h + skip  # (N, H, W, C) -> (N, H, W, 2C or C)
+        # (N, H, W, C) -> (N, H, W, 2C or C)
+        return ops.concatenate([h, skip], axis=3) if self.skips == "concat" else h + skip
 
 
 class ConditionalUNet(ScoreUNet):
     """The score of noised images of a given class: x (N, 28, 28, 1), t (N,), labels (N,) of integers -> (N, 28, 28, 1).
 
-    The additive ScoreUNet, with a transformer after levels 3 and 4 that attends to the embedding of the label. As that is a
-    single token, the softmax over it is 1 whatever is asked: query and key of the cross-attention get no gradient, and it
-    is a bias a class. It is built as it was published.
-    Errors: as ScoreUNet; TypeError for labels that are not integers, IndexError for one out of range (see nn.Embedding).
+    The additive ScoreUNet, with a transformer after levels 3 and 4 that attends to the embedding of the label. As that
+    is a single token, the softmax over it is 1 whatever is asked: query and key of the cross-attention get no gradient,
+    and it is a bias a class. It is built as it was published.
+    Errors: as ScoreUNet; TypeError for labels that are not integers, IndexError for one out of
+    range (see nn.Embedding).
     """
 
     def __init__(
@@ -134,7 +140,8 @@ class ConditionalUNet(ScoreUNet):
 
 
 class Attention(nn.Module):
-    """softmax(q k^T / sqrt(C)) v with q of x (N, L, C), k and v of the context (N, S, context_dim), or of x itself -> (N, L, C).
+    """softmax(q k^T / sqrt(C)) v with q of x (N, L, C), k and v of the context (N, S, context_dim), or of x itself
+    -> (N, L, C).
 
     One head, no biases, no projection of the output.
     """
@@ -151,7 +158,9 @@ class Attention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention to the context, and a network a token; each after a layer norm, each added to what came in."""
+    """Self-attention, attention to the context, and a network a token;
+    each after a layer norm, each added to what came in.
+    """
 
     def __init__(self, width: int, context_dim: int, *, rng: Rng | int | None = None):
         rng = as_rng(rng)
@@ -167,7 +176,9 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """A transformer block whose tokens are the pixels, added to its input: x (N, H, W, C), context (N, S, context_dim) -> (N, H, W, C)."""
+    """A transformer block whose tokens are the pixels, added to its input:
+    x (N, H, W, C), context (N, S, context_dim) -> (N, H, W, C).
+    """
 
     def __init__(self, width: int, context_dim: int, *, rng: Rng | int | None = None):
         self.transformer = TransformerBlock(width, context_dim, rng=rng)
@@ -184,7 +195,8 @@ class SpatialTransformer(nn.Module):
 class Autoencoder(nn.Module):
     """Images to latents and back: (N, 28, 28, 1) -> (N, 10, 10, 4) -> (N, 28, 28, 1), whose values lie between 0 and 1.
 
-    `encode`, `decode`, and `forward`, which is both. It has batch norm: call .eval() before encoding or decoding single images.
+    `encode`, `decode`, and `forward`, which is both. It has batch norm: call .eval() before encoding
+    or decoding single images.
     Errors: ValueError for another shape.
     """
 
@@ -226,7 +238,8 @@ class Autoencoder(nn.Module):
 
 
 class LatentUNet(nn.Module):
-    """The score of noised latents of a given class: x (N, 10, 10, 4), t (N,), labels (N,) of integers -> (N, 10, 10, 4).
+    """The score of noised latents of a given class:
+    x (N, 10, 10, 4), t (N,), labels (N,) of integers -> (N, 10, 10, 4).
 
     A conditional U-Net of three levels, skips added, a transformer after levels 2 and 3 and after the first layer up.
     Errors: as ConditionalUNet.
@@ -246,7 +259,9 @@ class LatentUNet(nn.Module):
         self.marginal_std, self.channels = marginal_std, channels
         c0, c1, c2, c3 = channels
 
-        self.time_embed = nn.Sequential(nn.FourierFeatures(embed_dim, rng=rng), nn.Linear(embed_dim, embed_dim, rng=rng), nn.SiLU())
+        self.time_embed = nn.Sequential(
+            nn.FourierFeatures(embed_dim, rng=rng), nn.Linear(embed_dim, embed_dim, rng=rng), nn.SiLU()
+        )
         self.cond_embed = nn.Embedding(classes, context_dim, rng=rng)
         # Down.
         self.conv1 = nn.Conv2d(c0, c1, 3, stride=1, bias=False, rng=rng)
@@ -305,7 +320,8 @@ def _context(net: nn.Module, x: Any, labels: Any, table: nn.Embedding) -> Any:
     context = table(labels)  # (N,) -> (N, D)
     if context.shape[:-1] != x.shape[:1]:
         raise ValueError(
-            f"{type(net).__name__} takes one label for each of the {x.shape[0]} samples of x {x.shape}, not labels {context.shape[:-1]}"
+            f"{type(net).__name__} takes one label for each of the {x.shape[0]} samples of x {x.shape}, "
+            f"not labels {context.shape[:-1]}"
         )
     return ops.expand_dims(context, axis=1)  # (N, D) -> (N, 1, D), a sequence of one token
 
@@ -313,12 +329,15 @@ def _context(net: nn.Module, x: Any, labels: Any, table: nn.Embedding) -> Any:
 def _check_shape(net: nn.Module, x: Any, image: tuple[int, int, int]) -> None:
     if x.ndim != 4 or x.shape[1:] != image:
         raise ValueError(
-            f"{type(net).__name__} takes (N, {', '.join(map(str, image))}), channels last, not {x.shape}: its convolutions have no "
-            "padding, and its output paddings are those of the tutorial, which fit this size only"
+            f"{type(net).__name__} takes (N, {', '.join(map(str, image))}), channels last, not {x.shape}: "
+            "its convolutions have no padding, and its output paddings are those of the tutorial, "
+            "which fit this size only"
         )
 
 
 def _check(net: nn.Module, x: Any, t: Any, image: tuple[int, int, int]) -> None:
     _check_shape(net, x, image)
     if t.shape != x.shape[:1]:
-        raise ValueError(f"{type(net).__name__} takes a time for each of the {len(x)} samples of x {x.shape}, not t {t.shape}")
+        raise ValueError(
+            f"{type(net).__name__} takes a time for each of the {len(x)} samples of x {x.shape}, not t {t.shape}"
+        )

@@ -47,8 +47,12 @@ class UNet(nn.Module):
         self.patch, self.in_channels, self.levels = patch, in_channels, len(channels)
         folded = in_channels * patch**2
         self.frequencies = nn.FourierFeatures(64, scale=1.0, rng=rng)
-        self.noise = nn.Sequential(nn.Linear(64, embedding, rng=rng), nn.SiLU(), nn.Linear(embedding, embedding, rng=rng))
-        self.labels: dict[str, nn.Embedding] = {name: nn.Embedding(n + 1, embedding, rng=rng) for name, n in (labels or {}).items()}
+        self.noise = nn.Sequential(
+            nn.Linear(64, embedding, rng=rng), nn.SiLU(), nn.Linear(embedding, embedding, rng=rng)
+        )
+        self.labels: dict[str, nn.Embedding] = {
+            name: nn.Embedding(n + 1, embedding, rng=rng) for name, n in (labels or {}).items()
+        }
         self.first = nn.Conv2d(folded, channels[0], 3, padding=1, rng=rng)
         self.down: list[nn.Module] = []
         self.up: list[nn.Module] = []
@@ -75,7 +79,9 @@ class UNet(nn.Module):
         n, height, width, channels = x.shape
         unit = self.patch * 2 ** (self.levels - 1)
         if channels != self.in_channels or height % unit or width % unit:
-            raise ValueError(f"UNet: images must be (N, H, W, {self.in_channels}) with H and W multiples of {unit}, not {x.shape}")
+            raise ValueError(
+                f"UNet: images must be (N, H, W, {self.in_channels}) with H and W multiples of {unit}, not {x.shape}"
+            )
         e = ops.silu(self._embed(noise, labels, n))  # (N, embedding)
         h = self.first(fold(x, self.patch))  # (N, H/p, W/p, channels[0])
         skips = []
@@ -106,12 +112,15 @@ class UNet(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))) scaled and shifted by the embedding)); a 1x1 convolution if the width changes."""
+    """x + conv(silu(norm(conv(silu(norm(x)))) scaled and shifted by the embedding));
+    a 1x1 convolution if the width changes.
+    """
 
     def __init__(self, inside: int, outside: int, embedding: int, groups: int, rng: Rng):
         self.norm1, self.conv1 = nn.GroupNorm(groups, inside), nn.Conv2d(inside, outside, 3, padding=1, rng=rng)
         self.modulate = nn.Linear(embedding, 2 * outside, rng=rng)
-        self.norm2, self.conv2 = nn.GroupNorm(groups, outside), _zero(nn.Conv2d(outside, outside, 3, padding=1, rng=rng))
+        self.norm2 = nn.GroupNorm(groups, outside)
+        self.conv2 = _zero(nn.Conv2d(outside, outside, 3, padding=1, rng=rng))
         self.shortcut = nn.Conv2d(inside, outside, 1, rng=rng) if inside != outside else None
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
@@ -140,14 +149,18 @@ def fold(x: Tensor, patch: int) -> Tensor:
     """Pixel unshuffle: each patch becomes one pixel, (N, H, W, C) -> (N, H/p, W/p, p p C)."""
     n, height, width, c = x.shape
     x = ops.reshape(x, shape=(n, height // patch, patch, width // patch, patch, c))
-    return ops.reshape(ops.transpose(x, axes=(0, 1, 3, 2, 4, 5)), shape=(n, height // patch, width // patch, patch * patch * c))
+    return ops.reshape(
+        ops.transpose(x, axes=(0, 1, 3, 2, 4, 5)), shape=(n, height // patch, width // patch, patch * patch * c)
+    )
 
 
 def unfold(x: Tensor, patch: int) -> Tensor:
     """The way back: (N, H, W, p p C) -> (N, p H, p W, C)."""
     n, height, width, c = x.shape
     x = ops.reshape(x, shape=(n, height, width, patch, patch, c // patch**2))
-    return ops.reshape(ops.transpose(x, axes=(0, 1, 3, 2, 4, 5)), shape=(n, height * patch, width * patch, c // patch**2))
+    return ops.reshape(
+        ops.transpose(x, axes=(0, 1, 3, 2, 4, 5)), shape=(n, height * patch, width * patch, c // patch**2)
+    )
 
 
 def _zero(layer: Any) -> Any:

@@ -41,9 +41,11 @@ class Sigmoid(Module):
 
 
 class Dropout(Module):
-    """While training, each element is set to 0 with probability p, and the others divided by 1 - p; else nothing is done.
+    """While training, each element is set to 0 with probability p, and the others divided by 1 - p;
+    else nothing is done.
 
-    The random source is `.rng`, a stream of its own; its step is not in the state_dict. Errors: ValueError for p outside [0, 1).
+    The random source is `.rng`, a stream of its own; its step is not in the state_dict.
+    Errors: ValueError for p outside [0, 1).
     """
 
     def __init__(self, p: float = 0.5, *, rng: Rng | int | None = None):

@@ -14,9 +14,11 @@ from .module import Module, Parameter, same_dtype
 
 
 class MultiHeadAttention(Module):
-    """Attention of the queries to the keys, in `num_heads` subspaces at once: (N, L, E), (N, S, kdim), (N, S, vdim) -> (N, L, E).
+    """Attention of the queries to the keys, in `num_heads` subspaces at once:
+    (N, L, E), (N, S, kdim), (N, S, vdim) -> (N, L, E).
 
-        y = concat over heads of softmax(q k^T / sqrt(E / heads)) v, times out_proj;   q, k, v = query, key, value times in_proj
+        y = concat over heads of softmax(q k^T / sqrt(E / heads)) v, times out_proj
+        q, k, v = query, key, value times in_proj
 
     Called with the query alone it is self-attention; with (query, key) the values are the keys. mask: as ops.attention,
     broadcastable to (N, heads, L, S). Parameters as in PyTorch: in_proj_weight (E, 3E), or, if kdim or vdim is not E,
@@ -86,12 +88,16 @@ class MultiHeadAttention(Module):
 
     def _attention_with_dropout(self, q: Any, k: Any, v: Any, mask: Any) -> Any:
         eye = xp.eye(k.shape[-2], dtype=k.dtype)  # attention to the unit vectors: its weights
-        return ops.matmul(self.dropout(ops.attention(q, k, ops.broadcast_to(eye, shape=(*k.shape[:-1], k.shape[-2])), mask=mask)), v)
+        return ops.matmul(
+            self.dropout(ops.attention(q, k, ops.broadcast_to(eye, shape=(*k.shape[:-1], k.shape[-2])), mask=mask)), v
+        )
 
     def _check(self, query: Any, key: Any, value: Any) -> None:
         for name, x, width in (("query", query, self.embed_dim), ("key", key, self.kdim), ("value", value, self.vdim)):
             if x.ndim != 3 or x.shape[2] != width or x.shape[0] != query.shape[0]:
-                raise ValueError(f"MultiHeadAttention: the {name} must be ({query.shape[0]}, length, {width}), not {x.shape}")
+                raise ValueError(
+                    f"MultiHeadAttention: the {name} must be ({query.shape[0]}, length, {width}), not {x.shape}"
+                )
             same_dtype(self, x, self.out_proj.weight)
         if key.shape[1] != value.shape[1]:
             raise ValueError(f"MultiHeadAttention: key {key.shape} and value {value.shape} differ in length")

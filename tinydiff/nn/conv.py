@@ -1,8 +1,9 @@
 """Convolutions with their weights, channels last; see ops/conv.py for what they compute.
 
-Weights are (kernel..., in / groups, out), and for the transposed convolution (kernel..., out / groups, in): the weight of
-the convolution whose transpose it is. The bound of their initialisation is PyTorch's, 1 / sqrt(fan_in): for the transposed
-convolution PyTorch counts out / groups times the kernel, although what it sums in one output is in / groups of them.
+Weights are (kernel..., in / groups, out), and for the transposed convolution (kernel..., out / groups, in): the
+weight of the convolution whose transpose it is. The bound of their initialisation is PyTorch's,
+1 / sqrt(fan_in): for the transposed convolution PyTorch counts out / groups times the kernel, although what it
+sums in one output is in / groups of them.
 """
 
 from __future__ import annotations
@@ -38,10 +39,13 @@ class _Conv(Module):
     ):
         kernel = (kernel_size,) * self.axes if isinstance(kernel_size, int) else tuple(kernel_size)
         if len(kernel) != self.axes or min(kernel) < 1:
-            raise ValueError(f"{type(self).__name__}: kernel_size must be {self.axes} positive int(s), not {kernel_size!r}")
+            raise ValueError(
+                f"{type(self).__name__}: kernel_size must be {self.axes} positive int(s), not {kernel_size!r}"
+            )
         if groups < 1 or in_channels % groups or out_channels % groups:
             raise ValueError(
-                f"{type(self).__name__}: groups={groups} must divide in_channels={in_channels} and out_channels={out_channels}"
+                f"{type(self).__name__}: groups={groups} must divide in_channels={in_channels} and "
+                f"out_channels={out_channels}"
             )
         rng = as_rng(rng)
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
@@ -56,8 +60,8 @@ class _Conv(Module):
 class Conv2d(_Conv):
     """Convolution of images: (N, H, W, in_channels) -> (N, OH, OW, out_channels), ops.conv2d.
 
-    Parameters: weight (kh, kw, in / groups, out), bias (out,), U(-b, b) with b = 1 / sqrt(kh kw in / groups). kernel_size,
-    stride, padding, dilation: an int or (vertical, horizontal); padding may be "same".
+    Parameters: weight (kh, kw, in / groups, out), bias (out,), U(-b, b) with b = 1 / sqrt(kh kw in / groups).
+    kernel_size, stride, padding, dilation: an int or (vertical, horizontal); padding may be "same".
     Errors: ValueError for groups that do not divide the channels; when called, for shapes that do not fit.
     """
 
@@ -80,7 +84,15 @@ class Conv2d(_Conv):
 
     def forward(self, x: Any) -> Any:
         same_dtype(self, x, self.weight)
-        return ops.conv2d(x, self.weight, self.bias, stride=self.stride, padding=self.padding, dilation=self.dilation, groups=self.groups)
+        return ops.conv2d(
+            x,
+            self.weight,
+            self.bias,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
 
 
 class Conv1d(_Conv):
@@ -108,14 +120,22 @@ class Conv1d(_Conv):
 
     def forward(self, x: Any) -> Any:
         same_dtype(self, x, self.weight)
-        return ops.conv1d(x, self.weight, self.bias, stride=self.stride, padding=self.padding, dilation=self.dilation, groups=self.groups)
+        return ops.conv1d(
+            x,
+            self.weight,
+            self.bias,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
 
 
 class ConvTranspose2d(_Conv):
     """Transposed convolution of images: (N, H, W, in_channels) -> (N, OH, OW, out_channels), ops.conv_transpose2d.
 
-    OH = (H - 1) stride - 2 padding + dilation (kh - 1) + 1 + output_padding. Parameters: weight (kh, kw, out / groups, in),
-    bias (out,), U(-b, b) with b = 1 / sqrt(kh kw out / groups). Errors: as Conv2d.
+    OH = (H - 1) stride - 2 padding + dilation (kh - 1) + 1 + output_padding. Parameters: weight (kh, kw, out / groups,
+    in), bias (out,), U(-b, b) with b = 1 / sqrt(kh kw out / groups). Errors: as Conv2d.
     """
 
     axes = 2
@@ -134,7 +154,9 @@ class ConvTranspose2d(_Conv):
         *,
         rng: Rng | int | None = None,
     ):
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, output_padding, dilation, groups, bias, True, rng)
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, output_padding, dilation, groups, bias, True, rng
+        )
 
     def forward(self, x: Any) -> Any:
         same_dtype(self, x, self.weight)

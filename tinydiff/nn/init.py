@@ -1,7 +1,7 @@
 """How weights begin: PyTorch's defaults.
 
-A sum over n inputs of variance 1, with weights of variance 1 / n, has variance 1: the signal keeps its size from layer to
-layer. n is the fan-in, the number of products that are summed in one output.
+A sum over n inputs of variance 1, with weights of variance 1 / n, has variance 1: the signal keeps its size from layer
+to layer. n is the fan-in, the number of products that are summed in one output.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ def uniform(shape: tuple[int, ...], bound: float, rng: Rng) -> Array:
 
 
 def fan_in_uniform(shape: tuple[int, ...], fan_in: int, rng: Rng) -> Array:
-    """U(-b, b), b = 1 / sqrt(fan_in), which has a variance of 1 / (3 fan_in): for the weights and biases of linear maps and convolutions.
+    """U(-b, b), b = 1 / sqrt(fan_in), which has a variance of 1 / (3 fan_in): for the weights and biases of
+    linear maps and convolutions.
 
     PyTorch calls it kaiming_uniform with a = sqrt(5) (He et al. 2015, with a gain of sqrt(1/3)).
     """

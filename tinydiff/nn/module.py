@@ -100,7 +100,9 @@ class Module:
             p.grad = None
 
     def astype(self, dtype: Any) -> Any:
-        """Convert every floating parameter and buffer, here and below, in place; returns the module. Gradients are dropped."""
+        """Convert every floating parameter and buffer, here and below, in place;
+        returns the module. Gradients are dropped.
+        """
         for _, tensor in self.named_tensors():
             if tensor.dtype.kind == "f":
                 tensor._data = tensor._data.astype(dtype)
@@ -115,7 +117,8 @@ class Module:
         return {name: tensor._data.copy() for name, tensor in self.named_tensors()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over the values of a state_dict (arrays of the host or of the device, or Tensors), each cast to the dtype in use.
+        """Take over the values of a state_dict (arrays of the host or of the device, or Tensors), each cast to the
+        dtype in use.
 
         Errors: ValueError that lists every missing, unexpected and wrongly shaped entry; then nothing is changed.
         """
@@ -124,7 +127,9 @@ class Module:
         missing = [f"{name} {t.shape}" for name, t in own.items() if name not in given]
         unexpected = [f"{name} {a.shape}" for name, a in given.items() if name not in own]
         misshapen = [
-            f"{name} is {given[name].shape}, not {t.shape}" for name, t in own.items() if name in given and given[name].shape != t.shape
+            f"{name} is {given[name].shape}, not {t.shape}"
+            for name, t in own.items()
+            if name in given and given[name].shape != t.shape
         ]
         wrong = [
             f"{len(entries)} {what}: {', '.join(entries)}"
@@ -146,7 +151,9 @@ class Module:
 
 
 class Sequential(Module):
-    """Layers one after the other: y = layer_n(... layer_1(x)). They are called "0", "1", ...; plain functions may be among them."""
+    """Layers one after the other: y = layer_n(... layer_1(x)).
+    They are called "0", "1", ...; plain functions may be among them.
+    """
 
     def __init__(self, *layers: Any):
         for layer in layers:
@@ -170,7 +177,9 @@ class Sequential(Module):
 
 
 def same_dtype(layer: Module, x: Any, weight: Any) -> None:
-    """Refuse an input of another dtype than the weights: it would be converted at every step, or widen all that follows."""
+    """Refuse an input of another dtype than the weights:
+    it would be converted at every step, or widen all that follows.
+    """
     if x.dtype != weight.dtype and x.dtype.kind != "c":  # complex: the step of a gradient check
         raise TypeError(
             f"{type(layer).__name__}: the input {x.shape} is {x.dtype}, but the weights are {weight.dtype}: "
@@ -204,7 +213,9 @@ def _tree(module: Module, label: str) -> Iterator[tuple[str, int]]:
 
 
 def _arguments(module: Module) -> str:
-    """The arguments of the constructor that are attributes too, where they are not the default: "(1, 32, 3, stride=2)"."""
+    """The arguments of the constructor that are attributes too, where they are not the default:
+    "(1, 32, 3, stride=2)".
+    """
     shown = []
     for p in list(inspect.signature(type(module).__init__).parameters.values())[1:]:
         value = vars(module).get(p.name, inspect.Parameter.empty)

@@ -22,13 +22,17 @@ class _Norm(Module):
 
     def _check(self, x: Any, channels: int, least: int) -> None:
         if x.ndim < least or x.shape[-1] != channels:
-            raise ValueError(f"{type(self).__name__} of {channels} channels takes x of {least} axes or more, channels last, not {x.shape}")
+            raise ValueError(
+                f"{type(self).__name__} of {channels} channels takes x of {least} axes or more, "
+                f"channels last, not {x.shape}"
+            )
         if self.weight is not None:
             same_dtype(self, x, self.weight)
 
 
 class GroupNorm(_Norm):
-    """(N, ..., num_channels), each sample and each group of channels brought to mean 0 and variance 1, then times weight, plus bias.
+    """(N, ..., num_channels), each sample and each group of channels brought to mean 0 and variance 1, then times
+    weight, plus bias.
 
     Errors: ValueError if num_groups does not divide num_channels, or x has another number of channels.
     """
@@ -60,10 +64,12 @@ class LayerNorm(_Norm):
 
 
 class BatchNorm2d(_Norm):
-    """(N, H, W, num_features), each channel brought to mean 0 and variance 1 over the batch, then times weight, plus bias.
+    """(N, H, W, num_features), each channel brought to mean 0 and variance 1 over the batch, then
+    times weight, plus bias.
 
-    While training, with the statistics of the batch, which also move the buffers running_mean and running_var (the latter
-    with n - 1 in its denominator) by `momentum`; in evaluation with the buffers, so that each sample stands alone.
+    While training, with the statistics of the batch, which also move the buffers running_mean and
+    running_var (the latter with n - 1 in its denominator) by `momentum`; in evaluation with the buffers, so
+    that each sample stands alone.
     Errors: ValueError for another rank or number of channels, or a batch with one value a channel while training.
     """
 
@@ -80,7 +86,10 @@ class BatchNorm2d(_Norm):
             y = (x - self.running_mean._data) * scale
             return y if self.weight is None else y * self.weight + self.bias
         if x.size == self.num_features:
-            raise ValueError(f"BatchNorm2d: the batch {x.shape} has one value a channel, so no variance: train on more, or call .eval()")
+            raise ValueError(
+                f"BatchNorm2d: the batch {x.shape} has one value a channel, so no variance: "
+                "train on more, or call .eval()"
+            )
         values = array_of(x)
         self._follow(self.running_mean, ops.mean(values, axis=(0, 1, 2)))
         self._follow(self.running_var, ops.var(values, axis=(0, 1, 2), ddof=1))
