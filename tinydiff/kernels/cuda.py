@@ -1,12 +1,12 @@
 """The kernels for CuPy: the names and signatures of numpy.py, with few launches, and nothing that waits for the device.
 
-A GPU is fast at anything that runs in one launch, and every launch costs the host some microseconds. So what numpy.py does a
-block at a time, for the sake of the cache, is whole here: one kernel gathers all patches, one changes a parameter and
-its moments. What numpy.py does in whole arrays anyway is taken over by name.
+A GPU is fast at anything that runs in one launch, and every launch costs the host some microseconds. So what numpy.py
+does a block at a time, for the sake of the cache, is whole here: one kernel gathers all patches, one changes a
+parameter and its moments. What numpy.py does in whole arrays anyway is taken over by name.
 
-Elementwise and reduction kernels are CuPy's own, which checks their arguments; those that move data are CUDA, behind `Kernel`,
-which checks what CUDA does not. CuPy pastes the parameters of a kernel into its own text, so their names are long words of
-which no other name is made.
+Elementwise and reduction kernels are CuPy's own, which checks their arguments; those that move data are CUDA, behind
+`Kernel`, which checks what CUDA does not. CuPy pastes the parameters of a kernel into its own text, so their names are
+long words of which no other name is made.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from .numpy import erf as erf_of_complex
 from .numpy import index_add, softmax, sum
 
 __all__ = [
-    "PATCH_BYTES", "adam_step", "average_step", "col2im", "erf", "im2col", "index_add", "normalize", "normalize_backward",
-    "sgd_step", "sigmoid", "silu", "silu_backward", "softmax", "sum",
+    "PATCH_BYTES", "adam_step", "average_step", "col2im", "erf", "im2col", "index_add", "normalize",
+    "normalize_backward", "sgd_step", "sigmoid", "silu", "silu_backward", "softmax", "sum",
 ]  # fmt: skip
 
-# index_add is CuPy's add.at, which adds by atomics: where an index occurs several times, the order of its additions, and so
-# the last digits of the sum, may differ from run to run.
+# index_add is CuPy's add.at, which adds by atomics: where an index occurs several times, the order of its additions,
+# and so the last digits of the sum, may differ from run to run.
 
 PATCH_BYTES = 2**28  # the patches of a convolution that are in work at a time: a matter of memory here, not of cache
 
@@ -55,7 +55,9 @@ class Kernel:
         """Launch `threads` threads. Errors: TypeError for arguments that are not what was declared."""
         declared = self.parameters.split(", ")
         if len(arguments) != len(declared):
-            raise TypeError(f"kernel {self.name} takes {len(declared)} arguments ({self.parameters}), not {len(arguments)}")
+            raise TypeError(
+                f"kernel {self.name} takes {len(declared)} arguments ({self.parameters}), not {len(arguments)}"
+            )
         dtype = arguments[0].dtype
         passed = [self._checked(declaration, a, dtype) for declaration, a in zip(declared, arguments)]
         if not threads:
@@ -69,11 +71,21 @@ class Kernel:
 
     def _checked(self, declaration: str, a: Any, dtype: Any) -> Any:
         if "*" in declaration:
-            if not isinstance(a, cupy.ndarray) or dtype.char not in "fd" or a.dtype != dtype or not a.flags.c_contiguous:
+            if (
+                not isinstance(a, cupy.ndarray)
+                or dtype.char not in "fd"
+                or a.dtype != dtype
+                or not a.flags.c_contiguous
+            ):
                 module = type(a).__module__.split(".")[0]
-                what = f"{module} {a.dtype} of shape {a.shape} and strides {a.strides}" if hasattr(a, "strides") else repr(a)
+                what = (
+                    f"{module} {a.dtype} of shape {a.shape} and strides {a.strides}"
+                    if hasattr(a, "strides")
+                    else repr(a)
+                )
                 raise TypeError(
-                    f"kernel {self.name}: {declaration} takes a C-contiguous CuPy array, all of float32 or of float64, not {what}"
+                    f"kernel {self.name}: {declaration} takes a C-contiguous CuPy array, "
+                    f"all of float32 or of float64, not {what}"
                 )
             return a
         if not isinstance(a, int) or not -(2**31) <= a < 2**31:
@@ -119,8 +131,8 @@ _IM2COL = Kernel(
     """,
 )
 
-# One thread a run of channels of one input pixel: it gathers the taps that read this pixel. No two threads write to one place,
-# so there are no atomics, and the sum is the same every time.
+# One thread a run of channels of one input pixel: it gathers the taps that read this pixel. No two threads write to one
+# place, so there are no atomics, and the sum is the same every time.
 _COL2IM = Kernel(
     "col2im",
     "const Run* patches, Run* image, " + _GEOMETRY,
@@ -221,7 +233,8 @@ def erf(x: Array) -> Array:
 # ---------------------------------------------------------------- normalisation
 
 
-# Two and more inputs, as the faster path that CuPy has for one contiguous input does not take every kernel of one's own.
+# Two and more inputs, as the faster path that CuPy has for one contiguous input does not take
+# every kernel of one's own.
 _RSTD = cupy.ReductionKernel(
     "T value, T centre, float64 count, float64 epsilon",
     "T result",
@@ -247,7 +260,13 @@ _SUM_WITH_XHAT = cupy.ReductionKernel(
     "tinydiff_sum_with_xhat",
 )
 _WEIGHTED_MEAN = cupy.ReductionKernel(
-    "T value, T weight, float64 count", "T result", "value * weight", "a + b", "result = a / T(count)", "0", "tinydiff_weighted_mean"
+    "T value, T weight, float64 count",
+    "T result",
+    "value * weight",
+    "a + b",
+    "result = a / T(count)",
+    "0",
+    "tinydiff_weighted_mean",
 )
 _NORMALIZE_BACKWARD = cupy.ElementwiseKernel(
     "T cotangent, T value, T centre, T scale, T weight, T average, T slope",
@@ -274,11 +293,16 @@ def normalize_backward(g: Array, x: Array, mean: Array, rstd: Array, weight: Arr
     """
     _, length, _, d = x.shape
     mean, rstd, w = mean[..., None], rstd[..., None], _of_channels(weight, x, 1)
-    g_sum, gx_sum = g.sum(axis=1, keepdims=True), _SUM_WITH_XHAT(g, x, mean, rstd, axis=1, keepdims=True)  # (A, 1, G, D)
+    # (A, 1, G, D)
+    g_sum, gx_sum = g.sum(axis=1, keepdims=True), _SUM_WITH_XHAT(g, x, mean, rstd, axis=1, keepdims=True)
     average = _WEIGHTED_MEAN(g_sum, w, length * d, axis=3, keepdims=True)  # (A, 1, G, 1)
     slope = _WEIGHTED_MEAN(gx_sum, w, length * d, axis=3, keepdims=True)
     dx = _NORMALIZE_BACKWARD(g, x, mean, rstd, w, average, slope)
-    return (dx, None, None) if weight is None else (dx, gx_sum.sum(axis=(0, 1)).reshape(-1), g_sum.sum(axis=(0, 1)).reshape(-1))
+    return (
+        (dx, None, None)
+        if weight is None
+        else (dx, gx_sum.sum(axis=(0, 1)).reshape(-1), g_sum.sum(axis=(0, 1)).reshape(-1))
+    )
 
 
 def _of_channels(p: Array | None, x: Array, otherwise: float) -> Any:
@@ -322,8 +346,12 @@ _AVERAGE = cupy.ElementwiseKernel(
 )
 
 
-def sgd_step(p: Array, g: Array, velocity: Array | None, lr: float, momentum: float, weight_decay: float, nesterov: bool) -> None:
-    """v = momentum v + g;   p -= lr v, or lr (g + momentum v) with nesterov; without momentum p -= lr g. First g += weight_decay p."""
+def sgd_step(
+    p: Array, g: Array, velocity: Array | None, lr: float, momentum: float, weight_decay: float, nesterov: bool
+) -> None:
+    """v = momentum v + g;   p -= lr v, or lr (g + momentum v) with nesterov;
+    without momentum p -= lr g. First g += weight_decay p.
+    """
     if velocity is None:
         _SGD(g, lr, weight_decay, p)
     else:
@@ -331,7 +359,16 @@ def sgd_step(p: Array, g: Array, velocity: Array | None, lr: float, momentum: fl
 
 
 def adam_step(
-    p: Array, g: Array, m: Array, v: Array, lr: float, betas: tuple[float, float], eps: float, decay: float, decoupled: bool, step: int
+    p: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    decay: float,
+    decoupled: bool,
+    step: int,
 ) -> None:
     """m = b1 m + (1 - b1) g,   v = b2 v + (1 - b2) g^2,   p -= lr (m / c1) / (sqrt(v / c2) + eps)   with c = 1 - b^step
 

@@ -29,7 +29,13 @@ def blocks(x: Array) -> Iterator[Any]:
 def sum(x: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
     """Sum over sorted axes. Over the leading axes of a large array the product with a row of ones is the fastest."""
     lead = len(axes)
-    if 0 < lead < x.ndim and axes == tuple(range(lead)) and x.dtype.kind == "f" and x.flags.c_contiguous and x.size >= 4096:
+    if (
+        0 < lead < x.ndim
+        and axes == tuple(range(lead))
+        and x.dtype.kind == "f"
+        and x.flags.c_contiguous
+        and x.size >= 4096
+    ):
         rows = x.reshape(math.prod(x.shape[:lead]), -1)
         z = (xp.ones((1, len(rows)), x.dtype) @ rows).reshape(x.shape[lead:])
         return z.reshape((1,) * lead + z.shape) if keepdims else z
@@ -77,7 +83,13 @@ def silu_backward(g: Array, x: Array) -> Array:
 # Cody 1969, "Rational Chebyshev approximations for the error function": coefficients of the numerator and of the monic
 # denominator on |x| <= 0.46875 (in x^2), on 0.46875 < |x| <= 4 (in |x|), and beyond (in x^-2).
 _ERF = (
-    (1.85777706184603153e-1, 3.16112374387056560e0, 1.13864154151050156e2, 3.77485237685302021e2, 3.20937758913846947e3),
+    (
+        1.85777706184603153e-1,
+        3.16112374387056560e0,
+        1.13864154151050156e2,
+        3.77485237685302021e2,
+        3.20937758913846947e3,
+    ),
     (2.36012909523441209e1, 2.44024637934444173e2, 1.28261652607737228e3, 2.84423683343917062e3),
 )
 _ERFC_MIDDLE = (
@@ -112,7 +124,13 @@ _ERFC_FAR = (
         1.60837851487422766e-2,
         6.58749161529837803e-4,
     ),
-    (2.56852019228982242e0, 1.87295284992346725e0, 5.27905102951428412e-1, 6.05183413124413191e-2, 2.33520497626869185e-3),
+    (
+        2.56852019228982242e0,
+        1.87295284992346725e0,
+        5.27905102951428412e-1,
+        6.05183413124413191e-2,
+        2.33520497626869185e-3,
+    ),
 )
 
 
@@ -134,7 +152,9 @@ def erf(x: Array) -> Array:
     inner = small * _ratio(_ERF, small * small)
     middle = xp.where(far, 1, large)
     inverse = 1 / xp.where(far, large * large, 16)
-    tail = xp.where(far, (1 / math.sqrt(math.pi) - inverse * _ratio(_ERFC_FAR, inverse)) / large, _ratio(_ERFC_MIDDLE, middle))
+    tail = xp.where(
+        far, (1 / math.sqrt(math.pi) - inverse * _ratio(_ERFC_FAR, inverse)) / large, _ratio(_ERFC_MIDDLE, middle)
+    )
     outer = 1 - xp.exp(-large * large) * tail
     return xp.where(near, inner, xp.where(x < 0, -outer, outer)).astype(x.dtype, copy=False)
 
@@ -269,8 +289,12 @@ def _to_channels(x: Array, d: int) -> Array:
 # ---------------------------------------------------------------- optimisers: these change p, and their state, in place
 
 
-def sgd_step(p: Array, g: Array, velocity: Array | None, lr: float, momentum: float, weight_decay: float, nesterov: bool) -> None:
-    """v = momentum v + g;   p -= lr v, or lr (g + momentum v) with nesterov; without momentum p -= lr g. First g += weight_decay p."""
+def sgd_step(
+    p: Array, g: Array, velocity: Array | None, lr: float, momentum: float, weight_decay: float, nesterov: bool
+) -> None:
+    """v = momentum v + g;   p -= lr v, or lr (g + momentum v) with nesterov;
+    without momentum p -= lr g. First g += weight_decay p.
+    """
     if weight_decay:
         g = g + weight_decay * p
     step = xp.empty_like(p)
@@ -286,7 +310,16 @@ def sgd_step(p: Array, g: Array, velocity: Array | None, lr: float, momentum: fl
 
 
 def adam_step(
-    p: Array, g: Array, m: Array, v: Array, lr: float, betas: tuple[float, float], eps: float, decay: float, decoupled: bool, step: int
+    p: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    decay: float,
+    decoupled: bool,
+    step: int,
 ) -> None:
     """m = b1 m + (1 - b1) g,   v = b2 v + (1 - b2) g^2,   p -= lr (m / c1) / (sqrt(v / c2) + eps)   with c = 1 - b^step
 
