@@ -1,7 +1,8 @@
 """What all tests share: the backends they run on, and when they are skipped.
 
-A test of arrays asks for `each_backend`: it runs on numpy and on strict (tests/strict), or, with TINYDIFF_BACKEND=cupy in the
-environment, on cupy alone. Tests marked `torch` ask for the fixture `torch`, and are skipped where it is not installed.
+A test of arrays asks for `each_backend`: it runs on numpy and on strict (tests/strict), or, with
+TINYDIFF_BACKEND=cupy in the environment, on cupy alone. Tests marked `torch` ask for the fixture `torch`, and are
+skipped where it is not installed.
 """
 
 from __future__ import annotations

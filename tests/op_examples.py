@@ -1,7 +1,8 @@
 """Example calls of every op, for the tests that loop over the registry (test_rules.py).
 
-A call is `E(op, *inputs, **params)`. Inputs that are float64 arrays are differentiated; integers, bools, None and Python
-numbers are not. Values keep away from kinks, and from the edges of domains, except where a rule has to be right there too.
+A call is `E(op, *inputs, **params)`. Inputs that are float64 arrays are differentiated; integers, bools, None
+and Python numbers are not. Values keep away from kinks, and from the edges of domains, except where a rule
+has to be right there too.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ class Example(NamedTuple):
 
     def on_device(self, dtype: str = "float64") -> list[Any]:
         """The inputs as arrays of the backend in use."""
-        return [backend.to_device(x.astype(dtype) if x.dtype.kind == "f" else x) if isinstance(x, np.ndarray) else x for x in self.inputs]
+        return [
+            backend.to_device(x.astype(dtype) if x.dtype.kind == "f" else x) if isinstance(x, np.ndarray) else x
+            for x in self.inputs
+        ]
 
 
 def apply(name: str, op: Any, inputs: Any, params: dict[str, Any]) -> Any:
@@ -106,7 +110,7 @@ PAIRS = [
 # ---------------------------------------------------------------- elementwise
 
 for shape in SHAPES:
-    for op in ("negative", "exp", "expm1", "sin", "cos", "tanh", "erf", "sigmoid", "silu", "gelu", "softplus", "square", "copy"):
+    for op in "negative exp expm1 sin cos tanh erf sigmoid silu gelu softplus square copy".split():
         E(op, N(*shape))
     for op in ("log", "log1p", "sqrt"):
         E(op, P(*shape))
@@ -115,7 +119,7 @@ for shape in SHAPES:
     E("gelu", N(*shape), approximate="tanh")
     E("clip", S(*shape) * 2, low=-1.5, high=3.0)
 LINE = np.arange(-24, 24) * 0.1 + 0.05  # a threshold that is off shows here
-for op in ("abs", "cos", "erf", "exp", "expm1", "gelu", "relu", "sigmoid", "sign", "silu", "sin", "softplus", "square", "tanh"):
+for op in "abs cos erf exp expm1 gelu relu sigmoid sign silu sin softplus square tanh".split():
     E(op, LINE * 2 if op == "erf" else LINE)
 for op in ("log", "log1p", "sqrt"):
     E(op, LINE[LINE > 0])
@@ -238,9 +242,26 @@ for op in ("tril", "triu"):
 
 ROWS = np.array([2, 0, 2, -1])
 MASK = np.array([[True, False], [True, True], [False, False]])
-for index in (1, -1, slice(0, 2), slice(None, None, -2), (slice(None), 1), (Ellipsis, None, 0), Ellipsis, None, slice(2, 2)):
+for index in (
+    1,
+    -1,
+    slice(0, 2),
+    slice(None, None, -2),
+    (slice(None), 1),
+    (Ellipsis, None, 0),
+    Ellipsis,
+    None,
+    slice(2, 2),
+):
     E("getitem", N(3, 2), index=index)
-for index in (ROWS, MASK, (ROWS, I(2, 4)), (ROWS[:, None], np.array([1, 1])), (slice(None), np.array([1, 0, 1])), np.zeros((2, 0), int)):
+for index in (
+    ROWS,
+    MASK,
+    (ROWS, I(2, 4)),
+    (ROWS[:, None], np.array([1, 1])),
+    (slice(None), np.array([1, 0, 1])),
+    np.zeros((2, 0), int),
+):
     E("getitem", N(3, 2), index=index)
 E("getitem", N(2, 3, 2), index=(np.array([1, 1]), slice(None), np.array([0, 1])))
 E("getitem", N(), index=())

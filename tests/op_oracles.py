@@ -135,10 +135,20 @@ def conv2d(x: Any, w: Any, b: Any = 0.0, stride: Any = 1, padding: Any = 0, dila
 
 @oracle
 def conv_transpose2d(
-    x: Any, w: Any, b: Any = 0.0, stride: Any = 1, padding: Any = 0, output_padding: Any = 0, dilation: Any = 1, groups: int = 1
+    x: Any,
+    w: Any,
+    b: Any = 0.0,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
 ) -> Any:
     s, d, p, extra = pair(stride), pair(dilation), pair(padding), pair(output_padding)
-    size = tuple((n - 1) * si - 2 * pi + di * (k - 1) + 1 + e for n, si, pi, di, k, e in zip(x.shape[1:3], s, p, d, w.shape, extra))
+    size = tuple(
+        (n - 1) * si - 2 * pi + di * (k - 1) + 1 + e
+        for n, si, pi, di, k, e in zip(x.shape[1:3], s, p, d, w.shape, extra)
+    )
     w = blocks(w, groups)  # (kh, kw, O, C)
     y = np.zeros((len(x), *size, w.shape[2]))
     for i, j, a, b_, row, column in taps(size, w.shape[:2], x.shape[1:3], s, d, p):
@@ -223,7 +233,9 @@ def group_norm(x: Any, weight: Any = 1.0, bias: Any = 0.0, *, groups: int, eps: 
 
 
 ORACLES["layer_norm"] = lambda x, weight=1.0, bias=0.0, eps=1e-5: standardized(x, -1, eps) * weight + bias
-ORACLES["batch_norm"] = lambda x, weight=1.0, bias=0.0, eps=1e-5: standardized(x, tuple(range(x.ndim - 1)), eps) * weight + bias
+ORACLES["batch_norm"] = lambda x, weight=1.0, bias=0.0, eps=1e-5: (
+    standardized(x, tuple(range(x.ndim - 1)), eps) * weight + bias
+)
 
 
 @oracle
@@ -244,7 +256,9 @@ def reduced(losses: Any, reduction: str) -> Any:
 @oracle
 def cross_entropy(logits: Any, labels: Any, reduction: str = "mean") -> Any:
     p = softmax(logits)
-    return reduced(np.array([-np.log(p[i][labels[i]]) for i in np.ndindex(*labels.shape)]).reshape(labels.shape), reduction)
+    return reduced(
+        np.array([-np.log(p[i][labels[i]]) for i in np.ndindex(*labels.shape)]).reshape(labels.shape), reduction
+    )
 
 
 @oracle

@@ -37,7 +37,10 @@ def test_a_nan_in_the_forward_pass() -> None:
 
 
 def test_an_inf_in_the_forward_pass() -> None:
-    with td.detect_anomaly(), pytest.raises(FloatingPointError, match=r"divide made Inf \(2 of 2 values, shape \(2,\)\)"):
+    with (
+        td.detect_anomaly(),
+        pytest.raises(FloatingPointError, match=r"divide made Inf \(2 of 2 values, shape \(2,\)\)"),
+    ):
         leaf(1.0, 2.0) / 0.0
 
 
@@ -74,13 +77,19 @@ def test_a_nan_in_the_backward_pass_names_the_line_of_the_forward_pass() -> None
 def test_the_graph_may_have_been_recorded_outside() -> None:
     x = leaf(0.0)
     loss = (x**0.5).sum()
-    with td.detect_anomaly(), pytest.raises(FloatingPointError, match=r"power passed back Inf to input 0 \(1 of 1 values, shape \(1,\)\)$"):
+    with (
+        td.detect_anomaly(),
+        pytest.raises(FloatingPointError, match=r"power passed back Inf to input 0 \(1 of 1 values, shape \(1,\)\)$"),
+    ):
         loss.backward()
 
 
 def test_a_cotangent_that_is_not_finite() -> None:
     y = leaf(1.0, 2.0) * 2
-    with td.detect_anomaly(), pytest.raises(FloatingPointError, match=r"the cotangent given for the output has NaN \(1 of 2 values"):
+    with (
+        td.detect_anomaly(),
+        pytest.raises(FloatingPointError, match=r"the cotangent given for the output has NaN \(1 of 2 values"),
+    ):
         y.backward(np.array([1.0, np.nan]))
 
 
@@ -117,7 +126,9 @@ def test_inside_checkpoint() -> None:
         y = td.checkpoint(fn, x)
         with pytest.raises(FloatingPointError) as error:
             y.backward()
-    assert "power passed back Inf" in str(error.value) and f":{line_of('inside')}: return (a**0.5).sum()" in str(error.value)
+    assert "power passed back Inf" in str(error.value) and f":{line_of('inside')}: return (a**0.5).sum()" in str(
+        error.value
+    )
 
 
 def test_the_line_is_that_of_the_user_behind_decorators_and_layers() -> None:

@@ -38,8 +38,9 @@ def python(code: str, choice: str | None = None) -> str:
 
 def test_the_import_decides_nothing_and_loads_neither_matplotlib_nor_cupy() -> None:
     seen = python(
-        "import sys, tinydiff; print([m for m in ('matplotlib', 'cupy', 'cupyx', 'torch', 'scipy') if m in sys.modules], "
-        "tinydiff.backend._active); x = tinydiff.tensor([1.0]) * 2; print(tinydiff.backend.name, 'cupy' in sys.modules)"
+        "import sys, tinydiff; print([m for m in ('matplotlib', 'cupy', 'cupyx', 'torch', 'scipy') "
+        "if m in sys.modules], tinydiff.backend._active); x = tinydiff.tensor([1.0]) * 2; print(tinydiff.backend.name, "
+        "'cupy' in sys.modules)"
     )
     assert seen.splitlines() == ["[] None", "numpy False"]
 
@@ -63,10 +64,14 @@ def test_use_goes_before_the_environment() -> None:
 def test_cupy_is_not_installed() -> None:
     code = "import sys; sys.modules['cupy'] = None\nimport tinydiff\n"
     text = python(code + "tinydiff.tensor(1.0)", "cupy")
-    assert "RuntimeError: TINYDIFF_BACKEND=cupy, but CuPy is not installed: pip install 'tinydiff[cupy13]' (CUDA 13)" in text
+    assert (
+        "RuntimeError: TINYDIFF_BACKEND=cupy, but CuPy is not installed: pip install 'tinydiff[cupy13]' (CUDA 13)"
+        in text
+    )
     assert "or unset TINYDIFF_BACKEND to run on the CPU" in text
     text = python(
-        code + "try: tinydiff.backend.use('cupy')\nexcept RuntimeError: pass\ntinydiff.backend.use('numpy'); print(tinydiff.backend.name)"
+        code + "try: tinydiff.backend.use('cupy')\nexcept RuntimeError: pass\ntinydiff.backend.use('numpy'); "
+        "print(tinydiff.backend.name)"
     )
     assert text == "numpy", "after the error one may choose again, but nothing falls back by itself"
 
@@ -74,17 +79,25 @@ def test_cupy_is_not_installed() -> None:
 def test_cupy_is_installed_but_broken(tmp_path: Path) -> None:
     (tmp_path / "cupy.py").write_text("raise ImportError('libnvrtc.so.13 not found')")
     text = python(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import tinydiff; tinydiff.tensor(1.0)", "cupy")
-    assert "CuPy is installed, but it cannot be imported (libnvrtc.so.13 not found)" in text and "is not installed" not in text
+    assert (
+        "CuPy is installed, but it cannot be imported (libnvrtc.so.13 not found)" in text
+        and "is not installed" not in text
+    )
     (tmp_path / "cupy.py").write_text("import a_part_of_cupy_that_is_missing")
     text = python(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import tinydiff; tinydiff.tensor(1.0)", "cupy")
-    assert "cannot be imported (No module named 'a_part_of_cupy_that_is_missing')" in text and "is not installed" not in text
+    assert (
+        "cannot be imported (No module named 'a_part_of_cupy_that_is_missing')" in text
+        and "is not installed" not in text
+    )
 
 
 def test_cupy_without_a_device() -> None:
     no_driver = "def count(): raise RuntimeError('cudaErrorInsufficientDriver: CUDA driver version is insufficient')\n"
     text = python(no_driver + FAKE_CUPY + "import tinydiff; tinydiff.tensor(1.0)", "cupy")
     assert "CuPy is installed, but no CUDA device can be used here (cudaErrorInsufficientDriver: CUDA driver" in text
-    assert "check the driver and CUDA_VISIBLE_DEVICES, or unset TINYDIFF_BACKEND" in text and "not installed" not in text
+    assert (
+        "check the driver and CUDA_VISIBLE_DEVICES, or unset TINYDIFF_BACKEND" in text and "not installed" not in text
+    )
     text = python("count = lambda: 0\n" + FAKE_CUPY + "import tinydiff; tinydiff.tensor(1.0)", "cupy")
     assert "(the driver answers, but no device is visible)" in text
 
@@ -92,7 +105,9 @@ def test_cupy_without_a_device() -> None:
 def test_use_after_the_first_array(numpy_backend: str) -> None:
     td.tensor(1.0)
     backend.use("numpy")  # again is fine
-    with pytest.raises(RuntimeError, match="the backend is 'numpy' already: choose 'cupy' before the first array is made"):
+    with pytest.raises(
+        RuntimeError, match="the backend is 'numpy' already: choose 'cupy' before the first array is made"
+    ):
         backend.use("cupy")
     assert backend.name == "numpy"
 
@@ -206,7 +221,14 @@ def test_a_training_step_never_waits(each_backend: str) -> None:
 
 def test_operands() -> None:
     assert backend.operand(None) is None
-    for given, kind in ((np.float64(2), float), (np.float32(2), float), (np.int64(2), int), (np.bool_(True), bool), (2, int), (True, bool)):
+    for given, kind in (
+        (np.float64(2), float),
+        (np.float32(2), float),
+        (np.int64(2), int),
+        (np.bool_(True), bool),
+        (2, int),
+        (True, bool),
+    ):
         assert type(backend.operand(given)) is kind and backend.operand(given) == given
     for wrong in ("2", [1.0], {}, object):
         with pytest.raises(TypeError, match="an op takes Tensors, arrays and numbers, not"):
@@ -231,7 +253,8 @@ def test_a_host_array_does_not_meet_one_of_the_device(each_backend: str) -> None
             meet()
             continue
         with pytest.raises(
-            TypeError, match=rf"a NumPy array of shape \(.*\) met an array of backend '{each_backend}': move it there first, with"
+            TypeError,
+            match=rf"a NumPy array of shape \(.*\) met an array of backend '{each_backend}': move it there first, with",
         ):
             meet()
             pytest.fail(name)

@@ -31,9 +31,7 @@ def test_an_epoch_has_each_sample_at_most_once(n, size, drop_last):
 
 def test_what_is_dropped_is_others_each_epoch():
     order = Batches(10, 4, drop_last=True)
-    dropped = {
-        tuple(sorted(set(range(10)) - set(np.concatenate(epoch_of(order, e)).tolist()))) for e in range(8)
-    }
+    dropped = {tuple(sorted(set(range(10)) - set(np.concatenate(epoch_of(order, e)).tolist()))) for e in range(8)}
     assert len(dropped) > 4
 
 
@@ -42,9 +40,7 @@ def test_a_step_is_the_same_whatever_was_asked_before(drop_last):
     straight = Batches(23, 5, seed=7, drop_last=drop_last)
     expected = [straight.indices(step) for step in range(30)]
     for step in [29, 3, 0, 17, 17, 4, 5, 12]:
-        np.testing.assert_array_equal(
-            Batches(23, 5, seed=7, drop_last=drop_last).indices(step), expected[step]
-        )
+        np.testing.assert_array_equal(Batches(23, 5, seed=7, drop_last=drop_last).indices(step), expected[step])
         np.testing.assert_array_equal(straight.indices(step), expected[step])
 
 

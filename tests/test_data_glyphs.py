@@ -152,17 +152,13 @@ def test_slants(wide):
 def test_weights(wide):
     ink = wide.images.mean((1, 2)) / np.array([module.HEIGHTS[s] for s in say(wide, "size")]) ** 2
     for face in ATTRIBUTES["face"]:
-        mean = [
-            ink[(say(wide, "face") == face) & (say(wide, "weight") == w)].mean() for w in ATTRIBUTES["weight"]
-        ]
+        mean = [ink[(say(wide, "face") == face) & (say(wide, "weight") == w)].mean() for w in ATTRIBUTES["weight"]]
         assert mean[0] * 1.12 < mean[1] and mean[1] * 1.05 < mean[2], (face, mean)
 
 
 def test_faces_are_different_shapes():
     seen = [
-        np.concatenate(
-            [outline.vertices.ravel() for outline in module._outlines(module._font(face, weight)[0])]
-        )
+        np.concatenate([outline.vertices.ravel() for outline in module._outlines(module._font(face, weight)[0])])
         for face in ATTRIBUTES["face"]
         for weight in ("regular", "bold")
         if weight == "regular" or module.FONTS[face][1]
@@ -196,10 +192,7 @@ def test_digits_are_told_apart_by_their_nearest_neighbour(variety, least, wide):
     ],
 )
 def test_captions(values, caption):
-    row = [
-        ATTRIBUTES[name].index(v.replace("_", " "))
-        for name, v in zip(ATTRIBUTES, values.split(), strict=True)
-    ]
+    row = [ATTRIBUTES[name].index(v.replace("_", " ")) for name, v in zip(ATTRIBUTES, values.split(), strict=True)]
     assert module._caption(*row) == caption
 
 
@@ -235,9 +228,7 @@ def test_without_cache_nothing_is_written():
     assert not module.cache_dir("glyphs").exists()
 
 
-@pytest.mark.parametrize(
-    "damage", ["empty", "garbage", "truncated", "flipped", "other shape", "other array", "npy"]
-)
+@pytest.mark.parametrize("damage", ["empty", "garbage", "truncated", "flipped", "other shape", "other array", "npy"])
 def test_a_damaged_cache_is_drawn_again(damage):
     sound = glyphs(30)
     (path,) = cache_files()
@@ -274,7 +265,5 @@ def test_neither_importing_nor_reading_the_cache_imports_matplotlib():
     )
     root = str(Path(module.__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": root}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]

@@ -18,9 +18,7 @@ from tinydiff.data.mnist import ALL_FILES, FILES, SOURCES, read_idx
 module = importlib.import_module("tinydiff.data.mnist")  # the package's `mnist` is the function
 
 REAL = os.environ.get("TINYDIFF_DATA")
-needs_mnist = pytest.mark.skipif(
-    not REAL, reason="TINYDIFF_DATA names no directory with the real MNIST files"
-)
+needs_mnist = pytest.mark.skipif(not REAL, reason="TINYDIFF_DATA names no directory with the real MNIST files")
 
 
 @pytest.fixture(autouse=True)
@@ -190,10 +188,7 @@ def published(request, server, monkeypatch):
     """A small data set on the mirror /good, with its checksums in place of the real ones: name, its files."""
     source = SOURCES[request.param]
     blobs = {f: gzip.compress(idx(a)) for f, a in zip(FILES["train"], pictures(), strict=True)}
-    md5 = {
-        f: hashlib.md5(gzip.decompress(b) if source.md5_of == "idx" else b).hexdigest()
-        for f, b in blobs.items()
-    }
+    md5 = {f: hashlib.md5(gzip.decompress(b) if source.md5_of == "idx" else b).hexdigest() for f, b in blobs.items()}
     monkeypatch.setitem(SOURCES, request.param, dataclasses.replace(source, md5=md5))
     server.pages |= {f"/good/{file}.gz": blob for file, blob in blobs.items()}
     return request.param, blobs
@@ -279,9 +274,7 @@ def test_the_usual_mirrors_are_several():
 
 
 @needs_mnist
-@pytest.mark.parametrize(
-    "split, n, first", [("train", 60_000, [5, 0, 4, 1, 9]), ("test", 10_000, [7, 2, 1, 0, 4])]
-)
+@pytest.mark.parametrize("split, n, first", [("train", 60_000, [5, 0, 4, 1, 9]), ("test", 10_000, [7, 2, 1, 0, 4])])
 def test_the_real_mnist(split, n, first):
     images, labels = mnist(REAL, split)
     assert images.shape == (n, 28, 28) and labels.shape == (n,)

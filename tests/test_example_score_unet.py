@@ -18,7 +18,10 @@ def data_dir(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (24, 28, 28), np.uint8)
     folder = tmp_path / "data"
     folder.mkdir()
-    for name, array in [("train-images-idx3-ubyte", images), ("train-labels-idx1-ubyte", np.arange(24, dtype=np.uint8) % 10)]:
+    for name, array in [
+        ("train-images-idx3-ubyte", images),
+        ("train-labels-idx1-ubyte", np.arange(24, dtype=np.uint8) % 10),
+    ]:
         header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
         (folder / name).write_bytes(header + array.tobytes())
     return folder
@@ -36,7 +39,22 @@ def run(*arguments, status=0):
 @pytest.mark.parametrize("skips, count", [("add", "1,022,849"), ("concat", "1,115,297")])
 def test_it_trains_goes_on_and_samples(tmp_path, data_dir, skips, count):
     out = tmp_path / "run"
-    options = ["--skips", skips, "--data-dir", data_dir, "--out", out, "--batch-size", 16, "--micro-batch", 8, "--steps", 2, "--samples", 4]
+    options = [
+        "--skips",
+        skips,
+        "--data-dir",
+        data_dir,
+        "--out",
+        out,
+        "--batch-size",
+        16,
+        "--micro-batch",
+        8,
+        "--steps",
+        2,
+        "--samples",
+        4,
+    ]
     text = run(*options, "--epochs", 1)
     assert f"{count} parameters, 24 images" in text and ("(published 1154)" in text) == (skips == "add")
     assert sorted(path.name for path in out.iterdir()) == ["checkpoint.npz", "log.jsonl", "loss.png", "samples.png"]

@@ -70,15 +70,30 @@ tanh_rule = lambda g, z, _x: g * (1 - z * z)  # noqa: E731
 BROKEN = [
     ("scaled by 1.001", "constant factor 1.001", made(tanh, lambda g, z, x: 1.001 * tanh_rule(g, z, x)), [N(3, 4)]),
     ("scaled by -1000", "constant factor -1000", made(tanh, lambda g, z, x: -1000 * tanh_rule(g, z, x)), [N(3, 4)]),
-    ("scaled by 2 / 3", "constant factor 0.666667 (2/3)", made(tanh, lambda g, z, x: tanh_rule(g, z, x) * 2 / 3), [N(3, 4)]),
+    (
+        "scaled by 2 / 3",
+        "constant factor 0.666667 (2/3)",
+        made(tanh, lambda g, z, x: tanh_rule(g, z, x) * 2 / 3),
+        [N(3, 4)],
+    ),
     ("negated", "sign", made(tanh, lambda g, z, x: -tanh_rule(g, z, x)), [N(3, 4)]),
     ("negated, one element", "sign", made(tanh, lambda g, z, x: -tanh_rule(g, z, x)), [N()]),
     ("zeroed", "zero", made(tanh, lambda g, z, x: g * 0), [N(3, 4)]),
     ("no gradient", "zero", made(tanh, lambda g, z, x: None), [N(3, 4)]),
     ("NaN", "NaN", made(tanh, lambda g, z, x: g * np.nan), [N(3, 4)]),
     ("transposed", "transposed", made(product, lambda g, z, x, y: ((g @ y.T).T, x.T @ g)), SQUARE),
-    ("transposed, another shape", "transposed", made(product, lambda g, z, x, y: ((g @ y.T).T, x.T @ g)), [N(2, 3), N(3, 2)]),
-    ("transposed, put in shape", "transposed", made(tanh, lambda g, z, x: tanh_rule(g, z, x).T.reshape(x.shape)), [N(2, 3)]),
+    (
+        "transposed, another shape",
+        "transposed",
+        made(product, lambda g, z, x, y: ((g @ y.T).T, x.T @ g)),
+        [N(2, 3), N(3, 2)],
+    ),
+    (
+        "transposed, put in shape",
+        "transposed",
+        made(tanh, lambda g, z, x: tanh_rule(g, z, x).T.reshape(x.shape)),
+        [N(2, 3)],
+    ),
     (
         "axes exchanged",
         "transposed: its axes are in the order (1, 0, 2)",
@@ -88,11 +103,36 @@ BROKEN = [
     ("flipped", "flipped along the axes (1,)", made(tanh, lambda g, z, x: tanh_rule(g, z, x)[:, ::-1]), [N(2, 3)]),
     ("exchanged", "exchanged: it is the gradient of input 1", made(multiply, lambda g, z, x, y: (g * x, g * y)), PAIR),
     ("an element occurs twice", "missing accumulation: each wrong element", made(gather, assign), [N(3)]),
-    ("one of two equal uses", "constant factor 0.5 (1/2: missing accumulation", made(lambda x: x * x, lambda g, z, x: g * x), [N(5)]),
-    ("one repetition", "missing unbroadcast", made(multiply, lambda g, z, x, y: (g * y, (g * x)[:1])), [N(3, 4), N(1, 4)]),
-    ("mean of the repetitions", "missing unbroadcast", made(multiply, lambda g, z, x, y: (g * y, (g * x).mean(0))), [N(3, 4), N(4)]),
-    ("wrong axis", "missing unbroadcast", made(multiply, lambda g, z, x, y: (g * y, (g * x).sum(0)[:, None])), [N(3, 3), N(3, 1)]),
-    ("one sum of two", "missing unbroadcast", made(multiply, lambda g, z, x, y: (g * y, (g * x).sum(0)[0])), [N(3, 4), N()]),
+    (
+        "one of two equal uses",
+        "constant factor 0.5 (1/2: missing accumulation",
+        made(lambda x: x * x, lambda g, z, x: g * x),
+        [N(5)],
+    ),
+    (
+        "one repetition",
+        "missing unbroadcast",
+        made(multiply, lambda g, z, x, y: (g * y, (g * x)[:1])),
+        [N(3, 4), N(1, 4)],
+    ),
+    (
+        "mean of the repetitions",
+        "missing unbroadcast",
+        made(multiply, lambda g, z, x, y: (g * y, (g * x).mean(0))),
+        [N(3, 4), N(4)],
+    ),
+    (
+        "wrong axis",
+        "missing unbroadcast",
+        made(multiply, lambda g, z, x, y: (g * y, (g * x).sum(0)[:, None])),
+        [N(3, 3), N(3, 1)],
+    ),
+    (
+        "one sum of two",
+        "missing unbroadcast",
+        made(multiply, lambda g, z, x, y: (g * y, (g * x).sum(0)[0])),
+        [N(3, 4), N()],
+    ),
     ("wrong shape", "missing unbroadcast", made(multiply, lambda g, z, x, y: (g * y, (g * x)[:2])), [N(3, 4), N(4)]),
     ("something else", "no known pattern", made(tanh, lambda g, z, x: g * x), [N(3, 4)]),
 ]
@@ -123,7 +163,10 @@ def test_a_use_that_is_forgotten() -> None:
     """The tape adds up the uses of a Tensor; a rule that forgets one of two inputs looks the same from outside."""
     forgets = made(multiply, lambda g, z, x, y: (g * y, None))
     x = N(4)
-    with pytest.raises(GradcheckError, match="input 0: missing accumulation: the input is used 3 times, and the gradient of use 2 is not"):
+    with pytest.raises(
+        GradcheckError,
+        match="input 0: missing accumulation: the input is used 3 times, and the gradient of use 2 is not",
+    ):
         gradcheck(lambda x: forgets(ops.sin(x), x) + ops.exp(x), x)
     with pytest.raises(GradcheckError, match="input 1: zero"):
         gradcheck(forgets, x, N(4))
@@ -197,7 +240,11 @@ def test_functions_that_are_not_analytic() -> None:
 def test_a_silent_lie_of_the_complex_step_is_found() -> None:
     real = made(lambda x: x.real**2 + 0j if x.dtype.kind == "c" else x**2, lambda g, z, x: 2 * g * x)
     report = gradcheck(real, N(4))
-    assert report.ok and report.methods == ["central differences"] and "no complex step: along a random direction" in str(report)
+    assert (
+        report.ok
+        and report.methods == ["central differences"]
+        and "no complex step: along a random direction" in str(report)
+    )
     zero = made(lambda x: x.real**2 + 0j if x.dtype.kind == "c" else x**2, lambda g, z, x: 0 * g)
     with pytest.raises(GradcheckError, match="zero"):
         gradcheck(zero, N(4))
@@ -300,7 +347,9 @@ def test_nothing_is_left_behind() -> None:
     x, calls = tensor(N(3), requires_grad=True), tinydiff.backend.active()
     before = x.numpy().copy()
     gradcheck(ops.exp, x)
-    assert x.grad is None and x.node is None and np.array_equal(x.numpy(), before) and tinydiff.backend.active() is calls
+    assert (
+        x.grad is None and x.node is None and np.array_equal(x.numpy(), before) and tinydiff.backend.active() is calls
+    )
 
 
 @pytest.mark.parametrize("name", [n for n in BACKENDS if n != "numpy"])

@@ -19,7 +19,9 @@ import tinydiff
 from tinydiff import backend, kernels
 from tinydiff.ops.conv import Geometry
 
-on_cupy = pytest.mark.skipif(os.environ.get("TINYDIFF_BACKEND") != "cupy", reason="kernels/cuda.py runs on CuPy: TINYDIFF_BACKEND=cupy")
+on_cupy = pytest.mark.skipif(
+    os.environ.get("TINYDIFF_BACKEND") != "cupy", reason="kernels/cuda.py runs on CuPy: TINYDIFF_BACKEND=cupy"
+)
 DTYPES = ["float32", "float64", "complex64", "complex128"]
 REAL = DTYPES[:2]
 
@@ -55,7 +57,9 @@ def twins(name: str, *arguments: Any, atol: float | None = None) -> None:
 def functions(name: str) -> tuple[dict[str, list[str]], set[str]]:
     """The functions that a file of tinydiff/kernels defines, with their arguments, and the names that it imports."""
     tree = ast.parse((Path(tinydiff.__file__).parent / "kernels" / f"{name}.py").read_text())
-    defined = {f.name: [a.arg for a in f.args.args] for f in tree.body if isinstance(f, ast.FunctionDef) and f.name[0] != "_"}
+    defined = {
+        f.name: [a.arg for a in f.args.args] for f in tree.body if isinstance(f, ast.FunctionDef) and f.name[0] != "_"
+    }
     return defined, {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
 
 
@@ -154,7 +158,10 @@ class Counted:
     ("spoil", "message"),
     [
         (lambda a: a[:-1], "takes 15 arguments .* not 14"),
-        (lambda a: (a[0].get(), *a[1:]), "const Run. image takes a C-contiguous CuPy array.* not numpy float32 of shape"),
+        (
+            lambda a: (a[0].get(), *a[1:]),
+            "const Run. image takes a C-contiguous CuPy array.* not numpy float32 of shape",
+        ),
         (lambda a: (a[0][:, ::2], *a[1:]), "C-contiguous"),
         (lambda a: (a[0].astype("int32"), *a[1:]), "not cupy int32"),
         (lambda a: (a[0], a[1].astype("float64"), *a[2:]), "Run. patches takes .* not cupy float64"),
@@ -236,7 +243,9 @@ def test_index_add_counts_an_element_as_often_as_it_occurs(dtype):
 
 
 @on_cupy
-@pytest.mark.parametrize("view", [(2, 6, 3, 4), (5, 1, 1, 7), (1, 30, 4, 1), (3, 300, 2, 8), (1, 1, 1, 1), (0, 4, 2, 2)])
+@pytest.mark.parametrize(
+    "view", [(2, 6, 3, 4), (5, 1, 1, 7), (1, 30, 4, 1), (3, 300, 2, 8), (1, 1, 1, 1), (0, 4, 2, 2)]
+)
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_normalize(view, affine, dtype):

@@ -49,7 +49,20 @@ UPWARDS = {("tensor", "modes"), ("tensor", "backward")}
 
 # Who may import NumPy: the doors, what makes or reads numbers on the host and what compares them there, and `parallel`,
 # which sets the threads of NumPy's BLAS.
-HOST = {"backend", "rng", "kernels", "data", "saving", "plot", "interop", "metrics", "numeric", "diagnosis", "gradcheck", "parallel"}
+HOST = {
+    "backend",
+    "rng",
+    "kernels",
+    "data",
+    "saving",
+    "plot",
+    "interop",
+    "metrics",
+    "numeric",
+    "diagnosis",
+    "gradcheck",
+    "parallel",
+}
 
 
 def part_of(path: Path) -> str:
@@ -109,6 +122,11 @@ def test_only_the_host_side_imports_an_array_module(path: Path) -> None:
 
 def test_importing_tinydiff_imports_little() -> None:
     """In a fresh process, and with every layer below the examples."""
-    code = "import sys, tinydiff; print(sorted(n for n in ('matplotlib', 'cupy', 'torch', 'PIL', 'tinydiff.plot') if n in sys.modules))"
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, check=True)
+    code = (
+        "import sys, tinydiff; "
+        "print(sorted(n for n in ('matplotlib', 'cupy', 'torch', 'PIL', 'tinydiff.plot') if n in sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, check=True
+    )
     assert done.stdout.strip() == "[]"

@@ -40,7 +40,11 @@ def test_the_exact_score_of_gaussian_data_reaches_the_optimum(each_backend, vari
     x0 = Rng(2).normal((n, 1)) * math.sqrt(variance) + 0.3
     best = score_matching_loss(gaussian_score(0.3, variance), x0, SDE, Rng(0)).item()
     assert best == pytest.approx(expected, abs=5 * math.sqrt(3 * expected / n))
-    for wrong in (gaussian_score(0.5, variance), gaussian_score(0.3, 1.5 * variance), lambda x, t: -gaussian_score(0.3, variance)(x, t)):
+    for wrong in (
+        gaussian_score(0.5, variance),
+        gaussian_score(0.3, 1.5 * variance),
+        lambda x, t: -gaussian_score(0.3, variance)(x, t),
+    ):
         assert score_matching_loss(wrong, x0, SDE, Rng(0)).item() > best
 
 
@@ -83,7 +87,9 @@ def test_the_gradient_reaches_the_model(each_backend):
     out = loss(a)
     out.backward()
     assert str(out.dtype) == "float64"
-    assert a.grad.item() == pytest.approx((loss(tensor(1.7, "float64")).item() - loss(tensor(-0.3, "float64")).item()) / 2, rel=1e-6)
+    assert a.grad.item() == pytest.approx(
+        (loss(tensor(1.7, "float64")).item() - loss(tensor(-0.3, "float64")).item()) / 2, rel=1e-6
+    )
 
 
 def test_conditions_are_passed_on_and_x0_may_be_a_tensor():

@@ -147,7 +147,12 @@ def test_a_context_of_several_tokens_makes_the_cross_attention_ask() -> None:
 @pytest.mark.parametrize(
     ("name", "change", "error", "match"),
     [
-        ("concat", lambda x, t: (x[:, :27], t), ValueError, r"ScoreUNet takes \(N, 28, 28, 1\), channels last, not \(2, 27, 28, 1\)"),
+        (
+            "concat",
+            lambda x, t: (x[:, :27], t),
+            ValueError,
+            r"ScoreUNet takes \(N, 28, 28, 1\), channels last, not \(2, 27, 28, 1\)",
+        ),
         (
             "concat",
             lambda x, t: (ops.transpose(x, axes=(0, 3, 1, 2)), t),
@@ -155,11 +160,26 @@ def test_a_context_of_several_tokens_makes_the_cross_attention_ask() -> None:
             r"not \(2, 1, 28, 28\): its convolutions have no padding",
         ),
         ("add", lambda x, t: (x[0], t), ValueError, r"not \(28, 28, 1\)"),
-        ("add", lambda x, t: (x, t[:1]), ValueError, r"a time for each of the 2 samples of x \(2, 28, 28, 1\), not t \(1,\)"),
+        (
+            "add",
+            lambda x, t: (x, t[:1]),
+            ValueError,
+            r"a time for each of the 2 samples of x \(2, 28, 28, 1\), not t \(1,\)",
+        ),
         ("add", lambda x, t: (x, t.reshape(2, 1)), ValueError, r"not t \(2, 1\)"),
-        ("add", lambda x, t: (x.astype("float64"), t), TypeError, r"\(2, 28, 28, 1\) is float64, but the weights are float32"),
+        (
+            "add",
+            lambda x, t: (x.astype("float64"), t),
+            TypeError,
+            r"\(2, 28, 28, 1\) is float64, but the weights are float32",
+        ),
         ("add", lambda x, t: (x, t.astype("float64")), TypeError, r"\(2,\) is float64, but the weights are float32"),
-        ("conditional", lambda x, t, y: (x, t, [1, 10]), IndexError, "runs from 1 to 10, but the table has rows 0 to 9"),
+        (
+            "conditional",
+            lambda x, t, y: (x, t, [1, 10]),
+            IndexError,
+            "runs from 1 to 10, but the table has rows 0 to 9",
+        ),
         ("conditional", lambda x, t, y: (x, t, np.array([-1, 2])), IndexError, "runs from -1 to 2"),
         ("conditional", lambda x, t, y: (x, t, [1.0, 2.0]), TypeError, r"integers, not float64 of shape \(2,\)"),
         (
@@ -169,8 +189,18 @@ def test_a_context_of_several_tokens_makes_the_cross_attention_ask() -> None:
             r"one label for each of the 2 samples of x \(2, 28, 28, 1\), not labels \(1,\)",
         ),
         ("conditional", lambda x, t, y: (x, t, 3), ValueError, r"not labels \(\)"),
-        ("latent", lambda x, t, y: (x[:, :, :, :3], t, y), ValueError, r"LatentUNet takes \(N, 10, 10, 4\), .* not \(2, 10, 10, 3\)"),
-        ("autoencoder", lambda x: (x[:, :, :26],), ValueError, r"Autoencoder takes \(N, 28, 28, 1\), .* not \(2, 28, 26, 1\)"),
+        (
+            "latent",
+            lambda x, t, y: (x[:, :, :, :3], t, y),
+            ValueError,
+            r"LatentUNet takes \(N, 10, 10, 4\), .* not \(2, 10, 10, 3\)",
+        ),
+        (
+            "autoencoder",
+            lambda x: (x[:, :, :26],),
+            ValueError,
+            r"Autoencoder takes \(N, 28, 28, 1\), .* not \(2, 28, 26, 1\)",
+        ),
     ],
 )
 def test_bad_input(name: str, change: Any, error: Any, match: str) -> None:

@@ -172,8 +172,8 @@ def test_load_state_dict_lists_all_that_is_wrong_and_changes_nothing() -> None:
     with pytest.raises(ValueError) as error:
         net.load_state_dict(state)
     assert str(error.value) == (
-        "this state does not fit Net: 2 missing: blocks.0.lin.weight (3, 3), blocks.0.lin.bias (3,); 1 unexpected: extra (7,); "
-        "1 wrongly shaped: heads.b.weight is (1, 3), not (3, 1)"
+        "this state does not fit Net: 2 missing: blocks.0.lin.weight (3, 3), blocks.0.lin.bias (3,); 1 unexpected: "
+        "extra (7,); 1 wrongly shaped: heads.b.weight is (1, 3), not (3, 1)"
     )
     assert np.array_equal(host(net.scale), before)
 
@@ -201,7 +201,12 @@ def test_sequential() -> None:
 
 def test_print_shows_a_tree_with_counts() -> None:
     net = nn.Sequential(nn.Conv2d(1, 8, 3, stride=2, bias=False, rng=0), nn.GroupNorm(4, 8), nn.Sequential(nn.SiLU()))
-    rows = [("Sequential", 88), ("  0: Conv2d(1, 8, 3, stride=2, bias=False)", 72), ("  1: GroupNorm(4, 8)", 16), ("  2: Sequential", 0)]
+    rows = [
+        ("Sequential", 88),
+        ("  0: Conv2d(1, 8, 3, stride=2, bias=False)", 72),
+        ("  1: GroupNorm(4, 8)", 16),
+        ("  2: Sequential", 0),
+    ]
     rows.append(("    0: SiLU", 0))
     assert repr(net) == "\n".join(f"{text:42} {count:12}" for text, count in rows)
     assert "blocks.1.0: Block" in repr(Net()) and "heads.b: Linear(3, 1, bias=False)" in repr(Net())
@@ -379,7 +384,8 @@ def test_attention_dropout_acts_on_the_weights() -> None:
     ("call", "error", "match"),
     [
         (lambda: nn.Linear(3, 2)(normal(4, 5)), ValueError, r"Linear\(3, 2\) takes x \(\.\.\., 3\), not \(4, 5\)"),
-        (lambda: nn.Linear(3, 2)(normal(4, 3).astype("float64")), TypeError, r"\(4, 3\) is float64, but the weights are float32"),
+        (lambda: nn.Linear(3, 2)(normal(4, 3).astype("float64")), TypeError,
+         r"\(4, 3\) is float64, but the weights are float32"),
         (lambda: nn.Conv2d(3, 2, 3)(normal(4, 8, 8, 2)), ValueError, r"\(4, 8, 8, 2\)"),
         (lambda: nn.Conv2d(3, 2, 3)(normal(4, 8, 3)), ValueError, r"\(4, 8, 3\)"),
         (lambda: nn.Conv2d(3, 2, 3)(normal(4, 2, 8, 3)), ValueError, "empty"),
@@ -394,9 +400,11 @@ def test_attention_dropout_acts_on_the_weights() -> None:
         (lambda: nn.FourierFeatures(5), ValueError, "not 5"),
         (lambda: nn.FourierFeatures(4)(normal(2, 1)), ValueError, r"\(2, 1\)"),
         (lambda: nn.MultiHeadAttention(6, 4), ValueError, "num_heads=4 must divide embed_dim=6"),
-        (lambda: nn.MultiHeadAttention(6, 2)(normal(2, 5)), ValueError, r"query must be \(2, length, 6\), not \(2, 5\)"),
+        (lambda: nn.MultiHeadAttention(6, 2)(normal(2, 5)), ValueError,
+         r"query must be \(2, length, 6\), not \(2, 5\)"),
         (lambda: nn.MultiHeadAttention(6, 2)(normal(2, 5, 6), normal(3, 4, 6)), ValueError, r"key .* not \(3, 4, 6\)"),
-        (lambda: nn.MultiHeadAttention(6, 2)(normal(2, 5, 6), normal(2, 4, 6), normal(2, 3, 6)), ValueError, "differ in length"),
+        (lambda: nn.MultiHeadAttention(6, 2)(normal(2, 5, 6), normal(2, 4, 6), normal(2, 3, 6)), ValueError,
+         "differ in length"),
     ],
 )  # fmt: skip
 def test_bad_input(call: Any, error: Any, match: str) -> None:

@@ -1,4 +1,5 @@
-"""Optimisers against their formulas in float64, what they keep, that they never wait for the device; clipping, EMA, schedules.
+"""Optimisers against their formulas in float64, what they keep, that they never wait for the device;
+clipping, EMA, schedules.
 
 Against PyTorch: parity/test_layers.py.
 """
@@ -178,7 +179,9 @@ def test_bad_arguments(make: Any, match: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_training_step_never_waits_and_learns(dtype: str) -> None:
     rng = Rng(0)
-    net = nn.Sequential(nn.Linear(2, 32, rng=rng), nn.SiLU(), nn.Dropout(0.01, rng=rng), nn.Linear(32, 1, rng=rng)).astype(dtype)
+    net = nn.Sequential(
+        nn.Linear(2, 32, rng=rng), nn.SiLU(), nn.Dropout(0.01, rng=rng), nn.Linear(32, 1, rng=rng)
+    ).astype(dtype)
     optimizer, ema = optim.Adam(net.parameters(), 1e-2), optim.EMA(net, 0.9)
     x = Tensor(rng.normal((64, 2), dtype))
     target = x[:, :1] * x[:, 1:]
@@ -209,7 +212,9 @@ def test_clip_grad_norm() -> None:
         found = optim.clip_grad_norm(ps, norm / 4)
     assert found.shape == () and abs(float(host(found)) / norm - 1) < 1e-6
     for p, g in zip(ps, before):
-        assert p.grad is None if g is None else np.allclose(host(p.grad), g / 4, rtol=1e-5) and p.grad.dtype == "float32"
+        assert (
+            p.grad is None if g is None else np.allclose(host(p.grad), g / 4, rtol=1e-5) and p.grad.dtype == "float32"
+        )
     optim.clip_grad_norm(ps, norm)
     assert np.allclose(host(ps[0].grad), before[0] / 4, rtol=1e-5)  # short enough already
 

@@ -106,7 +106,8 @@ def test_loss_curve_of_one_record_by_another_key(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "records, message", [([], "no records"), ([{"epoch": 0, "loss": float("nan")}], "not nan"), ([{"epoch": 0, "loss": 0.0}], "not 0.0")]
+    "records, message",
+    [([], "no records"), ([{"epoch": 0, "loss": float("nan")}], "not nan"), ([{"epoch": 0, "loss": 0.0}], "not 0.0")],
 )
 def test_a_curve_that_cannot_be_drawn_is_an_error(tmp_path, records, message):
     with pytest.raises(ValueError, match=message):

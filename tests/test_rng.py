@@ -71,10 +71,14 @@ def test_the_words_are_those_at_the_documented_counter(seed: int, stream: int, s
 
 def test_normals_are_box_and_muller() -> None:
     z = host(td.Rng(3).normal((1, 8), "float64"))[0]
-    words = np.array([half for word in philox((0, 0, 0, 0), (3, 0)) for half in (word & 0xFFFFFFFF, word >> 32)], "float64")
+    words = np.array(
+        [half for word in philox((0, 0, 0, 0), (3, 0)) for half in (word & 0xFFFFFFFF, word >> 32)], "float64"
+    )
     radius = np.sqrt(-2 * np.log((words[::2] + 0.5) / 2**32))
     angle = 2 * np.pi * words[1::2] / 2**32
-    np.testing.assert_allclose(z, np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1).ravel(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        z, np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1).ravel(), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("word", [0, 1, 2**32 - 1])
@@ -93,7 +97,8 @@ def test_integers_scale_a_word() -> None:
     assert n.dtype == "int64"
 
 
-# ---------------------------------------------------------------- distributions (the seeds are fixed: a test passes always or never)
+# ---------------------------------------------------------------- distributions
+# The seeds are fixed: a test passes always or never.
 
 
 def kolmogorov_smirnov(cumulative: np.ndarray) -> float:
@@ -141,7 +146,10 @@ def test_addresses_are_independent() -> None:
     n = 40_000
     base = td.Rng(0)
     draws = [host(base.normal((1, n), "float64"))[0] for _ in range(3)]
-    draws += [host(r.normal((1, n), "float64"))[0] for r in (td.Rng(1), base.child("a"), base.child("b"), base.child(0), base.child("0"))]
+    draws += [
+        host(r.normal((1, n), "float64"))[0]
+        for r in (td.Rng(1), base.child("a"), base.child("b"), base.child(0), base.child("0"))
+    ]
     draws += [host(td.Rng(0).normal((2, n), "float64"))[1], draws[0][::-1], np.roll(draws[0], 1), np.roll(draws[0], 8)]
     correlations = np.corrcoef(draws) - np.eye(len(draws))
     assert abs(correlations).max() < 4.5 / math.sqrt(n)
@@ -164,7 +172,9 @@ DRAWS = {
 def test_a_sample_is_the_same_alone_and_in_any_batch(draw: Any, row: tuple[int, ...]) -> None:
     whole = host(draw(td.Rng(5, step=2), (64, *row)))
     for first, count in ((0, 64), (0, 1), (17, 1), (30, 34)):
-        np.testing.assert_array_equal(host(draw(td.Rng(5, step=2), (count, *row), first=first)), whole[first : first + count])
+        np.testing.assert_array_equal(
+            host(draw(td.Rng(5, step=2), (count, *row), first=first)), whole[first : first + count]
+        )
 
 
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
@@ -182,7 +192,14 @@ def test_a_draw_is_a_function_of_its_step(draw: Any) -> None:
 
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 def test_shapes(draw: Any) -> None:
-    for shape, expected in ((3, (3,)), ((), ()), ((0,), (0,)), ((2, 0, 3), (2, 0, 3)), ([2, 3], (2, 3)), (np.int64(3), (3,))):
+    for shape, expected in (
+        (3, (3,)),
+        ((), ()),
+        ((0,), (0,)),
+        ((2, 0, 3), (2, 0, 3)),
+        ([2, 3], (2, 3)),
+        (np.int64(3), (3,)),
+    ):
         assert draw(td.Rng(0), shape).shape == expected
 
 

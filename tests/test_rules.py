@@ -1,4 +1,5 @@
-"""The matrix: what every op must pass, one test a row, over the registry, its examples (op_examples.py) and the backends.
+"""The matrix: what every op must pass, one test a row, over the registry, its examples
+(op_examples.py) and the backends.
 
 Rows 5 and 9 are in test_rules_shapes.py and test_rules_graph.py, ties and extremes in test_rules_edges.py.
 
@@ -53,7 +54,9 @@ def test_the_docstring_has_the_formula_and_the_adjoint(name: str) -> None:
         assert "=" in text, "no formula"
 
 
-@pytest.mark.parametrize("name", ["abs", "clip", "max", "max_pool2d", "maximum", "min", "minimum", "power", "relu", "sign", "sqrt"])
+@pytest.mark.parametrize(
+    "name", ["abs", "clip", "max", "max_pool2d", "maximum", "min", "minimum", "power", "relu", "sign", "sqrt"]
+)
 def test_an_op_with_kinks_states_its_convention(name: str) -> None:
     assert "At ties: " in (inspect.getdoc(OPS[name]) or "")
 
@@ -78,11 +81,15 @@ def test_forward_equals_numpy(example: Example, each_backend: str) -> None:
 # ---------------------------------------------------------------- 2. the reference
 
 
-@pytest.mark.parametrize("example", [pytest.param(e, id=n) for n, e in NAMED.items() if getattr(OPS[e.op], "definition", None)])
+@pytest.mark.parametrize(
+    "example", [pytest.param(e, id=n) for n, e in NAMED.items() if getattr(OPS[e.op], "definition", None)]
+)
 def test_a_fused_op_equals_its_reference(example: Example, each_backend: str) -> None:
     op: Any = OPS[example.op]
     ys, gradients = run(example, example.on_device())
-    again, theirs = run(example, example.on_device(), op=lambda *xs, **params: op.definition(*xs, **{**op.defaults, **params}))
+    again, theirs = run(
+        example, example.on_device(), op=lambda *xs, **params: op.definition(*xs, **{**op.defaults, **params})
+    )
     close(ys, again)
     close(gradients, theirs)
 
@@ -165,7 +172,10 @@ def test_a_cotangent_of_any_memory_order_gives_the_same(example: Example, each_b
             if y.size:
                 constant = weights((1,) * y.ndim)
                 same = grad(y, xs, xp.broadcast_to(constant, y.shape))
-                close([x.numpy() for x in same], [x.numpy() for x in grad(y, xs, xp.broadcast_to(constant, y.shape).copy())])
+                close(
+                    [x.numpy() for x in same],
+                    [x.numpy() for x in grad(y, xs, xp.broadcast_to(constant, y.shape).copy())],
+                )
 
 
 # ---------------------------------------------------------------- 7. purity
@@ -196,7 +206,9 @@ def watch_rules(monkeypatch: pytest.MonkeyPatch, before: Any = None, after: Any 
 
 
 @every_example
-def test_nothing_is_written_into_what_was_given(example: Example, numpy_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_written_into_what_was_given(
+    example: Example, numpy_backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With every array that goes into the op, is kept for its rule, or goes into the rule, read-only."""
 
     def freeze(arrays: list[Any]) -> None:
@@ -240,7 +252,10 @@ def test_dtype_in_is_dtype_out(example: Example, each_backend: str, monkeypatch:
     values: dict[str, Any] = {}
     for dtype in ("float64", "float32"):
         arrays = example.on_device(dtype)
-        params = {k: v.astype(dtype) if isinstance(v, np.ndarray) and v.dtype.kind == "f" else v for k, v in example.params.items()}
+        params = {
+            k: v.astype(dtype) if isinstance(v, np.ndarray) and v.dtype.kind == "f" else v
+            for k, v in example.params.items()
+        }
         this = example._replace(params=params)
         assert all(y.dtype == dtype or excused(y) for y in outputs_of(this.call(*arrays)))
         ys, gradients = values[dtype] = run(this, arrays)

@@ -34,7 +34,9 @@ def test_at_ties(each_backend: str) -> None:
     assert gradient_of(ops.prod, [0.0, 2.0, 3.0]) == [[6.0, 0.0, 0.0]]
     assert gradient_of(ops.prod, [0.0, 0.0, 3.0]) == [[0.0, 0.0, 0.0]]
     assert gradient_of(lambda x: ops.sqrt((x * x).sum()), [0.0, 0.0]) == [[0.0, 0.0]]  # the norm of a zero vector
-    assert gradient_of(lambda x: ops.max_pool2d(x, kernel=2), np.ones((1, 2, 2, 1))) == [[[[[0.25], [0.25]], [[0.25], [0.25]]]]]
+    assert gradient_of(lambda x: ops.max_pool2d(x, kernel=2), np.ones((1, 2, 2, 1))) == [
+        [[[[0.25], [0.25]], [[0.25], [0.25]]]]
+    ]
 
 
 def test_the_gradient_at_a_kink_lies_between_its_sides(numpy_backend: str) -> None:
@@ -58,7 +60,17 @@ def test_rows_of_different_size_stay_apart(each_backend: str) -> None:
 def test_extremes_are_finite(each_backend: str) -> None:
     for dtype in ("float32", "float64"):
         x = tensor([-1000.0, -90.0, 0.0, 90.0, 1000.0], dtype, requires_grad=True)
-        for f in (ops.sigmoid, ops.silu, ops.softplus, ops.tanh, ops.gelu, ops.erf, ops.softmax, ops.logsumexp, ops.log_softmax):
+        for f in (
+            ops.sigmoid,
+            ops.silu,
+            ops.softplus,
+            ops.tanh,
+            ops.gelu,
+            ops.erf,
+            ops.softmax,
+            ops.logsumexp,
+            ops.log_softmax,
+        ):
             y = f(x)
             assert np.isfinite(y.numpy()).all(), f
             assert np.isfinite(grad(y.sum(), x)[0].numpy()).all(), f

@@ -18,7 +18,9 @@ def gaussian_score(mean, variance, sde=SDE):
 
 
 def law_of_euler_maruyama(mean, variance, steps, eps):
-    """Mean and variance that the algorithm must give for Gaussian data: every step is linear, so both follow by hand."""
+    """Mean and variance that the algorithm must give for Gaussian data:
+    every step is linear, so both follow by hand.
+    """
     h = (1 - eps) / steps
     mu, var = 0.0, SDE.marginal_std(1.0) ** 2
     for k in range(steps):
@@ -50,10 +52,14 @@ def test_the_law_of_the_algorithm_approaches_the_data():
 
 
 def test_the_last_step_denoises(each_backend):
-    """At eps = 0.1 noise of variance 0.14 is left; without the denoising step the variance would be 0.39 and not 0.16."""
+    """At eps = 0.1 noise of variance 0.14 is left;
+    without the denoising step the variance would be 0.39 and not 0.16.
+    """
     n, eps, last = 20_000, 0.1, {}
     score = gaussian_score(0.5, 0.25)
-    x = euler_maruyama(score, (n, 1), SDE, 1, steps=500, eps=eps, callback=lambda *a: last.update(x=a[2], denoised=a[3]))
+    x = euler_maruyama(
+        score, (n, 1), SDE, 1, steps=500, eps=eps, callback=lambda *a: last.update(x=a[2], denoised=a[3])
+    )
     s2 = SDE.marginal_std(eps) ** 2
     assert backend.to_host(last["x"]).var() == pytest.approx(0.25 + s2, rel=0.04)
     assert backend.to_host(x).var() == pytest.approx(0.25**2 / (0.25 + s2), rel=0.04)

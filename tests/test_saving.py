@@ -68,7 +68,9 @@ def test_a_run_goes_on(tmp_path: Path) -> None:
     for seed in range(3):
         step(*first, seed)
     net, adam, ema = first
-    saving.save(tmp_path / "c.npz", {"model": net.state_dict(), "optimizer": adam.state_dict(), "ema": ema.state_dict()})
+    saving.save(
+        tmp_path / "c.npz", {"model": net.state_dict(), "optimizer": adam.state_dict(), "ema": ema.state_dict()}
+    )
     state = saving.load(tmp_path / "c.npz")
     for part, name in zip(second, ("model", "optimizer", "ema")):
         part.load_state_dict(state[name])
@@ -147,7 +149,13 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
     damaged[len(data) // 2] ^= 1
     np.savez(tmp_path / "other.npz", a=np.ones(1))
     np.save(tmp_path / "array.npy", np.ones(1))
-    for name, content in (("cut", data[:-100]), ("short", data[:10]), ("empty", b""), ("text", b"hello"), ("damaged", bytes(damaged))):
+    for name, content in (
+        ("cut", data[:-100]),
+        ("short", data[:10]),
+        ("empty", b""),
+        ("text", b"hello"),
+        ("damaged", bytes(damaged)),
+    ):
         (tmp_path / name).write_bytes(content)
     for name in ("cut", "short", "empty", "text", "damaged", "other.npz", "array.npy"):
         with pytest.raises(ValueError, match=f"{name}' is no checkpoint of tinydiff"):

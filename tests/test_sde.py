@@ -33,7 +33,9 @@ def test_float32_arrays_and_tensors_agree_with_floats(each_backend):
             out = function(given)
             assert type(out) is type(given) and str(out.dtype) == "float32" and out.shape == (6,)
             # A float32 power minus 1 would be off by 1e-3 at t = 1e-5.
-            np.testing.assert_allclose(backend.to_host(getattr(out, "data", out) if isinstance(out, Tensor) else out), exact, rtol=1e-6)
+            np.testing.assert_allclose(
+                backend.to_host(getattr(out, "data", out) if isinstance(out, Tensor) else out), exact, rtol=1e-6
+            )
 
 
 def test_the_variance_is_the_integral_of_the_squared_diffusion():

@@ -28,14 +28,17 @@ NUMPY1 = int(np.__version__.split(".")[0]) < 2
 
 
 class Refusal(NamedTuple):
-    code: str  # a statement; xp, np, f (2, 3) float32, i int64, m bool mask, z complex64, h a host array, t: takes over operations
+    # a statement; xp, np, f (2, 3) float32, i int64, m bool mask, z complex64, h a host array, t: takes over operations
+    code: str
     error: type[Exception]
     match: str  # in strict's message
     cupy: type[Exception] | None = None  # CuPy's error, where it is another
     why: str = ""  # strict is stricter: why. CuPy accepts
 
 
-HIDDEN_COPY = "CuPy copies the host array to the device at each use, which stalls the stream and is an error in a CUDA graph"
+HIDDEN_COPY = (
+    "CuPy copies the host array to the device at each use, which stalls the stream and is an error in a CUDA graph"
+)
 ON_THE_HOST = "CuPy's answer is a NumPy array or scalar, or depends on which argument it looks at first"
 DISPATCH = "NumPy hands the call to CuPy, which hides where the code computes; tinydiff calls xp"
 READS_BOTH = "the same code has to run on NumPy, which does otherwise"
@@ -90,7 +93,12 @@ REFUSALS = [
     Refusal("f[0] = t", TypeError, "Unsupported type"),
     Refusal("f += t", TypeError, "Unsupported type"),
     Refusal("xp.copyto(f, h)", TypeError, "Unsupported type", ValueError),
-    Refusal("f[xp.array([0, 2])]", IndexError, "out of bounds", why="CuPy wraps the index in silence: it is always a mistake"),
+    Refusal(
+        "f[xp.array([0, 2])]",
+        IndexError,
+        "out of bounds",
+        why="CuPy wraps the index in silence: it is always a mistake",
+    ),
     Refusal("f[xp.array([0, 0])] = f", ValueError, "occurs twice", why=UNDEFINED),
     Refusal("f[xp.array([0, 0])] += f", ValueError, "occurs twice", why=UNDEFINED),
     Refusal("f[1.0]", IndexError, "must be an integer", why=READS_BOTH),
@@ -121,7 +129,9 @@ REFUSALS = [
     Refusal("xp.nanquantile(f, 0.5)", AttributeError, "has no attribute 'nanquantile'"),
     Refusal("xp.linalg.multi_dot([f, f.T])", AttributeError, r"'cupy.linalg' has no attribute 'multi_dot'"),
     Refusal("xp.lib.format", AttributeError, "has no attribute 'format'"),
-    Refusal("xp.trapz(f)" if not NUMPY1 else "xp.is_available()", AttributeError, "tinydiff runs on both", why=READS_BOTH),
+    Refusal(
+        "xp.trapz(f)" if not NUMPY1 else "xp.is_available()", AttributeError, "tinydiff runs on both", why=READS_BOTH
+    ),
     Refusal("xp.random", AttributeError, "not offered", why="tinydiff.rng draws by counter, the same on every backend"),
     Refusal("xp.ElementwiseKernel", AttributeError, "tinydiff runs on both", why=READS_BOTH),
     Refusal("xp.asnumpy(f)", AttributeError, "has no 'asnumpy'", why="there is one way out, backend.to_host"),
@@ -153,7 +163,11 @@ REFUSALS = [
     Refusal("xp.take(f, i, mode='wrap')", TypeError, "unexpected keyword argument.*mode"),
     Refusal("xp.clip(f, min=0, max=1)", TypeError, "unexpected keyword argument"),
     Refusal("f.transpose(axes=(1, 0))", TypeError, "unexpected keyword argument.*axes"),
-    Refusal("xp.lib.stride_tricks.as_strided(f, (2, 2), (4, 4), writeable=False)", TypeError, "unexpected keyword.*writeable"),
+    Refusal(
+        "xp.lib.stride_tricks.as_strided(f, (2, 2), (4, 4), writeable=False)",
+        TypeError,
+        "unexpected keyword.*writeable",
+    ),
     Refusal("xp.lib.stride_tricks.sliding_window_view(f, 2, 0, writeable=True)", NotImplementedError, "Writeable"),
     Refusal("xp.sum(f, 0, None, None, True, 0)", TypeError, "5 positional arguments"),
     Refusal("xp.argmax(f, 0, None)", TypeError, "name it", why=READS_BOTH),
@@ -193,20 +207,97 @@ REFUSALS = [
 ]
 
 WAITS = [  # what waits for the device; each raises under no_sync
-    *("float(f[0, 0])", "int(i[0])", "complex(f[0, 0])", "bool(m[0, 0])", "f.sum().item()", "f.tolist()", "f.get()", "f.tobytes()"),
-    *("if (f > 0).all(): pass", "str(f)", "repr(f)", "f'{f[0, 0]:.3f}'", "pickle.dumps(f)", "f[m]", "f[m] = 0.0", "f[:, m[0]]"),
-    *("xp.nonzero(f)", "xp.where(m)", "xp.flatnonzero(m)", "xp.argwhere(m)", "m.nonzero()", "xp.unique(i)", "xp.bincount(i)"),
-    *("xp.putmask(f, m, 0.0)", "xp.extract(m, f)", "xp.compress(m[0], f, axis=1)", "xp.nanmax(f)", "xp.repeat(f, i, axis=0)"),
-    *("xp.arange(i[1])", "xp.linspace(f[0, 0], f[0, 1], 3)", "xp.delete(f, 0, axis=0)", "xp.histogram(f)", "bool(xp.allclose(f, f))"),
-    *("xp.lib.stride_tricks.sliding_window_view(f, 2, axis=1)", "xp.average(f, weights=f)", "xp.union1d(i, i)", "f[True]"),
+    *(
+        "float(f[0, 0])",
+        "int(i[0])",
+        "complex(f[0, 0])",
+        "bool(m[0, 0])",
+        "f.sum().item()",
+        "f.tolist()",
+        "f.get()",
+        "f.tobytes()",
+    ),
+    *(
+        "if (f > 0).all(): pass",
+        "str(f)",
+        "repr(f)",
+        "f'{f[0, 0]:.3f}'",
+        "pickle.dumps(f)",
+        "f[m]",
+        "f[m] = 0.0",
+        "f[:, m[0]]",
+    ),
+    *(
+        "xp.nonzero(f)",
+        "xp.where(m)",
+        "xp.flatnonzero(m)",
+        "xp.argwhere(m)",
+        "m.nonzero()",
+        "xp.unique(i)",
+        "xp.bincount(i)",
+    ),
+    *(
+        "xp.putmask(f, m, 0.0)",
+        "xp.extract(m, f)",
+        "xp.compress(m[0], f, axis=1)",
+        "xp.nanmax(f)",
+        "xp.repeat(f, i, axis=0)",
+    ),
+    *(
+        "xp.arange(i[1])",
+        "xp.linspace(f[0, 0], f[0, 1], 3)",
+        "xp.delete(f, 0, axis=0)",
+        "xp.histogram(f)",
+        "bool(xp.allclose(f, f))",
+    ),
+    *(
+        "xp.lib.stride_tricks.sliding_window_view(f, 2, axis=1)",
+        "xp.average(f, weights=f)",
+        "xp.union1d(i, i)",
+        "f[True]",
+    ),
 ]
 
 DOES_NOT_WAIT = [
-    *("f + 1.0", "f @ f.T", "f += f", "f[i]", "f[0, 1]", "f[0] = f[1]", "f[i] = 0.0", "xp.add.at(f, i, 1.0)", "f.sum()", "f.mean(axis=0)"),
-    *("xp.copyto(f, 0.0, where=m)", "xp.where(m, f, 0.0)", "xp.take_along_axis(f, i[:, None], axis=1)", "xp.allclose(f, f)"),
-    *("xp.concatenate([f, f])", "xp.pad(f, 1)", "xp.lib.stride_tricks.as_strided(f, (2, 2), (4, 4))", "[row * 2 for row in f]"),
-    *("xp.repeat(f, 2, axis=0)", "xp.arange(3)", "xp.linspace(0, 1, 3)", "f[xp.array(1)]", "xp.cumsum(f, axis=0)", "copy.deepcopy(f)"),
-    *("f.shape, f.dtype, len(f), f.ndim, f.size", "xp.isfinite(f).all()", "xp.count_nonzero(f)", "f.astype('f8')", "xp.argmax(f, axis=1)"),
+    *(
+        "f + 1.0",
+        "f @ f.T",
+        "f += f",
+        "f[i]",
+        "f[0, 1]",
+        "f[0] = f[1]",
+        "f[i] = 0.0",
+        "xp.add.at(f, i, 1.0)",
+        "f.sum()",
+        "f.mean(axis=0)",
+    ),
+    *(
+        "xp.copyto(f, 0.0, where=m)",
+        "xp.where(m, f, 0.0)",
+        "xp.take_along_axis(f, i[:, None], axis=1)",
+        "xp.allclose(f, f)",
+    ),
+    *(
+        "xp.concatenate([f, f])",
+        "xp.pad(f, 1)",
+        "xp.lib.stride_tricks.as_strided(f, (2, 2), (4, 4))",
+        "[row * 2 for row in f]",
+    ),
+    *(
+        "xp.repeat(f, 2, axis=0)",
+        "xp.arange(3)",
+        "xp.linspace(0, 1, 3)",
+        "f[xp.array(1)]",
+        "xp.cumsum(f, axis=0)",
+        "copy.deepcopy(f)",
+    ),
+    *(
+        "f.shape, f.dtype, len(f), f.ndim, f.size",
+        "xp.isfinite(f).all()",
+        "xp.count_nonzero(f)",
+        "f.astype('f8')",
+        "xp.argmax(f, axis=1)",
+    ),
 ]
 
 
@@ -239,7 +330,9 @@ def _cupy() -> Any:
 def device(request: Any) -> Any:
     if request.param == "cupy":
         return _cupy()
-    return SimpleNamespace(name="strict", xp=strict.xp, to_device=strict.to_device, to_host=strict.to_host, no_sync=strict.forbid_sync)
+    return SimpleNamespace(
+        name="strict", xp=strict.xp, to_device=strict.to_device, to_host=strict.to_host, no_sync=strict.forbid_sync
+    )
 
 
 def _names(device: Any) -> dict[str, Any]:
@@ -308,30 +401,175 @@ def test_waiting_is_forbidden_in_one_thread_only() -> None:
 
 
 AGREE = [
-    *("f + 1", "1 - f", "f * f", "f / 3.0", "2 ** f", "f ** 2", "f // 2", "f % 2", "-f", "abs(-f)", "f @ f.T", "f > 2", "f == f", "~m"),
-    *("m & m", "i << 1", "divmod(f, 2)[1]", "np.float64(2) * f", "f * np.float32(2)", "f + True", "z + 1j", "z.real", "z.imag", "f.imag"),
-    *("f.sum()", "f.sum(axis=(0, 1), keepdims=True)", "f.mean(0)", "f.var(axis=1, ddof=1)", "f.max(axis=-1)", "f.std()", "f.prod(1)"),
-    *("f.any()", "f.argmax()", "f.argmin(axis=1)", "f.cumsum(axis=1)", "f.clip(1, 3)", "f.round(1)", "xp.sum(f, axis=0, dtype='f8')"),
-    *("f.reshape(3, 2)", "f.reshape((-1, 2))", "f.transpose(1, 0)", "f.transpose((1, 0))", "f.T", "f.swapaxes(0, 1)", "f.ravel()"),
-    *("f.squeeze()", "f[None, ..., 0]", "f[0, 1]", "f[i]", "f[:, ::-1]", "f[i, i]", "f[1]", "f[i[:, None], i]", "f[m]", "f[-1, 1:]"),
-    *("f.take(i, axis=1)", "xp.take(f, i, axis=0)", "xp.take_along_axis(f, i[:, None], axis=1)", "f.repeat(2, axis=0)", "f.flatten()"),
-    *("xp.exp(f)", "xp.exp(1.0)", "xp.maximum(f, 2)", "xp.maximum(f, np.float64(2))", "xp.minimum(f, f.max())", "xp.tanh(z)"),
-    *("xp.where(m, f, 0.0)", "xp.where(m, 1.0, 0.0)", "xp.where(m, f, np.float64(0))", "xp.where(m, f, f.astype('f8').max())"),
-    *("xp.concatenate([f, f], axis=1)", "xp.stack((f, f), axis=-1)", "xp.split(f, 3, axis=1)[1]", "xp.split(f, [1], axis=1)[1]"),
-    *("xp.pad(f, ((1, 0), (0, 2)))", "xp.pad(f, 1, mode='reflect')", "xp.einsum('ij,kj->ik', f, f)", "xp.tensordot(f, f, axes=([1], [1]))"),
-    *("xp.matmul(f, f.T)", "xp.dot(f, f.T)", "xp.outer(f[0], f[1])", "xp.zeros((2, 3), 'f4')", "xp.ones(2)", "xp.full((2,), 7.0)"),
-    *("xp.arange(5)", "xp.arange(0, 1, 0.25, dtype='f4')", "xp.linspace(0, 1, 5)", "xp.eye(3, dtype='f4')", "xp.zeros_like(f)"),
-    *("xp.full_like(f, 2)", "xp.array([[1.0, 2], [3, 4]], dtype='f4')", "xp.asarray(3.0)", "xp.tril(f, -1)", "xp.roll(f, 1, axis=1)"),
-    *("xp.flip(f, 0)", "xp.tile(f, (2, 1))", "xp.expand_dims(f, 1)", "xp.broadcast_to(f, (2, 2, 3))", "xp.moveaxis(f, 0, 1)"),
-    *("xp.sort(f[:, ::-1], axis=1)", "xp.argsort(f, axis=1)", "xp.cumsum(f)", "xp.isfinite(f)", "xp.isnan(f).any()", "xp.sign(f - 2)"),
-    *("xp.logaddexp(f, f)", "xp.add(f, f, dtype='f8')", "xp.add.reduce(f)", "xp.add.outer(f, i)", "xp.multiply.accumulate(f, axis=1)"),
-    *("xp.clip(f, 1, None)", "xp.clip(f, 0.5, 1.5)", "xp.allclose(f, f)", "xp.array_equal(f, f + 1)", "xp.count_nonzero(f)", "xp.diff(f)"),
-    *("xp.lib.stride_tricks.as_strided(f, (2, 2), (4, 4))", "xp.linalg.norm(f, axis=1)", "xp.linalg.norm(f)", "xp.nonzero(m)[1]"),
+    *(
+        "f + 1",
+        "1 - f",
+        "f * f",
+        "f / 3.0",
+        "2 ** f",
+        "f ** 2",
+        "f // 2",
+        "f % 2",
+        "-f",
+        "abs(-f)",
+        "f @ f.T",
+        "f > 2",
+        "f == f",
+        "~m",
+    ),
+    *(
+        "m & m",
+        "i << 1",
+        "divmod(f, 2)[1]",
+        "np.float64(2) * f",
+        "f * np.float32(2)",
+        "f + True",
+        "z + 1j",
+        "z.real",
+        "z.imag",
+        "f.imag",
+    ),
+    *(
+        "f.sum()",
+        "f.sum(axis=(0, 1), keepdims=True)",
+        "f.mean(0)",
+        "f.var(axis=1, ddof=1)",
+        "f.max(axis=-1)",
+        "f.std()",
+        "f.prod(1)",
+    ),
+    *(
+        "f.any()",
+        "f.argmax()",
+        "f.argmin(axis=1)",
+        "f.cumsum(axis=1)",
+        "f.clip(1, 3)",
+        "f.round(1)",
+        "xp.sum(f, axis=0, dtype='f8')",
+    ),
+    *(
+        "f.reshape(3, 2)",
+        "f.reshape((-1, 2))",
+        "f.transpose(1, 0)",
+        "f.transpose((1, 0))",
+        "f.T",
+        "f.swapaxes(0, 1)",
+        "f.ravel()",
+    ),
+    *(
+        "f.squeeze()",
+        "f[None, ..., 0]",
+        "f[0, 1]",
+        "f[i]",
+        "f[:, ::-1]",
+        "f[i, i]",
+        "f[1]",
+        "f[i[:, None], i]",
+        "f[m]",
+        "f[-1, 1:]",
+    ),
+    *(
+        "f.take(i, axis=1)",
+        "xp.take(f, i, axis=0)",
+        "xp.take_along_axis(f, i[:, None], axis=1)",
+        "f.repeat(2, axis=0)",
+        "f.flatten()",
+    ),
+    *(
+        "xp.exp(f)",
+        "xp.exp(1.0)",
+        "xp.maximum(f, 2)",
+        "xp.maximum(f, np.float64(2))",
+        "xp.minimum(f, f.max())",
+        "xp.tanh(z)",
+    ),
+    *(
+        "xp.where(m, f, 0.0)",
+        "xp.where(m, 1.0, 0.0)",
+        "xp.where(m, f, np.float64(0))",
+        "xp.where(m, f, f.astype('f8').max())",
+    ),
+    *(
+        "xp.concatenate([f, f], axis=1)",
+        "xp.stack((f, f), axis=-1)",
+        "xp.split(f, 3, axis=1)[1]",
+        "xp.split(f, [1], axis=1)[1]",
+    ),
+    *(
+        "xp.pad(f, ((1, 0), (0, 2)))",
+        "xp.pad(f, 1, mode='reflect')",
+        "xp.einsum('ij,kj->ik', f, f)",
+        "xp.tensordot(f, f, axes=([1], [1]))",
+    ),
+    *(
+        "xp.matmul(f, f.T)",
+        "xp.dot(f, f.T)",
+        "xp.outer(f[0], f[1])",
+        "xp.zeros((2, 3), 'f4')",
+        "xp.ones(2)",
+        "xp.full((2,), 7.0)",
+    ),
+    *(
+        "xp.arange(5)",
+        "xp.arange(0, 1, 0.25, dtype='f4')",
+        "xp.linspace(0, 1, 5)",
+        "xp.eye(3, dtype='f4')",
+        "xp.zeros_like(f)",
+    ),
+    *(
+        "xp.full_like(f, 2)",
+        "xp.array([[1.0, 2], [3, 4]], dtype='f4')",
+        "xp.asarray(3.0)",
+        "xp.tril(f, -1)",
+        "xp.roll(f, 1, axis=1)",
+    ),
+    *(
+        "xp.flip(f, 0)",
+        "xp.tile(f, (2, 1))",
+        "xp.expand_dims(f, 1)",
+        "xp.broadcast_to(f, (2, 2, 3))",
+        "xp.moveaxis(f, 0, 1)",
+    ),
+    *(
+        "xp.sort(f[:, ::-1], axis=1)",
+        "xp.argsort(f, axis=1)",
+        "xp.cumsum(f)",
+        "xp.isfinite(f)",
+        "xp.isnan(f).any()",
+        "xp.sign(f - 2)",
+    ),
+    *(
+        "xp.logaddexp(f, f)",
+        "xp.add(f, f, dtype='f8')",
+        "xp.add.reduce(f)",
+        "xp.add.outer(f, i)",
+        "xp.multiply.accumulate(f, axis=1)",
+    ),
+    *(
+        "xp.clip(f, 1, None)",
+        "xp.clip(f, 0.5, 1.5)",
+        "xp.allclose(f, f)",
+        "xp.array_equal(f, f + 1)",
+        "xp.count_nonzero(f)",
+        "xp.diff(f)",
+    ),
+    *(
+        "xp.lib.stride_tricks.as_strided(f, (2, 2), (4, 4))",
+        "xp.linalg.norm(f, axis=1)",
+        "xp.linalg.norm(f)",
+        "xp.nonzero(m)[1]",
+    ),
     *("f.astype('f8')", "f.astype(xp.float64)", "f.view('i4')", "f.copy()", "f.sum(dtype=xp.float64)"),
     *("f.mean() * f", "f + f.astype('f8').sum()"),
     *("f.size", "f.ndim", "f.nbytes", "f.strides", "len(f)", "xp.ndim(f)", "xp.size(f, 0)"),
     *("xp.result_type(f, 1.0)", "xp.result_type(f, 'f8')"),
-    *("xp.can_cast('f4', 'f8')", "xp.issubdtype(f.dtype, xp.floating)", "xp.finfo(f.dtype).eps", "xp.iinfo('i4').max", "xp.dtype('f4')"),
+    *(
+        "xp.can_cast('f4', 'f8')",
+        "xp.issubdtype(f.dtype, xp.floating)",
+        "xp.finfo(f.dtype).eps",
+        "xp.iinfo('i4').max",
+        "xp.dtype('f4')",
+    ),
     *("xp.promote_types('f4', 'f8')", "xp.broadcast_shapes((2, 1), (3,))", "xp.pi", "xp.newaxis"),
     *("f.flags.c_contiguous", "f.T.flags['F_CONTIGUOUS']"),
 ]
@@ -342,7 +580,11 @@ def test_agrees_with_numpy(code: str, device: Any) -> None:
     names = _names(device)
     host = {k: device.to_host(v) if isinstance(v, device.xp.ndarray) else v for k, v in names.items()}
     want, got = eval(code, {**host, "xp": np}), eval(code, names)
-    if isinstance(want, (np.ndarray, np.generic)) and not isinstance(want, (np.bool_, np.floating)) or isinstance(got, device.xp.ndarray):
+    if (
+        isinstance(want, (np.ndarray, np.generic))
+        and not isinstance(want, (np.bool_, np.floating))
+        or isinstance(got, device.xp.ndarray)
+    ):
         assert isinstance(got, device.xp.ndarray), "not an array of the device"
         if not NUMPY1:  # NumPy 1 lets values decide dtypes; CuPy and strict do not
             assert got.dtype == np.asarray(want).dtype
@@ -370,7 +612,16 @@ def test_nep50_dtypes(device: Any) -> None:
 
 def test_reductions_stay_on_the_device(device: Any) -> None:
     f = _names(device)["f"]
-    for a in (f.sum(), f.max(), f.mean(), f[0, 1], device.xp.exp(1.0), f.argmax(), (f > 2).all(), device.xp.linalg.norm(f)):
+    for a in (
+        f.sum(),
+        f.max(),
+        f.mean(),
+        f[0, 1],
+        device.xp.exp(1.0),
+        f.argmax(),
+        (f > 2).all(),
+        device.xp.linalg.norm(f),
+    ):
         assert isinstance(a, device.xp.ndarray) and a.shape == ()
 
 
@@ -430,7 +681,12 @@ def test_doors_copy() -> None:
 
 
 def test_empty_is_poisoned() -> None:
-    for a in (strict.empty((2, 2), "f4"), strict.empty_like(strict.zeros(3)), strict.ndarray((2,), "c8"), strict.empty(1, "f2")):
+    for a in (
+        strict.empty((2, 2), "f4"),
+        strict.empty_like(strict.zeros(3)),
+        strict.ndarray((2,), "c8"),
+        strict.empty(1, "f2"),
+    ):
         assert np.isnan(strict.to_host(a)).all()
     assert (strict.to_host(strict.empty(3, "i4")) == -1).all() and (strict.to_host(strict.empty(3, "u1")) == 255).all()
 
@@ -440,7 +696,14 @@ def test_scramble() -> None:
     f = strict.to_device(np.arange(6, dtype=np.float32).reshape(2, 3))
     with strict.scramble(True):
         y = f + 1
-        results = [y, strict.exp(f), f.sum(axis=0), strict.concatenate([f, f]), f.astype("f8"), strict.where(f > 0, f, 0)]
+        results = [
+            y,
+            strict.exp(f),
+            f.sum(axis=0),
+            strict.concatenate([f, f]),
+            f.astype("f8"),
+            strict.where(f > 0, f, 0),
+        ]
         for a in (*results, f[strict.array([0, 1])]):
             assert not a.flags.c_contiguous and not a.flags.f_contiguous
         assert strict.to_host(y).tolist() == [[1, 2, 3], [4, 5, 6]]
@@ -478,7 +741,12 @@ def test_is_a_backend() -> None:
         assert backend.to_host(a).tolist() == [1, 2] and backend.scalar(a.sum()) == 3
         with backend.no_sync():
             a * 2 + a.sum()
-            for wait in (lambda: a[a > 1], lambda: float(a[0]), lambda: backend.to_host(a), lambda: backend.scalar(a[0])):
+            for wait in (
+                lambda: a[a > 1],
+                lambda: float(a[0]),
+                lambda: backend.to_host(a),
+                lambda: backend.scalar(a[0]),
+            ):
                 with pytest.raises(RuntimeError, match="waits for the device"):
                     wait()
     finally:

@@ -27,7 +27,9 @@ def constant(*shape: int, seed: int = 1) -> td.Tensor:
 
 
 def equal(x: Any, expected: Any, rtol: float = 1e-12, atol: float = 1e-12) -> None:
-    np.testing.assert_allclose(backend.to_host(x.data if isinstance(x, td.Tensor) else x), expected, rtol=rtol, atol=atol)
+    np.testing.assert_allclose(
+        backend.to_host(x.data if isinstance(x, td.Tensor) else x), expected, rtol=rtol, atol=atol
+    )
 
 
 @pytest.fixture
@@ -195,7 +197,9 @@ def test_a_gradient_keeps_the_dtype_of_its_input() -> None:
 
 @pytest.mark.parametrize("create_graph", [False, True])
 def test_gradients_have_memory_of_their_own(create_graph: bool) -> None:
-    """add's rule hands one array to both inputs, sum's a read-only view; scaling one gradient must not change another."""
+    """add's rule hands one array to both inputs, sum's a read-only view;
+    scaling one gradient must not change another.
+    """
     x, y = leaf(3), leaf(3, seed=1)
     given = backend.to_device(np.ones(3))
     (x + y).backward(given, create_graph=create_graph)
@@ -469,7 +473,12 @@ def test_a_loop_of_updates_works() -> None:
 
 def test_in_place_without_no_grad_is_refused() -> None:
     x = leaf(3)
-    for change in (lambda: x.__iadd__(1), lambda: x.__setitem__(0, 1.0), lambda: x.__imul__(2), lambda: x.__itruediv__(2)):
+    for change in (
+        lambda: x.__iadd__(1),
+        lambda: x.__setitem__(0, 1.0),
+        lambda: x.__imul__(2),
+        lambda: x.__itruediv__(2),
+    ):
         with pytest.raises(RuntimeError, match=r"x has shape \(3,\) and requires a gradient, would lose that gradient"):
             change()
     assert x.version == [0]
@@ -574,7 +583,12 @@ def test_a_graph_has_no_reference_cycles() -> None:
         for used in (False, True):
             h = ops.silu(x @ w)
             h = ops.layer_norm(h) + td.checkpoint(lambda a: ops.tanh(a @ w), x)
-            y = ops.einsum("ij,ij->", h, h[..., ::-1]) + ops.logsumexp(h).sum() + h.prod() + ops.attention(h, h, h).max()
+            y = (
+                ops.einsum("ij,ij->", h, h[..., ::-1])
+                + ops.logsumexp(h).sum()
+                + h.prod()
+                + ops.attention(h, h, h).max()
+            )
             refs = [weakref.ref(y), weakref.ref(h), weakref.ref(h.data), weakref.ref(y.data)]
             if used:
                 y.backward()
@@ -641,7 +655,14 @@ def test_cotangents_are_summed_over_what_broadcasting_stretched(op: Any) -> None
         return x + y
 
     add = op(forward, lambda g, _z, _x, _y: (g, g))
-    shapes = [((3, 1), (1, 4)), ((), (2, 3)), ((1,), (2, 1, 3)), ((2, 1, 3), (5, 1)), ((1, 1), (1, 1)), ((0, 3), (1, 3))]
+    shapes = [
+        ((3, 1), (1, 4)),
+        ((), (2, 3)),
+        ((1,), (2, 1, 3)),
+        ((2, 1, 3), (5, 1)),
+        ((1, 1), (1, 1)),
+        ((0, 3), (1, 3)),
+    ]
     for a, b in shapes:
         x, y = leaf(*a), leaf(*b, seed=1)
         z = add(x, y)
@@ -658,9 +679,21 @@ def test_cotangents_are_summed_over_what_broadcasting_stretched(op: Any) -> None
     [
         (lambda g, _z, _x, _y: g, ValueError, "the rule of forward gave 1 cotangents for 2 inputs"),
         (lambda g, _z, _x, _y: (g, g, g), ValueError, "the rule of forward gave 3 cotangents for 2 inputs"),
-        (lambda g, _z, _x, _y: (g[:2], g), ValueError, r"the rule of forward gave input 0 of shape \(3,\) a cotangent of shape \(2,\)"),
-        (lambda g, _z, _x, _y: (g, g.sum()), ValueError, r"the rule of forward gave input 1 of shape \(3,\) a cotangent of shape \(\)"),
-        (lambda g, _z, _x, _y: (g, 1.0), TypeError, r"the rule of forward gave input 1 of shape \(3,\) no array as a cotangent but 1.0"),
+        (
+            lambda g, _z, _x, _y: (g[:2], g),
+            ValueError,
+            r"the rule of forward gave input 0 of shape \(3,\) a cotangent of shape \(2,\)",
+        ),
+        (
+            lambda g, _z, _x, _y: (g, g.sum()),
+            ValueError,
+            r"the rule of forward gave input 1 of shape \(3,\) a cotangent of shape \(\)",
+        ),
+        (
+            lambda g, _z, _x, _y: (g, 1.0),
+            TypeError,
+            r"the rule of forward gave input 1 of shape \(3,\) no array as a cotangent but 1.0",
+        ),
         (None, NotImplementedError, "forward has no rule"),
     ],
 )
@@ -878,7 +911,9 @@ def test_checkpoint_notices_a_function_that_gives_something_else_the_second_time
     x = leaf(4)
     shapes = iter([2, 3])
     y = td.checkpoint(lambda a: (a * 2)[: next(shapes)], x)
-    with pytest.raises(RuntimeError, match=r"run again, the function gave a Tensor of shape \(3,\), not one of shape \(2,\)"):
+    with pytest.raises(
+        RuntimeError, match=r"run again, the function gave a Tensor of shape \(3,\), not one of shape \(2,\)"
+    ):
         y.backward(np.ones(2))
 
 
@@ -949,7 +984,17 @@ def test_an_array_on_the_left_of_a_tensor() -> None:
 def test_a_number_never_widens(number: Any) -> None:
     for shape in ((3,), ()):
         x = leaf(*shape, dtype="float32")
-        for y in (number * x, x * number, number + x, x - number, number / (x + 10), (x * x + 1) ** number, number**x, -x, abs(x)):
+        for y in (
+            number * x,
+            x * number,
+            number + x,
+            x - number,
+            number / (x + 10),
+            (x * x + 1) ** number,
+            number**x,
+            -x,
+            abs(x),
+        ):
             assert isinstance(y, td.Tensor) and y.dtype == "float32", (number, shape)
             assert td.grad(y.sum(), x)[0].dtype == "float32"
         y = ops.sqrt(x * x + 1) / ops.exp(x)

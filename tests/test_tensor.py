@@ -114,8 +114,24 @@ def test_operators_are_numpys() -> None:
         (+x, a),
         (abs(x), abs(a)),
     ]
-    pairs += [(2 + x, 2 + a), (2 - x, 2 - a), (2 * x, 2 * a), (2 / x, 2 / a), (2**x, 2**a), (x**2, a**2), (x - 1, a - 1), (x / 4, a / 4)]
-    pairs += [(x[0], a[0]), (x[..., 1], a[..., 1]), (x[::-1], a[::-1]), (x[None], a[None]), (x[x.data > 0], a[a > 0]), (x.T, a.T)]
+    pairs += [
+        (2 + x, 2 + a),
+        (2 - x, 2 - a),
+        (2 * x, 2 * a),
+        (2 / x, 2 / a),
+        (2**x, 2**a),
+        (x**2, a**2),
+        (x - 1, a - 1),
+        (x / 4, a / 4),
+    ]
+    pairs += [
+        (x[0], a[0]),
+        (x[..., 1], a[..., 1]),
+        (x[::-1], a[::-1]),
+        (x[None], a[None]),
+        (x[x.data > 0], a[a > 0]),
+        (x.T, a.T),
+    ]
     for ours, theirs in pairs:
         assert isinstance(ours, td.Tensor)
         equal(ours, theirs)
@@ -246,7 +262,15 @@ def test_a_tensor_is_a_key() -> None:
 
 def test_ops_on_arrays_give_arrays_and_record_nothing() -> None:
     a = backend.to_device(np.arange(1.0, 7.0).reshape(2, 3))
-    results = [ops.exp(a), ops.matmul(a, a.T), ops.softmax(a), ops.layer_norm(a), ops.concatenate([a, a]), ops.gelu(a), ops.mean(a, axis=0)]
+    results = [
+        ops.exp(a),
+        ops.matmul(a, a.T),
+        ops.softmax(a),
+        ops.layer_norm(a),
+        ops.concatenate([a, a]),
+        ops.gelu(a),
+        ops.mean(a, axis=0),
+    ]
     for y in results:
         assert backend.active().is_array(y)
 

@@ -64,7 +64,9 @@ def interrupt():
 
 
 @pytest.mark.parametrize("after", [1, 3, 4, 6, 10])
-@pytest.mark.parametrize("how", [interrupt, lambda: signal.raise_signal(signal.SIGINT)], ids=["KeyboardInterrupt", "SIGINT"])
+@pytest.mark.parametrize(
+    "how", [interrupt, lambda: signal.raise_signal(signal.SIGINT)], ids=["KeyboardInterrupt", "SIGINT"]
+)
 def test_interrupted_and_resumed_is_as_if_nothing_had_happened(each_backend, tmp_path, after, how):
     options = {"schedule": lambda epoch: 0.9**epoch}
     whole = Task(tmp_path / "whole")
@@ -79,7 +81,11 @@ def test_interrupted_and_resumed_is_as_if_nothing_had_happened(each_backend, tmp
     run = second.train(resume=True, **options)
     assert run.finished and run.step == 12 and second.calls < 12
     assert whole.weights().tobytes() == second.weights().tobytes()
-    assert without_time(log_of(tmp_path / "whole")) == without_time(log_of(tmp_path / "parts")) == without_time(run.records)
+    assert (
+        without_time(log_of(tmp_path / "whole"))
+        == without_time(log_of(tmp_path / "parts"))
+        == without_time(run.records)
+    )
     assert len(run.records) == 4
 
 
@@ -158,7 +164,9 @@ def test_a_new_run_keeps_what_an_older_one_left(tmp_path):
 
 
 def test_parts_of_a_batch_add_up_to_the_batch(each_backend):
-    """Micro-batches of 3, 3 and 2 give the gradient and the loss of 8, with the same noise; threads change no bit of it."""
+    """Micro-batches of 3, 3 and 2 give the gradient and the loss of 8, with the same noise;
+    threads change no bit of it.
+    """
     results = []
     for micro_batch, threads in [(None, 1), (3, 1), (3, 3), (1, 2)]:
         task = Task()
@@ -236,7 +244,14 @@ def test_log_every_and_save_every_count_steps(tmp_path):
         seen.append((run.step, saving.load(kept)["run"]["step"] if kept.exists() else None))
 
     run = Task(tmp_path).train(log_every=2, save_every=5, on_record=look)
-    assert [r["step"] for r in run.records] == [2, 4, 6, 8, 10, 12] and [r["images"] for r in run.records] == [8, 6, 6, 8, 6, 6]
+    assert [r["step"] for r in run.records] == [2, 4, 6, 8, 10, 12] and [r["images"] for r in run.records] == [
+        8,
+        6,
+        6,
+        8,
+        6,
+        6,
+    ]
     assert [r["epoch"] for r in run.records] == [0, 1, 1, 2, 3, 3]
     assert seen == [(2, None), (4, None), (6, 5), (8, 5), (10, 5), (12, 10)]
     assert saving.load(tmp_path / "checkpoint.npz")["run"]["step"] == 12
@@ -273,7 +288,11 @@ def test_progress(numpy_backend, monkeypatch, live):
     lines = text.replace("\r\033[K", "\n").split("\n")
     records = [line for line in lines if " lr " in line]
     steps = [line for line in lines if "images/s" in line and " lr " not in line]
-    assert len(records) == 20 and records[0].startswith("epoch 0  step 3  loss ") and records[0].endswith("lr 0.05  2 images/s  1:54 left")
+    assert (
+        len(records) == 20
+        and records[0].startswith("epoch 0  step 3  loss ")
+        and records[0].endswith("lr 0.05  2 images/s  1:54 left")
+    )
     assert "(published 300)" in records[1] and "published" not in records[0] + records[2]
     assert len(steps) == (60 if live else 3)  # 120 s: all, or one in half a minute
     assert steps[0].startswith("epoch 0/20  step 1/3  loss " if live else "epoch 5/20  step 1/3  loss ")

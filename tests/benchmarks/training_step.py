@@ -1,8 +1,8 @@
 """One training step of a net of the tutorial, beside PyTorch's: python tests/benchmarks/training_step.py
 
-Loss, gradients and Adam on a batch of 28x28 images. The two take turns in one process, so that both see the same machine; the
-figure to quote is the median of the ratios of neighbours. PyTorch runs eagerly, with memory formats "contiguous" and
-"channels_last"; the better of the two counts.
+Loss, gradients and Adam on a batch of 28x28 images. The two take turns in one process, so that both see the same
+machine; the figure to quote is the median of the ratios of neighbours. PyTorch runs eagerly, with memory formats
+"contiguous" and "channels_last"; the better of the two counts.
 """
 
 # ruff: noqa: E402
@@ -36,7 +36,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--skips", choices=["concat", "add"], default="concat")
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--micro-batch", type=int, default=64, help="images at a time in each thread of tinydiff (default: %(default)s)")
+    parser.add_argument(
+        "--micro-batch", type=int, default=64, help="images at a time in each thread of tinydiff (default: %(default)s)"
+    )
     parser.add_argument("--pairs", type=int, default=9)
     args = parser.parse_args()
     torch.set_num_threads(cores())
@@ -56,8 +58,17 @@ def main() -> None:
     ratios = sorted(a / b for a, b in zip(times["tinydiff"], times[best]))
     for name, values in times.items():
         print(f"{name:14} median {statistics.median(values):6.0f} ms   from {min(values):.0f} to {max(values):.0f}")
-    print(f"ratio to {best}: median {statistics.median(ratios):.2f}, from {ratios[0]:.2f} to {ratios[-1]:.2f}, {args.pairs} pairs")
-    result = {"net": args.skips, "batch": args.batch, "cores": cores(), "torch": torch.__version__, "date": f"{date.today()}"}
+    print(
+        f"ratio to {best}: median {statistics.median(ratios):.2f}, from {ratios[0]:.2f} to "
+        f"{ratios[-1]:.2f}, {args.pairs} pairs"
+    )
+    result = {
+        "net": args.skips,
+        "batch": args.batch,
+        "cores": cores(),
+        "torch": torch.__version__,
+        "date": f"{date.today()}",
+    }
     medians = {name: statistics.median(values) for name, values in times.items()}
     print(json.dumps({**result, "ms": medians, "ratio": statistics.median(ratios)}))
 

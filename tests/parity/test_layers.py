@@ -45,7 +45,12 @@ LAYERS: dict[str, tuple[Callable[[], Any], Callable[[], Any], tuple[int, ...], b
     "linear": (lambda: nn.Linear(5, 7), lambda: torch.nn.Linear(5, 7), (3, 4, 5), False),
     "linear without bias": (lambda: nn.Linear(5, 7, False), lambda: torch.nn.Linear(5, 7, False), (3, 5), False),
     "group_norm": (lambda: nn.GroupNorm(4, 8), lambda: torch.nn.GroupNorm(4, 8), (3, 5, 4, 8), True),
-    "group_norm of one group": (lambda: nn.GroupNorm(1, 8, 1e-2), lambda: torch.nn.GroupNorm(1, 8, 1e-2), (3, 5, 8), True),
+    "group_norm of one group": (
+        lambda: nn.GroupNorm(1, 8, 1e-2),
+        lambda: torch.nn.GroupNorm(1, 8, 1e-2),
+        (3, 5, 8),
+        True,
+    ),
     "group_norm without affine": (
         lambda: nn.GroupNorm(8, 8, affine=False),
         lambda: torch.nn.GroupNorm(8, 8, affine=False),
@@ -59,8 +64,18 @@ LAYERS: dict[str, tuple[Callable[[], Any], Callable[[], Any], tuple[int, ...], b
         (3, 6),
         False,
     ),
-    "batch_norm": (lambda: nn.BatchNorm2d(4, 1e-3, 0.3), lambda: torch.nn.BatchNorm2d(4, 1e-3, 0.3), (3, 5, 6, 4), True),
-    "batch_norm in evaluation": (lambda: nn.BatchNorm2d(4).eval(), lambda: torch.nn.BatchNorm2d(4).eval(), (3, 5, 6, 4), True),
+    "batch_norm": (
+        lambda: nn.BatchNorm2d(4, 1e-3, 0.3),
+        lambda: torch.nn.BatchNorm2d(4, 1e-3, 0.3),
+        (3, 5, 6, 4),
+        True,
+    ),
+    "batch_norm in evaluation": (
+        lambda: nn.BatchNorm2d(4).eval(),
+        lambda: torch.nn.BatchNorm2d(4).eval(),
+        (3, 5, 6, 4),
+        True,
+    ),
     "batch_norm without affine": (
         lambda: nn.BatchNorm2d(4, affine=False),
         lambda: torch.nn.BatchNorm2d(4, affine=False),
@@ -203,7 +218,10 @@ def test_attention(name: str, dtype: str) -> None:
 
     rng = np.random.default_rng(0)
     widths = {"x": 8, "y": 8, "k": ours.kdim, "v": ours.vdim}
-    arrays = [rng.normal(size=(3, 4 if i == 0 or "x" in kinds[1:] else 5, widths[k])).astype(dtype) for i, k in enumerate(kinds)]
+    arrays = [
+        rng.normal(size=(3, 4 if i == 0 or "x" in kinds[1:] else 5, widths[k])).astype(dtype)
+        for i, k in enumerate(kinds)
+    ]
     a = [tensor(x, requires_grad=True) for x in arrays]
     b = [torch.tensor(x, requires_grad=True) for x in arrays]
     length = arrays[min(1, len(arrays) - 1)].shape[1]

@@ -1,4 +1,6 @@
-"""Every net of the lineage beside a twin in plain PyTorch: output, loss and each parameter's gradient, weights by interop."""
+"""Every net of the lineage beside a twin in plain PyTorch:
+output, loss and each parameter's gradient, weights by interop.
+"""
 
 from __future__ import annotations
 
@@ -53,14 +55,17 @@ def compare_gradients(ours: Any, theirs: Any, tolerance: float) -> None:
     largest = max(float(g.abs().max()) for g in wanted.values())
     for name, g in wanted.items():
         is_zero = ours.training and re.fullmatch(ZERO[type(ours).__name__], name)
-        assert not is_zero or float(g.abs().max()) < 1e-5 * largest, f"the gradient of {name} should be zero but for rounding"
+        assert not is_zero or float(g.abs().max()) < 1e-5 * largest, (
+            f"the gradient of {name} should be zero but for rounding"
+        )
         close(found[name], g, tolerance, f"gradient of {name}", least=largest if is_zero else 0.0)
 
 
 # Gradients that are zero but for rounding.
 ONE_TOKEN = r".*transformer\.(attn_cross\.(query|key)|norm2)\..*"  # attention to a single token is 1, whatever is asked
 ZERO = {
-    "ScoreUNet": r"dense7\..*",  # the group norm after it, 32 groups of 32 channels, takes out what it adds to a channel
+    # the group norm after it, 32 groups of 32 channels, takes out what it adds to a channel
+    "ScoreUNet": r"dense7\..*",
     "ConditionalUNet": rf"dense7\..*|{ONE_TOKEN}",
     "LatentUNet": rf"{ONE_TOKEN}|attn3\.transformer\.attn_self\.(query|key)\..*",  # level 3 is a single pixel
     "Autoencoder": r"(encoder\.[036]|decoder\.[03])\.bias",  # taken out by batch norm, while training

@@ -1,7 +1,9 @@
-"""Every op that PyTorch has: its value and all its gradients, with a random cotangent, in float64 to 1e-10 and float32 to 1e-4.
+"""Every op that PyTorch has: its value and all its gradients, with a random cotangent, in float64 to
+1e-10 and float32 to 1e-4.
 
-Each case is a function on Tensors, the same one on torch tensors, and the arrays that both are given. Layouts differ (ours
-is channels last), so PyTorch's side transposes on the way in and out, and its gradients arrive in our layout by themselves.
+Each case is a function on Tensors, the same one on torch tensors, and the arrays that both are given. Layouts
+differ (ours is channels last), so PyTorch's side transposes on the way in and out, and its gradients arrive in
+our layout by themselves.
 """
 
 from __future__ import annotations
@@ -97,7 +99,9 @@ case("silu", ops.silu, F.silu, 4 * normal("silu", (3, 4))[0])
 case("silu, large", ops.silu, F.silu, np.array([-800.0, -90.0, -20.0, 0.0, 20.0, 90.0, 800.0]))
 case("sigmoid, large", ops.sigmoid, torch.sigmoid, np.array([-800.0, -90.0, -20.0, 0.0, 20.0, 90.0, 800.0]))
 case("softplus", ops.softplus, F.softplus, *normal("softplus", (3, 4)))
-case("softplus, large", ops.softplus, lambda t: F.softplus(t, threshold=1e9), np.array([-800.0, -90.0, 0.0, 30.0, 80.0]))
+case(
+    "softplus, large", ops.softplus, lambda t: F.softplus(t, threshold=1e9), np.array([-800.0, -90.0, 0.0, 30.0, 80.0])
+)
 case("erf, all of it", ops.erf, torch.erf, np.linspace(-6.5, 6.5, 1001))
 for _how in ("none", "tanh"):
     case(
@@ -125,7 +129,13 @@ case(
 
 for _axis, _keep in itertools.product((None, 0, -1, (0, 2)), (False, True)):
     _dim = tuple(range(3)) if _axis is None else _axis
-    for _name, _other in (("sum", "sum"), ("mean", "mean"), ("max", "amax"), ("min", "amin"), ("logsumexp", "logsumexp")):
+    for _name, _other in (
+        ("sum", "sum"),
+        ("mean", "mean"),
+        ("max", "amax"),
+        ("min", "amin"),
+        ("logsumexp", "logsumexp"),
+    ):
         case(
             f"{_name} {_axis} {_keep}",
             lambda x, op=_name, a=_axis, k=_keep: getattr(ops, op)(x, axis=a, keepdims=k),
@@ -155,7 +165,9 @@ for _name, _array in (("prod", _factors), ("prod, zeros", _zeros)):
     for _axis in (0, 1):
         case(f"{_name}, axis {_axis}", lambda x, a=_axis: x.prod(a), lambda t, a=_axis: t.prod(a), _array)
 for _axis in (0, 1, -1):
-    case(f"cumsum {_axis}", lambda x, a=_axis: x.cumsum(a), lambda t, a=_axis: t.cumsum(a), *normal("cumsum", (3, 2, 4)))
+    case(
+        f"cumsum {_axis}", lambda x, a=_axis: x.cumsum(a), lambda t, a=_axis: t.cumsum(a), *normal("cumsum", (3, 2, 4))
+    )
 case("cumsum, flat", lambda x: x.cumsum(), lambda t: t.reshape(-1).cumsum(0), *normal("cumsum", (3, 4)))
 
 # ---------------------------------------------------------------- shape and index
@@ -166,11 +178,26 @@ case("T", lambda x: x.T, lambda t: t.T, *normal("shape", (3, 4)))
 case("swapaxes", lambda x: x.swapaxes(0, -1), lambda t: t.swapaxes(0, -1), *normal("shape", (3, 4, 5)))
 case("expand_dims", lambda x: ops.expand_dims(x, axis=-2), lambda t: t.unsqueeze(-2), *normal("shape", (3, 4)))
 case("squeeze", lambda x: x.squeeze(1), lambda t: t.squeeze(1), *normal("shape", (3, 1, 1)))
-case("broadcast_to", lambda x: ops.broadcast_to(x, shape=(2, 3, 4)), lambda t: t.expand(2, 3, 4), *normal("shape", (3, 1)))
-case("concatenate", lambda *x: ops.concatenate(x, axis=-1), lambda *t: torch.cat(t, -1), *normal("cat", (3, 4), (3, 1), (3, 0)))
+case(
+    "broadcast_to",
+    lambda x: ops.broadcast_to(x, shape=(2, 3, 4)),
+    lambda t: t.expand(2, 3, 4),
+    *normal("shape", (3, 1)),
+)
+case(
+    "concatenate",
+    lambda *x: ops.concatenate(x, axis=-1),
+    lambda *t: torch.cat(t, -1),
+    *normal("cat", (3, 4), (3, 1), (3, 0)),
+)
 case("stack", lambda *x: ops.stack(x, axis=-1), lambda *t: torch.stack(t, -1), *normal("stack", (3, 4), (3, 4)))
 case("split", lambda x: ops.split(x, 3, axis=1)[1], lambda t: t.split(2, 1)[1], *normal("split", (2, 6)))
-case("split at", lambda x: ops.split(x, [1, 4], axis=1)[1], lambda t: t.tensor_split([1, 4], 1)[1], *normal("split", (2, 6)))
+case(
+    "split at",
+    lambda x: ops.split(x, [1, 4], axis=1)[1],
+    lambda t: t.tensor_split([1, 4], 1)[1],
+    *normal("split", (2, 6)),
+)
 case(
     "pad",
     lambda x: ops.pad(x, pad_width=((0, 0), (1, 2), (0, 3)), value=1.5),
@@ -179,7 +206,12 @@ case(
 )
 case("flip", lambda x: ops.flip(x, axis=(0, -1)), lambda t: t.flip(0, -1), *normal("flip", (3, 4, 2)))
 for _shift in (1, -2, 5):
-    case(f"roll {_shift}", lambda x, n=_shift: ops.roll(x, shift=n, axis=1), lambda t, n=_shift: t.roll(n, 1), *normal("roll", (3, 4)))
+    case(
+        f"roll {_shift}",
+        lambda x, n=_shift: ops.roll(x, shift=n, axis=1),
+        lambda t, n=_shift: t.roll(n, 1),
+        *normal("roll", (3, 4)),
+    )
 case("roll, flat", lambda x: ops.roll(x, shift=3), lambda t: t.roll(3), *normal("roll", (3, 4)))
 case("tile", lambda x: ops.tile(x, reps=(2, 1, 3)), lambda t: t.tile((2, 1, 3)), *normal("tile", (3, 2)))
 for _k in (-1, 0, 2):
@@ -188,7 +220,9 @@ for _k in (-1, 0, 2):
 case("getitem", lambda x: x[1:, None, ::2, -1], lambda t: t[1:, None, ::2, -1], *normal("get", (3, 4, 2)))
 case("getitem, reversed", lambda x: x[::-1], lambda t: t.flip(0), *normal("get", (3, 4)))
 _pick = np.array([[0, 2, 2], [1, 0, 2]])
-case("getitem, repeated", lambda x: x[backend.to_device(_pick)], lambda t: t[torch.tensor(_pick)], *normal("get", (3, 4)))
+case(
+    "getitem, repeated", lambda x: x[backend.to_device(_pick)], lambda t: t[torch.tensor(_pick)], *normal("get", (3, 4))
+)
 case("getitem, bool", lambda x: x[backend.to_device(_mask)], lambda t: t[torch.tensor(_mask)], *normal("get", (3, 4)))
 case(
     "getitem, mixed",
@@ -196,14 +230,24 @@ case(
     lambda t: t[:, torch.tensor(_pick), 1:],
     *normal("get", (2, 3, 4)),
 )
-case("take", lambda x: ops.take(x, backend.to_device(_pick[0]), axis=-1), lambda t: t[..., torch.tensor(_pick[0])], *normal("take", (2, 3)))
+case(
+    "take",
+    lambda x: ops.take(x, backend.to_device(_pick[0]), axis=-1),
+    lambda t: t[..., torch.tensor(_pick[0])],
+    *normal("take", (2, 3)),
+)
 case(
     "take_along_axis",
     lambda x: ops.take_along_axis(x, backend.to_device(_pick), axis=1),
     lambda t: torch.take_along_dim(t, torch.tensor(_pick), 1),
     *normal("along", (2, 3)),
 )
-case("embedding", lambda w: ops.embedding(backend.to_device(_pick), w), lambda u: F.embedding(torch.tensor(_pick), u), *normal("e", (3, 5)))
+case(
+    "embedding",
+    lambda w: ops.embedding(backend.to_device(_pick), w),
+    lambda u: F.embedding(torch.tensor(_pick), u),
+    *normal("e", (3, 5)),
+)
 case(
     "index_add",
     lambda x, v: ops.index_add(x, v, index=backend.to_device(_pick[0])),
@@ -307,7 +351,9 @@ def pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else value
 
 
-def torch_conv2d(t: Any, w: Any, b: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1) -> Any:
+def torch_conv2d(
+    t: Any, w: Any, b: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> Any:
     t, w = first(t), w.permute(3, 2, 0, 1)
     if padding == "same":
         t, padding = F.pad(t, same_sides(t.shape[2:], w.shape[2:], pair(stride), pair(dilation))), 0
@@ -385,7 +431,14 @@ for _scale in (2, (1, 3)):
         lambda t, s=_scale: last(F.interpolate(first(t), scale_factor=tuple(map(float, pair(s))), mode="nearest")),
         *normal("up", (2, 3, 4, 2)),
     )
-for _shape, _g in (((2, 3, 5, 6), 3), ((3, 4, 6), 1), ((3, 4, 6), 6), ((2, 6), 2), ((2, 3, 5, 2, 4), 2), ((1, 32, 32, 40), 8)):
+for _shape, _g in (
+    ((2, 3, 5, 6), 3),
+    ((3, 4, 6), 1),
+    ((3, 4, 6), 6),
+    ((2, 6), 2),
+    ((2, 3, 5, 2, 4), 2),
+    ((1, 32, 32, 40), 8),
+):
     case(
         f"group_norm {_shape} {_g}",
         lambda x, w, b, g=_g: ops.group_norm(x, w, b, groups=g, eps=1e-3),
@@ -431,7 +484,12 @@ for _name, _attend in (("no mask", None), ("bool mask", _allowed), ("float mask"
                 mask = mask.to(q.dtype)
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
-        case(f"attention, {_name}, {_scale}", _ours, _theirs, *normal("attention", (2, 3, 5, 4), (2, 3, 6, 4), (2, 3, 6, 7)))
+        case(
+            f"attention, {_name}, {_scale}",
+            _ours,
+            _theirs,
+            *normal("attention", (2, 3, 5, 4), (2, 3, 6, 4), (2, 3, 6, 7)),
+        )
 case(
     "attention, -inf in the mask",
     lambda q: ops.attention(q, q, q, mask=backend.to_device(np.triu(np.full((5, 5), -np.inf, "float32"), 1))),
@@ -459,7 +517,16 @@ def test_dropout_is_a_mask_with_the_mean_kept() -> None:
 
 def test_every_op_that_pytorch_has_is_compared() -> None:
     """An op added without a case here fails. The inner halves of composites are reached through them."""
-    inner = {"correlate", "correlate_input", "correlate_weight", "join", "contract", "matrix_product", "normalize", "weighted_values"}
+    inner = {
+        "correlate",
+        "correlate_input",
+        "correlate_weight",
+        "join",
+        "contract",
+        "matrix_product",
+        "normalize",
+        "weighted_values",
+    }
     through = {"dropout"}  # above
     compared = {name.replace(",", " ").split()[0] for name in CASES}
     missing = set(ops.__all__) - compared - inner - through
@@ -484,7 +551,9 @@ SECOND_ORDER = {
         lambda t, w, b: last(F.group_norm(first(t), 2, w, b)),
         normal("twice", (2, 3, 2, 4), (4,), (4,)),
     ),
-    "layer_norm": Case(ops.layer_norm, lambda t, w, b: F.layer_norm(t, (4,), w, b), normal("twice", (3, 4), (4,), (4,))),
+    "layer_norm": Case(
+        ops.layer_norm, lambda t, w, b: F.layer_norm(t, (4,), w, b), normal("twice", (3, 4), (4,), (4,))
+    ),
     "batch_norm": Case(
         ops.batch_norm,
         lambda t, w, b: last(F.batch_norm(first(t), None, None, w, b, training=True)),
@@ -492,7 +561,9 @@ SECOND_ORDER = {
     ),
     "attention": Case(
         lambda q, k, v: ops.attention(q, k, v, mask=backend.to_device(_allowed)),
-        lambda q, k, v: (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(~torch.tensor(_allowed), -math.inf).softmax(-1) @ v,
+        lambda q, k, v: (
+            (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(~torch.tensor(_allowed), -math.inf).softmax(-1) @ v
+        ),
         normal("twice", (2, 3, 5, 4), (2, 3, 6, 4), (2, 3, 6, 2)),
     ),
     "softmax": Case(lambda x: ops.softmax(x, axis=-1), lambda t: t.softmax(-1), normal("twice", (3, 4))),
@@ -510,7 +581,9 @@ SECOND_ORDER = {
     "max": Case(lambda x: x.max(0) ** 2, lambda t: t.amax(0) ** 2, normal("twice", (3, 4))),
     "matmul": Case(ops.matmul, torch.matmul, normal("twice", (2, 3, 4), (4, 5))),
     "einsum": Case(
-        lambda x, y: ops.einsum("bii,bi->i", x, y), lambda t, u: torch.einsum("bii,bi->i", t, u), normal("twice", (2, 3, 3), (2, 3))
+        lambda x, y: ops.einsum("bii,bi->i", x, y),
+        lambda t, u: torch.einsum("bii,bi->i", t, u),
+        normal("twice", (2, 3, 3), (2, 3)),
     ),
     "cross_entropy": Case(
         lambda x: ops.cross_entropy(x, backend.to_device(_classes)),

@@ -74,7 +74,9 @@ class Block(torch.nn.Module):
         super().__init__()
         self.attn_self, self.attn_cross = CrossAttention(width, width), CrossAttention(width, 256)
         self.norm1, self.norm2, self.norm3 = (torch.nn.LayerNorm(width) for _ in range(3))
-        self.ffn = torch.nn.Sequential(torch.nn.Linear(width, 3 * width), torch.nn.GELU(), torch.nn.Linear(3 * width, width))
+        self.ffn = torch.nn.Sequential(
+            torch.nn.Linear(width, 3 * width), torch.nn.GELU(), torch.nn.Linear(3 * width, width)
+        )
 
     def forward(self, x: Any, c: Any) -> Any:
         y = self.norm1(x)
@@ -112,7 +114,8 @@ class Coder(torch.nn.Module):
             conv(1, 4, 3), norm(4), silu(), conv(4, 4, 3, 2), norm(4), silu(), conv(4, 4, 3), norm(4)
         )  # fmt: skip
         self.decoder = torch.nn.Sequential(
-            tconv(4, 4, 3), norm(4), silu(), tconv(4, 4, 3, 2, output_padding=1), norm(4), silu(), tconv(4, 1, 3), torch.nn.Sigmoid()
+            tconv(4, 4, 3), norm(4), silu(), tconv(4, 4, 3, 2, output_padding=1), norm(4), silu(),
+            tconv(4, 1, 3), torch.nn.Sigmoid(),
         )  # fmt: skip
 
     def forward(self, x: Any) -> Any:

@@ -29,7 +29,8 @@ from ._core import (
 )
 
 IMPLICIT = (
-    "Implicit conversion to a NumPy array is not allowed. The ways from the device to the host are backend.to_host and backend.scalar"
+    "Implicit conversion to a NumPy array is not allowed. "
+    "The ways from the device to the host are backend.to_host and backend.scalar"
 )
 
 
@@ -173,7 +174,9 @@ class StrictArray(Wrapped):
         if has_mask(index):
             sync("a[mask] = v (use copyto(a, v, where=mask) or where)")
         if isinstance(value, (np.ndarray, list, tuple)):
-            raise ValueError("non-scalar numpy.ndarray cannot be used for fill: bring it to the device with backend.to_device")
+            raise ValueError(
+                "non-scalar numpy.ndarray cannot be used for fill: bring it to the device with backend.to_device"
+            )
         raw = accept("a[...] = v", "v", value)
         if isinstance(raw, np.ndarray) and raw.size > 1:
             self._check_duplicates(index)
@@ -188,7 +191,9 @@ class StrictArray(Wrapped):
         writers = np.arange(last[index].size).reshape(last[index].shape)
         last[index] = writers
         if (last[index] != writers).any():
-            raise ValueError("a[index] = v or a[index] += v with an index that occurs twice has no defined result: use add.at")
+            raise ValueError(
+                "a[index] = v or a[index] += v with an index that occurs twice has no defined result: use add.at"
+            )
 
     # ---- to the host: each waits
 
@@ -251,7 +256,9 @@ class StrictArray(Wrapped):
     def copy(self, order: str = "C") -> StrictArray:
         return wrap(self._a.copy(order))
 
-    def astype(self, dtype: Any, order: str = "K", casting: Any = None, subok: Any = None, copy: bool = True) -> StrictArray:
+    def astype(
+        self, dtype: Any, order: str = "K", casting: Any = None, subok: Any = None, copy: bool = True
+    ) -> StrictArray:
         dtype = np.dtype(accept("astype", "dtype", dtype))
         check_dtype(dtype)
         if not copy and dtype == self._a.dtype and order == "K":
@@ -264,9 +271,9 @@ class StrictArray(Wrapped):
 
 PTP = guarded("ptp", np.ptp, "a, axis=, out=, keepdims=")
 METHODS = (  # those that NumPy's ndarray has with the same meaning
-    "all any argmax argmin argpartition argsort byteswap choose clip compress conj conjugate cumprod cumsum diagonal dot fill flatten "
-    "max mean min nonzero partition prod put ravel repeat reshape round searchsorted sort squeeze std sum swapaxes take trace "
-    "transpose var view"
+    "all any argmax argmin argpartition argsort byteswap choose clip compress conj conjugate cumprod cumsum diagonal "
+    "dot fill flatten max mean min nonzero partition prod put ravel repeat reshape round searchsorted sort squeeze std "
+    "sum swapaxes take trace transpose var view"
 )
 WAITING = {"choose": always, "compress": always, "nonzero": always, "repeat": repeats_vary}
 PROMISED = ("flatten", "ravel", "reshape", "view")
@@ -290,7 +297,15 @@ for _name in METHODS.split():
     setattr(
         StrictArray,
         _name,
-        guarded(_name, getattr(np.ndarray, _name), _text, skip=True, waits=WAITING.get(_name), promised=_name in PROMISED, before=_before),
+        guarded(
+            _name,
+            getattr(np.ndarray, _name),
+            _text,
+            skip=True,
+            waits=WAITING.get(_name),
+            promised=_name in PROMISED,
+            before=_before,
+        ),
     )
 
 
@@ -301,7 +316,10 @@ def _other(value: Any, in_place: bool) -> Any:
     """The other operand: NumPy's view of it, or NotImplemented for a class that has asked to be left the operation."""
     if isinstance(value, (*NUMBERS, np.generic)):
         return value
-    left_to = getattr(value, "__array_ufunc__", False) is None or getattr(value, "__array_priority__", 0) > StrictArray.__array_priority__
+    left_to = (
+        getattr(value, "__array_ufunc__", False) is None
+        or getattr(value, "__array_priority__", 0) > StrictArray.__array_priority__
+    )
     if left_to and not in_place and not isinstance(value, np.ndarray):
         return NotImplemented
     raise refuse(value, "an operation with an array of the device")
@@ -334,7 +352,9 @@ BINARY = {
     "mod": np.remainder, "divmod": np.divmod, "pow": np.power, "matmul": np.matmul, "and": np.bitwise_and,
     "or": np.bitwise_or, "xor": np.bitwise_xor, "lshift": np.left_shift, "rshift": np.right_shift,
 }  # fmt: skip
-COMPARISONS = {"eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal}
+COMPARISONS = {
+    "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
+}  # fmt: skip
 UNARY = {"neg": np.negative, "pos": np.positive, "abs": np.absolute, "invert": np.invert}
 
 for _name, _function in {**BINARY, **COMPARISONS}.items():

@@ -24,13 +24,14 @@ HOST_NUMBERS = (*NUMBERS, np.generic)
 DTYPES = frozenset("?bBhHiIlLqQefdFD")
 # Parameters that take arrays. A list there is refused by most of CuPy, and copied to the device each time by the rest.
 ARRAYS = frozenset(
-    "a b x y x1 x2 arr array m v A B dst src condition indices values vals mask weights prototype element test_elements".split()
+    "a b x y x1 x2 arr array m v A B dst src condition indices values vals mask weights prototype element "
+    "test_elements".split()
 )
 # Parameters that take Python numbers; an array of the device has no __index__.
 METADATA = frozenset(
-    "shape newshape new_shape axis axes axis1 axis2 axisa axisb axisc reps k N M n num indices_or_sections source destination "
-    "pad_width order dtype ndmin decimals ddof keepdims kth offset dims strides window_shape mode stat_length constant_values "
-    "end_values reflect_type start_axis ndim".split()
+    "shape newshape new_shape axis axes axis1 axis2 axisa axisb axisc reps k N M n num indices_or_sections source "
+    "destination pad_width order dtype ndmin decimals ddof keepdims kth offset dims strides window_shape mode "
+    "stat_length constant_values end_values reflect_type start_axis ndim".split()
 )
 
 
@@ -295,7 +296,9 @@ def guarded(name: str, function: Callable[..., Any], text: str, **options: Any) 
 
 def _too_many(name: str, count: int, positional: list[str], agreed: int) -> TypeError:
     if agreed < len(positional):
-        return TypeError(f"{name}(): argument {agreed + 1} is {positional[agreed]!r} in CuPy and another in NumPy: name it")
+        return TypeError(
+            f"{name}(): argument {agreed + 1} is {positional[agreed]!r} in CuPy and another in NumPy: name it"
+        )
     return TypeError(f"{name}() takes {agreed} positional arguments but {count} were given")
 
 

@@ -88,7 +88,9 @@ class StrictUfunc:
         if name not in self._methods:
             raise NotImplementedError(f"`cupy_{self.__name__}.{name}` is not supported yet")
         method: Callable[..., Any] = (
-            self._add_at if name == "at" else guarded(f"{self.__name__}.{name}", getattr(self._ufunc, name), API["ufunc_methods"][name])
+            self._add_at
+            if name == "at"
+            else guarded(f"{self.__name__}.{name}", getattr(self._ufunc, name), API["ufunc_methods"][name])
         )
         setattr(self, name, method)
         return method
@@ -114,18 +116,26 @@ def empty(shape: Any, dtype: Any = float, order: str = "C") -> StrictArray:
     return _fresh(np.empty(accept("empty", "shape", shape), accept("empty", "dtype", dtype), order))
 
 
-def empty_like(prototype: Any, dtype: Any = None, order: str = "K", subok: None = None, shape: Any = None) -> StrictArray:
+def empty_like(
+    prototype: Any, dtype: Any = None, order: str = "K", subok: None = None, shape: Any = None
+) -> StrictArray:
     if not isinstance(prototype, Wrapped):
         raise refuse(prototype, "empty_like")
     return _fresh(np.empty_like(prototype._a, dtype=dtype, order=order, shape=accept("empty_like", "shape", shape)))
 
 
-def array(obj: Any, dtype: Any = None, copy: bool = True, order: str = "K", subok: bool = False, ndmin: int = 0) -> StrictArray:
+def array(
+    obj: Any, dtype: Any = None, copy: bool = True, order: str = "K", subok: bool = False, ndmin: int = 0
+) -> StrictArray:
     """From an array of the device, a number or nested lists of numbers. Host arrays come in by backend.to_device."""
     if dtype is not None:
         check_dtype(np.dtype(dtype))
     if isinstance(obj, Wrapped):
-        a = np.array(obj._a, dtype=dtype, order=order, ndmin=ndmin) if copy else np.asarray(obj._a, dtype=dtype, order=order)
+        a = (
+            np.array(obj._a, dtype=dtype, order=order, ndmin=ndmin)
+            if copy
+            else np.asarray(obj._a, dtype=dtype, order=order)
+        )
         return obj if a is obj._a else wrap(a)
     a = np.array(_numbers(obj), dtype=dtype, order=order, ndmin=ndmin)
     check_dtype(a.dtype)
@@ -178,7 +188,10 @@ def where(condition: Any, x: Any = None, y: Any = None) -> Any:
     return give(np.where(condition._a, *(nep50(operands) if NUMPY1 else operands)))
 
 
-OWN = {f.__name__: f for f in (empty, empty_like, array, asarray, ascontiguousarray, asfortranarray, result_type, can_cast, where)}
+OWN = {
+    f.__name__: f
+    for f in (empty, empty_like, array, asarray, ascontiguousarray, asfortranarray, result_type, can_cast, where)
+}
 OWN["asanyarray"] = asarray
 
 # ---------------------------------------------------------------- the table
@@ -189,9 +202,9 @@ def _array_argument(position: int, name: str) -> Callable[[Any, Any], bool]:
 
 
 WAITING: dict[str, Callable[[Any, Any], bool]] = dict.fromkeys(
-    "nonzero flatnonzero argwhere unique unique_all unique_counts unique_inverse unique_values bincount putmask place extract compress "
-    "delete nanmax nanmin histogram histogram2d histogramdd union1d intersect1d setdiff1d setxor1d argpartition trim_zeros "
-    "unravel_index sliding_window_view choose asarray_chkfinite polymul roots".split(),
+    "nonzero flatnonzero argwhere unique unique_all unique_counts unique_inverse unique_values bincount putmask place "
+    "extract compress delete nanmax nanmin histogram histogram2d histogramdd union1d intersect1d setdiff1d setxor1d "
+    "argpartition trim_zeros unravel_index sliding_window_view choose asarray_chkfinite polymul roots".split(),
     always,
 ) | {
     "arange": any_array,
@@ -204,17 +217,22 @@ WAITING: dict[str, Callable[[Any, Any], bool]] = dict.fromkeys(
     "gradient": _array_argument(1, "varargs"),
 }
 PROMISED = frozenset(
-    "zeros ones full zeros_like ones_like full_like eye identity tri arange linspace logspace copy ravel reshape indices".split()
+    "zeros ones full zeros_like ones_like full_like eye identity tri arange linspace logspace "
+    "copy ravel reshape indices".split()
 )
-AS_ARRAY = frozenset("allclose array_equal array_equiv count_nonzero".split())  # NumPy answers these with Python's own types
-NUMBER_FIRST = frozenset("ndim shape size isscalar isclose allclose nan_to_num round around real imag min_scalar_type".split())
+# NumPy answers these with Python's own types
+AS_ARRAY = frozenset("allclose array_equal array_equiv count_nonzero".split())
+NUMBER_FIRST = frozenset(
+    "ndim shape size isscalar isclose allclose nan_to_num round around real imag min_scalar_type".split()
+)
 KEYWORDS = {"einsum": ("dtype", "optimize"), "meshgrid": ("indexing", "sparse", "copy")}
 KEYWORDS["pad"] = ("mode", "stat_length", "constant_values", "end_values", "reflect_type")
 # These work on the host, call back into Python, or make something that strict does not imitate.
 LEFT_OUT = frozenset(
-    "apply_along_axis apply_over_axes array2string array_repr array_str asnumpy base_repr binary_repr byte_bounds clear_memo "
-    "disp find_common_type frombuffer fromfile fromfunction fromiter fromstring from_dlpack fuse genfromtxt get_array_module "
-    "load loadtxt piecewise printoptions random safe_eval save savetxt savez savez_compressed set_printoptions who".split()
+    "apply_along_axis apply_over_axes array2string array_repr array_str asnumpy base_repr binary_repr byte_bounds "
+    "clear_memo disp find_common_type frombuffer fromfile fromfunction fromiter fromstring from_dlpack fuse genfromtxt "
+    "get_array_module load loadtxt piecewise printoptions random safe_eval save savetxt savez "
+    "savez_compressed set_printoptions who".split()
 )
 CLASSES = {"ndarray": StrictArray, "ufunc": StrictUfunc}
 
@@ -242,9 +260,13 @@ def _find(path: str, name: str) -> Any:
     if not path:
         if name in CLASSES:
             return CLASSES[name]
-        known = name in API["ufuncs"] or name in API["classes"] or name in API["constants"] or name in ("s_", "index_exp")
+        known = (
+            name in API["ufuncs"] or name in API["classes"] or name in API["constants"] or name in ("s_", "index_exp")
+        )
         if name in API["objects"] and not known:
-            raise AttributeError(f"cupy.{name} is not offered by strict: tinydiff's code has no use for it outside kernels/cuda.py")
+            raise AttributeError(
+                f"cupy.{name} is not offered by strict: tinydiff's code has no use for it outside kernels/cuda.py"
+            )
         if frozen is None and not known:
             raise AttributeError(f"module 'cupy' has no attribute {name!r}, in CuPy {API['cupy']}")
     elif frozen is None:

@@ -116,7 +116,9 @@ def table() -> dict[str, Any]:
         "cupy": cupy.__version__,
         "functions": functions,
         "ufuncs": ufuncs,
-        "ufunc_methods": {m: parameters(getattr(cupy.ufunc, m)) for m in ("reduce", "accumulate", "reduceat", "at", "outer")},
+        "ufunc_methods": {
+            m: parameters(getattr(cupy.ufunc, m)) for m in ("reduce", "accumulate", "reduceat", "at", "outer")
+        },
         "classes": sorted(classes),
         "constants": sorted(constants),
         "objects": sorted(objects),
