@@ -6,7 +6,8 @@
     python examples/03_score_unet.py --data glyphs            on digits drawn here, without a download
     TINYDIFF_BACKEND=cupy python examples/03_score_unet.py    on a GPU
 
-The directory of the run (runs/03_score_unet) gets samples.png, loss.png, log.jsonl and checkpoint.npz after every epoch.
+The directory of the run (runs/03_score_unet) gets samples.png, loss.png, log.jsonl and
+checkpoint.npz after every epoch.
 """
 
 from __future__ import annotations
@@ -100,16 +101,42 @@ def positive(text):
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--skips", choices=TUTORIAL, default="add", help="how the halves of the U-Net are joined (default: add, the tutorial's second net)")
-    add("--data", choices=["mnist", "glyphs"], default="mnist", help="MNIST, read from --data-dir or downloaded once; or digits drawn here")
+    add(
+        "--skips",
+        choices=TUTORIAL,
+        default="add",
+        help="how the halves of the U-Net are joined (default: add, the tutorial's second net)",
+    )
+    add(
+        "--data",
+        choices=["mnist", "glyphs"],
+        default="mnist",
+        help="MNIST, read from --data-dir or downloaded once; or digits drawn here",
+    )
     add("--data-dir", type=Path, help="where the four idx files of MNIST are (default: $TINYDIFF_DATA, else download)")
-    add("--epochs", type=positive, help="how often to go through the data (default: the tutorial's 75, or 50 with --skips concat)")
+    add(
+        "--epochs",
+        type=positive,
+        help="how often to go through the data (default: the tutorial's 75, or 50 with --skips concat)",
+    )
     add("--batch-size", type=positive, help="images a step (default: the tutorial's 1024, or 2048)")
-    add("--micro-batch", type=positive, default=128, help="images at a time; gradients are added up (default: %(default)s)")
-    add("--threads", type=positive, help="micro-batches worked on at the same time (default: one a core; a GPU has one)")
+    add(
+        "--micro-batch",
+        type=positive,
+        default=128,
+        help="images at a time; gradients are added up (default: %(default)s)",
+    )
+    add(
+        "--threads", type=positive, help="micro-batches worked on at the same time (default: one a core; a GPU has one)"
+    )
     add("--steps", type=positive, default=500, help="steps of the sampler (default: %(default)s)")
     add("--samples", type=positive, default=64, help="images in the final grid (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of the weights, the order of the data, the noise, the samples (default: %(default)s)")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the weights, the order of the data, the noise, the samples (default: %(default)s)",
+    )
     add("--out", type=Path, default=Path("runs/03_score_unet"), help="directory of the run (default: %(default)s)")
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
     add("--sample-only", action="store_true", help="no training: paint samples.png from the checkpoint in --out")

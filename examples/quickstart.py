@@ -4,9 +4,9 @@
     python examples/quickstart.py --data mnist            handwritten ones
     TINYDIFF_BACKEND=cupy python examples/quickstart.py   on a GPU
 
-A padded residual U-Net (models/unet.py) learns to remove noise of any strength (diffusion/edm.py), told which digit it is looking
-at, except for one time in ten, so that at the end it can be asked what the digit adds (guidance). The directory of
-the run (runs/quickstart) gets samples.png, a row a digit, and loss.png, log.jsonl and checkpoint.npz.
+A padded residual U-Net (models/unet.py) learns to remove noise of any strength (diffusion/edm.py), told which digit it
+is looking at, except for one time in ten, so that at the end it can be asked what the digit adds (guidance). The
+directory of the run (runs/quickstart) gets samples.png, a row a digit, and loss.png, log.jsonl and checkpoint.npz.
 """
 
 from __future__ import annotations
@@ -35,7 +35,12 @@ def main() -> int:
     args = arguments()
     began = time.monotonic()
     images, labels = load(args)  # (n, 28, 28, 1) in [-1, 1]; {name: (n,)}
-    net = UNet(1, args.channels, labels={name: int(values.max()) + 1 for name, values in labels.items()}, rng=Rng(args.seed).child("model"))
+    net = UNet(
+        1,
+        args.channels,
+        labels={name: int(values.max()) + 1 for name, values in labels.items()},
+        rng=Rng(args.seed).child("model"),
+    )
     denoiser = Denoiser(net, sigma_data=float(images.std()))
     ema = EMA(denoiser, 0.995)
 
@@ -53,7 +58,9 @@ def main() -> int:
     else:
         epochs = max(1, round(args.images / len(images)))
         steps = epochs * -(-len(images) // args.batch_size)
-        print(f"{net.count():,} parameters, {epochs * len(images):,} images; pictures go to {args.out}", file=sys.stderr)
+        print(
+            f"{net.count():,} parameters, {epochs * len(images):,} images; pictures go to {args.out}", file=sys.stderr
+        )
         run = train(
             denoiser,
             loss,
@@ -95,13 +102,23 @@ def paint(denoiser, args):
     else:
         drawn = {name: values for name, values in VARIETIES[VARIETY].items() if len(values) > 1}
         styles = [dict(zip(drawn, choice)) for choice in itertools.product(*drawn.values())]
-        wanted = [{"digit": d, **{name: ATTRIBUTES[name].index(v) for name, v in style.items()}} for d in range(10) for style in styles]
+        wanted = [
+            {"digit": d, **{name: ATTRIBUTES[name].index(v) for name, v in style.items()}}
+            for d in range(10)
+            for style in styles
+        ]
     condition = {name: np.array([w[name] for w in wanted]) for name in wanted[0]}
 
     def some(rows):
         """These rows of the grid; sample i is the same whoever paints it."""
         told = guided(denoiser, args.guidance, **{name: to_device(values[rows]) for name, values in condition.items()})
-        x = heun(told, (rows.stop - rows.start, 28, 28, 1), Rng(args.seed).child("samples"), steps=args.steps, first=rows.start)
+        x = heun(
+            told,
+            (rows.stop - rows.start, 28, 28, 1),
+            Rng(args.seed).child("samples"),
+            steps=args.steps,
+            first=rows.start,
+        )
         return to_host(x)
 
     x = np.concatenate(list(parallel.over_shards(some, len(wanted), 20)))
@@ -111,16 +128,36 @@ def paint(denoiser, args):
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--data", choices=["glyphs", "mnist"], default="glyphs", help="digits drawn here, or MNIST (default: %(default)s)")
+    add(
+        "--data",
+        choices=["glyphs", "mnist"],
+        default="glyphs",
+        help="digits drawn here, or MNIST (default: %(default)s)",
+    )
     add("--data-dir", type=Path, help="where the four idx files of MNIST are (default: $TINYDIFF_DATA, else download)")
-    add("--images", type=int, default=100_000, help="images to learn from, in whole rounds through the data (default: %(default)s)")
+    add(
+        "--images",
+        type=int,
+        default=100_000,
+        help="images to learn from, in whole rounds through the data (default: %(default)s)",
+    )
     add("--channels", type=int, nargs="+", default=[32, 64], help="of the U-Net, from fine to coarse (default: 32 64)")
     add("--batch-size", type=int, default=128, help="images a step (default: %(default)s)")
     add("--micro-batch", type=int, default=32, help="images at a time in each thread (default: %(default)s)")
     add("--lr", type=float, default=2e-3, help="of Adam, after a warm-up and before a cosine (default: %(default)s)")
-    add("--guidance", type=float, default=1.0, help="how far to push towards the digit; 0 is not at all (default: %(default)s)")
+    add(
+        "--guidance",
+        type=float,
+        default=1.0,
+        help="how far to push towards the digit; 0 is not at all (default: %(default)s)",
+    )
     add("--steps", type=int, default=18, help="steps of Heun's method, 2 steps - 1 evaluations (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of the weights, the order of the data, the noise, the samples (default: %(default)s)")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the weights, the order of the data, the noise, the samples (default: %(default)s)",
+    )
     add("--out", type=Path, default=Path("runs/quickstart"), help="directory of the run (default: %(default)s)")
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
     add("--sample-only", action="store_true", help="no training: paint samples.png from the checkpoint in --out")
