@@ -26,9 +26,10 @@ class Net(nn.Module):
 SHAPES = {
     "conv.weight": (6, 2, 3, 5), "conv.bias": (6,), "blocks.0.weight": (6, 2, 3, 5), "blocks.1.weight": (3, 2, 4),
     "blocks.1.bias": (3,), "lin.weight": (3, 2), "lin.bias": (3,), "norm.weight": (6,), "norm.bias": (6,),
-    "norm.running_mean": (6,), "norm.running_var": (6,), "table.weight": (5, 3),
-    "attn.in_proj_weight": (12, 4), "attn.in_proj_bias": (12,), "attn.out_proj.weight": (4, 4),
-    "attn.out_proj.bias": (4,), "cross.q_proj_weight": (4, 4), "cross.k_proj_weight": (4, 3), "cross.v_proj_weight": (4, 2), "cross.out_proj.weight": (4, 4), "norm.num_batches_tracked": (),
+    "norm.running_mean": (6,), "norm.running_var": (6,), "table.weight": (5, 3), "attn.in_proj_weight": (12, 4),
+    "attn.in_proj_bias": (12,), "attn.out_proj.weight": (4, 4), "attn.out_proj.bias": (4,),
+    "cross.q_proj_weight": (4, 4), "cross.k_proj_weight": (4, 3), "cross.v_proj_weight": (4, 2),
+    "cross.out_proj.weight": (4, 4), "norm.num_batches_tracked": (),
 }  # fmt: skip
 
 
