@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinydiff import Rng, data, parallel, plot, saving
+from tinydiff import Rng, backend, data, parallel, plot, saving
 from tinydiff.backend import to_device, to_host, xp
 from tinydiff.data.glyphs import ATTRIBUTES, VARIETIES
 from tinydiff.diffusion.edm import Denoiser, edm_loss, guided, heun
@@ -143,7 +143,12 @@ def arguments():
     )
     add("--channels", type=int, nargs="+", default=[32, 64], help="of the U-Net, from fine to coarse (default: 32 64)")
     add("--batch-size", type=int, default=128, help="images a step (default: %(default)s)")
-    add("--micro-batch", type=int, default=32, help="images at a time in each thread (default: %(default)s)")
+    add(
+        "--micro-batch",
+        type=int,
+        default=None if backend.name == "cupy" else 32,
+        help="images at a time in each thread (default: 32; a GPU takes the batch whole)",
+    )
     add("--lr", type=float, default=2e-3, help="of Adam, after a warm-up and before a cosine (default: %(default)s)")
     add(
         "--guidance",
