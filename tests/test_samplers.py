@@ -137,7 +137,10 @@ def test_the_test_can_fail(numpy_backend, score, sde):
 
 def test_a_sample_is_the_same_alone_and_in_any_batch(each_backend):
     score = gaussian_score(0.2, 0.1)
-    run = lambda n, first=0: backend.to_host(euler_maruyama(score, (n, 4, 4, 1), SDE, 11, steps=7, first=first))  # noqa: E731
+
+    def run(n, first=0):
+        return backend.to_host(euler_maruyama(score, (n, 4, 4, 1), SDE, 11, steps=7, first=first))
+
     many = run(6)
     np.testing.assert_array_equal(run(1, first=4), many[4:5])
     np.testing.assert_array_equal(run(3), many[:3])

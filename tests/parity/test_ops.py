@@ -383,7 +383,8 @@ for _i, (_s, _p, _d, _g) in enumerate(itertools.product((1, 2, 3), (0, 1, (2, 1)
     _kernel = ((3, 3), (2, 3), (4, 2))[_i % 3]
     for _extra in {0, max(_s, max(pair(_d))) - 1}:
         if _extra >= max(_s, min(pair(_d))):
-            _extra = (0, _extra)  # noqa: PLW2901  an output_padding must stay below the stride or the dilation of its axis
+            # an output_padding must stay below the stride or the dilation of its axis
+            _extra = (0, _extra)  # noqa: PLW2901
         _options = dict(stride=_s, padding=_p, dilation=_d, groups=_g, output_padding=_extra)
         case(
             f"conv_transpose2d {_kernel} {_options}",
