@@ -138,7 +138,7 @@ def arguments():
     add(
         "--images",
         type=int,
-        default=60_000,
+        default=80_000,
         help="images to learn from, in whole rounds through the data (default: %(default)s)",
     )
     add("--channels", type=int, nargs="+", default=[32, 64], help="of the U-Net, from fine to coarse (default: 32 64)")
