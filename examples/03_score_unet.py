@@ -1,7 +1,7 @@
 """The tutorial's score network: its own net, loss, learning rates and sampler, on MNIST.
 
     python examples/03_score_unet.py                          75 epochs, the additive net; hours on a CPU
-    python examples/03_score_unet.py --epochs 21              far enough to see digits
+    python examples/03_score_unet.py --epochs 21              an hour: strokes, not yet digits
     python examples/03_score_unet.py --resume                 go on with a run that was interrupted (Ctrl-C saves)
     python examples/03_score_unet.py --data glyphs            on digits drawn here, without a download
     TINYDIFF_BACKEND=cupy python examples/03_score_unet.py    on a GPU
@@ -35,8 +35,6 @@ def main() -> int:
     sde = VESDE(SIGMA)
     model = ScoreUNet(sde.marginal_std, skips=args.skips, rng=Rng(args.seed).child("model"))
     if args.sample_only:
-        if not (args.out / "checkpoint.npz").exists():
-            sys.exit(f"there is no {args.out / 'checkpoint.npz'} to sample from: train first, without --sample-only")
         model.load_state_dict(saving.load(args.out / "checkpoint.npz")["model"])
         paint(model, sde, args, args.steps)
         return 0
@@ -98,6 +96,12 @@ def positive(text):
     return int(text)
 
 
+def natural(text):
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, not {text}")
+    return int(text)
+
+
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -133,7 +137,7 @@ def arguments():
     add("--samples", type=positive, default=64, help="images in the final grid (default: %(default)s)")
     add(
         "--seed",
-        type=int,
+        type=natural,
         default=0,
         help="of the weights, the order of the data, the noise, the samples (default: %(default)s)",
     )
@@ -141,6 +145,10 @@ def arguments():
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
     add("--sample-only", action="store_true", help="no training: paint samples.png from the checkpoint in --out")
     args = parser.parse_args()
+    if args.data_dir and args.data != "mnist":
+        parser.error("--data-dir is read with --data mnist only")
+    if (args.resume or args.sample_only) and not (args.out / "checkpoint.npz").exists():
+        sys.exit(f"there is no {args.out / 'checkpoint.npz'}: train first, without --resume and --sample-only")
     args.epochs = TUTORIAL[args.skips]["epochs"] if args.epochs is None else args.epochs
     args.batch_size = TUTORIAL[args.skips]["batch_size"] if args.batch_size is None else args.batch_size
     return args

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import sys
 import time
 from pathlib import Path
@@ -53,8 +54,9 @@ def main() -> int:
         plot.loss_curve(run.records, args.out / "loss.png", x="step", title=f"EDM loss on {args.data}")
 
     if args.sample_only:
-        denoiser.load_state_dict(saving.load(args.out / "checkpoint.npz")["model"])
-        ema.load_state_dict(saving.load(args.out / "checkpoint.npz")["ema"])
+        state = saving.load(args.out / "checkpoint.npz")
+        denoiser.load_state_dict(state["model"])
+        ema.load_state_dict(state["ema"])
     else:
         epochs = max(1, round(args.images / len(images)))
         steps = epochs * -(-len(images) // args.batch_size)
@@ -89,7 +91,10 @@ def main() -> int:
 
 def load(args):
     if args.data == "mnist":
-        digits = data.mnist(args.data_dir)
+        try:
+            digits = data.mnist(args.data_dir)
+        except (OSError, ValueError, data.DownloadError) as error:
+            sys.exit(f"{error}\nOr take --data glyphs, digits drawn here, which need no files.")
         return data.to_float(digits.images, -1, 1), {"digit": digits.labels.astype(np.int64)}
     glyphs = data.glyphs(20_000, args.seed, variety=VARIETY)
     return data.to_float(glyphs.images, -1, 1), {name: v for name, v in glyphs.labels.items() if v.max() > v.min()}
@@ -125,6 +130,29 @@ def paint(denoiser, args):
     plot.image_grid(x, args.out / "samples.png", rows=10, row_labels=list(ATTRIBUTES["digit"]), low=-1, high=1)
 
 
+def integer(least, multiple_of=1):
+    def whole(text):
+        if int(text) < least or int(text) % multiple_of:
+            raise argparse.ArgumentTypeError(
+                f"must be {least} or more{f', a multiple of {multiple_of}' if multiple_of > 1 else ''}, not {text}"
+            )
+        return int(text)
+
+    return whole
+
+
+def finite(text):
+    if not math.isfinite(float(text)):
+        raise argparse.ArgumentTypeError(f"must be a finite number, not {text}")
+    return float(text)
+
+
+def positive(text):
+    if not finite(text) > 0:
+        raise argparse.ArgumentTypeError(f"must be positive, not {text}")
+    return float(text)
+
+
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -137,36 +165,52 @@ def arguments():
     add("--data-dir", type=Path, help="where the four idx files of MNIST are (default: $TINYDIFF_DATA, else download)")
     add(
         "--images",
-        type=int,
+        type=integer(1),
         default=80_000,
-        help="images to learn from, in whole rounds through the data (default: %(default)s)",
+        help="images to learn from, in whole rounds through the data, at least one (default: %(default)s)",
     )
-    add("--channels", type=int, nargs="+", default=[32, 64], help="of the U-Net, from fine to coarse (default: 32 64)")
-    add("--batch-size", type=int, default=128, help="images a step (default: %(default)s)")
+    add(
+        "--channels",
+        type=integer(8, multiple_of=8),  # as its group norms have eight groups
+        nargs="+",
+        default=[32, 64],
+        help="of the U-Net, from fine to coarse, multiples of 8 (default: 32 64)",
+    )
+    add("--batch-size", type=integer(1), default=128, help="images a step (default: %(default)s)")
     add(
         "--micro-batch",
-        type=int,
+        type=integer(1),
         default=None if backend.name == "cupy" else 32,
         help="images at a time in each thread (default: 32; a GPU takes the batch whole)",
     )
-    add("--lr", type=float, default=2e-3, help="of Adam, after a warm-up and before a cosine (default: %(default)s)")
+    add("--lr", type=positive, default=2e-3, help="of Adam, after a warm-up and before a cosine (default: %(default)s)")
     add(
         "--guidance",
-        type=float,
+        type=finite,
         default=1.0,
         help="how far to push towards the digit; 0 is not at all (default: %(default)s)",
     )
-    add("--steps", type=int, default=18, help="steps of Heun's method, 2 steps - 1 evaluations (default: %(default)s)")
+    add(
+        "--steps",
+        type=integer(2),
+        default=18,
+        help="steps of Heun's method, 2 steps - 1 evaluations (default: %(default)s)",
+    )
     add(
         "--seed",
-        type=int,
+        type=integer(0),
         default=0,
         help="of the weights, the order of the data, the noise, the samples (default: %(default)s)",
     )
     add("--out", type=Path, default=Path("runs/quickstart"), help="directory of the run (default: %(default)s)")
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
     add("--sample-only", action="store_true", help="no training: paint samples.png from the checkpoint in --out")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.data_dir and args.data != "mnist":
+        parser.error("--data-dir is read with --data mnist only")
+    if (args.resume or args.sample_only) and not (args.out / "checkpoint.npz").exists():
+        sys.exit(f"there is no {args.out / 'checkpoint.npz'}: train first, without --resume and --sample-only")
+    return args
 
 
 if __name__ == "__main__":

@@ -1,0 +1,140 @@
+"""The examples on a few images: they train, go on and sample, and their errors are for those who type commands."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from tinydiff import data
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+QUICKSTART, SCORE_UNET = EXAMPLES / "quickstart.py", EXAMPLES / "03_score_unet.py"
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    """24 images in the files of MNIST."""
+    images = np.random.default_rng(0).integers(0, 256, (24, 28, 28), np.uint8)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name, array in [
+        ("train-images-idx3-ubyte", images),
+        ("train-labels-idx1-ubyte", np.arange(24, dtype=np.uint8) % 10),
+    ]:
+        header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+        (folder / name).write_bytes(header + array.tobytes())
+    return folder
+
+
+def run(example, *arguments, status=0):
+    path = os.pathsep.join([str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")])  # it need not be installed
+    command = [sys.executable, str(example), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    assert done.returncode == status, done.stderr
+    return done.stderr
+
+
+def main(monkeypatch, example, *arguments):
+    """Run it in this process: what it leaves with, a status or a message."""
+    monkeypatch.setattr(sys, "argv", [str(example), *map(str, arguments)])
+    with pytest.raises(SystemExit) as done:
+        runpy.run_path(str(example), run_name="__main__")
+    return done.value.code
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("skips, count", [("add", "1,022,849"), ("concat", "1,115,297")])
+def test_the_score_unet_trains_goes_on_and_samples(tmp_path, data_dir, skips, count):
+    out = tmp_path / "run"
+    options = [
+        "--skips",
+        skips,
+        "--data-dir",
+        data_dir,
+        "--out",
+        out,
+        "--batch-size",
+        16,
+        "--micro-batch",
+        8,
+        "--steps",
+        2,
+        "--samples",
+        4,
+    ]
+    text = run(SCORE_UNET, *options, "--epochs", 1)
+    assert f"{count} parameters, 24 images" in text and ("(published 1154)" in text) == (skips == "add")
+    assert sorted(path.name for path in out.iterdir()) == ["checkpoint.npz", "log.jsonl", "loss.png", "samples.png"]
+    first = (out / "samples.png").read_bytes()
+    run(SCORE_UNET, *options, "--sample-only")
+    assert (out / "samples.png").read_bytes() == first
+    run(SCORE_UNET, *options, "--epochs", 2, "--resume")
+    records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [(r["epoch"], r["step"], r["images"]) for r in records] == [(0, 2, 24), (1, 4, 24)]
+    assert [r["lr"] for r in records] == pytest.approx([1e-3, 0.98e-3] if skips == "add" else [5e-4, 5e-4])
+    assert (out / "samples.png").read_bytes() != first
+
+
+@pytest.mark.slow
+def test_the_quickstart_trains_goes_on_and_samples(tmp_path, data_dir):
+    out = tmp_path / "run"
+    options = ["--data", "mnist", "--data-dir", data_dir, "--out", out, "--batch-size", 8, "--micro-batch", 4]
+    options += ["--channels", 8, 16, "--steps", 2]
+    text = run(QUICKSTART, *options, "--images", 1)  # a whole round
+    assert "parameters, 24 images" in text and "samples.png after" in text
+    assert sorted(path.name for path in out.iterdir()) == ["checkpoint.npz", "log.jsonl", "loss.png", "samples.png"]
+    first = (out / "samples.png").read_bytes()
+    assert imread(out / "samples.png").shape[0] == (10 * 30 + 2) * 3  # a row a digit
+    run(QUICKSTART, *options, "--sample-only")
+    assert (out / "samples.png").read_bytes() == first
+    run(QUICKSTART, *options, "--images", 48, "--resume")
+    records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [(r["epoch"], r["step"], r["images"]) for r in records] == [(0, 3, 24), (1, 6, 24)]
+    assert (out / "samples.png").read_bytes() != first
+
+
+@pytest.mark.slow
+def test_the_quickstart_paints_every_digit_in_every_style_of_the_glyphs(tmp_path, monkeypatch, each_backend):
+    few = data.glyphs(80, 0, variety="plain", cache=False)
+    monkeypatch.setattr(data, "glyphs", lambda n, seed, variety: few)
+    options = ["--out", tmp_path, "--images", 80, "--channels", 8, 16, "--steps", 2]
+    assert main(monkeypatch, QUICKSTART, *options) == 0
+    height, width = imread(tmp_path / "samples.png").shape[:2]
+    labels = width - (8 * 30 + 2) * 3  # two faces, two weights, two slants
+    assert height == (10 * 30 + 2) * 3 and 0 < labels < 100
+
+
+@pytest.mark.parametrize("example", [QUICKSTART, SCORE_UNET])
+def test_errors_are_a_line_or_two_and_no_traceback(monkeypatch, tmp_path, example):
+    for options, message in [
+        (["--data", "mnist", "--data-dir", tmp_path], "lacks train-images-idx3-ubyte"),
+        (["--sample-only"], f"there is no {tmp_path / 'none' / 'checkpoint.npz'}"),
+        (["--resume"], "there is no"),
+    ]:
+        assert message in main(monkeypatch, example, *options, "--out", tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("example", "options", "message"),
+    [
+        (SCORE_UNET, ["--steps", 0], "argument --steps: must be 1 or more, not 0"),
+        (SCORE_UNET, ["--seed", -1], "argument --seed: must be 0 or more, not -1"),
+        (QUICKSTART, ["--steps", 1], "argument --steps: must be 2 or more, not 1"),
+        (QUICKSTART, ["--images", -5], "argument --images: must be 1 or more, not -5"),
+        (QUICKSTART, ["--channels", 8, 12], "argument --channels: must be 8 or more, a multiple of 8, not 12"),
+        (QUICKSTART, ["--guidance", "nan"], "argument --guidance: must be a finite number, not nan"),
+        (QUICKSTART, ["--lr", 0], "argument --lr: must be positive, not 0"),
+        (QUICKSTART, ["--data", "glyphs", "--data-dir", "x"], "--data-dir is read with --data mnist only"),
+        (SCORE_UNET, ["--data", "glyphs", "--data-dir", "x"], "--data-dir is read with --data mnist only"),
+    ],
+)
+def test_a_bad_argument_is_quoted_before_anything_is_done(monkeypatch, capsys, tmp_path, example, options, message):
+    assert main(monkeypatch, example, "--out", tmp_path / "none", *options) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
