@@ -149,6 +149,7 @@ E("power", np.array([0.0, -1.5, 2.0]), 1)
 E("power", np.array([0.0, -1.5, 2.0]), 0)
 E("power", S(3), -2)
 E("power", 0.0, P(3))
+E("power", np.array([2.0, 0.5, 1.5]), np.array([0.0, 1.0, 2.0]))  # its mixed derivative at y = 0 is 1 / x
 E("clip", S(2, 3), low=None, high=0.1)
 E("clip", S(2, 3), low=np.array([-0.1, 0.1, -3.0]), high=None)
 E("where", np.array([[True], [False]]), N(3), 0.0)

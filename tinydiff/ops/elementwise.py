@@ -90,7 +90,7 @@ def power(x: Any, y: Any) -> Any:
 
     dz = y x^(y-1) dx + z log(x) dy          x' = z' y x^(y-1),   y' = z' z log x
 
-    At ties: x^0 is constant, also at x = 0, so x' = 0 there; y' = 0 at x = 0.
+    At ties: x^0 is constant, also at x = 0, so x' = 0 there; y' = 0 at x = 0. For x < 0 there is no y': it is NaN.
     """
     return x**y
 
@@ -100,11 +100,11 @@ def _(g: Any, z: Any, x: Any, y: Any) -> Any:
     def wrt_base() -> Any:
         if isinstance(y, (int, float)):
             return g * (y * x ** (y - 1)) if y != 0 else g * 0.0
-        return g * y * x ** where(y == 0, 1.0, y - 1)
+        return g * y * x ** where((x == 0) & (y == 0), 1.0, y - 1)  # 0 * 0^-1 would be NaN
 
     def wrt_exponent() -> Any:
         if isinstance(x, (int, float)):
-            return g * z * math.log(x) if x != 0 else g * 0.0
+            return g * 0.0 if x == 0 else g * z * (math.log(x) if x > 0 else math.nan)
         return g * z * log(where(x == 0, 1.0, x))
 
     return wrt_base, wrt_exponent
