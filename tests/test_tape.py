@@ -446,6 +446,24 @@ def test_picked_rows_are_a_copy_with_a_counter_of_its_own() -> None:
     equal(w.grad, expected)
 
 
+@pytest.mark.parametrize(
+    "op", [lambda x, i: x[i], lambda x, i: ops.embedding(i, x), lambda x, i: ops.take(x, i, axis=0)]
+)
+def test_an_index_changed_after_it_was_used_is_an_error(op: Any) -> None:
+    x, index = leaf(3, 2), td.tensor(backend.to_device(np.array([0, 1])))
+    y = op(x, index).sum()
+    with td.no_grad():
+        index[0] = 2
+    with pytest.raises(RuntimeError, match="the index of getitem was changed in place"):
+        y.backward()
+    plain = backend.to_device(np.array([0, 1]))
+    with td.detect_anomaly():
+        y = op(x, plain).sum()
+        plain[0] = 2
+        with pytest.raises(RuntimeError, match="an array that getitem had kept was written into"):
+            y.backward()
+
+
 def test_what_a_rule_does_not_read_may_change() -> None:
     x, w = leaf(3), leaf(3, seed=1)
     y = (x + w).sum()

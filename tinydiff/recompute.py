@@ -48,9 +48,6 @@ class Recomputation(Node):
             name="checkpoint", keeps=[True] * len(captured), keeps_rest=True, keeps_out=False, definition=None
         )
         super().__init__(op, captured, [x._data for x in captured], {"fn": fn, "inputs": inputs}, out._data, draws, [0])
-        self.versions += [
-            (f"argument {i}", x.version, x.version[0]) for i, x in enumerate(inputs) if isinstance(x, Tensor)
-        ]
 
     def cotangents(self, g: Any, wanted: Sequence[bool], create_graph: bool) -> list[Any]:
         sources = [tensor_at(parent, value) for parent, value in zip(self.parents, self.values)]

@@ -31,13 +31,13 @@ import functools
 import inspect
 import itertools
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 from . import backend
 from .modes import check_made, state, user_line
-from .tensor import OPS, Tensor
+from .tensor import OPS, Tensor, array_of
 
 _time = itertools.count()
 _SCALARS = (backend.numpy.generic, int, float, complex)
@@ -202,6 +202,9 @@ class Node:
             else:
                 self.parents.append(None)
             self.values.append(a if keep or not hasattr(a, "shape") else Absent(a.shape, a.dtype))
+        for name, part in self._options():  # such as the index of getitem
+            if isinstance(part, Tensor):
+                self.versions.append((f"the {name}", part.version, part.version[0]))
         if op.keeps_out:
             self.out = out
             self.versions.append(("the output", version, version[0]))
@@ -239,6 +242,12 @@ class Node:
             fitted.append(cotangent if cotangent is None else _fit(cotangent, value, self.op.name, i))
         return fitted
 
+    def _options(self) -> Iterator[tuple[str, Any]]:
+        """(name, value) of each option, tuples taken apart."""
+        for name, value in self.params.items():
+            for part in value if type(value) is tuple else (value,):
+                yield name, part
+
     @property
     def has_reference(self) -> bool:
         """Are higher derivatives those of the op's definition? Not so if its rule reads the output in place of an input
@@ -272,8 +281,8 @@ class Node:
             )
 
     def _fingerprints(self) -> list[int]:
-        kept = [a for a in (*self.values, self.out) if backend.active().is_array(a)]
-        return [zlib.crc32(backend.to_host(a).tobytes()) for a in kept]
+        kept = [array_of(a) for a in (*self.values, *(part for _, part in self._options()), self.out)]
+        return [zlib.crc32(backend.to_host(a).tobytes()) for a in kept if backend.active().is_array(a)]
 
     def made_at(self) -> str:
         return f"; it was computed at {self.line}" if self.line else ""

@@ -24,7 +24,8 @@ class Embedding(Module):
         self.weight = Parameter(as_rng(rng).normal((num_embeddings, embedding_dim)))
 
     def forward(self, index: Any) -> Any:
-        return ops.embedding(self._checked(array_of(index)), self.weight)
+        checked = self._checked(array_of(index))
+        return ops.embedding(index if isinstance(index, Tensor) else checked, self.weight)
 
     def _checked(self, index: Any) -> Any:
         on_host = backend.name == "numpy" or not backend.active().is_array(index)

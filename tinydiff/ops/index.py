@@ -7,7 +7,7 @@ from typing import Any
 from .. import kernels
 from ..backend import operand, xp
 from ..tape import composite, primitive
-from ..tensor import array_of
+from ..tensor import Tensor, array_of
 from .shape import axis_of, reshape
 
 
@@ -52,7 +52,7 @@ def scatter(x: Any, *, index: Any, shape: tuple[int, ...]) -> Any:
 
 @scatter.vjp
 def _(g: Any, _z: Any, _x: Any, *, index: Any, shape: tuple[int, ...]) -> Any:
-    return g[index]
+    return getitem(g, index=index)  # not g[index]: an array cannot be indexed with a Tensor
 
 
 @primitive
@@ -74,7 +74,7 @@ def index_add(x: Any, values: Any, *, index: Any) -> Any:
 
 @index_add.vjp
 def _(g: Any, _z: Any, _x: Any, _values: Any, *, index: Any) -> Any:
-    return g, lambda: g[index]
+    return g, lambda: getitem(g, index=index)
 
 
 @composite
@@ -82,21 +82,20 @@ def take(x: Any, indices: Any, *, axis: int | None = None) -> Any:
     """x at the indices along the axis (None: of the flattened array), as numpy.take: the axis gives way to the shape of
     the indices. On a GPU an index out of range is not found out; here it is an IndexError."""
     if axis is None:
-        return reshape(x, shape=-1)[_plain(indices)]
-    return x[(slice(None),) * axis_of(axis, x.ndim, "take") + (_plain(indices),)]
+        return getitem(reshape(x, shape=-1), index=indices)
+    return getitem(x, index=(slice(None),) * axis_of(axis, x.ndim, "take") + (indices,))
 
 
 @composite
 def take_along_axis(x: Any, indices: Any, *, axis: int) -> Any:
     """z[.., i, ..] = x[.., indices[.., i, ..], ..] along the axis, as numpy.take_along_axis."""
-    indices = array_of(indices)
     if indices.ndim != x.ndim:
         raise ValueError(
             f"take_along_axis: indices of shape {indices.shape} for an array of shape {x.shape}: the ranks must agree"
         )
     axis = axis_of(axis, x.ndim, "take_along_axis")
     grid = [xp.arange(n).reshape([-1 if b == a else 1 for b in range(x.ndim)]) for a, n in enumerate(x.shape)]
-    return x[tuple(indices if a == axis else grid[a] for a in range(x.ndim))]
+    return getitem(x, index=tuple(indices if a == axis else grid[a] for a in range(x.ndim)))
 
 
 @composite
@@ -106,9 +105,9 @@ def embedding(index: Any, table: Any) -> Any:
     Errors: TypeError for an index that is not of integers; ValueError for a table that is not a matrix. A number out of
     range is an IndexError, on NumPy.
     """
-    index = operand(array_of(index))
+    index = index if isinstance(index, Tensor) else operand(index)
     if not isinstance(index, int) and index.dtype.kind not in "iu":
         raise TypeError(f"embedding: the index must be of integers, not {index.dtype} of shape {index.shape}")
     if table.ndim != 2:
         raise ValueError(f"embedding: the table must be a matrix (n, d), not an array of shape {table.shape}")
-    return table[index]
+    return getitem(table, index=index)

@@ -8,7 +8,7 @@ from typing import Any
 from ..backend import operand, xp
 from ..rng import Rng
 from ..tape import composite
-from ..tensor import array_of
+from ..tensor import Tensor
 from .activation import softplus
 from .elementwise import square, where
 from .index import take_along_axis
@@ -48,7 +48,7 @@ def cross_entropy(logits: Any, labels: Any, *, reduction: str = "mean") -> Any:
     A label below 0 makes the loss NaN, and so does one that is too large on a GPU, where NumPy raises IndexError.
     Errors: TypeError for labels that are not integers, ValueError for shapes that do not fit.
     """
-    labels = operand(array_of(labels))
+    labels = labels if isinstance(labels, Tensor) else operand(labels)
     if labels.dtype.kind not in "iu":
         raise TypeError(f"cross_entropy: the labels must be integers, not {labels.dtype} of shape {labels.shape}")
     if logits.ndim < 1 or logits.shape[:-1] != labels.shape:
