@@ -41,6 +41,15 @@ def test_results_come_in_order_and_cover_every_row_once():
     assert list(parallel.over_shards(lambda rows: rows, 0, 4)) == []
 
 
+def test_the_threads_record_if_the_caller_does():
+    x = tinydiff.tensor([1.0, 2.0], requires_grad=True)
+    for threads in (1, 2):
+        recorded = [y.requires_grad for y in parallel.over_shards(lambda rows: x[rows] * 2, 2, 1, threads)]
+        with tinydiff.no_grad():
+            silent = [y.requires_grad for y in parallel.over_shards(lambda rows: x[rows] * 2, 2, 1, threads)]
+        assert recorded == [True, True] and silent == [False, False]
+
+
 def test_threads_are_used_and_an_error_in_one_is_raised():
     if tinydiff.backend.active().name != "numpy":
         pytest.skip("a GPU is fed by one thread")

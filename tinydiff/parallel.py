@@ -21,7 +21,7 @@ import numpy
 
 from . import backend
 from .backward import grad
-from .modes import anomaly_detection
+from .modes import anomaly_detection, grad_enabled, recording
 from .tensor import Tensor
 
 Result = TypeVar("Result")
@@ -30,7 +30,8 @@ Result = TypeVar("Result")
 def over_shards(fn: Callable[[slice], Result], n: int, size: int, threads: int | None = None) -> Iterator[Result]:
     """fn(rows) for rows 0 to n in shards of `size`, in order. fn must not depend on what the other shards do.
 
-    threads: None is one a core on NumPy; a GPU is fed by one. Errors: ValueError for size < 1 or threads < 1.
+    threads: None is one a core on NumPy; a GPU is fed by one. They record if the caller does.
+    Errors: ValueError for size < 1 or threads < 1.
     """
     if size < 1 or (threads is not None and threads < 1):
         raise ValueError(f"shards need size >= 1 and threads >= 1, not size={size!r}, threads={threads!r}")
@@ -41,8 +42,14 @@ def over_shards(fn: Callable[[slice], Result], n: int, size: int, threads: int |
     if threads <= 1:
         yield from map(fn, shards)
         return
+    enabled = grad_enabled()
+
+    def in_the_callers_mode(rows: slice) -> Result:
+        with recording(enabled):
+            return fn(rows)
+
     with _one_blas_thread(), ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(fn, shards)
+        yield from pool.map(in_the_callers_mode, shards)
 
 
 def gradients(
