@@ -213,6 +213,11 @@ BAD: dict[str, Bad] = {
         ValueError,
         ("(2, 6, 4)", "(2, 7, 4)"),
     ),
+    "attention heads": (
+        lambda: ops.attention(t(2, 2, 5, 4), t(2, 3, 6, 4), t(2, 3, 6, 4)),
+        ValueError,
+        ("the leading axes of q (2, 2, 5, 4), k (2, 3, 6, 4) and v (2, 3, 6, 4) do not fit",),
+    ),
     "attention mask shape": (
         lambda: ops.attention(t(2, 5, 4), t(2, 6, 4), t(2, 6, 4), mask=arr(6, 5, dtype="bool")),
         ValueError,
@@ -229,13 +234,15 @@ BAD: dict[str, Bad] = {
         ("the mask has no gradient, but is a Tensor of shape (5, 6)",),
     ),
     # ---- axes
+    "softmax axis": (lambda: ops.softmax(t(2, 3), axis=2), ValueError, ("softmax: axis 2 does not fit",)),
+    "softmax of a number": (lambda: ops.softmax(t()), ValueError, ("softmax: axis -1 does not fit", "0 dimensions")),
+    "log_softmax axis": (lambda: ops.log_softmax(t(2), axis=-2), ValueError, ("log_softmax: axis -2 does not fit",)),
     "sum axis": (lambda: ops.sum(t(2, 3), axis=2), ValueError, ("sum: axis 2 does not fit an array of 2 dimensions",)),
     "mean axes": (lambda: ops.mean(t(2, 3), axis=(0, -2)), ValueError, ("mean: axis (0, -2) names an axis twice",)),
     "max axis": (lambda: ops.max(t(2, 3), axis=-3), ValueError, ("max: axis -3",)),
     "prod axis": (lambda: ops.prod(t(2, 3), axis=7), ValueError, ("prod: axis 7",)),
     "logsumexp axis": (lambda: ops.logsumexp(t(2, 3), axis=7), ValueError, ("logsumexp: axis 7",)),
     "cumsum axis": (lambda: ops.cumsum(t(2, 3), axis=2), ValueError, ("axis 2",)),
-    "softmax axis": (lambda: ops.softmax(t(2, 3), axis=2), ValueError, ("axis 2",)),
     "flip axis": (
         lambda: ops.flip(t(2, 3), axis=5),
         ValueError,

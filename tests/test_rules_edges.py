@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from op_runs import close
 
-from tinydiff import grad, gradcheck, ops, tensor
+from tinydiff import backend, grad, gradcheck, ops, tensor
 from tinydiff.tensor import OPS
 
 BINARY = ["add", "subtract", "multiply", "divide", "power", "maximum", "minimum"]
@@ -55,6 +55,40 @@ def test_rows_of_different_size_stay_apart(each_backend: str) -> None:
     """The largest of the whole array would underflow a row of small numbers."""
     x = np.array([[1000.0, 999.0], [-1000.0, -1001.0]])
     close([ops.softmax(tensor(x)).numpy()], [np.exp([[0.0, -1.0]] * 2) / (1 + math.exp(-1))])
+
+
+def test_log_softmax_of_large_numbers_keeps_its_digits(each_backend: str) -> None:
+    """log sum e^x is 0.69 here, which a float32 of 10^6 cannot hold."""
+    for shift in (0.0, 1e3, 1e6):
+        close([ops.log_softmax(tensor([shift, shift], "float32")).numpy()], [np.full(2, -math.log(2), "float32")], 1e-6)
+
+
+def test_a_power_of_a_negative_number_has_no_derivative_by_its_exponent(numpy_backend: str) -> None:
+    for base in (-2.0, tensor([-2.0, -2.0], "float64")):
+        with np.errstate(invalid="ignore"):
+            y = tensor([2.0, 3.0], "float64", requires_grad=True)
+            z = base**y
+            assert z.tolist() == [4.0, -8.0]
+            assert np.isnan(grad(z.sum(), y)[0].numpy()).all()
+
+
+def test_an_index_may_be_a_tensor(each_backend: str) -> None:
+    """Also in the rule of the rule, where an array of the device cannot be indexed with it."""
+    host = np.array([0, 0, 2])
+    for f in (
+        lambda x, i: x[i],
+        lambda x, i: x[(i, i * 0)],
+        lambda x, i: ops.embedding(i, x),
+        lambda x, i: ops.take(x, i, axis=0),
+        lambda x, i: ops.index_add(x, x[1] * 2, index=i),
+        lambda x, i: ops.cross_entropy(x, ops.clip(i, low=0, high=1)),
+    ):
+        found = []
+        for index in (backend.to_device(host), tensor(host)):
+            x = tensor(np.arange(6.0).reshape(3, 2), requires_grad=True)
+            (g,) = grad((f(x, index) ** 2).sum(), x, create_graph=True)
+            found.append([g.numpy(), grad((g * g).sum(), x)[0].numpy()])
+        close(*found, rtol=0, atol=0)
 
 
 def test_extremes_are_finite(each_backend: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -67,6 +68,9 @@ def attention(q: Any, k: Any, v: Any, *, mask: Any = None, scale: float | None =
             f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit: q and k share D, "
             "k and v share their length"
         )
+    for lengths in itertools.zip_longest(*(a.shape[-3::-1] for a in (q, k, v)), fillvalue=1):
+        if len({n for n in lengths if n != 1}) > 1:
+            raise ValueError(f"attention: the leading axes of q {q.shape}, k {k.shape} and v {v.shape} do not fit")
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     return weighted_values(q, k, v, mask=_checked_mask(mask, q.shape[-2], k.shape[-2]), scale=scale)
 

@@ -8,6 +8,7 @@ from .. import kernels
 from ..tape import primitive
 from .elementwise import exp
 from .reduce import logsumexp, sum
+from .shape import axis_of
 
 
 @primitive
@@ -18,6 +19,7 @@ def softmax(x: Any, *, axis: int = -1) -> Any:
 
     The largest x of each row is subtracted first, so a row never overflows, and never underflows as a whole.
     """
+    axis = axis_of(axis, x.ndim, "softmax")
     return kernels.softmax(x if x.dtype.kind in "fc" else x.astype("float64"), axis)
 
 
@@ -36,7 +38,10 @@ def log_softmax(x: Any, *, axis: int = -1) -> Any:
     """z = x - log sum e^x along the axis
 
     dz = dx - sum(softmax(x) dx)          x' = z' - e^z sum z'
+
+    The largest x of each row is subtracted first: beside a large x, log sum e^x would lose its last digits.
     """
+    x = x - x.max(axis=axis_of(axis, x.ndim, "log_softmax"), keepdims=True)
     return x - logsumexp(x, axis=axis, keepdims=True)
 
 
