@@ -164,6 +164,7 @@ def test_a_state_that_does_not_fit_says_where() -> None:
         (lambda ps: optim.AdamW(ps, eps=-1e-8), "AdamW: eps"),
         (lambda ps: optim.Adam([]), "none"),
         (lambda ps: optim.Adam([3.0]), "float"),
+        (lambda ps: optim.SGD([ps[0] * 2.0]), r"parameter 0 of shape .* is the result of multiply, not a leaf"),
         (lambda ps: optim.EMA(nn.Linear(2, 2), decay=1.0), "decay"),
         (lambda ps: optim.clip_grad_norm(ps, 0.0), "max_norm must be positive, not 0.0"),
     ],

@@ -44,6 +44,12 @@ class Optimizer:
                 f"{type(self).__name__} takes Tensors that require a gradient, e.g. "
                 f"model.parameters(); it was given {kinds}"
             )
+        for i, p in enumerate(self.parameters):
+            if p.node is not None:  # backward gives a gradient to leaves only, so it would never move
+                raise ValueError(
+                    f"{type(self).__name__}: parameter {i} of shape {p.shape} is the result of {p.node.op.name}, "
+                    "not a leaf: give the Tensors that it was computed from"
+                )
         _in_range(self, lr, "lr", 0, math.inf)
         self.lr = lr
         self.counts = [0] * len(self.parameters)
