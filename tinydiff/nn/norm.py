@@ -16,9 +16,9 @@ class _Norm(Module):
     weight: Parameter | None
     bias: Parameter | None
 
-    def _affine(self, channels: int, weight: bool, bias: bool = True) -> None:
-        self.weight = Parameter(xp.ones(channels, "float32")) if weight else None
-        self.bias = Parameter(xp.zeros(channels, "float32")) if weight and bias else None
+    def _affine(self, channels: int, wanted: bool) -> None:
+        self.weight = Parameter(xp.ones(channels, "float32")) if wanted else None
+        self.bias = Parameter(xp.zeros(channels, "float32")) if wanted else None
 
     def _check(self, x: Any, channels: int, least: int) -> None:
         if x.ndim < least or x.shape[-1] != channels:
