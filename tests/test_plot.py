@@ -39,6 +39,15 @@ def test_a_short_last_row_is_white_and_what_lies_beyond_is_cut(numpy_backend, tm
     np.testing.assert_allclose(tiles(tmp_path / "b.png", 1, 3, 4, 1)[0, :, 0, 0], [0.5, 0.75, 1], atol=1 / 255)
 
 
+def test_what_is_not_a_number_is_red(numpy_backend, tmp_path):
+    images = np.ones((1, 2, 2), np.float32)
+    images[0, 0, 1] = np.nan
+    plot.image_grid(images, tmp_path / "a.png", scale=1, low=-1.0)
+    sheet = imread(tmp_path / "a.png")[2:4, 2:4, :3]
+    assert sheet[0, 1, 0] > 0.7 and sheet[0, 1, 1:].max() < 0.4
+    assert (sheet.reshape(4, 3)[[0, 2, 3]] == 1).all()
+
+
 def test_colour_and_the_default_number_of_rows(numpy_backend, tmp_path):
     images = np.zeros((12, 2, 2, 3))
     images[..., 2] = 1

@@ -32,11 +32,13 @@ def image_grid(
 ) -> None:
     """Images in rows and columns, left to right and top to bottom.
 
-    images: (N, H, W), (N, H, W, 1) or (N, H, W, 3), an array or a Tensor; low is black and high is white, and what lies
-    beyond is cut. rows: as square as it can be unless given; the last may be short. row_labels: a text a row. scale:
-    pixels of the picture a pixel of an image.
+    images: (N, H, W), (N, H, W, 1) or (N, H, W, 3), an array or a Tensor; low is black and high is white, what lies
+    beyond is cut, and what is not a number is red, so that it is seen. rows: as square as it can be unless given; the
+    last may be short. row_labels: a text a row. scale: pixels of the picture a pixel of an image.
     Errors: ValueError for other shapes, for no images, or for row_labels that are not one a row.
     """
+    from matplotlib.colors import to_rgb
+
     pixels = backend.to_host(array_of(images))
     if pixels.ndim == 3:
         pixels = pixels[..., None]  # (N, H, W) -> (N, H, W, 1)
@@ -53,7 +55,8 @@ def image_grid(
     columns = -(-n // rows)
     gap = 2
     sheet = np.ones((rows * (height + gap) + gap, columns * (width + gap) + gap, 3))
-    shades = np.clip((np.nan_to_num(pixels.astype(float)) - low) / (high - low), 0, 1)
+    shades = np.clip((pixels.astype(float) - low) / (high - low), 0, 1)
+    shades = np.where(np.isnan(shades).any(axis=3, keepdims=True), to_rgb(RED), shades)  # -> (N, H, W, 3)
     for i, shade in enumerate(shades):
         top, left = gap + (height + gap) * (i // columns), gap + (width + gap) * (i % columns)
         sheet[top : top + height, left : left + width] = shade
