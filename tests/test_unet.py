@@ -105,3 +105,9 @@ def test_bad_input_is_quoted(shape, options, quoted):
     options = {name: to_device(value) for name, value in options.items()}
     with pytest.raises(ValueError, match=quoted):
         small()(Tensor(Rng(0).normal(shape)), Rng(1).normal(2), **options)
+
+
+@pytest.mark.parametrize(("digits", "quoted"), [([1, 10], "runs from 1 to 10"), ([-2, 3], "runs from -2 to 3")])
+def test_a_label_out_of_range_is_not_taken_for_not_said(digits, quoted):
+    with pytest.raises(IndexError, match=f"'digit' must be 0 to 9, or -1 for not said, but {quoted}"):
+        small()(Tensor(Rng(0).normal((2, 8, 8, 1))), Rng(1).normal(2), digit=np.array(digits))

@@ -7,8 +7,8 @@
 Where it differs from the tutorial's net (models/tutorial.py): every convolution is padded, so nothing is cut from the
 borders and any size that the halvings divide will do; the noise level enters as ln sigma, slowly varying, instead
 of frequencies of scale 30 in t; pixels are first folded into channels ("pixel unshuffle"), which saves most of the
-work at full resolution; and the last convolution of each block starts at zero, so that the net starts as
-the identity.
+work at full resolution; and the last layer of each block starts at zero, so that a block starts as the identity, and
+the net itself at zero.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .. import nn, ops
+from .. import backend, nn, ops
 from ..backend import Array, to_device, xp
 from ..rng import Rng, as_rng
 from ..tensor import Tensor, array_of
@@ -74,7 +74,8 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, noise: Any, **labels: Any) -> Tensor:
         """noise: (N,), a slowly varying function of the noise level such as ln(sigma) / 4; labels: (N,) integers.
 
-        Errors: ValueError for an image that the halvings do not divide, or a label that this net does not have.
+        Errors: ValueError for an image that the halvings do not divide, or a label that this net does not have;
+        TypeError for labels that are not integers, IndexError for one out of range (on a GPU it is not read back).
         """
         n, height, width, channels = x.shape
         unit = self.patch * 2 ** (self.levels - 1)
@@ -104,10 +105,18 @@ class UNet(nn.Module):
         if unknown:
             raise ValueError(f"UNet: this net has the labels {list(self.labels)}, not {unknown}")
         for name, table in self.labels.items():
-            values: Array = to_device(array_of(labels[name])) if name in labels else xp.full(n, -1)
+            values: Array = array_of(labels[name]) if name in labels else xp.full(n, -1)
             if values.shape != (n,):
                 raise ValueError(f"UNet: label {name!r} must have shape {(n,)}, not {values.shape}")
-            e = e + table(xp.where(values < 0, table.num_embeddings - 1, values))  # (N, embedding)
+            unsaid = table.num_embeddings - 1
+            readable = backend.name == "numpy" or not backend.active().is_array(values)
+            if readable and n and not (-1 <= values.min() and values.max() < unsaid):
+                raise IndexError(
+                    f"UNet: label {name!r} must be 0 to {unsaid - 1}, or -1 for not said, "
+                    f"but runs from {values.min()} to {values.max()}"
+                )
+            values = to_device(values)
+            e = e + table(xp.where(values < 0, unsaid, values))  # (N, embedding)
         return e
 
 
