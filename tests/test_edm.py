@@ -56,6 +56,13 @@ def test_a_network_that_knows_nothing_has_loss_one():
     assert abs(loss.item() - 1) < 0.02
 
 
+def test_the_noise_levels_of_training_are_log_normal():
+    net = Zero()
+    edm_loss(Denoiser(net, SD), Rng(0).normal((20_000, 1, 1, 1)), Rng(1))
+    log_sigma = 4 * to_host(array_of(net.seen[1]))
+    assert abs(log_sigma.mean() + 1.2) < 0.03 and abs(log_sigma.std() - 1.2) < 0.03
+
+
 def test_the_loss_of_a_batch_is_the_mean_of_the_losses_of_its_parts():
     denoiser, x0 = Denoiser(Told(), SD), Rng(0).normal((6, 4, 4, 1))
     whole = edm_loss(denoiser, x0, Rng(1)).item()
@@ -103,6 +110,7 @@ def test_heun_evaluates_twice_a_step_but_once_at_the_last_and_tells_the_callback
     heun(denoise, (2, 4, 4, 1), Rng(0), steps=5, callback=lambda i, s, x, d: told.append((i, s, x.shape, d.shape)))
     assert len(calls) == 2 * 5 - 1
     assert [i for i, *_ in told] == [0, 1, 2, 3, 4]
+    assert [s for _, s, *_ in told] == sigmas(5)[:-1]  # the same defaults
     assert told[0][1] == pytest.approx(80) and told[0][2:] == ((2, 4, 4, 1), (2, 4, 4, 1))
 
 
