@@ -153,5 +153,11 @@ def test_bad_input_is_quoted(make, quoted):
         make()
 
 
+def test_pictures_that_were_not_scaled_are_an_error():
+    x0 = backend.to_device(np.zeros((2, 4, 4, 1), np.uint8))
+    with pytest.raises(TypeError, match=r"must be of floats .* not uint8 of shape \(2, 4, 4, 1\)"):
+        edm_loss(Denoiser(Zero(), SD), x0, Rng(0))
+
+
 def test_backend_is_the_one_of_the_fixture():
     assert backend.active().is_array(heun(lambda x, s: x * 0, (1, 2, 2, 1), Rng(0), steps=2))

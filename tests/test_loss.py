@@ -109,6 +109,12 @@ def test_an_eps_outside_is_an_error(eps):
         score_matching_loss(gaussian_score(0, 1), zeros(2, 3), SDE, Rng(0), eps=eps)
 
 
+def test_pictures_that_were_not_scaled_are_an_error(each_backend):
+    x0 = backend.to_device(np.zeros((2, 3), np.uint8))
+    with pytest.raises(TypeError, match=r"must be of floats .* not uint8 of shape \(2, 3\)"):
+        score_matching_loss(gaussian_score(0, 1), x0, SDE, Rng(0))
+
+
 def test_a_model_of_another_shape_is_an_error():
     with pytest.raises(ValueError, match=r"returned shape \(2, 3\) for x of shape \(2, 3, 1\)"):
         score_matching_loss(lambda x, t: x.reshape(2, 3), zeros(2, 3, 1), SDE, Rng(0))

@@ -46,8 +46,10 @@ def edm_loss(
         (sigma^2 + sd^2) / (sigma sd)^2  |D(x0 + sigma z; sigma) - x0|^2
 
     averaged over pixels and batch (their eq. 2 and 8, table 1). With this weight it is the plain error of F, about 1
-    for a net that knows nothing.
+    for a net that knows nothing. Errors: TypeError for an x0 that is not of floats.
     """
+    if x0.dtype.kind != "f":
+        raise TypeError(f"edm_loss: x0 must be of floats (see data.to_float), not {x0.dtype} of shape {x0.shape}")
     n, sd = x0.shape[0], denoiser.sigma_data
     sigma = xp.exp(rng.normal((n, 1, 1, 1), first=first) * std + mean)
     x = x0 + sigma * rng.normal(x0.shape, first=first)

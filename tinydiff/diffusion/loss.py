@@ -33,13 +33,18 @@ def score_matching_loss(
     x0: (N, ...). model(x, t, **condition): x (N, ...) and t (N,) -> (N, ...). rng: two draws are taken from it. Row i
     of them is that of sample `first + i`, so the loss of a sample is the same alone, in a batch, or in a part of one.
     Returns a Tensor of shape (), in the dtype of x0. s(t) is computed in float32.
-    Errors: ValueError for eps outside (0, 1), or a model whose output has another shape than x0.
+    Errors: TypeError for an x0 that is not of floats; ValueError for eps outside (0, 1), or a model whose output has
+    another shape than x0.
     Source: Vincent 2011, "A connection between score matching and denoising autoencoders"; the
     weight: Song et al. 2021.
     """
     if not 0 < eps < 1:
         raise ValueError(f"score_matching_loss: eps must be between 0 and 1, not {eps!r}")
     x0 = to_device(array_of(x0))
+    if x0.dtype.kind != "f":
+        raise TypeError(
+            f"score_matching_loss: x0 must be of floats (see data.to_float), not {x0.dtype} of shape {x0.shape}"
+        )
     n = x0.shape[0]
     t = rng.uniform(n, x0.dtype, first=first) * (1 - eps) + eps  # (N,)
     z = rng.normal(x0.shape, x0.dtype, first=first)  # (N, ...)
