@@ -78,6 +78,7 @@ def test_labels_make_room_at_the_left_and_titles_above(numpy_backend, tmp_path):
         (np.zeros((0, 3, 3)), {}, r"not \(0, 3, 3, 1\)"),
         (np.zeros((3, 4, 4)), {"rows": 5}, "3 images do not fill 5 rows"),
         (np.zeros((3, 4, 4)), {"rows": 0}, "do not fill 0 rows"),
+        (np.zeros((3, 4, 4)), {"low": 1}, "low must be less than high, not 1 and 1.0"),
         (np.zeros((3, 4, 4)), {"rows": 3, "row_labels": ["a"]}, "1 row labels for 3 rows"),
     ],
 )

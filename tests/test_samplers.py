@@ -178,6 +178,11 @@ def test_the_score_gets_tensors_a_time_a_sample_and_the_condition():
     assert grad_enabled()
 
 
+def test_integers_of_numpy_are_integers():
+    shape, steps = (np.int64(2), np.uint8(3)), np.int32(2)
+    assert euler_maruyama(gaussian_score(0, 1), shape, SDE, 0, steps=steps).shape == (2, 3)
+
+
 def test_no_samples_are_no_error():
     assert euler_maruyama(gaussian_score(0, 1), (0, 3), SDE, 0, steps=2).shape == (0, 3)
 

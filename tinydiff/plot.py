@@ -35,7 +35,8 @@ def image_grid(
     images: (N, H, W), (N, H, W, 1) or (N, H, W, 3), an array or a Tensor; low is black and high is white, what lies
     beyond is cut, and what is not a number is red, so that it is seen. rows: as square as it can be unless given; the
     last may be short. row_labels: a text a row. scale: pixels of the picture a pixel of an image.
-    Errors: ValueError for other shapes, for no images, or for row_labels that are not one a row.
+    Errors: ValueError for other shapes, for no images, for a high that is not above low, or for row_labels that are
+    not one a row.
     """
     from matplotlib.colors import to_rgb
 
@@ -46,6 +47,8 @@ def image_grid(
         raise ValueError(
             f"image_grid: images must be (N, H, W), (N, H, W, 1) or (N, H, W, 3), and not none, not {pixels.shape}"
         )
+    if not low < high:
+        raise ValueError(f"image_grid: low must be less than high, not {low!r} and {high!r}")
     n, height, width, _ = pixels.shape
     rows = round(n**0.5) or 1 if rows is None else rows
     if not 1 <= rows <= n:

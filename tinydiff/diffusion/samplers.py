@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 from ..backend import Array, xp
@@ -77,12 +78,12 @@ def _score_at(score: Callable[..., Any], x: Any, t: float, condition: dict[str, 
 
 
 def _check(shape: Any, steps: int, eps: float) -> tuple[int, ...]:
-    """The shape as a tuple. Errors: ValueError, as the samplers promise."""
+    """The shape as a tuple of ints. Errors: ValueError, as the samplers promise."""
     shape = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
-    if not shape or not all(isinstance(n, int) and n >= 0 for n in shape):
+    if not shape or not all(isinstance(n, Integral) and int(n) >= 0 for n in shape):
         raise ValueError(f"shape must be (samples, ...), integers that are not negative, not {shape}")
-    if not isinstance(steps, int) or steps < 1:
+    if not isinstance(steps, Integral) or int(steps) < 1:
         raise ValueError(f"steps must be an integer of 1 or more, not {steps!r}")
     if not 0 < eps < 1:
         raise ValueError(f"eps must be between 0 and 1, not {eps!r}")
-    return shape
+    return tuple(int(n) for n in shape)
