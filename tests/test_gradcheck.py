@@ -343,6 +343,16 @@ def test_sizes_from_tiny_to_large() -> None:
             gradcheck(made(logarithm, lambda g, z, x: 1.001 * g / x), np.array([x]))
 
 
+@pytest.mark.parametrize("shift", [1e5, 1e10, 1e13])
+def test_a_large_output_hides_nothing_from_the_complex_step(shift: float) -> None:
+    assert gradcheck(made(lambda x: shift + x, lambda g, z, x: g), N(3)).ok
+    for factor in (0.0, 1.001):
+        wrong = made(lambda x: shift + x, lambda g, z, x, factor=factor: factor * g)
+        for elements in (4096, 1):
+            with pytest.raises(GradcheckError):
+                gradcheck(wrong, N(3), elements=elements)
+
+
 def test_nothing_is_left_behind() -> None:
     x, calls = tensor(N(3), requires_grad=True), tinydiff.backend.active()
     before = x.numpy().copy()
