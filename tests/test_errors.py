@@ -340,6 +340,7 @@ BAD: dict[str, Bad] = {
         TypeError,
         ("labels must be integers, not float32 of shape (4,)",),
     ),
+    "cross_entropy number": (lambda: ops.cross_entropy(t(3), 1), TypeError, ("array of integers, not 1",)),
     "cross_entropy list": (lambda: ops.cross_entropy(t(2, 10), [1, 2]), TypeError, ("not list: [1, 2]",)),
     "mse_loss": (
         lambda: ops.mse_loss(t(4, 1), t(4)),

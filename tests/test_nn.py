@@ -385,7 +385,10 @@ def test_attention_dropout_acts_on_the_weights() -> None:
     [
         (lambda: nn.Linear(3, 2)(normal(4, 5)), ValueError, r"Linear\(3, 2\) takes x \(\.\.\., 3\), not \(4, 5\)"),
         (lambda: nn.Linear(3, 2)(normal(4, 3).astype("float64")), TypeError,
-         r"\(4, 3\) is float64, but the weights are float32"),
+         r"\(4, 3\) is float64, but the weights are float32: .* or module.astype\('float64'\)"),
+        (lambda: nn.Linear(3, 2)(normal(4, 3).astype("int64")), TypeError,
+         r"is int64, .* convert with x.astype\('float32'\)$"),
+        (lambda: nn.Linear(3, 2).astype("int64"), TypeError, "parameters are floating numbers, not 'int64'"),
         (lambda: nn.Conv2d(3, 2, 3)(normal(4, 8, 8, 2)), ValueError, r"\(4, 8, 8, 2\)"),
         (lambda: nn.Conv2d(3, 2, 3)(normal(4, 8, 3)), ValueError, r"\(4, 8, 3\)"),
         (lambda: nn.Conv2d(3, 2, 3)(normal(4, 2, 8, 3)), ValueError, "empty"),

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .. import backend
-from ..backend import Array
+from ..backend import Array, xp
 from ..tensor import Tensor, array_of
 
 
@@ -101,8 +101,10 @@ class Module:
 
     def astype(self, dtype: Any) -> Any:
         """Convert every floating parameter and buffer, here and below, in place;
-        returns the module. Gradients are dropped.
+        returns the module. Gradients are dropped. Errors: TypeError for a dtype that is not floating.
         """
+        if xp.dtype(dtype).kind != "f":
+            raise TypeError(f"{type(self).__name__}.astype: parameters are floating numbers, not {dtype!r}")
         for _, tensor in self.named_tensors():
             if tensor.dtype.kind == "f":
                 tensor._data = tensor._data.astype(dtype)
@@ -181,9 +183,12 @@ def same_dtype(layer: Module, x: Any, weight: Any) -> None:
     it would be converted at every step, or widen all that follows.
     """
     if x.dtype != weight.dtype and x.dtype.kind != "c":  # complex: the step of a gradient check
+        remedy = f"x.astype({str(weight.dtype)!r})"
+        if x.dtype.kind == "f":
+            remedy += f" or module.astype({str(x.dtype)!r})"
         raise TypeError(
             f"{type(layer).__name__}: the input {x.shape} is {x.dtype}, but the weights are {weight.dtype}: "
-            f"convert one of them, x.astype({str(weight.dtype)!r}) or module.astype({str(x.dtype)!r})"
+            f"convert with {remedy}"
         )
 
 

@@ -49,6 +49,8 @@ def cross_entropy(logits: Any, labels: Any, *, reduction: str = "mean") -> Any:
     Errors: TypeError for labels that are not integers, ValueError for shapes that do not fit.
     """
     labels = labels if isinstance(labels, Tensor) else operand(labels)
+    if not hasattr(labels, "dtype"):
+        raise TypeError(f"cross_entropy: the labels must be an array of integers, not {labels!r}")
     if labels.dtype.kind not in "iu":
         raise TypeError(f"cross_entropy: the labels must be integers, not {labels.dtype} of shape {labels.shape}")
     if logits.ndim < 1 or logits.shape[:-1] != labels.shape:
