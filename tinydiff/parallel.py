@@ -28,7 +28,10 @@ Result = TypeVar("Result")
 
 
 def over_shards(fn: Callable[[slice], Result], n: int, size: int, threads: int | None = None) -> Iterator[Result]:
-    """fn(rows) for rows 0 to n in shards of `size`, in order. fn must not depend on what the other shards do.
+    """fn(rows) for rows 0 to n in shards of `size`, in order.
+
+    fn must not depend on what the other shards do. So nothing in it may keep a state that all shards share: a Dropout
+    that trains would draw in the order in which the threads come, and so would the statistics of a BatchNorm2d move.
 
     threads: None is one a core on NumPy; a GPU is fed by one. They record if the caller does.
     Errors: ValueError for size < 1 or threads < 1.

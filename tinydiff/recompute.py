@@ -18,6 +18,7 @@ def checkpoint(fn: Callable[..., Tensor], *inputs: Any) -> Tensor:
 
     Memory for time (Chen et al. 2016, "Training deep nets with sublinear memory cost"). Gradients also reach Tensors
     that fn uses without being given them, such as the weights of a module; random numbers are drawn again as they were.
+    What fn changes itself changes twice, such as the running statistics of a BatchNorm2d.
     Errors: TypeError if fn returns anything but one Tensor.
     """
     if not state.grad_enabled:
