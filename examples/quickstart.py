@@ -185,7 +185,12 @@ def arguments():
         default=None if backend.name == "cupy" else 32,
         help="images at a time in each thread (default: 32; a GPU takes the batch whole)",
     )
-    add("--lr", type=positive, default=1.5e-3, help="of Adam, after a warm-up and before a cosine (default: %(default)s)")
+    add(
+        "--lr",
+        type=positive,
+        default=1.5e-3,
+        help="of Adam, after a warm-up and before a cosine (default: %(default)s)",
+    )
     add(
         "--guidance",
         type=finite,

@@ -90,3 +90,25 @@ def test_anomalies_are_found_in_shards_too():
 def test_bad_sizes_are_quoted(size, threads):
     with pytest.raises(ValueError, match=f"size={size}, threads={threads}"):
         list(parallel.over_shards(lambda rows: rows, 4, size, threads))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    "layer, message", [(nn.Dropout(0.5, rng=0), "is shared by the shards"), (nn.BatchNorm2d(2), "several shards")]
+)
+def test_a_state_that_shards_would_share_is_an_error(layer, message, threads):
+    def draw(rows):
+        return layer(tensor(np.ones((rows.stop - rows.start, 3, 3, 2), np.float32)))
+
+    with pytest.raises(RuntimeError, match=message):
+        list(parallel.over_shards(draw, 4, 2, threads))
+    assert len(list(parallel.over_shards(draw, 4, 4, threads))) == 1, "one shard is the batch"
+    layer.eval()
+    assert len(list(parallel.over_shards(draw, 4, 2, threads))) == 2
+    layer.train()
+
+
+def test_a_source_made_in_a_shard_may_draw_there():
+    list(parallel.over_shards(lambda rows: Rng(0).normal((2, 3), first=rows.start), 4, 2))
+    outer = Rng(0)
+    list(parallel.over_shards(lambda rows: outer.child("noise").normal((2, 3), first=rows.start), 4, 2))

@@ -22,6 +22,7 @@ import numpy
 from . import backend
 from .backward import grad
 from .modes import anomaly_detection, grad_enabled, recording
+from .rng import current_shard, in_shard
 from .tensor import Tensor
 
 Result = TypeVar("Result")
@@ -30,8 +31,9 @@ Result = TypeVar("Result")
 def over_shards(fn: Callable[[slice], Result], n: int, size: int, threads: int | None = None) -> Iterator[Result]:
     """fn(rows) for rows 0 to n in shards of `size`, in order.
 
-    fn must not depend on what the other shards do. So nothing in it may keep a state that all shards share: a Dropout
-    that trains would draw in the order in which the threads come, and so would the statistics of a BatchNorm2d move.
+    fn must not depend on what the other shards do, so it must not change what they share. Where there are several
+    shards, a draw from an Rng that was not made inside fn (a Dropout that trains) is an error, and so is a
+    BatchNorm2d that trains.
 
     threads: None is one a core on NumPy; a GPU is fed by one. They record if the caller does.
     Errors: ValueError for size < 1 or threads < 1.
@@ -42,17 +44,17 @@ def over_shards(fn: Callable[[slice], Result], n: int, size: int, threads: int |
     if backend.active().name != "numpy" or anomaly_detection():  # the latter is a matter of the calling thread
         threads = 1
     threads = min(len(shards), cores() if threads is None else threads)
-    if threads <= 1:
-        yield from map(fn, shards)
-        return
     enabled = grad_enabled()
 
-    def in_the_callers_mode(rows: slice) -> Result:
-        with recording(enabled):
+    def of_shard(rows: slice) -> Result:
+        with recording(enabled), in_shard(rows if len(shards) > 1 else current_shard()):
             return fn(rows)
 
+    if threads <= 1:
+        yield from map(of_shard, shards)
+        return
     with _one_blas_thread(), ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(in_the_callers_mode, shards)
+        yield from pool.map(of_shard, shards)
 
 
 def gradients(

@@ -25,7 +25,7 @@ import numpy
 
 from . import backend
 
-_local = threading.local()  # .log: where `recorded` notes the draws of this thread
+_local = threading.local()  # .log: where `recorded` notes the draws of this thread; .shard: which one it is in
 
 
 class Rng:
@@ -39,6 +39,7 @@ class Rng:
             if not isinstance(n, (int, numpy.integer)) or isinstance(n, bool) or not 0 <= n < 2**64:
                 raise ValueError(f"{what} must be an int from 0 to 2**64 - 1, not {n!r}")
         self.seed, self.stream, self.step = int(seed), int(stream), int(step)
+        self._shard = current_shard()
 
     def __repr__(self) -> str:
         return f"Rng(seed={self.seed}, stream={self.stream}, step={self.step})"
@@ -104,6 +105,11 @@ class Rng:
             raise ValueError(
                 f"a draw needs a shape and a first row that are not negative, not shape {shape}, first {first}"
             )
+        if current_shard() is not None and self._shard is not current_shard():
+            raise RuntimeError(
+                f"{self} is shared by the shards of a batch (micro-batches), and would draw in the order in which "
+                "they come: make a source in each, Rng(**rng.state()), and draw with first="
+            )
         if getattr(_local, "log", None) is not None:
             _local.log.setdefault(id(self), (self, self.step))
         rows = shape[0] if shape else 1
@@ -152,6 +158,22 @@ def replayed(log: dict[int, tuple[Rng, int]]) -> Iterator[None]:
     finally:
         for rng, step in now:
             rng.step = step
+
+
+def current_shard() -> Any:
+    """Which of several shards of a batch this thread is working on; None for none. Whatever changes a state that
+    all of them share, as a draw does, must not do so there: the result would depend on who comes first."""
+    return getattr(_local, "shard", None)
+
+
+@contextlib.contextmanager
+def in_shard(shard: Any) -> Iterator[None]:
+    """Inside, `current_shard` is this one."""
+    before, _local.shard = current_shard(), shard
+    try:
+        yield
+    finally:
+        _local.shard = before
 
 
 def as_rng(rng: Rng | int | None) -> Rng:

@@ -6,6 +6,7 @@ from typing import Any
 
 from .. import ops
 from ..backend import xp
+from ..rng import current_shard
 from ..tensor import Tensor, array_of
 from .module import Module, Parameter, same_dtype
 
@@ -70,7 +71,8 @@ class BatchNorm2d(_Norm):
     While training, with the statistics of the batch, which also move the buffers running_mean and
     running_var (the latter with n - 1 in its denominator) by `momentum`; in evaluation with the buffers, so
     that each sample stands alone.
-    Errors: ValueError for another rank or number of channels, or a batch with one value a channel while training.
+    Errors: ValueError for another rank or number of channels, or a batch with one value a channel while training;
+    RuntimeError while training on one of several shards of a batch (parallel.py).
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True):
@@ -89,6 +91,11 @@ class BatchNorm2d(_Norm):
             raise ValueError(
                 f"BatchNorm2d: the batch {x.shape} has one value a channel, so no variance: "
                 "train on more, or call .eval()"
+            )
+        if current_shard() is not None:
+            raise RuntimeError(
+                f"BatchNorm2d: x {x.shape} is one of several shards of a batch (micro-batches), whose statistics are "
+                "not those of the batch: train on the whole batch at once"
             )
         values = array_of(x)
         self._follow(self.running_mean, ops.mean(values, axis=(0, 1, 2)))
