@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # helpers beside the tests: stri
 
 import strict
 
-from tinydiff import backend
+from tinydiff import backend, tape
+from tinydiff.tensor import OPS
 
 BACKENDS = ["cupy"] if os.environ.get("TINYDIFF_BACKEND") == "cupy" else ["numpy", "strict"]
 
@@ -51,6 +52,22 @@ def in_use(name: str) -> Iterator[str]:
 def torch() -> Any:
     """PyTorch, for tests marked `torch`."""
     return pytest.importorskip("torch")
+
+
+@pytest.fixture
+def op() -> Iterator[Any]:
+    """Make an op for one test: op(forward, rule). It leaves the registry afterwards."""
+    before = dict(OPS)
+
+    def make(forward: Any, rule: Any = None, **options: Any) -> Any:
+        made = tape.primitive(forward, **options)
+        if rule is not None:
+            made.vjp(rule)
+        return made
+
+    yield make
+    OPS.clear()
+    OPS.update(before)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

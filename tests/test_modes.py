@@ -1,0 +1,115 @@
+"""no_grad and the modes of a thread."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from tape_tools import constant, equal, leaf
+
+import tinydiff as td
+from tinydiff import ops
+
+pytestmark = pytest.mark.usefixtures("each_backend")
+
+
+def test_no_grad_records_nothing_and_comes_back() -> None:
+    x = leaf(3)
+    with td.no_grad():
+        assert not td.grad_enabled()
+        y = x * 2
+        with td.no_grad():
+            pass
+        assert not td.grad_enabled()
+    assert td.grad_enabled() and not y.requires_grad and y.node is None
+    with pytest.raises(ZeroDivisionError), td.no_grad():
+        raise ZeroDivisionError
+    assert td.grad_enabled()
+
+
+def test_no_grad_as_a_decorator() -> None:
+    @td.no_grad()
+    def double(x: Any) -> Any:
+        """Twice."""
+        return double(x - 1) if float(x.sum()) > 100 else x * 2
+
+    assert not double(leaf(3)).requires_grad and td.grad_enabled()
+    assert not double(td.tensor(np.full(3, 34.0), requires_grad=True)).requires_grad and td.grad_enabled()
+    assert double.__name__ == "double" and double.__doc__ == "Twice."
+
+
+def test_no_grad_around_a_generator_holds_inside_it_only() -> None:
+    closed = []
+
+    @td.no_grad()
+    def steps(x: Any) -> Any:
+        try:
+            for _ in range(2):
+                x = x * 2
+                factor = yield x
+                x = x * (factor or 1)
+            return "end"
+        finally:
+            closed.append(td.grad_enabled())
+
+    run = steps(leaf(3))
+    assert not next(run).requires_grad
+    assert td.grad_enabled(), "the caller's mode is its own between the steps"
+    assert (leaf(2) * 2).requires_grad
+    y = run.send(3.0)
+    assert not y.requires_grad
+    with pytest.raises(StopIteration) as end:
+        next(run)
+    assert end.value.value == "end" and td.grad_enabled()
+    other = steps(leaf(3))
+    next(other)
+    other.close()
+    assert len(closed) == 2 and td.grad_enabled()
+
+
+def test_grad_mode_belongs_to_the_thread() -> None:
+    seen: dict[str, Any] = {}
+    x = leaf(3)
+
+    def work() -> None:
+        seen["before"] = td.grad_enabled()
+        y = (x * 2).sum()
+        seen["gradient"] = td.grad(y, x)[0]
+
+    with td.no_grad():
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert not td.grad_enabled()
+    assert seen["before"] is True
+    equal(seen["gradient"], [2, 2, 2])
+
+
+def test_threads_share_leaves_but_not_tapes() -> None:
+    w = leaf(8, 8)
+    xs = [constant(4, 8, seed=i) for i in range(4)]
+    alone = [td.grad(ops.tanh(x @ w).sum(), w)[0].numpy() for x in xs]
+    together: list[Any] = [None] * 4
+
+    def work(i: int) -> None:
+        for _ in range(20):
+            (together[i],) = td.grad(ops.tanh(xs[i] @ w).sum(), w)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    for a, b in zip(alone, together):
+        np.testing.assert_array_equal(a, b.numpy())
+
+
+def test_detach_cuts_the_history_and_shares_the_array() -> None:
+    x = leaf(3)
+    y = x * 2
+    cut = y.detach()
+    assert not cut.requires_grad and cut.node is None and cut.data is y.data
+    (cut * x).sum().backward()
+    equal(x.grad, y.numpy())
