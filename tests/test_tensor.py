@@ -295,3 +295,12 @@ def test_an_op_leaves_its_inputs_alone() -> None:
     equal(x, a)
     equal(y, kept)
     np.testing.assert_array_equal(backend.to_host(g), before)
+
+
+def test_a_result_cannot_stop_requiring_a_gradient(each_backend: str) -> None:
+    x = td.tensor([1.0, 2.0], requires_grad=True)
+    y = x * x
+    with pytest.raises(RuntimeError, match=r"shape \(2,\) that multiply computed.*detach"):
+        y.requires_grad = False
+    x.requires_grad = False  # a leaf may
+    assert not (x * x).requires_grad

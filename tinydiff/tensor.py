@@ -61,6 +61,11 @@ class Tensor:
     def requires_grad(self, wanted: bool) -> None:
         if wanted:
             check_floating(self._data)
+        elif self.node is not None:
+            raise RuntimeError(
+                f"a Tensor of shape {self.shape} that {self.node.op.name} computed cannot stop requiring a gradient: "
+                "take x.detach()"
+            )
         self._requires_grad = wanted
 
     @property
