@@ -50,11 +50,11 @@ def edm_loss(
     """
     if x0.dtype.kind != "f":
         raise TypeError(f"edm_loss: x0 must be of floats (see data.to_float), not {x0.dtype} of shape {x0.shape}")
-    n, sd = x0.shape[0], denoiser.sigma_data
+    x0, n, sd = array_of(x0), x0.shape[0], denoiser.sigma_data
     sigma = xp.exp(rng.normal((n, 1, 1, 1), first=first) * std + mean)
     x = x0 + sigma * rng.normal(x0.shape, first=first)
     weight = (sigma**2 + sd**2) / (sigma * sd) ** 2
-    return ops.mean(weight * ops.square(denoiser(x, sigma.reshape(-1), **condition) - x0))
+    return ops.mean(weight * ops.square(denoiser(Tensor(x), sigma.reshape(-1), **condition) - x0))
 
 
 def sigmas(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> list[float]:

@@ -100,7 +100,8 @@ def _(g: Any, z: Any, x: Any, y: Any) -> Any:
     def wrt_base() -> Any:
         if isinstance(y, (int, float)):
             return g * (y * x ** (y - 1)) if y != 0 else g * 0.0
-        return g * y * x ** where((x == 0) & (y == 0), 1.0, y - 1)  # 0 * 0^-1 would be NaN
+        undefined = ((x == 0) & (y == 0)).astype(x.dtype)  # there 0 * 0^-1 would be NaN, and 0 * 0^1 is 0
+        return g * y * x ** (y - 1 + 2 * undefined)
 
     def wrt_exponent() -> Any:
         if isinstance(x, (int, float)):
