@@ -161,7 +161,10 @@ def composite(function: Any) -> Any:
 
 def _register(op: Any) -> Any:
     if op.__name__ in OPS:
-        raise ValueError(f"there is an op named {op.__name__!r} already")
+        raise ValueError(
+            f"there is an op named {op.__name__!r} already: choose another name, or take it out first, by "
+            f"tinydiff.tensor.OPS.pop({op.__name__!r})"
+        )
     OPS[op.__name__] = op
     return op
 
