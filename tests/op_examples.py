@@ -358,16 +358,23 @@ E("upsample_nearest2d", N(1, 1, 2, 2), scale=(1, 3))
 
 # ---------------------------------------------------------------- norms, attention, losses
 
-E("normalize", N(2, 3, 4), N(4), N(4), view=(2, 3, 2, 2), eps=1e-5)
-E("normalize", N(2, 3, 4), None, None, view=(1, 6, 4, 1), eps=1e-2)
+E("normalize", N(2, 3, 4), None, N(4), N(4), view=(2, 3, 2, 2), eps=1e-5)
+E("normalize", N(2, 3, 4), None, None, None, view=(1, 6, 4, 1), eps=1e-2)
+E("normalize", N(2, 3, 4), N(2, 4), N(4), N(4), view=(2, 3, 2, 2), eps=1e-5, silu=True)
+E("normalize", N(2, 3, 4), N(2, 4), N(2, 4), N(2, 4), view=(2, 3, 1, 4), eps=1e-3, silu=True)
+E("normalize", N(3, 1, 4), N(3, 4), None, None, view=(3, 1, 2, 2), eps=1e-3, silu=True)
+E("normalize", N(1, 4, 2), None, N(2), N(2), view=(1, 4, 2, 1), eps=1e-3, silu=True)
 E("group_norm", N(2, 2, 2, 4), P(4), N(4), groups=2)
 E("group_norm", N(2, 3, 4), groups=4, eps=1e-3)
 E("group_norm", N(2, 4), groups=1)
+E("group_norm", N(2, 3, 4), N(2, 4), N(2, 4), N(2, 4), groups=2, silu=True)
+E("group_norm", N(2, 3, 4), None, None, N(2, 4), groups=2)
 E("group_norm", N(0, 2, 4), P(4), N(4), groups=2)
 E("layer_norm", N(2, 3), P(3), N(3))
 E("layer_norm", N(4))
 E("layer_norm", N(2, 1, 3))
 E("batch_norm", N(3, 2, 2), P(2), N(2))
+E("batch_norm", N(3, 2, 2), P(2), N(2), silu=True)
 E("batch_norm", N(4, 2))
 
 HEADS = (np.arange(12).reshape(3, 4) % 3 != 1, N(2, 1, 3, 4))  # a mask that forbids, and one that is added

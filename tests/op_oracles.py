@@ -217,25 +217,40 @@ def standardized(x: Any, axes: Any, eps: float) -> Any:
     return (x - x.mean(axis=axes, keepdims=True)) / np.sqrt(x.var(axis=axes, keepdims=True) + eps)
 
 
-@oracle
-def normalize(x: Any, weight: Any, bias: Any, view: Any, eps: float) -> Any:
-    y = standardized(x.reshape(view), (1, 3), eps).reshape(x.shape)
-    return y if weight is None else y * weight + bias
+def everywhere(p: Any, x: Any) -> Any:
+    """A number, (C,), or one a sample, (N, C), shaped to meet x (N, ..., C)."""
+    return p.reshape(len(p), *[1] * (x.ndim - 2), -1) if np.ndim(p) == 2 else p
+
+
+def affine(y: Any, weight: Any, bias: Any, silu: bool) -> Any:
+    y = y if weight is None else y * everywhere(weight, y) + everywhere(bias, y)
+    return y / (1 + np.exp(-y)) if silu else y
 
 
 @oracle
-def group_norm(x: Any, weight: Any = 1.0, bias: Any = 0.0, *, groups: int, eps: float = 1e-5) -> Any:
+def normalize(x: Any, shift: Any, weight: Any, bias: Any, view: Any, eps: float, silu: bool = False) -> Any:
+    z = x if shift is None else x + everywhere(shift, x)
+    return affine(standardized(z.reshape(view), (1, 3), eps).reshape(x.shape), weight, bias, silu)
+
+
+@oracle
+def group_norm(
+    x: Any, weight: Any = None, bias: Any = None, shift: Any = 0, *, groups: int, eps: float = 1e-5, silu: bool = False
+) -> Any:
     y, size = np.zeros(x.shape), x.shape[-1] // groups
+    x = x + everywhere(0 if shift is None else shift, x)
     for n, g in itertools.product(range(len(x)), range(groups)):
         part = (n, ..., slice(g * size, (g + 1) * size))
         y[part] = standardized(x[part], None, eps)
-    return y * weight + bias
+    return affine(y, weight, bias, silu)
+
+
+@oracle
+def batch_norm(x: Any, weight: Any = None, bias: Any = None, *, eps: float = 1e-5, silu: bool = False) -> Any:
+    return affine(standardized(x, tuple(range(x.ndim - 1)), eps), weight, bias, silu)
 
 
 ORACLES["layer_norm"] = lambda x, weight=1.0, bias=0.0, eps=1e-5: standardized(x, -1, eps) * weight + bias
-ORACLES["batch_norm"] = lambda x, weight=1.0, bias=0.0, eps=1e-5: (
-    standardized(x, tuple(range(x.ndim - 1)), eps) * weight + bias
-)
 
 
 @oracle

@@ -185,7 +185,17 @@ BAD: dict[str, Bad] = {
     "group_norm weight": (
         lambda: ops.group_norm(t(2, 4, 6), t(4), t(6), groups=2),
         ValueError,
-        ("group_norm: the weight must have shape (6,) for x (2, 4, 6), not (4,)",),
+        ("group_norm: the weight must have shape (6,) or (2, 6) for x (2, 4, 6), not (4,)",),
+    ),
+    "group_norm weight and bias": (
+        lambda: ops.group_norm(t(2, 4, 6), t(6), t(2, 6), groups=2),
+        ValueError,
+        ("group_norm: give weight and bias of one shape, or neither, not (6,) and (2, 6)",),
+    ),
+    "group_norm shift": (
+        lambda: ops.group_norm(t(2, 4, 6), t(6), t(6), t(6), groups=2),
+        ValueError,
+        ("group_norm: the shift must have shape (2, 6), not (6,)",),
     ),
     "layer_norm bias": (
         lambda: ops.layer_norm(t(2, 6), t(6), t(1)),
@@ -195,7 +205,7 @@ BAD: dict[str, Bad] = {
     "layer_norm only one": (
         lambda: ops.layer_norm(t(2, 6), t(6)),
         ValueError,
-        ("layer_norm: give weight and bias, or neither",),
+        ("layer_norm: give weight and bias of one shape, or neither, not (6,) and None",),
     ),
     "batch_norm rank": (
         lambda: ops.batch_norm(t(6)),

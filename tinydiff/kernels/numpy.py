@@ -5,15 +5,20 @@ Nothing here is special to NumPy; what makes them quick there is working in plac
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
+
+import numpy
 
 from ..backend import Array, xp
 
 PATCH_BYTES = 2**21  # the patches of a convolution that are in work at a time: about the cache of a core
 
-BLOCK_BYTES = 2**20  # what an elementwise kernel works on at a time, so that its temporaries stay in the cache
+BLOCK_BYTES = 2**18  # what an elementwise kernel works on at a time, so that its temporaries stay in the cache
+
+ROW = 1024  # elements: beside a row of these, what NumPy spends on starting it is little
 
 
 def blocks(x: Array) -> Iterator[Any]:
@@ -223,67 +228,181 @@ def col2im(patches: Array, geometry: Any) -> Array:
 # ---------------------------------------------------------------- normalisation
 
 
-def normalize(x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
-    """y = (x - mean) / sqrt(var + eps) weight + bias over axes 1 and 3 of (A, L, G, D), with weight and bias (G D,);
-    also the mean and 1 / sqrt(var + eps), (A, 1, G)."""
-    a, length, groups, d = x.shape
-    x = x.reshape(a, length, groups * d)  # every pass runs along the channels, the longest stretch of memory
-    y = xp.empty_like(x)
-    mean = xp.empty((a, 1, groups), x.dtype)
-    rstd = xp.empty_like(mean)
-    for part in blocks(x):
-        mean[part] = _over_groups(_over_length(x[part]), groups) / (length * d)
-        z = x[part] - _to_channels(mean[part], d)
-        rstd[part] = 1 / xp.sqrt(_over_groups(_over_length(z * z), groups) / (length * d) + eps)
-        scale = _to_channels(rstd[part], d)
-        if weight is None or bias is None:
-            xp.multiply(z, scale, out=y[part])
-        else:
-            z *= scale * weight  # (n, 1, C)
-            xp.add(z, bias, out=y[part])
-    return y.reshape(a, length, groups, d), mean, rstd
+def normalize(
+    x: Array, shift: Array | None, weight: Array | None, bias: Array | None, eps: float, silu: bool
+) -> tuple[Array, Array, Array]:
+    """y = xhat weight + bias, or silu of that, with xhat = (x + shift - mean) / sqrt(var + eps) over axes 1 and 3 of
+    (A, L, G, D); also the mean (of x + shift) and 1 / sqrt(var + eps), (A, 1, G).
 
-
-def normalize_backward(g: Array, x: Array, mean: Array, rstd: Array, weight: Array | None) -> Any:
-    """x' = (h - mean(h) - xhat mean(h xhat)) rstd with h = g weight,   weight' = sum g xhat,   bias' = sum g
-
-    The sums over L are taken first, (A, 1, C), before the weight comes in: it does not depend on L.
+    shift: None, or (A, G D), the same at every position of a sample. weight, bias: None, (G D,), or (A, G D).
     """
     a, length, groups, d = x.shape
-    x, g = x.reshape(a, length, groups * d), g.reshape(a, length, groups * d)
-    dx = xp.empty_like(x)
-    dw = db = xp.zeros(groups * d, x.dtype)
-    for part in blocks(x):
-        scale = _to_channels(rstd[part], d)  # (n, 1, C)
-        xhat = x[part] - _to_channels(mean[part], d)
-        xhat *= scale
-        g_sum, gx_sum = _over_length(g[part]), _over_length(g[part] * xhat)  # (n, 1, C)
-        dw, db = dw + gx_sum.sum(axis=(0, 1)), db + g_sum.sum(axis=(0, 1))
-        if weight is not None:
-            g_sum, gx_sum = g_sum * weight, gx_sum * weight
-        mean_h, mean_hx = _over_groups(g_sum, groups) / (length * d), _over_groups(gx_sum, groups) / (length * d)
-        xhat *= _to_channels(mean_hx, d)
-        xhat += _to_channels(mean_h, d)
-        h = g[part] if weight is None else g[part] * weight
-        xp.subtract(h, xhat, out=xhat)
-        xp.multiply(xhat, scale, out=dx[part])
-    dx = dx.reshape(a, length, groups, d)
-    return (dx, None, None) if weight is None else (dx, dw, db)
+    rows = _Rows(a, length, groups * d, x.itemsize)
+    x3, y = x.reshape(rows.shape), xp.empty(rows.shape, x.dtype)  # (A, R, K)
+
+    sums = rows.sums(x.dtype)
+    for block in rows.blocks:
+        sums.add(block, x3[block])
+    total = sums.total if shift is None else sums.total + length * shift  # (A, C)
+    mean = _over_groups(total, groups) / (length * d)  # (A, G)
+    centre = _to_channels(mean, d) if shift is None else _to_channels(mean, d) - shift
+    centre = rows.repeat(centre)  # (A, 1, K)
+
+    squares = rows.sums(x.dtype)
+    for block in rows.blocks:
+        z = xp.subtract(x3[block], centre[block[0]], out=y[block])
+        squares.add(block, z * z)
+    rstd = 1 / xp.sqrt(_over_groups(squares.total, groups) / (length * d) + eps)
+    scale = _to_channels(rstd, d) if weight is None else _to_channels(rstd, d) * weight
+    scale, offset = rows.repeat(-scale if silu else scale), None if bias is None else rows.repeat(bias)
+
+    for block in rows.blocks:
+        z = y[block]
+        z *= scale[block[0]]
+        if silu:
+            if offset is not None:
+                z -= offset[block[0]]
+            _silu_of_negative(z)
+        elif offset is not None:
+            z += offset[block[0]]
+    return y.reshape(x.shape), mean[:, None], rstd[:, None]
 
 
-def _over_length(x: Array) -> Array:
-    """(n, L, C) -> (n, 1, C), as a product with a row of ones, which is faster than a sum over a middle axis."""
-    return x if x.shape[1] == 1 else xp.ones((1, x.shape[1]), x.dtype) @ x
+def normalize_backward(
+    g: Array,
+    x: Array,
+    mean: Array,
+    rstd: Array,
+    shift: Array | None,
+    weight: Array | None,
+    bias: Array | None,
+    silu: bool,
+) -> tuple[Array, Array | None, Array | None, Array | None]:
+    """The cotangents of x, shift, weight and bias. With h = g, or g silu'(xhat weight + bias),
+
+        x' = rstd (h weight - mean(h weight) - xhat mean(h weight xhat)),   shift' = sum x',
+        weight' = sum h xhat,   bias' = sum h
+
+    That is x' = p h + q z + r with z = x + shift - mean, where p, q and r are the same at every position: so sums over
+    the positions come first, and shift' follows from them.
+    """
+    a, length, groups, d = x.shape
+    rows = _Rows(a, length, groups * d, x.itemsize)
+    mean, rstd = mean[:, 0], rstd[:, 0]  # (A, G)
+    x3, g3, dx = x.reshape(rows.shape), g.reshape(rows.shape), xp.empty(rows.shape, x.dtype)  # (A, R, K)
+    h = xp.empty_like(dx) if silu else g3
+    centre, scale = _to_channels(mean, d), _to_channels(rstd, d)
+    centre, p = centre if shift is None else centre - shift, scale if weight is None else scale * weight
+    centre, slope, offset = rows.repeat(centre), rows.repeat(-p), None if bias is None else rows.repeat(bias)
+
+    h_sums, hz_sums, z_sums = (rows.sums(x.dtype) for _ in range(3))
+    for block in rows.blocks:
+        z = xp.subtract(x3[block], centre[block[0]], out=dx[block])
+        if silu:
+            u = xp.multiply(z, slope[block[0]], out=h[block])
+            if offset is not None:
+                u -= offset[block[0]]
+            _slope_of_silu_of_negative(u)
+            u *= g3[block]
+        h_sums.add(block, h[block])
+        hz_sums.add(block, h[block] * z)
+        if shift is not None:
+            z_sums.add(block, z)
+    h_sum, hz_sum = h_sums.total, hz_sums.total  # (A, C)
+    hw_sum, hwz_sum = (h_sum, hz_sum) if weight is None else (h_sum * weight, hz_sum * weight)
+    q = _to_channels(rstd**3 * _over_groups(hwz_sum, groups) / -(length * d), d)
+    r = _to_channels(rstd * _over_groups(hw_sum, groups) / -(length * d), d)
+
+    p3, q3, r3 = rows.repeat(p), rows.repeat(q), rows.repeat(r)
+    for block in rows.blocks:
+        z = dx[block]
+        z *= q3[block[0]]
+        z += xp.multiply(h[block], p3[block[0]], out=h[block] if silu else None)
+        z += r3[block[0]]
+    dshift = None if shift is None else p * h_sum + q * z_sums.total + length * r
+    dweight, dbias = None if weight is None else scale * hz_sum, None if bias is None else h_sum
+    if weight is not None and weight.ndim == 1:
+        dweight, dbias = dweight.sum(axis=0), dbias.sum(axis=0)
+    return dx.reshape(x.shape), dshift, dweight, dbias
+
+
+class _Rows:
+    """(A, L, C) seen as (A, R, K), several positions in a row, and cut into blocks that fit in the cache.
+
+    What is the same at every position is broadcast along R. NumPy starts anew for every row, and a row of one position,
+    the channels, is short.
+    """
+
+    def __init__(self, a: int, length: int, channels: int, itemsize: int):
+        self.channels, self.fold = channels, _fold(length, channels)
+        self.shape = a, r, k = a, length // self.fold, self.fold * channels
+        step = max(1, BLOCK_BYTES // max(k * itemsize, 1))
+        samples = max(1, step // max(r, 1))
+        self.blocks = [
+            (slice(i, i + samples), slice(j, j + step)) for i in range(0, a, samples) for j in range(0, r, step)
+        ]
+
+    def repeat(self, c: Array) -> Array:
+        """(C,), (A, C) or, for all channels, (A, 1) -> (A, 1, K)"""
+        a, _, k = self.shape
+        c = c[None, None] if c.ndim == 1 else c[:, None]
+        if c.shape[2] == self.channels:
+            c = xp.broadcast_to(c, (len(c), self.fold, self.channels)).reshape(len(c), 1, k)
+        return xp.broadcast_to(c, (a, 1, k))
+
+    def sums(self, dtype: Any) -> _Sums:
+        return _Sums(self, dtype)
+
+
+class _Sums:
+    """The sum over the positions of each sample, (A, C), block by block, as products with a row of ones: that is faster
+    than a sum over a middle axis."""
+
+    def __init__(self, rows: _Rows, dtype: Any):
+        self.rows, (a, r, _) = rows, rows.shape
+        self.total = xp.zeros((a, rows.channels), dtype)
+        self.ones = xp.ones((1, r * rows.fold), dtype)
+
+    def add(self, block: Any, x: Array) -> None:
+        n, r, _ = x.shape
+        x = x.reshape(n, r * self.rows.fold, self.rows.channels)  # (n, L, C)
+        self.total[block[0]] += (x if x.shape[1] == 1 else self.ones[:, : x.shape[1]] @ x)[:, 0]
+
+
+@functools.cache
+def _fold(length: int, channels: int) -> int:
+    """The fewest positions that make a row of ROW elements, of those that divide the length; or else all of them."""
+    return next((k for k in range(1, length) if length % k == 0 and k * channels >= ROW), max(length, 1))
 
 
 def _over_groups(x: Array, groups: int) -> Array:
-    """(n, 1, C) -> (n, 1, G)"""
-    return x.reshape(len(x), 1, groups, -1).sum(axis=3)
+    """(A, C) -> (A, G)"""
+    return x if groups == x.shape[1] else x.reshape(len(x), groups, x.shape[1] // groups).sum(axis=2)
 
 
 def _to_channels(x: Array, d: int) -> Array:
-    """(n, 1, G) -> (n, 1, C): each channel has the value of its group."""
-    return x if d == 1 else xp.repeat(x, d, axis=2)
+    """(A, G) -> (A, C): each channel has the value of its group; or (A, 1), if that is the same for all channels."""
+    return x if d == 1 or x.shape[1] == 1 else xp.repeat(x, d, axis=1)
+
+
+def _silu_of_negative(u: Array) -> None:
+    """u becomes silu(-u) = u / (-1 - e^u). Where e^u overflows, that is -0, as it should be."""
+    with numpy.errstate(over="ignore"):
+        e = xp.exp(u)
+    xp.subtract(-1, e, out=e)
+    u /= e
+
+
+def _slope_of_silu_of_negative(u: Array) -> None:
+    """u becomes silu'(y) = s (1 + y - y s), where y = -u and s = 1 / (1 + e^u)."""
+    with numpy.errstate(over="ignore"):
+        s = xp.exp(u)
+    s += 1
+    xp.divide(1, s, out=s)
+    t = u * s
+    u -= 1
+    xp.subtract(t, u, out=u)
+    u *= s
 
 
 # ---------------------------------------------------------------- optimisers: these change p, and their state, in place

@@ -308,7 +308,7 @@ class LatentUNet(nn.Module):
 
 def _hidden(x: Any, conv: nn.Module, time: Any, norm: nn.Module) -> Any:
     """A hidden layer: convolution, plus the time (N, C) at every pixel, normalised, SiLU."""
-    return ops.silu(norm(conv(x) + _per_image(time)))
+    return norm(conv(x), time, silu=True)
 
 
 def _per_image(a: Any) -> Any:

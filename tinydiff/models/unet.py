@@ -97,7 +97,7 @@ class UNet(nn.Module):
                 h = layer(ops.concatenate([h, skips.pop()], axis=3), e)
             else:
                 h = layer(h)
-        return unfold(self.last(ops.silu(self.norm(h))), self.patch)  # (N, H, W, C)
+        return unfold(self.last(self.norm(h, silu=True)), self.patch)  # (N, H, W, C)
 
     def _embed(self, noise: Any, labels: Mapping[str, Any], n: int) -> Tensor:
         e = self.noise(self.frequencies(noise))
@@ -133,9 +133,11 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Conv2d(inside, outside, 1, rng=rng) if inside != outside else None
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
-        h = self.conv1(ops.silu(self.norm1(x)))
-        scale, shift = ops.split(self.modulate(e)[:, None, None, :], 2, axis=3)  # (N, 1, 1, outside) each
-        h = self.conv2(ops.silu(self.norm2(h) * (scale + 1) + shift))
+        h = self.conv1(self.norm1(x, silu=True))
+        scale, shift = ops.split(self.modulate(e), 2, axis=1)  # (N, outside) each
+        # (xhat w + b) (scale + 1) + shift is a norm with a weight and a bias a sample.
+        weight, bias = self.norm2.weight * (scale + 1), self.norm2.bias * (scale + 1) + shift
+        h = self.conv2(ops.group_norm(h, weight, bias, groups=self.norm2.num_groups, silu=True))
         return h + (x if self.shortcut is None else self.shortcut(x))
 
 

@@ -33,7 +33,7 @@ class _Norm(Module):
 
 class GroupNorm(_Norm):
     """(N, ..., num_channels), each sample and each group of channels brought to mean 0 and variance 1, then times
-    weight, plus bias.
+    weight, plus bias. A shift (N, num_channels) is added to x first, and silu=True applies silu last (ops.group_norm).
 
     Errors: ValueError if num_groups does not divide num_channels, or x has another number of channels.
     """
@@ -44,9 +44,9 @@ class GroupNorm(_Norm):
         self.num_groups, self.num_channels, self.eps = num_groups, num_channels, eps
         self._affine(num_channels, affine)
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Any, shift: Any = None, *, silu: bool = False) -> Any:
         self._check(x, self.num_channels, 2)
-        return ops.group_norm(x, self.weight, self.bias, groups=self.num_groups, eps=self.eps)
+        return ops.group_norm(x, self.weight, self.bias, shift, groups=self.num_groups, eps=self.eps, silu=silu)
 
 
 class LayerNorm(_Norm):
