@@ -168,20 +168,20 @@ def geometry_taps(geometry: Any) -> Any:
 
 
 @oracle
-def correlate(x: Any, w: Any, geometry: Any) -> Any:
+def correlate(x: Any, w: Any, bias: Any, geometry: Any) -> Any:
     y, w = np.zeros((len(x), *geometry.out, w.shape[3])), blocks(w, geometry.groups)
     for i, j, a, b, row, column in geometry_taps(geometry):
         y[:, i, j] += x[:, row, column] @ w[a, b]
-    return y
+    return y if bias is None else y + bias
 
 
 @oracle
-def correlate_input(y: Any, w: Any, geometry: Any) -> Any:
+def correlate_input(y: Any, w: Any, bias: Any, geometry: Any) -> Any:
     w = blocks(w, geometry.groups)
     x = np.zeros((len(y), *geometry.size, w.shape[2]))
     for i, j, a, b, row, column in geometry_taps(geometry):
         x[:, row, column] += y[:, i, j] @ w[a, b].T
-    return x
+    return x if bias is None else x + bias
 
 
 @oracle

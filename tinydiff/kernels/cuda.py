@@ -22,12 +22,14 @@ from .numpy import erf as erf_of_complex
 from .numpy import index_add, softmax, sum
 
 __all__ = [
-    "PATCH_BYTES", "adam_step", "average_step", "col2im", "erf", "im2col", "index_add", "normalize",
+    "PATCH_BYTES", "SHORT_RUN", "adam_step", "average_step", "col2im", "erf", "im2col", "index_add", "normalize",
     "normalize_backward", "sgd_step", "sigmoid", "silu", "silu_backward", "softmax", "sum",
 ]  # fmt: skip
 
 # index_add is CuPy's add.at, which adds by atomics: where an index occurs several times, the order of its additions,
 # and so the last digits of the sum, may differ from run to run.
+
+SHORT_RUN = 0  # patches are patches here, however short their rows (see numpy.py)
 
 PATCH_BYTES = 2**28  # the patches of a convolution that are in work at a time: a matter of memory here, not of cache
 
@@ -169,11 +171,10 @@ def im2col(x: Array, geometry: Any) -> Array:
     return patches
 
 
-def col2im(patches: Array, geometry: Any) -> Array:
-    """The transpose of im2col: every patch is added where it was taken, (n, OH, OW, kh, kw, C) -> (n, H, W, C)."""
-    x = cupy.empty((len(patches), *geometry.size, patches.shape[5]), patches.dtype)
+def col2im(patches: Array, x: Array, geometry: Any) -> None:
+    """The transpose of im2col: every patch is added where it was taken, (n, OH, OW, kh, kw, C) into x (n, H, W, C),
+    whatever was there before."""
     _gather(_COL2IM, patches, x, geometry)
-    return x
 
 
 def _gather(kernel: Kernel, source: Array, target: Array, geometry: Any) -> None:

@@ -14,9 +14,12 @@ import numpy
 
 from ..backend import Array, xp
 
-PATCH_BYTES = 2**21  # the patches of a convolution that are in work at a time: about the cache of a core
+PATCH_BYTES = 2**20  # the patches of a convolution that are in work at a time: about the cache of a core
 
 BLOCK_BYTES = 2**18  # what an elementwise kernel works on at a time, so that its temporaries stay in the cache
+
+SHORT_RUN = 8  # elements: shorter rows of a patch are not worth copying, so there is a plane for each tap instead, which
+# is as good a matrix, transposed
 
 ROW = 1024  # elements: beside a row of these, what NumPy spends on starting it is little
 
@@ -200,7 +203,7 @@ def im2col(x: Array, geometry: Any) -> Array:
         x = padded
     elif (kh, kw) == (sh, sw) == (1, 1):
         return x.reshape(n, oh, ow, 1, 1, c)
-    if c * kw < 8:  # runs too short to copy: a plane for each tap instead, which is as good a matrix, transposed
+    if c * kw < SHORT_RUN:
         planes = xp.empty((kh, kw, c, n, oh, ow), x.dtype)
         for i in range(kh):
             for j in range(kw):
@@ -213,16 +216,36 @@ def im2col(x: Array, geometry: Any) -> Array:
     return xp.ascontiguousarray(windows)
 
 
-def col2im(patches: Array, geometry: Any) -> Array:
-    """The transpose of im2col: every patch is added where it was taken, (n, OH, OW, kh, kw, C) -> (n, H, W, C)."""
+def col2im(patches: Array, x: Array, geometry: Any) -> None:
+    """The transpose of im2col: every patch is added where it was taken, (n, OH, OW, kh, kw, C) into x (n, H, W, C),
+    whatever was there before."""
     n, oh, ow, kh, kw, c = patches.shape
     (sh, sw), (dh, dw), (height, width) = geometry.stride, geometry.dilation, geometry.size
     (top, bottom), (left, right) = geometry.padding
-    x = xp.zeros((n, height + top + bottom, width + left + right, c), patches.dtype)
+    whole = x
+    if top or bottom or left or right:
+        whole = xp.empty((n, height + top + bottom, width + left + right, c), x.dtype)
+    if (dh, dw) != (1, 1) or kh < sh or kw < sw:
+        whole[...] = 0
+        first = 0, 0
+    else:  # the taps of the first stride meet every pixel once, but for what the last patch leaves over
+        whole[:, sh * oh :] = 0
+        whole[:, :, sw * ow :] = 0
+        first = sh, sw
+    # Along a row the taps of one stride lie side by side, in the image and in the patch: they go together.
+    step = sw if dw == 1 else 1
+    a, b, r, q = whole.strides
     for i in range(kh):
-        for j in range(kw):
-            x[:, i * dh : i * dh + sh * oh : sh, j * dw : j * dw + sw * ow : sw] += patches[:, :, :, i, j]
-    return x[:, top : top + height, left : left + width]
+        for j in range(0, kw, step):
+            taps = patches[:, :, :, i, j : j + step]  # (n, OH, OW, step, C)
+            at = whole[:, i * dh :, j * dw :]
+            pixels = xp.lib.stride_tricks.as_strided(at, taps.shape, (a, b * sh, r * sw, r, q))
+            if i < first[0] and j < first[1]:
+                pixels[...] = taps
+            else:
+                pixels += taps
+    if whole is not x:
+        x[...] = whole[:, top : top + height, left : left + width]
 
 
 # ---------------------------------------------------------------- normalisation

@@ -20,14 +20,16 @@ time, so that the patches stay in the cache.
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import kernels
 from ..backend import xp
 from ..tape import composite, primitive
+from .reduce import sum as sum_of
 from .shape import expand_dims, pad, squeeze
 
 Pair = int | tuple[int, int]
@@ -51,11 +53,23 @@ class Geometry:
         oh, ow = ((n + sum(p) - r) // s + 1 for n, p, r, s in zip(self.size, self.padding, reach, self.stride))
         return oh, ow
 
+    @property
+    def mirrored(self) -> Geometry | None:
+        """The geometry by which the transpose is a correlation too, with the kernel turned round: there is one for
+        stride 1, and padding that is not wider than the kernel reaches."""
+        reach = [d * (k - 1) for d, k in zip(self.dilation, self.kernel)]
+        padding = tuple((r - p, r - q) for r, (p, q) in zip(reach, self.padding))
+        if self.stride != (1, 1) or min(map(min, padding)) < 0:
+            return None
+        return replace(self, size=self.out, padding=padding)
+
+    def patch_elements(self, channels: int) -> int:
+        """Of the patches of one image."""
+        return math.prod(self.out) * math.prod(self.kernel) * channels
+
     def chunks(self, n: int, channels: int, itemsize: int) -> Iterator[slice]:
         """The batch in parts whose patches fit in the cache."""
-        oh, ow = self.out
-        image = oh * ow * self.kernel[0] * self.kernel[1] * channels * itemsize
-        step = max(1, kernels.PATCH_BYTES // max(image, 1))
+        step = max(1, kernels.PATCH_BYTES // max(self.patch_elements(channels) * itemsize, 1))
         return (slice(i, min(i + step, n)) for i in range(0, n, step))
 
 
@@ -63,49 +77,67 @@ class Geometry:
 
 
 @primitive
-def correlate(x: Any, w: Any, *, geometry: Geometry) -> Any:
-    """y[n, i, j, o] = sum over a, b, c of x[n, s i + d a - p, s j + d b - p, c] w[a, b, c, o]
+def correlate(x: Any, w: Any, b: Any, *, geometry: Geometry) -> Any:
+    """y[n, i, j, o] = sum over a, b, c of x[n, s i + d a - p, s j + d b - p, c] w[a, b, c, o] + bias[o]
 
-    x' = correlate_input(y', w),   w' = correlate_weight(x, y')
+    x' = correlate_input(y', w),   w' = correlate_weight(x, y'),   bias' = sum y'
     """
-    shape = (len(x), *geometry.out, w.shape[-1])
+    y = xp.empty((len(x), *geometry.out, w.shape[-1]), xp.result_type(x, w))
     matrices = _matrices(w, geometry.groups)  # (G, kh kw C/G, O/G)
-
-    def of(part: slice) -> Any:
+    for part in geometry.chunks(len(x), x.shape[-1], x.itemsize):
         patches = _grouped(kernels.im2col(x[part], geometry), geometry.groups)  # (G, n OH OW, kh kw C/G)
-        return _ungrouped(_products(patches, matrices)).reshape(-1, *shape[1:])
-
-    return _joined(of, geometry.chunks(len(x), x.shape[-1], x.itemsize), shape, xp.result_type(x, w))
+        _products(patches, matrices, y[part].reshape(-1, y.shape[-1]))
+        if b is not None:
+            y[part] += b
+    return y
 
 
 @correlate.vjp
-def _(g: Any, _y: Any, x: Any, w: Any, *, geometry: Geometry) -> Any:
-    return lambda: correlate_input(g, w, geometry=geometry), lambda: correlate_weight(x, g, geometry=geometry)
+def _(g: Any, _y: Any, x: Any, w: Any, _b: Any, *, geometry: Geometry) -> Any:
+    return (
+        lambda: correlate_input(g, w, None, geometry=geometry),
+        lambda: correlate_weight(x, g, geometry=geometry),
+        lambda: sum_of(g, axis=(0, 1, 2)),
+    )
 
 
 @primitive
-def correlate_input(y: Any, w: Any, *, geometry: Geometry) -> Any:
+def correlate_input(y: Any, w: Any, b: Any, *, geometry: Geometry) -> Any:
     """x[n, s i + d a - p, s j + d b - p, c] = sum over i, j, a, b, o that meet there of y[n, i, j, o] w[a, b, c, o]
+    + bias[c]
 
-    y' = correlate(x', w),   w' = correlate_weight(x', y)
+    y' = correlate(x', w),   w' = correlate_weight(x', y),   bias' = sum x'
     """
     (kh, kw), groups = geometry.kernel, geometry.groups
     channels = w.shape[2] * groups
-    shape = (len(y), *geometry.size, channels)
-    matrices = xp.ascontiguousarray(_matrices(w, groups).swapaxes(1, 2))  # (G, O/G, kh kw C/G)
-
-    def of(part: slice) -> Any:
-        rows = _split_channels(y[part].reshape(-1, y.shape[-1]), groups)  # (G, n OH OW, O/G)
-        patches = _products(rows, matrices)  # (G, n OH OW, kh kw C/G)
-        patches = patches.reshape(groups, -1, kh * kw, channels // groups).transpose(1, 2, 0, 3)
-        return kernels.col2im(patches.reshape(-1, *geometry.out, kh, kw, channels), geometry)
-
-    return _joined(of, geometry.chunks(len(y), channels, y.itemsize), shape, xp.result_type(y, w))
+    mirrored = geometry.mirrored
+    # Gathering patches is quicker than adding them up, so it may be done with more of them.
+    if mirrored and mirrored.patch_elements(y.shape[-1]) <= 2 * geometry.patch_elements(channels):
+        return correlate.forward(y, _mirrored(w, groups), b, geometry=mirrored)
+    x = xp.empty((len(y), *geometry.size, channels), xp.result_type(y, w))
+    matrices = _matrices(w, groups).swapaxes(1, 2)  # (G, O/G, kh kw C/G)
+    for part in geometry.chunks(len(y), channels, y.itemsize):
+        rows = y[part].reshape(-1, y.shape[-1])  # (n OH OW, O)
+        if groups == 1 and channels * kw < kernels.SHORT_RUN:  # a plane for each tap, see im2col
+            patches = (matrices[0].T @ rows.T).T  # (n OH OW, kh kw C), the last axis the slowest
+        else:
+            patches = xp.empty((len(rows), kh * kw * channels), x.dtype)
+            _products(_split_channels(rows, groups), matrices, patches)
+        patches = patches.reshape(-1, *geometry.out, groups, kh, kw, channels // groups)
+        patches = patches.transpose(0, 1, 2, 4, 5, 3, 6).reshape(-1, *geometry.out, kh, kw, channels)
+        kernels.col2im(patches, x[part], geometry)
+        if b is not None:
+            x[part] += b
+    return x
 
 
 @correlate_input.vjp
-def _(g: Any, _x: Any, y: Any, w: Any, *, geometry: Geometry) -> Any:
-    return lambda: correlate(g, w, geometry=geometry), lambda: correlate_weight(g, y, geometry=geometry)
+def _(g: Any, _x: Any, y: Any, w: Any, _b: Any, *, geometry: Geometry) -> Any:
+    return (
+        lambda: correlate(g, w, None, geometry=geometry),
+        lambda: correlate_weight(g, y, geometry=geometry),
+        lambda: sum_of(g, axis=(0, 1, 2)),
+    )
 
 
 @primitive
@@ -116,34 +148,40 @@ def correlate_weight(x: Any, y: Any, *, geometry: Geometry) -> Any:
     """
     (kh, kw), groups, n = geometry.kernel, geometry.groups, len(x)
     channels, out = x.shape[-1] // groups, y.shape[-1] // groups
-    w = xp.zeros((groups, kh * kw * channels, out), xp.result_type(x, y))
+    w = None if n else xp.zeros((groups, kh * kw * channels, out), xp.result_type(x, y))
     for part in geometry.chunks(n, x.shape[-1], x.itemsize):
         patches = _grouped(kernels.im2col(x[part], geometry), groups)  # (G, n OH OW, kh kw C/G)
-        w += _products(patches.swapaxes(1, 2), _split_channels(y[part].reshape(-1, y.shape[-1]), groups))
+        rows = _split_channels(y[part].reshape(-1, y.shape[-1]), groups)  # (G, n OH OW, O/G)
+        of_part = _batched(patches.swapaxes(1, 2), rows)  # (G, kh kw C/G, O/G)
+        w = of_part if w is None else w + of_part
     return w.reshape(groups, kh, kw, channels, out).transpose(1, 2, 3, 0, 4).reshape(kh, kw, channels, groups * out)
 
 
 @correlate_weight.vjp
 def _(g: Any, _w: Any, x: Any, y: Any, *, geometry: Geometry) -> Any:
-    return lambda: correlate_input(y, g, geometry=geometry), lambda: correlate(x, g, geometry=geometry)
+    return lambda: correlate_input(y, g, None, geometry=geometry), lambda: correlate(x, g, None, geometry=geometry)
 
 
-def _joined(of: Callable[[slice], Any], parts: Iterable[slice], shape: tuple[int, ...], dtype: Any) -> Any:
-    """of(part) of every part of the batch, in one array; where there is one part, that is it."""
-    parts = tuple(parts)
-    if len(parts) == 1:
-        return xp.ascontiguousarray(of(parts[0]))
-    whole = xp.empty(shape, dtype)
-    for part in parts:
-        whole[part] = of(part)
-    return whole
+def _mirrored(w: Any, groups: int) -> Any:
+    """The kernel turned round, and from out to in: (kh, kw, C/G, O) -> (kh, kw, O/G, C)"""
+    kh, kw, c, out = w.shape
+    w = w[::-1, ::-1].reshape(kh, kw, c, groups, out // groups).transpose(0, 1, 4, 3, 2)  # (kh, kw, O/G, G, C/G)
+    return w.reshape(kh, kw, out // groups, groups * c)
 
 
-def _products(x: Any, y: Any) -> Any:
+def _batched(x: Any, y: Any) -> Any:
     """(G, n, k) x (G, k, m) -> (G, n, m).
     One product is not made as one of many: CuPy copies those that are transposed.
     """
     return (x[0] @ y[0])[None] if len(x) == 1 else x @ y
+
+
+def _products(x: Any, y: Any, out: Any) -> None:
+    """(G, n, k) x (G, k, m) into (n, G m)"""
+    if len(x) == 1:
+        xp.matmul(x[0], y[0], out=out)
+    else:
+        out[...] = (x @ y).transpose(1, 0, 2).reshape(out.shape)
 
 
 def _matrices(w: Any, groups: int) -> Any:
@@ -165,11 +203,6 @@ def _split_channels(rows: Any, groups: int) -> Any:
     return rows.reshape(len(rows), groups, rows.shape[1] // groups).transpose(1, 0, 2)
 
 
-def _ungrouped(rows: Any) -> Any:
-    """(G, M, O/G) -> (M, O)"""
-    return rows[0] if len(rows) == 1 else rows.transpose(1, 0, 2).reshape(rows.shape[1], -1)
-
-
 # ---------------------------------------------------------------- the layers' functions
 
 
@@ -187,8 +220,7 @@ def conv2d(
     """
     _check_ranks("conv2d", 4, x, w)
     geometry = _geometry("conv2d", x, w, b, x.shape[1:3], w.shape[:2], stride, padding, dilation, groups)
-    y = correlate(x, w, geometry=geometry)
-    return y if b is None else y + b
+    return correlate(x, w, b, geometry=geometry)
 
 
 @composite
@@ -239,8 +271,7 @@ def conv_transpose2d(
     # output_padding is at least stride: the conv2d sees more rows than x has, which are zero
     if geometry.out != x.shape[1:3]:
         x = pad(x, pad_width=((0, 0), *((0, m - n) for n, m in zip(x.shape[1:3], geometry.out)), (0, 0)))
-    y = correlate_input(x, w, geometry=geometry)
-    return y if b is None else y + b
+    return correlate_input(x, w, b, geometry=geometry)
 
 
 @composite
@@ -251,8 +282,7 @@ def conv1d(
     _check_ranks("conv1d", 3, x, w)
     sides = padding if isinstance(padding, str) else (0, padding)
     geometry = _geometry("conv1d", x, w, b, (1, x.shape[1]), (1, w.shape[0]), (1, stride), sides, (1, dilation), groups)
-    y = squeeze(correlate(expand_dims(x, axis=1), expand_dims(w, axis=0), geometry=geometry), axis=1)
-    return y if b is None else y + b
+    return squeeze(correlate(expand_dims(x, axis=1), expand_dims(w, axis=0), b, geometry=geometry), axis=1)
 
 
 def _geometry(
