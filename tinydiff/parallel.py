@@ -41,19 +41,22 @@ def over_shards(fn: Callable[[slice], Result], n: int, size: int, threads: int |
     if size < 1 or (threads is not None and threads < 1):
         raise ValueError(f"shards need size >= 1 and threads >= 1, not size={size!r}, threads={threads!r}")
     shards = [slice(i, min(i + size, n)) for i in range(0, n, size)]
+    workers = cores() if threads is None else threads
     if backend.active().name != "numpy" or anomaly_detection():  # the latter is a matter of the calling thread
-        threads = 1
-    threads = min(len(shards), cores() if threads is None else threads)
+        workers = 1
+    workers = min(len(shards), workers)
     enabled = grad_enabled()
+    _keep_memory()
 
     def of_shard(rows: slice) -> Result:
         with recording(enabled), in_shard(rows if len(shards) > 1 else current_shard()):
             return fn(rows)
 
-    if threads <= 1:
-        yield from map(of_shard, shards)
+    if workers <= 1:
+        with _blas_threads(threads):
+            yield from map(of_shard, shards)
         return
-    with _one_blas_thread(), ThreadPoolExecutor(threads) as pool:
+    with _blas_threads(1), ThreadPoolExecutor(workers) as pool:
         yield from pool.map(of_shard, shards)
 
 
@@ -83,6 +86,20 @@ def cores() -> int:
 
 
 @functools.cache
+def _keep_memory() -> None:
+    """Ask the C library to keep the memory that is freed, for the next arrays.
+
+    glibc gives a large block back to the system when it is freed, and the next array then begins with a page fault for
+    each 4 KiB: a fifth of the time of a training step. Elsewhere, and where it cannot be asked, that stays so.
+    """
+    if backend.active().name != "numpy" or not hasattr(ctypes.CDLL(None), "mallopt"):
+        return
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # mallopt(3)
+    for option, size in ((mmap_threshold, 2**25), (trim_threshold, 2**30), (top_pad, 2**26)):
+        ctypes.CDLL(None).mallopt(option, size)
+
+
+@functools.cache
 def _blas() -> Any:
     """(get, set) number of threads of the OpenBLAS in NumPy's wheel; None if NumPy brings another one, whose threads
     then stay as they are, which costs time but changes nothing else."""
@@ -97,14 +114,15 @@ def _blas() -> Any:
 
 
 @contextlib.contextmanager
-def _one_blas_thread() -> Iterator[None]:
-    blas = _blas()
+def _blas_threads(count: int | None) -> Iterator[None]:
+    """Inside, matrix products use so many threads (None: as many as before)."""
+    blas = None if count is None else _blas()
     if blas is None:
         yield
         return
     get, set_to = blas
     before = get()
-    set_to(1)
+    set_to(count)
     try:
         yield
     finally:

@@ -22,14 +22,12 @@ from .numpy import erf as erf_of_complex
 from .numpy import index_add, softmax, sum
 
 __all__ = [
-    "PATCH_BYTES", "SHORT_RUN", "adam_step", "average_step", "col2im", "erf", "im2col", "index_add", "normalize",
+    "PATCH_BYTES", "adam_step", "average_step", "col2im", "erf", "im2col", "index_add", "normalize",
     "normalize_backward", "sgd_step", "sigmoid", "silu", "silu_backward", "softmax", "sum",
 ]  # fmt: skip
 
 # index_add is CuPy's add.at, which adds by atomics: where an index occurs several times, the order of its additions,
 # and so the last digits of the sum, may differ from run to run.
-
-SHORT_RUN = 0  # patches are patches here, however short their rows (see numpy.py)
 
 PATCH_BYTES = 2**28  # the patches of a convolution that are in work at a time: a matter of memory here, not of cache
 

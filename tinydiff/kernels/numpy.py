@@ -14,12 +14,9 @@ import numpy
 
 from ..backend import Array, xp
 
-PATCH_BYTES = 2**20  # the patches of a convolution that are in work at a time: about the cache of a core
+PATCH_BYTES = 2**21  # the patches of a convolution that are in work at a time: about the cache of a core
 
-BLOCK_BYTES = 2**18  # what an elementwise kernel works on at a time, so that its temporaries stay in the cache
-
-SHORT_RUN = 8  # elements: shorter rows of a patch are not worth copying, so there is a plane for each tap instead, which
-# is as good a matrix, transposed
+BLOCK_BYTES = 2**20  # what an elementwise kernel works on at a time, so that its temporaries stay in the cache
 
 ROW = 1024  # elements: beside a row of these, what NumPy spends on starting it is little
 
@@ -203,7 +200,7 @@ def im2col(x: Array, geometry: Any) -> Array:
         x = padded
     elif (kh, kw) == (sh, sw) == (1, 1):
         return x.reshape(n, oh, ow, 1, 1, c)
-    if c * kw < SHORT_RUN:
+    if c * kw < 8:  # runs too short to copy: a plane for each tap instead, which is as good a matrix, transposed
         planes = xp.empty((kh, kw, c, n, oh, ow), x.dtype)
         for i in range(kh):
             for j in range(kw):

@@ -118,11 +118,8 @@ def correlate_input(y: Any, w: Any, b: Any, *, geometry: Geometry) -> Any:
     matrices = _matrices(w, groups).swapaxes(1, 2)  # (G, O/G, kh kw C/G)
     for part in geometry.chunks(len(y), channels, y.itemsize):
         rows = y[part].reshape(-1, y.shape[-1])  # (n OH OW, O)
-        if groups == 1 and channels * kw < kernels.SHORT_RUN:  # a plane for each tap, see im2col
-            patches = (matrices[0].T @ rows.T).T  # (n OH OW, kh kw C), the last axis the slowest
-        else:
-            patches = xp.empty((len(rows), kh * kw * channels), x.dtype)
-            _products(_split_channels(rows, groups), matrices, patches)
+        patches = xp.empty((len(rows), kh * kw * channels), x.dtype)
+        _products(_split_channels(rows, groups), matrices, patches)
         patches = patches.reshape(-1, *geometry.out, groups, kh, kw, channels // groups)
         patches = patches.transpose(0, 1, 2, 4, 5, 3, 6).reshape(-1, *geometry.out, kh, kw, channels)
         kernels.col2im(patches, x[part], geometry)
