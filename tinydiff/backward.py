@@ -7,6 +7,7 @@ stands at the head of tape.py.
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -88,17 +89,20 @@ def flow_back(
             continue
         nodes.add(node)
         stack.extend(parent for parent in node.parents if isinstance(parent, Node))
-    order = sorted(nodes, key=lambda node: node.time)
+    order = sorted(nodes, key=operator.attrgetter("time"))
 
     # 2. Of that, only what leads to a target.
     useful: set[Any] = set(goals or ())
-    for node in order:
-        if goals is None or any(parent in useful for parent in node.parents if parent is not None):
-            useful.add(node)
+    if goals is not None:
+        for node in order:
+            if any(parent in useful for parent in node.parents if parent is not None):
+                useful.add(node)
 
     # 3. Pass cotangents from the newest node to the oldest.
     flowing: dict[Any, Any] = {output.node or output: g}
     found: dict[Any, Any] = {}
+    keep = create_graph if retain_graph is None else retain_graph
+    of_node = _checked_cotangents if state.anomaly else cotangents_of
     with recording(True) if create_graph else contextlib.nullcontext():
         while order:
             node = order.pop()
@@ -107,15 +111,13 @@ def flow_back(
                 continue
             if goals and node in goals:
                 found[node] = g
-            wanted = [p is not None and (p in useful or goals is None) for p in node.parents]
-            if not any(wanted):
+            wanted = [p is not None and (goals is None or p in useful) for p in node.parents]
+            if True not in wanted:
                 continue
-            cotangents = (_checked_cotangents if state.anomaly else cotangents_of)(node, g, wanted, create_graph)
-            for parent, cotangent in zip(node.parents, cotangents):
-                if cotangent is None:
-                    continue
-                flowing[parent] = cotangent if parent not in flowing else flowing[parent] + cotangent
-            if not (create_graph if retain_graph is None else retain_graph):
+            for parent, cotangent in zip(node.parents, of_node(node, g, wanted, create_graph)):
+                if cotangent is not None:
+                    flowing[parent] = flowing[parent] + cotangent if parent in flowing else cotangent
+            if not keep:
                 node.free()
     found.update(flowing)  # what is left belongs to leaves
     as_tensor = {key: g if isinstance(g, Tensor) else Tensor(keep_dtype(g, [], {})) for key, g in found.items()}

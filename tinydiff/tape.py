@@ -57,7 +57,7 @@ class CotangentShapeError(ValueError):
 
 
 class Absent:
-    """Stands for an array that a rule does not read: shape and dtype are all there is."""
+    """Stands for an array that a rule does not read: its shape and dtype."""
 
     __slots__ = ("shape", "dtype")
 
@@ -106,32 +106,28 @@ class Primitive:
         return definition
 
     def __call__(self, *inputs: Any, **params: Any) -> Any:
+        # Every tenth of a microsecond here is paid by every op: hence one loop, and no look-up without need.
+        arrays, tensors, required = [], 0, False
         for x in inputs:
             if isinstance(x, Tensor):
-                return self._on_tensors(inputs, params)
-        out = self.forward(*inputs, **params)
-        out = out[0] if type(out) is tuple else out
-        return keep_dtype(out, list(inputs), params) if _NUMPY_1 else out
-
-    def _on_tensors(self, inputs: tuple[Any, ...], params: dict[str, Any]) -> Tensor:
-        # Every microsecond here is paid by every op: hence one loop, and no more look-ups than needed.
-        arrays, required = [], False
-        for x in inputs:
-            if isinstance(x, Tensor):
-                arrays.append(x._data)
+                tensors += 1
                 required = required or x._requires_grad
+                arrays.append(x._data)
             else:
-                arrays.append(x if type(x) is float else backend.operand(x))
-        for name, value in params.items():
-            if isinstance(value, Tensor) and value._requires_grad and state.grad_enabled:
-                raise TypeError(
-                    f"{self.name}: the option {name} has no gradient, but is a Tensor of shape "
-                    f"{value.shape} that requires one"
-                )
+                arrays.append(x)
+        if not tensors:
+            out = self.forward(*inputs, **params)
+            out = out[0] if type(out) is tuple else out
+            return keep_dtype(out, arrays, params) if _NUMPY_1 else out
+        if tensors < len(arrays):
+            arrays = [a if type(a) is float else backend.operand(a) for a in arrays]
+        if params:
+            self._check_options(params)
         out, saved = self.forward(*arrays, **params), None
         if type(out) is tuple:
             out, saved = out
-        out = keep_dtype(out, arrays, params)
+        if _NUMPY_1 or type(out) is not backend.numpy.ndarray:
+            out = keep_dtype(out, arrays, params)
         if state.anomaly and not state.flowing_back:
             check_made(self.name, out, (*arrays, *params.values()))
         version = [0]
@@ -145,6 +141,14 @@ class Primitive:
         if state.captured is not None:
             state.captured.update({id(x.node or x): x for x in inputs if isinstance(x, Tensor) and x._requires_grad})
         return Tensor(out, False, None, version)
+
+    def _check_options(self, params: dict[str, Any]) -> None:
+        for name, value in params.items():
+            if isinstance(value, Tensor) and value._requires_grad and state.grad_enabled:
+                raise TypeError(
+                    f"{self.name}: the option {name} has no gradient, but is a Tensor of shape "
+                    f"{value.shape} that requires one"
+                )
 
 
 def primitive(forward: Any = None, *, analytic: bool = True, view: bool = False) -> Any:
@@ -180,50 +184,58 @@ def keep_dtype(out: Any, arrays: list[Any], params: dict[str, Any]) -> Any:
     return out
 
 
-class Node:
-    """One recorded call: out = op(*inputs, **params)."""
+class Node(Absent):
+    """One recorded call: out = op(*inputs, **params).
 
-    __slots__ = (
-        "op", "params", "parents", "values", "out", "saved", "versions", "time", "line", "prints", "shape", "dtype",
-    )  # fmt: skip
+    A node has the shape and dtype of its output, so it stands for that where its array is not kept.
+    """
+
+    __slots__ = ("op", "params", "parents", "values", "out", "saved", "versions", "time", "line", "prints")
 
     def __init__(
         self, op: Any, inputs: Sequence[Any], arrays: list[Any], params: dict, out: Any, saved: Any, version: list[int]
     ):
         self.op, self.params, self.saved, self.time = op, params, saved, next(_time)
         self.shape, self.dtype = out.shape, out.dtype
-        self.parents: list[Any] = []  # an intermediate result is its node; a leaf is its Tensor
-        self.values: list[Any] = []
+        self.parents = parents = []  # an intermediate result is its node; a leaf is its Tensor
+        self.values = values = []
         # which input (or what else), its counter, and where that stood
-        self.versions: list[tuple[Any, list[int], int]] = []
-        for i, (x, a) in enumerate(zip(inputs, arrays)):
-            keep = op.keeps[i] if i < len(op.keeps) else op.keeps_rest
+        self.versions = versions = []
+        keeps, i = op.keeps, 0
+        for x, a in zip(inputs, arrays):
+            keep = keeps[i] if i < len(keeps) else op.keeps_rest
             if isinstance(x, Tensor):
-                self.parents.append((x.node or x) if x._requires_grad else None)
+                node = x.node
+                parents.append((node or x) if x._requires_grad else None)
                 if keep:
-                    self.versions.append((i, x.version, x.version[0]))
+                    versions.append((i, x.version, x.version[0]))
+                    values.append(a)
+                else:
+                    values.append(node if node is not None else Absent(a.shape, a.dtype))
             else:
-                self.parents.append(None)
-            self.values.append(a if keep or not hasattr(a, "shape") else Absent(a.shape, a.dtype))
-        for name, part in self._options():  # such as the index of getitem
-            if isinstance(part, Tensor):
-                self.versions.append((f"the {name}", part.version, part.version[0]))
+                parents.append(None)
+                values.append(a if keep or not hasattr(a, "shape") else Absent(a.shape, a.dtype))
+            i += 1
+        if params:
+            for name, part in self._options():  # such as the index of getitem
+                if isinstance(part, Tensor):
+                    versions.append((f"the {name}", part.version, part.version[0]))
+        self.out = None
         if op.keeps_out:
             self.out = out
-            self.versions.append(("the output", version, version[0]))
-        else:
-            self.out = Absent(self.shape, self.dtype)
+            versions.append(("the output", version, version[0]))
         self.line = self.prints = None
         if state.anomaly:
             self.line, self.prints = user_line(), self._fingerprints()
 
     def cotangents(self, g: Any, wanted: Sequence[bool], create_graph: bool) -> list[Any]:
         """The cotangent of each input that is wanted (None elsewhere), from that of the output."""
-        out, values, params = self.out, self.values, self.params
+        out, values, params = self if self.out is None else self.out, self.values, self.params
         if create_graph:
             out = out if isinstance(out, Absent) else Tensor(out, True, self)
             values = [tensor_at(parent, value) for parent, value in zip(self.parents, values)]
-        if self.op.rule is None:
+        rule = self.op.rule
+        if rule is None:
             raise NotImplementedError(f"{self.op.name} has no rule, so nothing flows back through it")
         if self.saved is not None:
             if create_graph:
@@ -232,17 +244,27 @@ class Node:
                     f"@{self.op.name}.reference"
                 )
             params = {**params, "saved": self.saved}
-        found = self.op.rule(g, out, *values, **params)
+        found = rule(g, out, *values, **params)
         found = found if isinstance(found, tuple) else (found,)
         if len(found) != len(values):
             raise ValueError(f"the rule of {self.op.name} gave {len(found)} cotangents for {len(values)} inputs")
         fitted: list[Any] = []
-        for i, (cotangent, value, want) in enumerate(zip(found, values, wanted)):
+        for cotangent, value, want in zip(found, values, wanted):
             if not want or cotangent is None:
                 fitted.append(None)
                 continue
-            cotangent = cotangent() if callable(cotangent) else cotangent
-            fitted.append(cotangent if cotangent is None else _fit(cotangent, value, self.op.name, i))
+            if callable(cotangent):
+                cotangent = cotangent()
+            # The usual case is that it fits.
+            if (
+                cotangent is None
+                or type(cotangent) is backend.numpy.ndarray
+                and cotangent.shape == value.shape
+                and cotangent.dtype is value.dtype
+            ):
+                fitted.append(cotangent)
+            else:
+                fitted.append(_fit(cotangent, value, self.op.name, len(fitted)))
         return fitted
 
     def _options(self) -> Iterator[tuple[str, Any]]:
