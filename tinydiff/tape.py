@@ -197,10 +197,11 @@ class Node(Absent):
     ):
         self.op, self.params, self.saved, self.time = op, params, saved, next(_time)
         self.shape, self.dtype = out.shape, out.dtype
-        self.parents = parents = []  # an intermediate result is its node; a leaf is its Tensor
-        self.values = values = []
+        parents: list[Any] = []  # an intermediate result is its node; a leaf is its Tensor
+        values: list[Any] = []
         # which input (or what else), its counter, and where that stood
-        self.versions = versions = []
+        versions: list[tuple[Any, list[int], int]] = []
+        self.parents, self.values, self.versions = parents, values, versions
         keeps, i = op.keeps, 0
         for x, a in zip(inputs, arrays):
             keep = keeps[i] if i < len(keeps) else op.keeps_rest

@@ -18,8 +18,8 @@ import cupy
 import numpy
 
 from ..backend import Array
-from .numpy import erf as erf_of_complex
 from .numpy import index_add, softmax, sum
+from .numpy_activation import erf as erf_of_complex
 
 __all__ = [
     "PATCH_BYTES", "adam_step", "average_step", "col2im", "erf", "im2col", "index_add", "normalize",

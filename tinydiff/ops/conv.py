@@ -58,7 +58,7 @@ class Geometry:
         """The geometry by which the transpose is a correlation too, with the kernel turned round: there is one for
         stride 1, and padding that is not wider than the kernel reaches."""
         reach = [d * (k - 1) for d, k in zip(self.dilation, self.kernel)]
-        padding = tuple((r - p, r - q) for r, (p, q) in zip(reach, self.padding))
+        padding: Any = tuple((r - p, r - q) for r, (p, q) in zip(reach, self.padding))
         if self.stride != (1, 1) or min(map(min, padding)) < 0:
             return None
         return replace(self, size=self.out, padding=padding)
@@ -145,7 +145,7 @@ def correlate_weight(x: Any, y: Any, *, geometry: Geometry) -> Any:
     """
     (kh, kw), groups, n = geometry.kernel, geometry.groups, len(x)
     channels, out = x.shape[-1] // groups, y.shape[-1] // groups
-    w = None if n else xp.zeros((groups, kh * kw * channels, out), xp.result_type(x, y))
+    w: Any = None if n else xp.zeros((groups, kh * kw * channels, out), xp.result_type(x, y))
     for part in geometry.chunks(n, x.shape[-1], x.itemsize):
         patches = _grouped(kernels.im2col(x[part], geometry), groups)  # (G, n OH OW, kh kw C/G)
         rows = _split_channels(y[part].reshape(-1, y.shape[-1]), groups)  # (G, n OH OW, O/G)

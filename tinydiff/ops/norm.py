@@ -8,8 +8,8 @@ so of a cotangent h = y' w of xhat what remains is the part orthogonal to both t
     x' = (h - mean(h) - xhat mean(h xhat)) / sqrt(var + eps),    w' = sum y' xhat,    b' = sum y'
 
 Here x is seen as (A, L, G, D), sets over L and D: group norm (N, H W, groups, C / groups), layer norm (rows, 1, 1, C),
-batch norm (1, N H W, C, 1). What stands around a norm in a U-Net, a shift before it and silu after it, can be part of it:
-each saves passes over memory, and what the norm keeps, its input and the statistics, is enough for all of it.
+batch norm (1, N H W, C, 1). What stands around a norm in a U-Net, a shift before it and silu after it, can be part of
+it: that saves passes over memory, and what the norm keeps, its input and the statistics, is enough for all.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def _(x: Any, shift: Any, weight: Any, bias: Any, *, view: Any, eps: float, silu
 
 
 @normalize.vjp
-def _(g: Any, _y: Any, x: Any, shift: Any, weight: Any, bias: Any, *, view: Any, eps: float, silu: bool, saved: Saved):
+def _(
+    g: Any, _y: Any, x: Any, shift: Any, weight: Any, bias: Any, *, view: Any, eps: float, silu: bool, saved: Saved
+) -> Any:
     dx, dshift, dweight, dbias = kernels.normalize_backward(
         g.reshape(view), x.reshape(view), saved.mean, saved.rstd, shift, weight, bias, silu
     )
