@@ -140,10 +140,8 @@ def _joined(of: Callable[[slice], Any], parts: Iterable[slice], shape: tuple[int
 
 
 def _products(x: Any, y: Any) -> Any:
-    """(G, n, k) x (G, k, m) -> (G, n, m).
-    One product is not made as one of many: CuPy copies those that are transposed.
-    """
-    return (x[0] @ y[0])[None] if len(x) == 1 else x @ y
+    """(G, n, k) x (G, k, m) -> (G, n, m)"""
+    return kernels.matmul(x, y)
 
 
 def _matrices(w: Any, groups: int) -> Any:
