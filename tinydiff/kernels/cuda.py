@@ -18,11 +18,12 @@ import cupy
 import numpy
 
 from ..backend import Array
+from .cublas import matmul
 from .numpy import erf as erf_of_complex
 from .numpy import index_add, softmax, sum
 
 __all__ = [
-    "PATCH_BYTES", "adam_step", "average_step", "col2im", "erf", "im2col", "index_add", "normalize",
+    "PATCH_BYTES", "adam_step", "average_step", "col2im", "erf", "im2col", "index_add", "matmul", "normalize",
     "normalize_backward", "sgd_step", "sigmoid", "silu", "silu_backward", "softmax", "sum",
 ]  # fmt: skip
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from .. import kernels
 from ..backend import Array, xp
 
 PATCH_BYTES = 2**21  # the patches of a convolution that are in work at a time: about the cache of a core
@@ -23,7 +24,12 @@ def blocks(x: Array) -> Iterator[Any]:
     return (slice(i, i + step) if x.ndim else ... for i in range(0, rows, step))
 
 
-# ---------------------------------------------------------------- sums
+# ---------------------------------------------------------------- matrix products, sums
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """a @ b for (..., n, k) and (..., k, m), leading axes broadcast: (..., n, m)."""
+    return a @ b
 
 
 def sum(x: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
@@ -37,7 +43,8 @@ def sum(x: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
         and x.size >= 4096
     ):
         rows = x.reshape(math.prod(x.shape[:lead]), -1)
-        z = (xp.ones((1, len(rows)), x.dtype) @ rows).reshape(x.shape[lead:])
+        # That of the backend in use, as cuda.py takes this function over.
+        z = kernels.matmul(xp.ones((1, len(rows)), x.dtype), rows).reshape(x.shape[lead:])
         return z.reshape((1,) * lead + z.shape) if keepdims else z
     return x.sum(axis=axes, keepdims=keepdims)
 
