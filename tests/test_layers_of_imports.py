@@ -18,8 +18,9 @@ PACKAGE = Path(__file__).parent.parent / "tinydiff"
 # From the bottom up. Those of one line may know one another.
 HOUSE = [
     ["backend"],
-    ["rng"],
+    ["replays"],
     ["kernels"],
+    ["rng"],
     ["tensor"],
     ["modes"],
     ["tape"],
@@ -51,8 +52,9 @@ UPWARDS = {("tensor", "modes"), ("tensor", "backward")}
 # which sets the threads of NumPy's BLAS.
 HOST = {
     "backend",
-    "rng",
+    "replays",
     "kernels",
+    "rng",
     "data",
     "saving",
     "plot",

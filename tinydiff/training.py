@@ -158,7 +158,7 @@ def gradients(
         arrays = [backend.to_device(a[rows]) for a in batch]
         # Every part starts at the same counters: which numbers a sample draws depends on its row in
         # the whole batch alone.
-        return loss(*arrays, rng=Rng(**rng.state()), first=rows.start) * (len(arrays[0]) / n)
+        return loss(*arrays, rng=rng.copy(), first=rows.start) * (len(arrays[0]) / n)
 
     total, found = parallel.gradients(of_part, parameters, n, micro_batch or n, threads)
     for p, g in zip(parameters, found):

@@ -173,7 +173,8 @@ def _library() -> Any:
         raise RuntimeError(
             f"matrix products on CuPy need {name}, which comes with the CUDA toolkit or CuPy's [ctk] extra: {error}"
         ) from error
-    number, pointer, distance = ctypes.c_int, ctypes.c_void_p, ctypes.c_longlong
+    number: Any = ctypes.c_int
+    pointer, distance = ctypes.c_void_p, ctypes.c_longlong
     library.cublasCreate_v2.argtypes = [ctypes.POINTER(pointer)]
     library.cublasDestroy_v2.argtypes = [pointer]
     library.cublasSetStream_v2.argtypes = [pointer, pointer]

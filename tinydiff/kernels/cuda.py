@@ -19,12 +19,13 @@ import numpy
 
 from ..backend import Array
 from .cublas import matmul
+from .cuda_random import random_integers, random_normal, random_uniform
 from .numpy import erf as erf_of_complex
 from .numpy import index_add, softmax, sum
 
 __all__ = [
     "PATCH_BYTES", "adam_step", "average_step", "col2im", "erf", "im2col", "index_add", "matmul", "normalize",
-    "normalize_backward", "sgd_step", "sigmoid", "silu", "silu_backward", "softmax", "sum",
+    "normalize_backward", "random_integers", "random_normal", "random_uniform", "sgd_step", "sigmoid", "silu", "silu_backward", "softmax", "sum",
 ]  # fmt: skip
 
 # index_add is CuPy's add.at, which adds by atomics: where an index occurs several times, the order of its additions,

@@ -11,6 +11,13 @@ from typing import Any
 
 from .. import kernels
 from ..backend import Array, xp
+from .numpy_random import random_integers, random_normal, random_uniform
+
+__all__ = [
+    "PATCH_BYTES", "adam_step", "average_step", "blocks", "col2im", "erf", "im2col", "index_add", "matmul", "normalize",
+    "normalize_backward", "random_integers", "random_normal", "random_uniform", "sgd_step", "sigmoid", "silu",
+    "silu_backward", "softmax", "sum",
+]  # fmt: skip
 
 PATCH_BYTES = 2**21  # the patches of a convolution that are in work at a time: about the cache of a core
 
