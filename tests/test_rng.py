@@ -100,8 +100,8 @@ def of_words_on_the_device(words: np.ndarray, kind: str) -> np.ndarray:
     from tinydiff.kernels import cuda_random
 
     xp, out = backend.xp, "long long" if kind == "integers" else "float"
-    code = f'''{getattr(cuda_random, kind.upper())}
-    extern "C" __global__ void of_words(const unsigned int* words, {out}* values) {{ eight(words, values, 1u << 31); }}'''
+    signature = f'extern "C" __global__ void of_words(const unsigned int* words, {out}* values)'
+    code = getattr(cuda_random, kind.upper()) + signature + " { eight(words, values, 1u << 31); }"
     values = xp.zeros((1, 8), "int64" if kind == "integers" else "float32")
     xp.RawKernel(code, "of_words")((1,), (1,), (xp.asarray(words), values))
     return backend.to_host(values)

@@ -5,7 +5,7 @@ has to run at every repetition all the same: what counts the draws of a random s
 and the numbers that follow from such counts. So it says so here, and everything else need not know about capturing:
 
     each_time(count)                        now, and, if this step is being captured, again before every replay
-    rates = numbers(lambda: [lr / n, n])    for kernels: in a captured step an array whose content is new at every replay
+    rates = numbers(lambda: [lr / n, n])    for kernels: in a captured step an array, filled anew before every replay
 
 Outside a capture each costs one look at a global.
 """
@@ -36,9 +36,9 @@ class Recording:
         self.seen: dict[int, weakref.ref[Any]] = {}  # Tensors that were used, and
         self.originals: dict[int, tuple[Any, Array]] = {}  # those whose array was replaced, with the first one
 
-    def numbers(self, values: Callable[[], numpy.ndarray]) -> Array:
+    def numbers(self, values: Callable[[], Any]) -> Array:
         """values(), in a place on the device that `upload` fills."""
-        now = values()
+        now = numpy.asarray(values())
         if not self.blocks or self.free + now.nbytes > len(self.blocks[-1][1]):
             size = max(_BLOCK_BYTES, now.nbytes)
             self.blocks.append((backend.xp.empty(size, "uint8"), numpy.zeros(size, "uint8")))
@@ -102,16 +102,16 @@ def each_time(action: Callable[[], None]) -> None:
         now.actions.append(action)
 
 
-def numbers(values: Callable[[], numpy.ndarray]) -> Array:
-    """values(), computed on the host, for kernels: where they run on the device, in its memory. In a captured step they
-    are computed again before every replay."""
+def numbers(values: Callable[[], Any]) -> Array:
+    """values(), an array or a list, computed on the host for kernels: where they run on the device, in its memory. In a
+    captured step they are computed again before every replay."""
     if backend.active().kernels == "numpy":
-        return values()
+        return numpy.asarray(values())
     now = current()
-    return now.numbers(values) if now else backend.to_device(values())
+    return now.numbers(values) if now else backend.to_device(numpy.asarray(values()))
 
 
 def refuse(what: str, instead: str) -> None:
     """Errors: RuntimeError while a step is being captured, as what is read now would be the same in every replay."""
     if current():
-        raise RuntimeError(f"{what} cannot be read while a step is captured, as every replay would repeat it: {instead}")
+        raise RuntimeError(f"{what} cannot be read in a captured step, as every replay would repeat it: {instead}")

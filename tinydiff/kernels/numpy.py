@@ -11,12 +11,13 @@ from typing import Any
 
 from .. import kernels
 from ..backend import Array, xp
+from .numpy_optim import adam_step, average_step, clip_norm, sgd_step
 from .numpy_random import random_integers, random_normal, random_uniform
 
 __all__ = [
-    "PATCH_BYTES", "adam_step", "average_step", "blocks", "col2im", "erf", "im2col", "index_add", "matmul", "normalize",
-    "normalize_backward", "random_integers", "random_normal", "random_uniform", "sgd_step", "sigmoid", "silu",
-    "silu_backward", "softmax", "sum",
+    "PATCH_BYTES", "adam_step", "average_step", "blocks", "clip_norm", "col2im", "erf", "im2col", "index_add",
+    "matmul", "normalize", "normalize_backward", "random_integers", "random_normal", "random_uniform", "sgd_step",
+    "sigmoid", "silu", "silu_backward", "softmax", "sum",
 ]  # fmt: skip
 
 PATCH_BYTES = 2**21  # the patches of a convolution that are in work at a time: about the cache of a core
@@ -298,70 +299,3 @@ def _over_groups(x: Array, groups: int) -> Array:
 def _to_channels(x: Array, d: int) -> Array:
     """(n, 1, G) -> (n, 1, C): each channel has the value of its group."""
     return x if d == 1 else xp.repeat(x, d, axis=2)
-
-
-# ---------------------------------------------------------------- optimisers: these change p, and their state, in place
-
-
-def sgd_step(
-    p: Array, g: Array, velocity: Array | None, lr: float, momentum: float, weight_decay: float, nesterov: bool
-) -> None:
-    """v = momentum v + g;   p -= lr v, or lr (g + momentum v) with nesterov;
-    without momentum p -= lr g. First g += weight_decay p.
-    """
-    if weight_decay:
-        g = g + weight_decay * p
-    step = xp.empty_like(p)
-    if velocity is None:
-        xp.multiply(g, lr, out=step)
-    else:
-        velocity *= momentum
-        velocity += g
-        xp.multiply(velocity, lr * momentum if nesterov else lr, out=step)
-        if nesterov:
-            p -= lr * g
-    p -= step
-
-
-def adam_step(
-    p: Array,
-    g: Array,
-    m: Array,
-    v: Array,
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-    decay: float,
-    decoupled: bool,
-    step: int,
-) -> None:
-    """m = b1 m + (1 - b1) g,   v = b2 v + (1 - b2) g^2,   p -= lr (m / c1) / (sqrt(v / c2) + eps)   with c = 1 - b^step
-
-    decay: of the weights, added to g, or, if decoupled, p *= 1 - lr decay before the step.
-    """
-    (b1, b2), t = betas, xp.empty_like(p)
-    c1, root = 1 - b1**step, math.sqrt(1 - b2**step)
-    if decay and decoupled:
-        p *= 1 - lr * decay
-    elif decay:
-        g = g + decay * p
-    xp.multiply(g, 1 - b1, out=t)
-    m *= b1
-    m += t
-    xp.multiply(g, g, out=t)
-    t *= 1 - b2
-    v *= b2
-    v += t
-    xp.sqrt(v, out=t)
-    t += eps * root
-    xp.divide(m, t, out=t)
-    t *= lr * root / c1
-    p -= t
-
-
-def average_step(average: Array, p: Array, decay: float) -> None:
-    """average = decay average + (1 - decay) p"""
-    t = xp.empty_like(p)
-    xp.subtract(p, average, out=t)
-    t *= 1 - decay
-    average += t
