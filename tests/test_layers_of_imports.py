@@ -23,6 +23,7 @@ HOUSE = [
     ["rng"],
     ["tensor"],
     ["modes"],
+    ["capture"],
     ["tape"],
     ["backward"],
     ["recompute"],
@@ -45,8 +46,8 @@ HOUSE = [
 ]
 LEVEL = {part: level for level, parts in enumerate(HOUSE) for part in parts}
 
-# Down, but for: methods of Tensor whose meaning is the tape's, imported when they are called.
-UPWARDS = {("tensor", "modes"), ("tensor", "backward")}
+# Down, but for what is imported when it is called: methods of Tensor whose meaning is the tape's, and backend.capture.
+UPWARDS = {("tensor", "modes"), ("tensor", "backward"), ("backend", "capture")}
 
 # Who may import NumPy: the doors, what makes or reads numbers on the host and what compares them there, and `parallel`,
 # which sets the threads of NumPy's BLAS.

@@ -130,6 +130,15 @@ def _no_cupy_sync() -> Iterator[None]:
         yield
 
 
+def capture(step: Callable[..., Any]) -> Any:
+    """The step as one CUDA graph: its second call records what it launches, and each later one repeats that.
+    On NumPy, the step itself. What it may do, and take and return: see capture.Captured.
+    """
+    from .capture import Captured  # which stands far above, as it knows Tensors
+
+    return Captured(step)
+
+
 def __getattr__(attribute: str) -> Any:
     if attribute == "name":
         return active().name
@@ -178,7 +187,7 @@ class precision:
 
     The last two round what goes into a product to 11 or 8 significant bits, which is what tensor cores take, and add up
     in float32; arrays stay float32. `backend.precision("tf32")` holds in the whole process from then on;
-    `with backend.precision("tf32"):` inside alone. A captured step keeps the precision that it was captured in.
+    `with backend.precision("tf32"):` inside alone. A captured step is captured again for another precision.
     Errors: ValueError for another word, or for "tf32" and "bf16" on NumPy, which has no such products.
     """
 

@@ -63,6 +63,12 @@ class Optimizer:
                 raise ValueError(f"parameter {i} of shape {p.shape} has a gradient of shape {g.shape}")
 
         def count() -> list[Any]:
+            for i, p, g in found:
+                if p.grad is None or p.grad._data is not g:
+                    raise RuntimeError(
+                        f"parameter {i} of shape {p.shape} has another gradient than when this step was captured: "
+                        "compute the gradients inside the captured step, or leave them in the same arrays"
+                    )
             for i, p, _ in found:
                 self.counts[i] += 1
                 p.version[0] += 1
@@ -70,7 +76,7 @@ class Optimizer:
 
         if found:
             slots = {name: [self.state[i][name] for i, _, _ in found] for name in self.slots}
-            self._update([p._data for _, p, _ in found], [g for _, _, g in found], replays.numbers(count), **slots)
+            self._update([p.data for _, p, _ in found], [g for _, _, g in found], replays.numbers(count), **slots)
 
     def _numbers(self, counts: list[int]) -> list[Any]:
         """What depends on the learning rate or on the counts of the parameters that move, for the kernel."""

@@ -111,6 +111,14 @@ def numbers(values: Callable[[], Any]) -> Array:
     return now.numbers(values) if now else backend.to_device(numpy.asarray(values()))
 
 
+def see(*tensors: Any) -> None:
+    """Note Tensors that the step uses, if this thread is capturing one."""
+    now = current()
+    if now:
+        for x in tensors:
+            now.see(x)
+
+
 def refuse(what: str, instead: str) -> None:
     """Errors: RuntimeError while a step is being captured, as what is read now would be the same in every replay."""
     if current():

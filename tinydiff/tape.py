@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from . import backend
+from . import backend, replays
 from .modes import check_made, state, user_line
 from .tensor import OPS, Tensor, array_of
 
@@ -116,6 +116,8 @@ class Primitive:
     def _on_tensors(self, inputs: tuple[Any, ...], params: dict[str, Any]) -> Tensor:
         # Every microsecond here is paid by every op: hence one loop, and no more look-ups than needed.
         arrays, required = [], False
+        if replays.recording is not None:
+            replays.see(*(x for x in (*inputs, *params.values()) if isinstance(x, Tensor) and x.node is None))
         for x in inputs:
             if isinstance(x, Tensor):
                 arrays.append(x._data)

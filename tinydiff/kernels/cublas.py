@@ -162,6 +162,11 @@ def _handle() -> _Handle:
     return handles[device].on(cupy.cuda.get_current_stream())
 
 
+def prepare() -> None:
+    """Make what a product needs, on the current stream, which must not be capturing yet."""
+    _handle()
+
+
 @functools.cache
 def _library() -> Any:
     """The cuBLAS that CuPy has loaded."""

@@ -19,13 +19,14 @@ import numpy
 
 from ..backend import Array
 from .cublas import matmul
+from .cuda_graph import Graph
 from .cuda_optim import adam_step, average_step, clip_norm, sgd_step
 from .cuda_random import random_integers, random_normal, random_uniform
 from .numpy import erf as erf_of_complex
 from .numpy import index_add, softmax, sum
 
 __all__ = [
-    "PATCH_BYTES", "adam_step", "average_step", "clip_norm", "col2im", "erf", "im2col", "index_add", "matmul",
+    "Graph", "PATCH_BYTES", "adam_step", "average_step", "clip_norm", "col2im", "erf", "im2col", "index_add", "matmul",
     "normalize", "normalize_backward", "random_integers", "random_normal", "random_uniform", "sgd_step", "sigmoid",
     "silu", "silu_backward", "softmax", "sum",
 ]  # fmt: skip
