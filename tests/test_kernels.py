@@ -255,33 +255,3 @@ def test_normalize(view, affine, dtype):
     twins("normalize", x.astype(dtype), weight, bias, 1e-5)
     mean, rstd = draw(a, 1, groups, dtype=dtype), np.abs(draw(a, 1, groups, seed=3)).astype(dtype)
     twins("normalize_backward", draw(*view, dtype=dtype, seed=4), x.astype(dtype), mean, rstd, weight)
-
-
-# ---------------------------------------------------------------- optimisers
-
-
-@on_cupy
-@pytest.mark.parametrize("shape", [(), (0,), (7, 3), (2000,)])
-@pytest.mark.parametrize("dtype", REAL)
-def test_optimiser_steps(shape, dtype):
-    p, g, m = (np.asarray(draw(*shape, dtype=dtype, seed=s)) for s in range(3))
-    v = np.asarray(np.square(m))
-    for decay in (0.0, 0.1):
-        twins("sgd_step", p, g, None, 0.1, 0.0, decay, False)
-        for nesterov in (False, True):
-            twins("sgd_step", p, g, m, 0.1, 0.9, decay, nesterov)
-        for decoupled in (False, True):
-            for step in (1, 1000):
-                twins("adam_step", p, g, m, v, 1e-2, (0.9, 0.999), 1e-8, decay, decoupled, step)
-    twins("average_step", p, g, 0.99)
-
-
-@on_cupy
-def test_optimiser_steps_change_parameters_that_lie_in_another_order():
-    host = draw(4, 5)
-    p, m, v = (backend.to_device(host).T for _ in range(3))
-    q, n, w = (backend.to_device(host.T.copy()) for _ in range(3))
-    g = backend.to_device(draw(5, 4, seed=1))
-    kernels.adam_step(p, g, m, v * v, 1e-2, (0.9, 0.999), 1e-8, 0.1, False, 3)
-    kernels.adam_step(q, g.copy(), n, w * w, 1e-2, (0.9, 0.999), 1e-8, 0.1, False, 3)
-    assert (p == q).all() and (m == n).all()

@@ -18,10 +18,12 @@ PACKAGE = Path(__file__).parent.parent / "tinydiff"
 # From the bottom up. Those of one line may know one another.
 HOUSE = [
     ["backend"],
-    ["rng"],
+    ["replays"],
     ["kernels"],
+    ["rng"],
     ["tensor"],
     ["modes"],
+    ["capture"],
     ["tape"],
     ["backward"],
     ["recompute"],
@@ -44,15 +46,16 @@ HOUSE = [
 ]
 LEVEL = {part: level for level, parts in enumerate(HOUSE) for part in parts}
 
-# Down, but for: methods of Tensor whose meaning is the tape's, imported when they are called.
-UPWARDS = {("tensor", "modes"), ("tensor", "backward")}
+# Down, but for what is imported when it is called: methods of Tensor whose meaning is the tape's, and backend.capture.
+UPWARDS = {("tensor", "modes"), ("tensor", "backward"), ("backend", "capture")}
 
 # Who may import NumPy: the doors, what makes or reads numbers on the host and what compares them there, and `parallel`,
 # which sets the threads of NumPy's BLAS.
 HOST = {
     "backend",
-    "rng",
+    "replays",
     "kernels",
+    "rng",
     "data",
     "saving",
     "plot",

@@ -12,6 +12,7 @@ import pytest
 
 import tinydiff as td
 from tinydiff import backend
+from tinydiff.kernels import numpy_random
 from tinydiff.rng import as_rng
 
 pytestmark = pytest.mark.usefixtures("each_backend")
@@ -82,12 +83,28 @@ def test_normals_are_box_and_muller() -> None:
 
 
 @pytest.mark.parametrize("word", [0, 1, 2**32 - 1])
-def test_the_rarest_words_give_finite_normals_and_uniforms_below_1(word: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(td.Rng, "_words", lambda self, shape, first: (np.full((1, 8), word, "uint32"), shape))
-    assert abs(host(td.Rng(0).normal((1, 8)))).max() < 6.8
-    u = host(td.Rng(0).uniform((1, 8)))
-    assert (0 <= u).all() and (u < 1).all()
-    assert host(td.Rng(0).integers(2**31, (1, 8))).max() == word >> 1
+def test_the_rarest_words_give_finite_normals_and_uniforms_below_1(word: int) -> None:
+    words = np.full((1, 8), word, "uint32")
+    if backend.name == "cupy":
+        normal, uniform, integers = (of_words_on_the_device(words, kind) for kind in ("normal", "uniform", "integers"))
+    else:
+        normal, uniform = numpy_random.normals_of(words), numpy_random.uniforms_of(words)
+        integers = numpy_random.integers_of(words, 2**31)
+    assert abs(normal).max() < 6.8
+    assert (0 <= uniform).all() and (uniform < 1).all()
+    assert integers.max() == word >> 1
+
+
+def of_words_on_the_device(words: np.ndarray, kind: str) -> np.ndarray:
+    """What the kernels make of given words, eight of them, whatever Philox would give."""
+    from tinydiff.kernels import cuda_random
+
+    xp, out = backend.xp, "long long" if kind == "integers" else "float"
+    signature = f'extern "C" __global__ void of_words(const unsigned int* words, {out}* values)'
+    code = getattr(cuda_random, kind.upper()) + signature + " { eight(words, values, 1u << 31); }"
+    values = xp.zeros((1, 8), "int64" if kind == "integers" else "float32")
+    xp.RawKernel(code, "of_words")((1,), (1,), (xp.asarray(words), values))
+    return backend.to_host(values)
 
 
 def test_integers_scale_a_word() -> None:
@@ -218,6 +235,31 @@ def test_a_state_goes_round() -> None:
     again = td.Rng(**state)
     assert repr(again) == repr(rng) and (again.seed, again.step) == (11, 1)
     np.testing.assert_array_equal(host(again.normal((2, 3))), host(rng.normal((2, 3))))
+
+
+def test_a_copy_starts_where_its_source_is_and_goes_its_own_way() -> None:
+    rng = td.Rng(11, stream=3, step=5)
+    copy = rng.copy()
+    assert copy.state() == rng.state()
+    first = host(copy.normal((2, 3)))
+    assert (copy.step, rng.step) == (6, 5)
+    np.testing.assert_array_equal(host(rng.normal((2, 3))), first)
+
+
+def test_every_backend_draws_what_the_host_draws() -> None:
+    """The words bit for bit, so uniforms and integers too; normals to the last digits of log and cos."""
+    for columns in (1, 7, 8, 20, 1000):
+        for address in ((7, 0, 3, 0), (2**64 - 1, 2**63 + 5, 2**64 - 1, 1), (1, 2, 2**40, 1000)):
+            (seed, stream, step, first), source = address, np.array(address[:3], "uint64")
+            words = numpy_random.words(source, 5, -(-columns // 8), first)[:, :columns]
+            draw = lambda: td.Rng(seed, stream=stream, step=step)  # noqa: B023, E731
+            shape = (5, columns)
+            np.testing.assert_array_equal(host(draw().uniform(shape, first=first)), numpy_random.uniforms_of(words))
+            np.testing.assert_array_equal(
+                host(draw().integers(2**31, shape, first=first)), numpy_random.integers_of(words, 2**31)
+            )
+            whole = numpy_random.normals_of(numpy_random.words(source, 5, -(-columns // 8), first))[:, :columns]
+            np.testing.assert_allclose(host(draw().normal(shape, first=first)), whole, rtol=1e-5, atol=2e-6)
 
 
 def test_children() -> None:

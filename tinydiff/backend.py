@@ -21,6 +21,7 @@ import numpy
 
 Array = Any  # an array of whichever module is in use; NumPy and CuPy share no base class
 CHOICES = ("numpy", "cupy")
+PRECISIONS = ("float32", "tf32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class ArrayModule:
 xp: Any = ArrayModule()
 syncs = 0  # how often the host has waited for the device
 _active: Backend | None = None
+_precision = "float32"
 _forbidden = threading.local()
 
 
@@ -128,6 +130,15 @@ def _no_cupy_sync() -> Iterator[None]:
         yield
 
 
+def capture(step: Callable[..., Any]) -> Any:
+    """The step as one CUDA graph: its second call records what it launches, and each later one repeats that.
+    On NumPy, the step itself. What it may do, and take and return: see capture.Captured.
+    """
+    from .capture import Captured  # which stands far above, as it knows Tensors
+
+    return Captured(step)
+
+
 def __getattr__(attribute: str) -> Any:
     if attribute == "name":
         return active().name
@@ -169,6 +180,38 @@ def operand(a: Any) -> Any:
             "move it there first, with tinydiff.backend.to_device or tinydiff.tensor"
         )
     raise TypeError(f"an op takes Tensors, arrays and numbers, not {type(a).__name__}: {a!r}")
+
+
+class precision:
+    """How a GPU multiplies matrices of float32: in "float32" (as it is, unless told otherwise), "tf32" or "bf16".
+
+    The last two round what goes into a product to 11 or 8 significant bits, which is what tensor cores take, and add up
+    in float32; arrays stay float32. `backend.precision("tf32")` holds in the whole process from then on;
+    `with backend.precision("tf32"):` inside alone. A captured step is captured again for another precision.
+    Errors: ValueError for another word, or for "tf32" and "bf16" on NumPy, which has no such products.
+    """
+
+    def __init__(self, name: str):
+        global _precision
+        if name not in PRECISIONS:
+            raise ValueError(f"unknown precision {name!r}: choose one of {', '.join(PRECISIONS)}")
+        if name != "float32" and active().kernels != "cuda":
+            raise ValueError(
+                f"precision {name!r} is one of a GPU's tensor cores: backend {active().name!r} multiplies in 'float32'"
+            )
+        self.before, _precision = _precision, name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_error: Any) -> None:
+        global _precision
+        _precision = self.before
+
+
+def matmul_precision() -> str:
+    """The precision in use."""
+    return _precision
 
 
 @contextlib.contextmanager

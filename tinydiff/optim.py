@@ -10,7 +10,7 @@
             optimizer.step()
 
 The learning rate is an attribute, and a schedule is a function of the epoch (or the step) that gives a factor for it.
-A step changes the parameters in place, and never waits for the device.
+A step changes the parameters in place, in one pass (on a GPU one launch), and never waits for the device.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from . import backend, kernels
+from . import backend, kernels, replays
 from .backend import Array, xp
 from .nn import Module
 from .tensor import Tensor, array_of
@@ -56,15 +56,34 @@ class Optimizer:
         self.state = [{slot: xp.zeros_like(p.data) for slot in self.slots} for p in self.parameters]
 
     def step(self) -> None:
-        """Move every parameter that has a gradient."""
-        for i, p in enumerate(self.parameters):
-            if p.grad is None:
-                continue
-            self.counts[i] += 1
-            self._update(p._data, p.grad._data, self.counts[i], **self.state[i])
-            p.version[0] += 1
+        """Move every parameter that has a gradient. Errors: ValueError for a gradient of another shape."""
+        found = [(i, p, p.grad._data) for i, p in enumerate(self.parameters) if p.grad is not None]
+        for i, p, g in found:
+            if g.shape != p.shape:
+                raise ValueError(f"parameter {i} of shape {p.shape} has a gradient of shape {g.shape}")
 
-    def _update(self, p: Array, g: Array, count: int, **slots: Array) -> None:
+        def count() -> list[Any]:
+            for i, p, g in found:
+                if p.grad is None or p.grad._data is not g:
+                    raise RuntimeError(
+                        f"parameter {i} of shape {p.shape} has another gradient than when this step was captured: "
+                        "compute the gradients inside the captured step, or leave them in the same arrays"
+                    )
+            for i, p, _ in found:
+                self.counts[i] += 1
+                p.version[0] += 1
+            return self._numbers([self.counts[i] for i, _, _ in found])
+
+        if found:
+            slots = {name: [self.state[i][name] for i, _, _ in found] for name in self.slots}
+            self._update([p.data for _, p, _ in found], [g for _, _, g in found], replays.numbers(count), **slots)
+
+    def _numbers(self, counts: list[int]) -> list[Any]:
+        """What depends on the learning rate or on the counts of the parameters that move, for the kernel."""
+        raise NotImplementedError
+
+    def _update(self, ps: list[Array], gs: list[Array], numbers: Array, **slots: list[Array]) -> None:
+        """Change the parameters, and the slots, in place."""
         raise NotImplementedError
 
     def zero_grad(self) -> None:
@@ -97,8 +116,9 @@ class Optimizer:
         self.lr, self.counts = float(state["lr"]), [int(n) for n in state["counts"]]
         for i, p in enumerate(self.parameters):
             for name in self.slots:
-                # always a copy
-                self.state[i][name] = backend.to_device(array_of(state["slots"][str(i)][name])).astype(p.dtype)
+                # Into the array that is there, which a captured step may know.
+                slot = self.state[i][name] = self.state[i][name].astype(p.dtype, copy=False)
+                slot[...] = backend.to_device(array_of(state["slots"][str(i)][name]))
 
 
 class SGD(Optimizer):
@@ -126,8 +146,11 @@ class SGD(Optimizer):
         self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
         super().__init__(parameters, lr)
 
-    def _update(self, p: Array, g: Array, count: int, velocity: Any = None, **_: Any) -> None:
-        kernels.sgd_step(p, g, velocity, self.lr, self.momentum, self.weight_decay, self.nesterov)
+    def _numbers(self, counts: list[int]) -> list[Any]:
+        return [float(self.lr)]
+
+    def _update(self, ps: list[Array], gs: list[Array], numbers: Array, **slots: list[Array]) -> None:
+        kernels.sgd_step(ps, gs, slots.get("velocity"), numbers, self.momentum, self.weight_decay, self.nesterov)
 
 
 class Adam(Optimizer):
@@ -157,10 +180,15 @@ class Adam(Optimizer):
         _in_range(self, weight_decay, "weight_decay", 0, math.inf)
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
 
-    def _update(self, p: Array, g: Array, count: int, **slots: Array) -> None:
-        kernels.adam_step(
-            p, g, slots["m"], slots["v"], self.lr, self.betas, self.eps, self.weight_decay, self.decoupled, count
-        )
+    def _numbers(self, counts: list[int]) -> list[Any]:
+        (b1, b2), shrink = self.betas, 1 - self.lr * self.weight_decay if self.decoupled else 1.0
+        roots = [math.sqrt(1 - b2**n) for n in counts]
+        # The division of vhat by its correction is left to the numbers, where it costs nothing.
+        return [[shrink, self.lr * root / (1 - b1**n), self.eps * root] for n, root in zip(counts, roots)]
+
+    def _update(self, ps: list[Array], gs: list[Array], numbers: Array, **slots: list[Array]) -> None:
+        added = 0.0 if self.decoupled else self.weight_decay
+        kernels.adam_step(ps, gs, slots["m"], slots["v"], numbers, self.betas, added)
 
 
 class AdamW(Adam):
@@ -202,13 +230,13 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Array:
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return xp.zeros((), "float32")
-    squares = xp.stack([(g._data * g._data).sum() for g in gradients])  # (parameters,)
-    norm = xp.sqrt(squares.sum())
-    scale = xp.minimum(max_norm / (norm + 1e-6), 1)
-    for g in gradients:
-        g._data *= scale
-        g.version[0] += 1
-    return norm
+
+    def changed() -> None:
+        for g in gradients:
+            g.version[0] += 1
+
+    replays.each_time(changed)
+    return kernels.clip_norm([g._data for g in gradients], max_norm)
 
 
 class EMA:
@@ -230,10 +258,13 @@ class EMA:
 
     def update(self) -> None:
         """Take the parameters of now into the average."""
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        self.updates += 1
-        for name, p in self._parameters.items():
-            kernels.average_step(self.averages[name], p.data, decay)
+
+        def count() -> list[float]:
+            n, self.updates = self.updates, self.updates + 1
+            return [1 - min(self.decay, (1 + n) / (10 + n))]
+
+        ps = [self._parameters[name].data for name in self.averages]
+        kernels.average_step(list(self.averages.values()), ps, replays.numbers(count))
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -268,7 +299,7 @@ class EMA:
             raise ValueError(f"these averages are of another module: {', '.join(wrong)}")
         self.updates = int(state["updates"])
         for name, a in self.averages.items():
-            self.averages[name] = backend.to_device(array_of(state["averages"][name])).astype(a.dtype)  # always a copy
+            a[...] = backend.to_device(array_of(state["averages"][name]))
 
 
 # ---------------------------------------------------------------- schedules: a factor for the learning rate

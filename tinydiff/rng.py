@@ -8,7 +8,8 @@ batch, on any backend, and in any thread.
     u = floor(word / 2^8) / 2^24                                     uniform on [0, 1)
     z = sqrt(-2 log((word + 1/2) / 2^32)) (cos, sin)(2 pi word' / 2^32)       a pair of normals (Box and Muller 1958)
 
-The words are made on the host and moved, so the host never waits for the device.
+The words and what is made of them come from kernels/numpy_random.py on the host, and from kernels/cuda_random.py on a
+GPU: the words are the same bit for bit, the normals to the last digits of log and cos.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from typing import Any
 
 import numpy
 
-from . import backend
+from . import backend, kernels, replays
+from .kernels import numpy_random
 
 _local = threading.local()  # .log: where `recorded` notes the draws of this thread; .shard: which one it is in
 
@@ -49,34 +51,37 @@ class Rng:
         name = int(name) if isinstance(name, numpy.integer) else name
         if not isinstance(name, (str, int)):
             raise TypeError(f"child(name): the name must be a str or an int, not {name!r}")
-        digest = hashlib.blake2b(f"{self.stream}/{type(name).__name__}/{name}".encode(), digest_size=8).digest()
-        return Rng(self.seed, stream=int.from_bytes(digest, "little"))
+        other = Rng(0)
+
+        def follow() -> None:
+            digest = hashlib.blake2b(f"{self.stream}/{type(name).__name__}/{name}".encode(), digest_size=8).digest()
+            other._become(self.seed, int.from_bytes(digest, "little"), 0)
+
+        replays.each_time(follow)
+        return other
 
     def state(self) -> dict[str, int]:
         """The three integers that a checkpoint keeps: Rng(**state) goes on where this one is."""
+        replays.refuse("the state of an Rng", "use rng.copy() or rng.child(name)")
         return {"seed": self.seed, "stream": self.stream, "step": self.step}
+
+    def copy(self) -> Rng:
+        """A source of its own that starts where this one is now."""
+        other = Rng(0)
+        replays.each_time(lambda: other._become(self.seed, self.stream, self.step))
+        return other
 
     def normal(self, shape: int | tuple[int, ...], dtype: Any = "float32", *, first: int = 0) -> backend.Array:
         """Standard normals. The first axis counts samples: row i is that of sample `first + i`."""
-        words, shape = self._words(shape, first)
-        pairs = words.reshape(len(words), words.shape[1] // 2, 2)  # (rows, pairs, 2)
-        u = pairs[:, :, 0].astype(numpy.float32)
-        u += numpy.float32(0.5)
-        u *= numpy.float32(2.0**-32)
-        radius = numpy.sqrt(numpy.float32(-2) * numpy.log(u))
-        angle = pairs[:, :, 1].astype(numpy.float32)
-        angle *= numpy.float32(2 * math.pi * 2.0**-32)
-        z = numpy.empty(pairs.shape, numpy.float32)
-        numpy.multiply(radius, numpy.cos(angle), out=z[:, :, 0])
-        numpy.multiply(radius, numpy.sin(angle), out=z[:, :, 1])
-        return self._cut(z, shape, dtype)
+        shape = _shape(shape, first)
+        z = kernels.random_normal(self._draw(), *_rows_and_columns(shape), first)
+        return z.reshape(shape).astype(dtype, copy=False)
 
     def uniform(self, shape: int | tuple[int, ...], dtype: Any = "float32", *, first: int = 0) -> backend.Array:
         """Uniform on [0, 1), on a grid of 2^-24. Rows as in `normal`."""
-        words, shape = self._words(shape, first)
-        u = (words >> 8).astype(numpy.float32)
-        u *= numpy.float32(2.0**-24)
-        return self._cut(u, shape, dtype)
+        shape = _shape(shape, first)
+        u = kernels.random_uniform(self._draw(), *_rows_and_columns(shape), first)
+        return u.reshape(shape).astype(dtype, copy=False)
 
     def integers(self, n: int, shape: int | tuple[int, ...], *, first: int = 0) -> backend.Array:
         """Integers from 0 to n - 1 (int64, n up to 2^31). Rows as in `normal`.
@@ -84,47 +89,49 @@ class Rng:
         """
         if not 1 <= n <= 2**31:
             raise ValueError(f"integers(n): n must be from 1 to 2**31, not {n!r}")
-        words, shape = self._words(shape, first)
-        return self._cut(
-            (words.astype(numpy.uint64) * numpy.uint64(n) >> numpy.uint64(32)).astype(numpy.int64), shape, "int64"
-        )
+        shape = _shape(shape, first)
+        return kernels.random_integers(self._draw(), *_rows_and_columns(shape), first, n).reshape(shape)
 
     def permutation(self, n: int) -> numpy.ndarray:
         """0 to n - 1 in random order, on the host: it decides which data to load."""
         if n < 0:
             raise ValueError(f"permutation(n): n must not be negative, not {n!r}")
-        words, _ = self._words((1, 2 * n), 0)
+        replays.refuse("a permutation", "draw it outside, and pass what it selects as an input")
+        words = numpy_random.words(self._address(), 1, -(-n // 4), 0)
         return numpy.argsort(words[0, : 2 * n].view(numpy.uint64), kind="stable")
 
-    def _words(self, shape: int | tuple[int, ...], first: int) -> tuple[numpy.ndarray, tuple[int, ...]]:
-        """uint32 words, a row of whole blocks a sample: (rows, 8 ceil(elements a row / 8));
-        and the shape as a tuple.
-        """
-        shape = (shape,) if isinstance(shape, (int, numpy.integer)) else tuple(shape)
-        if any(n < 0 for n in shape) or first < 0:
-            raise ValueError(
-                f"a draw needs a shape and a first row that are not negative, not shape {shape}, first {first}"
-            )
+    def _draw(self) -> Any:
+        """(seed, stream, step) of the next draw, for a kernel."""
         if current_shard() is not None and self._shard is not current_shard():
             raise RuntimeError(
                 f"{self} is shared by the shards of a batch (micro-batches), and would draw in the order in which "
-                "they come: make a source in each, Rng(**rng.state()), and draw with first="
+                "they come: make a source in each, rng.copy(), and draw with first="
             )
-        if getattr(_local, "log", None) is not None:
-            _local.log.setdefault(id(self), (self, self.step))
-        rows = shape[0] if shape else 1
-        blocks = -(-math.prod(shape[1:]) // 8)
-        counter = (first * blocks + (self.step << 64) - 1) % 2**256  # NumPy's Philox adds one before its first block
-        bits = numpy.random.Philox(counter=counter, key=self.seed + (self.stream << 64))
-        self.step += 1
-        return bits.random_raw(rows * blocks * 4).view(numpy.uint32).reshape(rows, blocks * 8), shape
+        log = getattr(_local, "log", None)
+        if log is not None and id(self) not in log:
+            replays.each_time(lambda: log.update({id(self): (self, self.step)}))
+        return replays.numbers(self._address)
 
-    @staticmethod
-    def _cut(values: numpy.ndarray, shape: tuple[int, ...], dtype: Any) -> backend.Array:
-        """The first numbers of each row, in the shape that was asked for, on the device."""
-        per_row = math.prod(shape[1:])
-        rows = values.reshape(len(values), math.prod(values.shape[1:]))[:, :per_row].reshape(shape)
-        return backend.to_device(rows.astype(dtype, copy=False))
+    def _address(self) -> numpy.ndarray:
+        self.step += 1
+        return numpy.array([self.seed, self.stream, self.step - 1], numpy.uint64)
+
+    def _become(self, seed: int, stream: int, step: int) -> None:
+        self.seed, self.stream, self.step = seed, stream, step
+
+
+def _shape(shape: int | tuple[int, ...], first: int) -> tuple[int, ...]:
+    """The shape of a draw as a tuple."""
+    shape = (shape,) if isinstance(shape, (int, numpy.integer)) else tuple(shape)
+    if any(n < 0 for n in shape) or first < 0:
+        raise ValueError(
+            f"a draw needs a shape and a first row that are not negative, not shape {shape}, first {first}"
+        )
+    return shape
+
+
+def _rows_and_columns(shape: tuple[int, ...]) -> tuple[int, int]:
+    return (shape[0] if shape else 1), math.prod(shape[1:])
 
 
 @contextlib.contextmanager
@@ -138,8 +145,8 @@ def recorded() -> Iterator[dict[int, tuple[Rng, int]]]:
     finally:
         _local.log = before
         if before is not None:
-            for key, entry in log.items():
-                before.setdefault(key, entry)
+            for key in [key for key in log if key not in before]:
+                replays.each_time(lambda key=key: before.update({key: log[key]}))  # type: ignore[misc]
 
 
 def starts(log: dict[int, tuple[Rng, int]]) -> list[tuple[int, int, int]]:
@@ -150,14 +157,21 @@ def starts(log: dict[int, tuple[Rng, int]]) -> list[tuple[int, int, int]]:
 @contextlib.contextmanager
 def replayed(log: dict[int, tuple[Rng, int]]) -> Iterator[None]:
     """Inside, the sources in the log start again where they were, so the same code draws the same numbers."""
-    now = [(rng, rng.step) for rng, _ in log.values()]
-    for rng, step in log.values():
-        rng.step = step
+    now: dict[int, int] = {}
+
+    def rewind() -> None:
+        for key, (rng, step) in log.items():
+            now[key], rng.step = rng.step, step
+
+    def go_on() -> None:
+        for key, (rng, _) in log.items():
+            rng.step = now[key]
+
+    replays.each_time(rewind)
     try:
         yield
     finally:
-        for rng, step in now:
-            rng.step = step
+        replays.each_time(go_on)
 
 
 def current_shard() -> Any:

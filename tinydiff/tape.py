@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from . import backend
+from . import backend, replays
 from .modes import check_made, state, user_line
 from .tensor import OPS, Tensor, array_of
 
@@ -119,6 +119,8 @@ class Primitive:
             out = self.forward(*inputs, **params)
             out = out[0] if type(out) is tuple else out
             return keep_dtype(out, arrays, params) if _NUMPY_1 else out
+        if replays.recording is not None:
+            replays.see(*(x for x in (*inputs, *params.values()) if isinstance(x, Tensor) and x.node is None))
         if tensors < len(arrays):
             arrays = [a if type(a) is float else backend.operand(a) for a in arrays]
         if params:

@@ -12,7 +12,7 @@ import reprlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from . import backend
+from . import backend, replays
 from .backend import Array
 
 OPS: dict[str, Callable[..., Any]] = {}  # every op by name
@@ -21,14 +21,14 @@ OPS: dict[str, Callable[..., Any]] = {}  # every op by name
 class Tensor:
     """An array and its place in the computation. Make one with `tinydiff.tensor`."""
 
-    __slots__ = ("_data", "grad", "node", "_requires_grad", "version", "__weakref__")
+    __slots__ = ("_data", "_grad", "node", "_requires_grad", "version", "__weakref__")
     __array_ufunc__ = None  # an array on the left leaves the operation to us
     __array_priority__ = 1000.0
     __hash__ = object.__hash__
 
     def __init__(self, data: Array, requires_grad: bool = False, node: Any = None, version: list[int] | None = None):
         self._data = data
-        self.grad: Tensor | None = None
+        self._grad: Tensor | None = None
         self.node = node
         self._requires_grad = requires_grad
         self.version = [0] if version is None else version  # a list, because views share it
@@ -39,6 +39,8 @@ class Tensor:
     def data(self) -> Array:
         """The array. Writing into it by `x.data[...] =` goes unseen, except under detect_anomaly; `x.data = a` and
         `x.data -= a` are seen."""
+        if replays.recording is not None:
+            replays.see(self)
         return self._data
 
     @data.setter
@@ -49,8 +51,21 @@ class Tensor:
                 f"the data of a Tensor of shape {self.shape}, {self.dtype} cannot become an array of shape "
                 f"{array.shape}, {array.dtype}"
             )
+        if recording := replays.current():
+            recording.replaced(self)
         self._data = array
         self.version[0] += 1
+
+    @property
+    def grad(self) -> Tensor | None:
+        """The gradient that `backward` has left here."""
+        return self._grad
+
+    @grad.setter
+    def grad(self, g: Tensor | None) -> None:
+        self._grad = g
+        if replays.recording is not None:
+            replays.each_time(lambda: setattr(self, "_grad", g))
 
     @property
     def requires_grad(self) -> bool:
@@ -350,4 +365,4 @@ def check_floating(array: Array) -> None:
 
 def array_of(x: Any) -> Any:
     """The array of a Tensor; anything else as it is."""
-    return x._data if isinstance(x, Tensor) else x
+    return x.data if isinstance(x, Tensor) else x

@@ -53,6 +53,7 @@ def train(
     batch_size: int,
     micro_batch: int | None = None,
     threads: int | None = None,
+    capture: bool = False,
     seed: int = 0,
     schedule: Callable[[int], float] | None = None,
     schedule_by: str = "epoch",
@@ -73,6 +74,7 @@ def train(
     micro_batch: go through a batch in parts of this size and add up the gradients: the same mathematics in less memory.
     threads: how many parts to work on at a time, on a CPU (None: one a core). It changes no result, and asks for a loss
     that changes no state.
+    capture: on CuPy, repeat each step as one CUDA graph (see tinydiff/capture.py for what the loss may then not do).
     schedule: epoch, or step with schedule_by="step", -> factor of the learning rate. ema: updated after each step.
     out: a directory for log.jsonl and checkpoint.npz. A record of the log is the mean loss over the images since the
     last one; it is written at the end of each epoch, or every `log_every` steps and at the end; so is the checkpoint,
@@ -107,17 +109,26 @@ def train(
     progress = Progress(run, order, epochs, reference or {}, stream)
     whole = True  # False while the weights are being changed
 
+    def step(rng: Rng, *batch: Array) -> Array:
+        nonlocal whole
+        value = gradients(loss, optimizer.parameters, batch, rng, micro_batch, threads)
+        whole = False
+        optimizer.step()
+        if ema is not None:
+            ema.update()
+        return value
+
+    advance = backend.capture(step) if capture else step
     with ctrl_c(stream) as interrupt:
         try:
             while run.step < steps and not interrupt.wanted:
                 epoch, _ = order.locate(run.step)
                 optimizer.lr = base_lr * (schedule(epoch if schedule_by == "epoch" else run.step) if schedule else 1.0)
                 batch = [a[order.indices(run.step)] for a in data]
-                value = gradients(loss, optimizer.parameters, batch, noise.child(run.step), micro_batch, threads)
-                whole = False
-                optimizer.step()
-                if ema is not None:
-                    ema.update()
+                whole = not capture  # a graph cannot be cut before the weights change
+                value = advance(noise.child(run.step), *batch)
+                if capture:
+                    value = value.copy()  # the next replay overwrites it
                 run.step += 1
                 progress.stepped(value, len(batch[0]))
                 whole = True
@@ -158,7 +169,7 @@ def gradients(
         arrays = [backend.to_device(a[rows]) for a in batch]
         # Every part starts at the same counters: which numbers a sample draws depends on its row in
         # the whole batch alone.
-        return loss(*arrays, rng=Rng(**rng.state()), first=rows.start) * (len(arrays[0]) / n)
+        return loss(*arrays, rng=rng.copy(), first=rows.start) * (len(arrays[0]) / n)
 
     total, found = parallel.gradients(of_part, parameters, n, micro_batch or n, threads)
     for p, g in zip(parameters, found):

@@ -31,7 +31,11 @@ class Denoiser(nn.Module):
 
     def forward(self, x: Any, sigma: Any, **condition: Any) -> Tensor:
         # (N, 1, 1, 1)
-        s = xp.broadcast_to(to_device(array_of(sigma), x.dtype), x.shape[:1]).reshape(-1, *[1] * (x.ndim - 1))
+        if isinstance(sigma, (int, float)):
+            s = xp.full((x.shape[0],), sigma, x.dtype)  # nothing comes from the host, so it may be captured
+        else:
+            s = xp.broadcast_to(to_device(array_of(sigma), x.dtype), x.shape[:1])
+        s = s.reshape(-1, *[1] * (x.ndim - 1))
         sd, total = self.sigma_data, s**2 + self.sigma_data**2
         noise = ops.reshape(ops.log(s) / 4, shape=(-1,))
         f = self.net(x / xp.sqrt(total), noise, **condition)

@@ -18,12 +18,17 @@ import cupy
 import numpy
 
 from ..backend import Array
+from .cublas import matmul
+from .cuda_graph import Graph
+from .cuda_optim import adam_step, average_step, clip_norm, sgd_step
+from .cuda_random import random_integers, random_normal, random_uniform
 from .numpy import index_add, softmax, sum
 from .numpy_activation import erf as erf_of_complex
 
 __all__ = [
-    "PATCH_BYTES", "adam_step", "average_step", "col2im", "erf", "im2col", "index_add", "normalize",
-    "normalize_backward", "sgd_step", "sigmoid", "silu", "silu_backward", "softmax", "sum",
+    "Graph", "PATCH_BYTES", "adam_step", "average_step", "clip_norm", "col2im", "erf", "im2col", "index_add", "matmul",
+    "normalize", "normalize_backward", "random_integers", "random_normal", "random_uniform", "sgd_step", "sigmoid",
+    "silu", "silu_backward", "softmax", "sum",
 ]  # fmt: skip
 
 # index_add is CuPy's add.at, which adds by atomics: where an index occurs several times, the order of its additions,
@@ -307,78 +312,3 @@ def normalize_backward(g: Array, x: Array, mean: Array, rstd: Array, weight: Arr
 def _of_channels(p: Array | None, x: Array, otherwise: float) -> Any:
     """(C,) -> (G, D); a number if there is none."""
     return x.dtype.type(otherwise) if p is None else p.reshape(x.shape[2:])
-
-
-# ---------------------------------------------------------------- optimisers: these change p, and their state, in place
-
-
-_SGD = cupy.ElementwiseKernel(
-    "T gradient, float64 rate, float64 decay",
-    "T parameter",
-    "parameter -= T(rate) * (gradient + T(decay) * parameter)",
-    "tinydiff_sgd",
-)
-_SGD_WITH_MOMENTUM = cupy.ElementwiseKernel(
-    "T gradient, float64 rate, float64 decay, float64 momentum, bool nesterov",
-    "T parameter, T velocity",
-    """
-    T slope = gradient + T(decay) * parameter;
-    velocity = T(momentum) * velocity + slope;
-    parameter -= T(rate) * (nesterov ? slope + T(momentum) * velocity : velocity)
-    """,
-    "tinydiff_sgd_with_momentum",
-)
-_ADAM = cupy.ElementwiseKernel(
-    "T gradient, float64 rate, float64 first_rest, float64 second_rest, float64 epsilon, float64 shrink, float64 decay",
-    "T parameter, T first_moment, T second_moment",
-    """
-    parameter *= T(shrink);
-    T slope = gradient + T(decay) * parameter;
-    first_moment += T(first_rest) * (slope - first_moment);
-    second_moment += T(second_rest) * (slope * slope - second_moment);
-    parameter -= T(rate) * first_moment / (sqrt(second_moment) + T(epsilon))
-    """,
-    "tinydiff_adam",
-)
-_AVERAGE = cupy.ElementwiseKernel(
-    "T parameter, float64 rest", "T average", "average += T(rest) * (parameter - average)", "tinydiff_average"
-)
-
-
-def sgd_step(
-    p: Array, g: Array, velocity: Array | None, lr: float, momentum: float, weight_decay: float, nesterov: bool
-) -> None:
-    """v = momentum v + g;   p -= lr v, or lr (g + momentum v) with nesterov;
-    without momentum p -= lr g. First g += weight_decay p.
-    """
-    if velocity is None:
-        _SGD(g, lr, weight_decay, p)
-    else:
-        _SGD_WITH_MOMENTUM(g, lr, weight_decay, momentum, nesterov, p, velocity)
-
-
-def adam_step(
-    p: Array,
-    g: Array,
-    m: Array,
-    v: Array,
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-    decay: float,
-    decoupled: bool,
-    step: int,
-) -> None:
-    """m = b1 m + (1 - b1) g,   v = b2 v + (1 - b2) g^2,   p -= lr (m / c1) / (sqrt(v / c2) + eps)   with c = 1 - b^step
-
-    decay: of the weights, added to g, or, if decoupled, p *= 1 - lr decay before the step.
-    """
-    b1, b2 = betas
-    c1, root = 1 - b1**step, (1 - b2**step) ** 0.5
-    shrink, added = (1 - lr * decay, 0.0) if decoupled else (1.0, decay)
-    _ADAM(g, lr * root / c1, 1 - b1, 1 - b2, eps * root, shrink, added, p, m, v)
-
-
-def average_step(average: Array, p: Array, decay: float) -> None:
-    """average = decay average + (1 - decay) p"""
-    _AVERAGE(p, 1 - decay, average)

@@ -8,17 +8,26 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from .. import kernels
 from ..backend import Array, xp
 from .numpy_activation import erf, sigmoid, silu, silu_backward
 from .numpy_conv import PATCH_BYTES, col2im, im2col
 from .numpy_norm import normalize, normalize_backward
+from .numpy_optim import adam_step, average_step, clip_norm, sgd_step
+from .numpy_random import random_integers, random_normal, random_uniform
 
 __all__ = [
-    "PATCH_BYTES", "adam_step", "average_step", "col2im", "erf", "im2col", "index_add", "normalize",
-    "normalize_backward", "sgd_step", "sigmoid", "silu", "silu_backward", "softmax", "sum",
+    "PATCH_BYTES", "adam_step", "average_step", "clip_norm", "col2im", "erf", "im2col", "index_add", "matmul",
+    "normalize", "normalize_backward", "random_integers", "random_normal", "random_uniform", "sgd_step", "sigmoid",
+    "silu", "silu_backward", "softmax", "sum",
 ]  # fmt: skip
 
-# ---------------------------------------------------------------- sums
+# ---------------------------------------------------------------- matrix products, sums
+
+
+def matmul(a: Array, b: Array, out: Array | None = None) -> Array:
+    """a @ b for (..., n, k) and (..., k, m), leading axes broadcast: (..., n, m), in `out` if it is given."""
+    return a @ b if out is None else xp.matmul(a, b, out=out)
 
 
 def sum(x: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
@@ -32,7 +41,8 @@ def sum(x: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
         and x.size >= 4096
     ):
         rows = x.reshape(math.prod(x.shape[:lead]), -1)
-        z = (xp.ones((1, len(rows)), x.dtype) @ rows).reshape(x.shape[lead:])
+        # That of the backend in use, as cuda.py takes this function over.
+        z = kernels.matmul(xp.ones((1, len(rows)), x.dtype), rows).reshape(x.shape[lead:])
         return z.reshape((1,) * lead + z.shape) if keepdims else z
     return x.sum(axis=axes, keepdims=keepdims)
 
@@ -57,70 +67,3 @@ def index_add(z: Array, index: Any, values: Array) -> None:
         index_add(z.imag, index, values.imag)
     else:
         xp.add.at(z, index, values)
-
-
-# ---------------------------------------------------------------- optimisers: these change p, and their state, in place
-
-
-def sgd_step(
-    p: Array, g: Array, velocity: Array | None, lr: float, momentum: float, weight_decay: float, nesterov: bool
-) -> None:
-    """v = momentum v + g;   p -= lr v, or lr (g + momentum v) with nesterov;
-    without momentum p -= lr g. First g += weight_decay p.
-    """
-    if weight_decay:
-        g = g + weight_decay * p
-    step = xp.empty_like(p)
-    if velocity is None:
-        xp.multiply(g, lr, out=step)
-    else:
-        velocity *= momentum
-        velocity += g
-        xp.multiply(velocity, lr * momentum if nesterov else lr, out=step)
-        if nesterov:
-            p -= lr * g
-    p -= step
-
-
-def adam_step(
-    p: Array,
-    g: Array,
-    m: Array,
-    v: Array,
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-    decay: float,
-    decoupled: bool,
-    step: int,
-) -> None:
-    """m = b1 m + (1 - b1) g,   v = b2 v + (1 - b2) g^2,   p -= lr (m / c1) / (sqrt(v / c2) + eps)   with c = 1 - b^step
-
-    decay: of the weights, added to g, or, if decoupled, p *= 1 - lr decay before the step.
-    """
-    (b1, b2), t = betas, xp.empty_like(p)
-    c1, root = 1 - b1**step, math.sqrt(1 - b2**step)
-    if decay and decoupled:
-        p *= 1 - lr * decay
-    elif decay:
-        g = g + decay * p
-    xp.multiply(g, 1 - b1, out=t)
-    m *= b1
-    m += t
-    xp.multiply(g, g, out=t)
-    t *= 1 - b2
-    v *= b2
-    v += t
-    xp.sqrt(v, out=t)
-    t += eps * root
-    xp.divide(m, t, out=t)
-    t *= lr * root / c1
-    p -= t
-
-
-def average_step(average: Array, p: Array, decay: float) -> None:
-    """average = decay average + (1 - decay) p"""
-    t = xp.empty_like(p)
-    xp.subtract(p, average, out=t)
-    t *= 1 - decay
-    average += t

@@ -25,10 +25,10 @@ def weighted_values(q: Any, k: Any, v: Any, *, mask: Any, scale: float) -> Any:
     dp = p (ds - sum(p ds))   s' = p (p' - sum(p p')),   and  sum(p p') = sum(y y')  along the row
     ds = scale (dq k^T + q dk^T)          q' = scale s' k,   k' = scale s'^T q
     """
-    s = q @ k.swapaxes(-1, -2)  # (.., L, D) x (.., D, S) -> (.., L, S)
+    s = kernels.matmul(q, k.swapaxes(-1, -2))  # (.., L, D) x (.., D, S) -> (.., L, S)
     s *= scale
     p = kernels.softmax(_masked(s, mask, xp.where), -1)
-    return p @ v, Saved(p=p)
+    return kernels.matmul(p, v), Saved(p=p)
 
 
 @weighted_values.reference
@@ -40,11 +40,15 @@ def _(q: Any, k: Any, v: Any, *, mask: Any, scale: float) -> Any:
 @weighted_values.vjp
 def _(g: Any, y: Any, q: Any, k: Any, v: Any, *, mask: Any, scale: float, saved: Saved) -> Any:
     p = saved.p
-    s = g @ v.swapaxes(-1, -2)
+    s = kernels.matmul(g, v.swapaxes(-1, -2))
     s -= (g * y).sum(axis=-1, keepdims=True)
     s *= p
     s *= scale
-    return lambda: s @ k, lambda: s.swapaxes(-1, -2) @ q, lambda: p.swapaxes(-1, -2) @ g
+    return (
+        lambda: kernels.matmul(s, k),
+        lambda: kernels.matmul(s.swapaxes(-1, -2), q),
+        lambda: kernels.matmul(p.swapaxes(-1, -2), g),
+    )
 
 
 def _masked(s: Any, mask: Any, where: Any) -> Any:

@@ -149,7 +149,7 @@ def correlate_weight(x: Any, y: Any, *, geometry: Geometry) -> Any:
     for part in geometry.chunks(n, x.shape[-1], x.itemsize):
         patches = _grouped(kernels.im2col(x[part], geometry), groups)  # (G, n OH OW, kh kw C/G)
         rows = _split_channels(y[part].reshape(-1, y.shape[-1]), groups)  # (G, n OH OW, O/G)
-        of_part = _batched(patches.swapaxes(1, 2), rows)  # (G, kh kw C/G, O/G)
+        of_part = kernels.matmul(patches.swapaxes(1, 2), rows)  # (G, kh kw C/G, O/G)
         w = of_part if w is None else w + of_part
     return w.reshape(groups, kh, kw, channels, out).transpose(1, 2, 3, 0, 4).reshape(kh, kw, channels, groups * out)
 
@@ -166,19 +166,12 @@ def _mirrored(w: Any, groups: int) -> Any:
     return w.reshape(kh, kw, out // groups, groups * c)
 
 
-def _batched(x: Any, y: Any) -> Any:
-    """(G, n, k) x (G, k, m) -> (G, n, m).
-    One product is not made as one of many: CuPy copies those that are transposed.
-    """
-    return (x[0] @ y[0])[None] if len(x) == 1 else x @ y
-
-
 def _products(x: Any, y: Any, out: Any) -> None:
     """(G, n, k) x (G, k, m) into (n, G m)"""
     if len(x) == 1:
-        xp.matmul(x[0], y[0], out=out)
+        kernels.matmul(x[0], y[0], out=out)
     else:
-        out[...] = (x @ y).transpose(1, 0, 2).reshape(out.shape)
+        out[...] = kernels.matmul(x, y).transpose(1, 0, 2).reshape(out.shape)
 
 
 def _matrices(w: Any, groups: int) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 from typing import Any
 
+from .. import kernels
 from ..backend import xp
 from ..tape import composite, primitive
 from .shape import broadcast_to, reshape, swapaxes
@@ -17,8 +18,8 @@ def matrix_product(x: Any, y: Any) -> Any:
     dZ = dX Y + X dY          X' = Z' Y^T,   Y' = X^T Z'
     """
     if y.ndim == 2 and x.ndim > 2:  # one large product instead of many small ones
-        return (x.reshape(-1, x.shape[-1]) @ y).reshape(*x.shape[:-1], y.shape[1])
-    return x @ y
+        return kernels.matmul(x.reshape(-1, x.shape[-1]), y).reshape(*x.shape[:-1], y.shape[1])
+    return kernels.matmul(x, y)
 
 
 @matrix_product.vjp

@@ -1,0 +1,60 @@
+"""A CUDA graph: launches that are recorded once, and repeated by the device without the host."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import cupy
+
+from . import cublas
+
+
+class Graph:
+    """A stream and a pool of memory of its own, and what was recorded on them.
+
+    The stream does not block, as a recording would break as soon as anything ran on the default stream. The pool is
+    used by nothing else, as what the recorded step allocated and freed is written again at every replay: from
+    a shared pool it would be handed to others in between. Work outside is waited for before, and waits for the end.
+    """
+
+    def __init__(self) -> None:
+        self.stream = cupy.cuda.Stream(non_blocking=True)
+        self.pool = cupy.cuda.MemoryPool()
+        self.graph: Any = None
+
+    @contextlib.contextmanager
+    def _on_stream(self) -> Iterator[None]:
+        outside = cupy.cuda.get_current_stream()
+        self.stream.wait_event(outside.record())
+        try:
+            with self.stream:
+                yield
+        finally:
+            outside.wait_event(self.stream.record())
+
+    def run(self, step: Callable[[], Any]) -> Any:
+        """The step as it is, on this stream and in this memory."""
+        with self._on_stream(), cupy.cuda.using_allocator(self.pool.malloc):
+            return step()
+
+    def record(self, step: Callable[[], Any]) -> Any:
+        """Run the step's Python; what it launches is recorded, and not run. Errors: those of the step."""
+        with self._on_stream(), cupy.cuda.using_allocator(self.pool.malloc):
+            cublas.prepare()
+            self.stream.begin_capture()
+            try:
+                result = step()
+            except BaseException:
+                with contextlib.suppress(Exception):  # it is an error by now to end it; the one of the step is raised
+                    self.stream.end_capture()
+                raise
+            self.graph = self.stream.end_capture()
+        return result
+
+    def replay(self, before: Callable[[], None]) -> None:
+        """Run `before`, and then what was recorded, on this stream."""
+        with self._on_stream():
+            before()
+            self.graph.launch(self.stream)
