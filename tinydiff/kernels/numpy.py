@@ -223,67 +223,55 @@ def col2im(patches: Array, geometry: Any) -> Array:
 # ---------------------------------------------------------------- normalisation
 
 
-def normalize(x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
-    """y = (x - mean) / sqrt(var + eps) weight + bias over axes 1 and 3 of (A, L, G, D), with weight and bias (G D,);
-    also the mean and 1 / sqrt(var + eps), (A, 1, G)."""
-    a, length, groups, d = x.shape
-    x = x.reshape(a, length, groups * d)  # every pass runs along the channels, the longest stretch of memory
-    y = xp.empty_like(x)
-    mean = xp.empty((a, 1, groups), x.dtype)
-    rstd = xp.empty_like(mean)
-    for part in blocks(x):
-        mean[part] = _over_groups(_over_length(x[part]), groups) / (length * d)
-        z = x[part] - _to_channels(mean[part], d)
-        rstd[part] = 1 / xp.sqrt(_over_groups(_over_length(z * z), groups) / (length * d) + eps)
-        scale = _to_channels(rstd[part], d)
-        if weight is None or bias is None:
-            xp.multiply(z, scale, out=y[part])
-        else:
-            z *= scale * weight  # (n, 1, C)
-            xp.add(z, bias, out=y[part])
-    return y.reshape(a, length, groups, d), mean, rstd
+def normalize(
+    x: Array, shift: Array | None, weight: Array | None, bias: Array | None, eps: float, silu: bool
+) -> tuple[Array, Array, Array]:
+    """y = u, or silu(u), with u = (x + shift - mean) rstd weight + bias; also the mean of x + shift and
+    rstd = 1 / sqrt(var + eps), (A, 1, G). x (A, L, G, D) has its statistics over axes 1 and 3; shift (A, G D) or None;
+    weight and bias both (G D,), both (A, G D), or both None."""
+    z = x if shift is None else x + _of_positions(shift, x)
+    mean = z.mean(axis=(1, 3), keepdims=True)  # (A, 1, G, 1)
+    z = z - mean
+    rstd = 1 / xp.sqrt((z * z).mean(axis=(1, 3), keepdims=True) + eps)
+    u = z * rstd
+    if weight is not None:
+        u = u * _of_positions(weight, x) + _of_positions(bias, x)
+    return u * sigmoid(u) if silu else u, mean[..., 0], rstd[..., 0]
 
 
-def normalize_backward(g: Array, x: Array, mean: Array, rstd: Array, weight: Array | None) -> Any:
-    """x' = (h - mean(h) - xhat mean(h xhat)) rstd with h = g weight,   weight' = sum g xhat,   bias' = sum g
+def normalize_backward(
+    g: Array,
+    x: Array,
+    mean: Array,
+    rstd: Array,
+    shift: Array | None,
+    weight: Array | None,
+    bias: Array | None,
+    silu: bool,
+) -> Any:
+    """The cotangents of x, shift, weight and bias, None for what is None, from that of y. With silu g <- g silu'(u);
 
-    The sums over L are taken first, (A, 1, C), before the weight comes in: it does not depend on L.
+    x' = (h - mean(h) - xhat mean(h xhat)) rstd with h = g weight,   shift' = sum x',   weight' = sum g xhat,
+    bias' = sum g
     """
-    a, length, groups, d = x.shape
-    x, g = x.reshape(a, length, groups * d), g.reshape(a, length, groups * d)
-    dx = xp.empty_like(x)
-    dw = db = xp.zeros(groups * d, x.dtype)
-    for part in blocks(x):
-        scale = _to_channels(rstd[part], d)  # (n, 1, C)
-        xhat = x[part] - _to_channels(mean[part], d)
-        xhat *= scale
-        g_sum, gx_sum = _over_length(g[part]), _over_length(g[part] * xhat)  # (n, 1, C)
-        dw, db = dw + gx_sum.sum(axis=(0, 1)), db + g_sum.sum(axis=(0, 1))
-        if weight is not None:
-            g_sum, gx_sum = g_sum * weight, gx_sum * weight
-        mean_h, mean_hx = _over_groups(g_sum, groups) / (length * d), _over_groups(gx_sum, groups) / (length * d)
-        xhat *= _to_channels(mean_hx, d)
-        xhat += _to_channels(mean_h, d)
-        h = g[part] if weight is None else g[part] * weight
-        xp.subtract(h, xhat, out=xhat)
-        xp.multiply(xhat, scale, out=dx[part])
-    dx = dx.reshape(a, length, groups, d)
-    return (dx, None, None) if weight is None else (dx, dw, db)
+    z = x if shift is None else x + _of_positions(shift, x)
+    w, b = (1, 0) if weight is None else (_of_positions(weight, x), _of_positions(bias, x))
+    rstd = rstd[..., None]
+    xhat = (z - mean[..., None]) * rstd
+    if silu:
+        g = silu_backward(g, xhat * w + b)
+    h = g * w
+    dx = (h - h.mean(axis=(1, 3), keepdims=True) - xhat * (h * xhat).mean(axis=(1, 3), keepdims=True)) * rstd
+    dshift = None if shift is None else dx.sum(axis=1).reshape(shift.shape)
+    if weight is None:
+        return dx, dshift, None, None
+    axes = (0, 1) if weight.ndim == 1 else 1
+    return dx, dshift, (g * xhat).sum(axis=axes).reshape(weight.shape), g.sum(axis=axes).reshape(weight.shape)
 
 
-def _over_length(x: Array) -> Array:
-    """(n, L, C) -> (n, 1, C), as a product with a row of ones, which is faster than a sum over a middle axis."""
-    return x if x.shape[1] == 1 else xp.ones((1, x.shape[1]), x.dtype) @ x
-
-
-def _over_groups(x: Array, groups: int) -> Array:
-    """(n, 1, C) -> (n, 1, G)"""
-    return x.reshape(len(x), 1, groups, -1).sum(axis=3)
-
-
-def _to_channels(x: Array, d: int) -> Array:
-    """(n, 1, G) -> (n, 1, C): each channel has the value of its group."""
-    return x if d == 1 else xp.repeat(x, d, axis=2)
+def _of_positions(p: Any, x: Array) -> Array:
+    """(C,) or (A, C) -> (1 or A, 1, G, D)"""
+    return p.reshape(-1, 1, *x.shape[2:])
 
 
 # ---------------------------------------------------------------- optimisers: these change p, and their state, in place

@@ -29,7 +29,7 @@ def normalize(x: Any, weight: Any, bias: Any, *, view: tuple[int, int, int, int]
 
     x' = (h - mean(h) - xhat mean(h xhat)) rstd,   w' = sum y' xhat,   b' = sum y',   where h = y' w
     """
-    y, mean, rstd = kernels.normalize(x.reshape(view), weight, bias, eps)
+    y, mean, rstd = kernels.normalize(x.reshape(view), None, weight, bias, eps, False)
     return y.reshape(x.shape), Saved(mean=mean, rstd=rstd)
 
 
@@ -42,8 +42,10 @@ def _(x: Any, weight: Any, bias: Any, *, view: Any, eps: float) -> Any:
 
 
 @normalize.vjp
-def _(g: Any, _y: Any, x: Any, weight: Any, _bias: Any, *, view: Any, eps: float, saved: Saved) -> Any:
-    dx, dw, db = kernels.normalize_backward(g.reshape(view), x.reshape(view), saved.mean, saved.rstd, weight)
+def _(g: Any, _y: Any, x: Any, weight: Any, bias: Any, *, view: Any, eps: float, saved: Saved) -> Any:
+    dx, _, dw, db = kernels.normalize_backward(
+        g.reshape(view), x.reshape(view), saved.mean, saved.rstd, None, weight, bias, False
+    )
     return dx.reshape(x.shape), dw, db
 
 
