@@ -169,6 +169,23 @@ def softmax(x: Array, axis: int) -> Array:
     return z
 
 
+def attention_weights(s: Array, scale: float, mask: Array | None) -> Array:
+    """softmax(scale s + mask) along the last axis; s may be changed. A mask of bool says which s count."""
+    s *= scale
+    if mask is not None:
+        s = xp.where(mask, s, -math.inf) if mask.dtype.kind == "b" else s + mask.astype(s.dtype, copy=False)
+    return softmax(s, -1)
+
+
+def attention_weights_backward(g: Array, p: Array, scale: float) -> Array:
+    """The cotangent of s from that of p, which is broadcast to it: scale p (g - sum(g p)) along the last axis; g may be
+    changed."""
+    g -= xp.einsum("...k,...k->...", g, p)[..., None]  # one pass, and no array of the products
+    g *= p
+    g *= scale
+    return g
+
+
 # ---------------------------------------------------------------- indexing
 
 
