@@ -123,7 +123,7 @@ def test_im2col_and_col2im_of_arrays_that_are_not_contiguous_or_not_aligned():
         assert (kernels.col2im(turned, geometry) == kernels.col2im(patches, geometry)).all()
 
 
-# ---------------------------------------------------------------- activations, sums, softmax, indexing
+# ---------------------------------------------------------------- activations, sums, indexing
 
 
 @on_cupy
@@ -166,13 +166,6 @@ def test_sum(axes, dtype):
     for shape in ((3, 4, 5), (40, 30, 20), (0, 3, 2)):
         for keepdims in (False, True):
             twins("sum", draw(*shape, dtype=dtype), axes, keepdims)
-
-
-@on_cupy
-@pytest.mark.parametrize("dtype", REAL)
-def test_softmax(dtype):
-    for axis in (0, 1, -1):
-        twins("softmax", draw(7, 1, 200, dtype=dtype) * 30, axis)
 
 
 @on_cupy

@@ -6,7 +6,7 @@ parameter and its moments. What numpy.py does in whole arrays anyway is taken ov
 
 Elementwise kernels are CuPy's own, which checks their arguments. Those that move data or reduce it are CUDA, behind
 `Kernel` (launch.py), which checks what CUDA does not. What they have in common with one another stands in a file of its
-own: cuda_norm.py.
+own: cuda_norm.py and cuda_softmax.py.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ import cupy
 
 from ..backend import Array
 from .cuda_norm import normalize, normalize_backward
+from .cuda_softmax import attention_weights, attention_weights_backward, softmax
 from .launch import EACH_ELEMENT, Kernel, elementwise, widest_run
 from .numpy import erf as erf_of_complex
-from .numpy import index_add, softmax, sum
+from .numpy import index_add, sum
 
 __all__ = [
-    "PATCH_BYTES", "adam_step", "average_step", "col2im", "erf", "im2col", "index_add", "normalize",
-    "normalize_backward", "sgd_step", "sigmoid", "silu", "silu_backward", "softmax", "sum",
+    "PATCH_BYTES", "adam_step", "attention_weights", "attention_weights_backward", "average_step", "col2im", "erf",
+    "im2col", "index_add", "normalize", "normalize_backward", "sgd_step", "sigmoid", "silu", "silu_backward",
+    "softmax", "sum",
 ]  # fmt: skip
 
 # index_add is CuPy's add.at, which adds by atomics: where an index occurs several times, the order of its additions,
