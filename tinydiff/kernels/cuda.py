@@ -4,31 +4,32 @@ A GPU is fast at anything that runs in one launch, and every launch costs the ho
 does a block at a time, for the sake of the cache, is whole here: one kernel gathers all patches, one changes a
 parameter and its moments. What numpy.py does in whole arrays anyway is taken over by name.
 
-Elementwise and reduction kernels are CuPy's own, which checks their arguments; those that move data are CUDA, behind
-`Kernel`, which checks what CUDA does not. CuPy pastes the parameters of a kernel into its own text, so their names are
-long words of which no other name is made.
+Elementwise kernels are CuPy's own, which checks their arguments. Those that move data or reduce it are CUDA, behind
+`Kernel` (launch.py), which checks what CUDA does not. What they have in common with one another stands in a file of its
+own: cuda_norm.py and cuda_softmax.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import cupy
-import numpy
 
 from ..backend import Array
 from .cublas import matmul
 from .cuda_graph import Graph
+from .cuda_norm import normalize, normalize_backward
 from .cuda_optim import adam_step, average_step, clip_norm, sgd_step
 from .cuda_random import random_integers, random_normal, random_uniform
-from .numpy import index_add, softmax, sum
+from .cuda_softmax import attention_weights, attention_weights_backward, softmax
+from .launch import EACH_ELEMENT, Kernel, elementwise, widest_run
+from .numpy import index_add, sum
 from .numpy_activation import erf as erf_of_complex
 
 __all__ = [
-    "Graph", "PATCH_BYTES", "adam_step", "average_step", "clip_norm", "col2im", "erf", "im2col", "index_add", "matmul",
-    "normalize", "normalize_backward", "random_integers", "random_normal", "random_uniform", "sgd_step", "sigmoid",
-    "silu", "silu_backward", "softmax", "sum",
+    "Graph", "PATCH_BYTES", "adam_step", "attention_weights", "attention_weights_backward", "average_step", "clip_norm",
+    "col2im", "erf", "im2col", "index_add", "matmul", "normalize", "normalize_backward", "random_integers",
+    "random_normal", "random_uniform", "sgd_step", "sigmoid", "silu", "silu_backward", "softmax", "sum",
 ]  # fmt: skip
 
 # index_add is CuPy's add.at, which adds by atomics: where an index occurs several times, the order of its additions,
@@ -36,92 +37,19 @@ __all__ = [
 
 PATCH_BYTES = 2**28  # the patches of a convolution that are in work at a time: a matter of memory here, not of cache
 
-THREADS = 256  # a block
-
-
-# ---------------------------------------------------------------- the launcher
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """A kernel in CUDA of one thread an element, or a run of LANES elements, compiled for each type that it meets.
-
-    CUDA itself takes anything for anything: float64 for a float*, a strided view, a float that reads as 0, one argument
-    too few. So the parameters are declared here, and every call is held against them. In the code T is the type
-    of the elements, Run is LANES of them, read and written at once, and Index counts the threads.
-    """
-
-    name: str
-    parameters: str  # "const Run* x, Run* y, int n": pointers are to Run or T, numbers are int
-    body: str  # `thread` is the number of this thread, below `threads`
-    _built: dict[tuple[str, int, bool], Any] = field(default_factory=dict, compare=False)
-
-    def __call__(self, threads: int, *arguments: Any, lanes: int = 1) -> None:
-        """Launch `threads` threads. Errors: TypeError for arguments that are not what was declared."""
-        declared = self.parameters.split(", ")
-        if len(arguments) != len(declared):
-            raise TypeError(
-                f"kernel {self.name} takes {len(declared)} arguments ({self.parameters}), not {len(arguments)}"
-            )
-        dtype = arguments[0].dtype
-        passed = [self._checked(declaration, a, dtype) for declaration, a in zip(declared, arguments)]
-        if not threads:
-            return
-        wide = max(threads, *(a.size for a in arguments if isinstance(a, cupy.ndarray))) >= 2**31
-        key = (dtype.char, lanes, wide)
-        if key not in self._built:
-            self._built[key] = self._build(*key)
-        count = numpy.int64(threads) if wide else numpy.uint32(threads)
-        self._built[key]((-(-threads // THREADS),), (THREADS,), (*passed, count))
-
-    def _checked(self, declaration: str, a: Any, dtype: Any) -> Any:
-        if "*" in declaration:
-            if (
-                not isinstance(a, cupy.ndarray)
-                or dtype.char not in "fd"
-                or a.dtype != dtype
-                or not a.flags.c_contiguous
-            ):
-                module = type(a).__module__.split(".")[0]
-                what = (
-                    f"{module} {a.dtype} of shape {a.shape} and strides {a.strides}"
-                    if hasattr(a, "strides")
-                    else repr(a)
-                )
-                raise TypeError(
-                    f"kernel {self.name}: {declaration} takes a C-contiguous CuPy array, "
-                    f"all of float32 or of float64, not {what}"
-                )
-            return a
-        if not isinstance(a, int) or not -(2**31) <= a < 2**31:
-            raise TypeError(f"kernel {self.name}: {declaration} takes an int of 32 bits, not {a!r}")
-        return numpy.int32(a)
-
-    def _build(self, char: str, lanes: int, wide: bool) -> Any:
-        code = f"""
-        typedef {"float" if char == "f" else "double"} T;
-        typedef {"long long" if wide else "unsigned int"} Index;
-        const int LANES = {lanes};
-        struct __align__({lanes * numpy.dtype(char).itemsize}) Run {{ T lane[LANES]; }};
-        extern "C" __global__ void {self.name}({self.parameters}, Index threads) {{
-          Index thread = blockIdx.x * (Index)blockDim.x + threadIdx.x;
-          if (thread >= threads) return;
-          {self.body}
-        }}"""
-        return cupy.RawKernel(code, self.name)
-
 
 # ---------------------------------------------------------------- convolution
 
 
 _GEOMETRY = "int runs, int height, int width, int out_h, int out_w, int kernel_h, int kernel_w, "
-_GEOMETRY += "int stride_h, int stride_w, int top, int left, int dilation_h, int dilation_w"
+_GEOMETRY += "int stride_h, int stride_w, int top, int left, int dilation_h, int dilation_w, Index threads"
 
 # One thread a run of channels of one tap of one output pixel: neighbours read and write neighbours.
 _IM2COL = Kernel(
     "im2col",
     "const Run* image, Run* patches, " + _GEOMETRY,
-    """
+    EACH_ELEMENT
+    + """
     Index rest = thread;
     int run = rest % runs; rest /= runs;
     int tap_x = rest % kernel_w; rest /= kernel_w;
@@ -141,7 +69,8 @@ _IM2COL = Kernel(
 _COL2IM = Kernel(
     "col2im",
     "const Run* patches, Run* image, " + _GEOMETRY,
-    """
+    EACH_ELEMENT
+    + """
     Index rest = thread;
     int run = rest % runs; rest /= runs;
     int x = rest % width; rest /= width;
@@ -186,27 +115,25 @@ def _gather(kernel: Kernel, source: Array, target: Array, geometry: Any) -> None
     if source.dtype.kind == "c":
         real = source.real.dtype
         source, target = source.view(real), target.view(real)
-    lanes = 16 // source.itemsize
-    if source.shape[-1] % lanes or source.data.ptr % 16:
-        lanes = 1
+    lanes = widest_run(source.shape[-1], source)
     (top, _), (left, _) = geometry.padding
     numbers = *geometry.size, *geometry.out, *geometry.kernel, *geometry.stride, top, left, *geometry.dilation
-    kernel(target.size // lanes, source, target, source.shape[-1] // lanes, *numbers, lanes=lanes)
+    kernel.each_element(target.size // lanes, source, target, source.shape[-1] // lanes, *numbers, lanes=lanes)
 
 
 # ---------------------------------------------------------------- activations
 
 
 # Beyond the range of exp the quotients are 0 and 1, as they should be, and a NaN stays one.
-_SIGMOID = cupy.ElementwiseKernel("T value", "T result", "result = T(1) / (T(1) + exp(-value))", "tinydiff_sigmoid")
-_SILU = cupy.ElementwiseKernel("T value", "T result", "result = value / (T(1) + exp(-value))", "tinydiff_silu")
-_SILU_BACKWARD = cupy.ElementwiseKernel(
+_SIGMOID = elementwise("T value", "T result", "result = T(1) / (T(1) + exp(-value))", "sigmoid")
+_SILU = elementwise("T value", "T result", "result = value / (T(1) + exp(-value))", "silu")
+_SILU_BACKWARD = elementwise(
     "T cotangent, T value",
     "T result",
     "T slope = T(1) / (T(1) + exp(-value)); result = cotangent * slope * (T(1) + value * (T(1) - slope))",
-    "tinydiff_silu_backward",
+    "silu_backward",
 )
-_ERF = cupy.ElementwiseKernel("T value", "T result", "result = erf(value)", "tinydiff_erf")
+_ERF = elementwise("T value", "T result", "result = erf(value)", "erf")
 
 
 def _floating(x: Any) -> Array:
@@ -232,83 +159,3 @@ def silu_backward(g: Array, x: Array) -> Array:
 def erf(x: Array) -> Array:
     x = _floating(x)
     return erf_of_complex(x) if x.dtype.kind == "c" else _ERF(x)  # CUDA has it for real numbers alone
-
-
-# ---------------------------------------------------------------- normalisation
-
-
-# Two and more inputs, as the faster path that CuPy has for one contiguous input does not take
-# every kernel of one's own.
-_RSTD = cupy.ReductionKernel(
-    "T value, T centre, float64 count, float64 epsilon",
-    "T result",
-    "(value - centre) * (value - centre)",
-    "a + b",
-    "result = T(1) / sqrt(a / T(count) + T(epsilon))",
-    "0",
-    "tinydiff_rstd",
-)
-_SCALE_AND_SHIFT = cupy.ElementwiseKernel(
-    "T value, T centre, T scale, T weight, T offset",
-    "T result",
-    "result = (value - centre) * (scale * weight) + offset",
-    "tinydiff_scale_and_shift",
-)
-_SUM_WITH_XHAT = cupy.ReductionKernel(
-    "T cotangent, T value, T centre, T scale",
-    "T result",
-    "cotangent * ((value - centre) * scale)",
-    "a + b",
-    "result = a",
-    "0",
-    "tinydiff_sum_with_xhat",
-)
-_WEIGHTED_MEAN = cupy.ReductionKernel(
-    "T value, T weight, float64 count",
-    "T result",
-    "value * weight",
-    "a + b",
-    "result = a / T(count)",
-    "0",
-    "tinydiff_weighted_mean",
-)
-_NORMALIZE_BACKWARD = cupy.ElementwiseKernel(
-    "T cotangent, T value, T centre, T scale, T weight, T average, T slope",
-    "T result",
-    "result = (cotangent * weight - average - (value - centre) * scale * slope) * scale",
-    "tinydiff_normalize_backward",
-)
-
-
-def normalize(x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
-    """y = (x - mean) / sqrt(var + eps) weight + bias over axes 1 and 3 of (A, L, G, D), with weight and bias (G D,);
-    also the mean and 1 / sqrt(var + eps), (A, 1, G)."""
-    a, length, groups, d = x.shape
-    mean = x.mean(axis=(1, 3), keepdims=True)  # (A, 1, G, 1)
-    rstd = _RSTD(x, mean, length * d, eps, axis=(1, 3), keepdims=True)
-    y = _SCALE_AND_SHIFT(x, mean, rstd, _of_channels(weight, x, 1), _of_channels(bias, x, 0))
-    return y, mean.reshape(a, 1, groups), rstd.reshape(a, 1, groups)
-
-
-def normalize_backward(g: Array, x: Array, mean: Array, rstd: Array, weight: Array | None) -> Any:
-    """x' = (h - mean(h) - xhat mean(h xhat)) rstd with h = g weight,   weight' = sum g xhat,   bias' = sum g
-
-    The sums over L are taken first, (A, 1, G, D), before the weight comes in: it does not depend on L.
-    """
-    _, length, _, d = x.shape
-    mean, rstd, w = mean[..., None], rstd[..., None], _of_channels(weight, x, 1)
-    # (A, 1, G, D)
-    g_sum, gx_sum = g.sum(axis=1, keepdims=True), _SUM_WITH_XHAT(g, x, mean, rstd, axis=1, keepdims=True)
-    average = _WEIGHTED_MEAN(g_sum, w, length * d, axis=3, keepdims=True)  # (A, 1, G, 1)
-    slope = _WEIGHTED_MEAN(gx_sum, w, length * d, axis=3, keepdims=True)
-    dx = _NORMALIZE_BACKWARD(g, x, mean, rstd, w, average, slope)
-    return (
-        (dx, None, None)
-        if weight is None
-        else (dx, gx_sum.sum(axis=(0, 1)).reshape(-1), g_sum.sum(axis=(0, 1)).reshape(-1))
-    )
-
-
-def _of_channels(p: Array | None, x: Array, otherwise: float) -> Any:
-    """(C,) -> (G, D); a number if there is none."""
-    return x.dtype.type(otherwise) if p is None else p.reshape(x.shape[2:])

@@ -17,9 +17,9 @@ from .numpy_optim import adam_step, average_step, clip_norm, sgd_step
 from .numpy_random import random_integers, random_normal, random_uniform
 
 __all__ = [
-    "PATCH_BYTES", "adam_step", "average_step", "clip_norm", "col2im", "erf", "im2col", "index_add", "matmul",
-    "normalize", "normalize_backward", "random_integers", "random_normal", "random_uniform", "sgd_step", "sigmoid",
-    "silu", "silu_backward", "softmax", "sum",
+    "PATCH_BYTES", "adam_step", "attention_weights", "attention_weights_backward", "average_step", "clip_norm",
+    "col2im", "erf", "im2col", "index_add", "matmul", "normalize", "normalize_backward", "random_integers",
+    "random_normal", "random_uniform", "sgd_step", "sigmoid", "silu", "silu_backward", "softmax", "sum",
 ]  # fmt: skip
 
 # ---------------------------------------------------------------- matrix products, sums
@@ -55,6 +55,23 @@ def softmax(x: Array, axis: int) -> Array:
     xp.exp(z, out=z)
     z /= z.sum(axis=axis, keepdims=True)
     return z
+
+
+def attention_weights(s: Array, scale: float, mask: Array | None) -> Array:
+    """softmax(scale s + mask) along the last axis; s may be changed. A mask of bool says which s count."""
+    s *= scale
+    if mask is not None:
+        s = xp.where(mask, s, -math.inf) if mask.dtype.kind == "b" else s + mask.astype(s.dtype, copy=False)
+    return softmax(s, -1)
+
+
+def attention_weights_backward(g: Array, p: Array, scale: float) -> Array:
+    """The cotangent of s from that of p, which is broadcast to it: scale p (g - sum(g p)) along the last axis; g may be
+    changed."""
+    g -= xp.einsum("...k,...k->...", g, p)[..., None]  # one pass, and no array of the products
+    g *= p
+    g *= scale
+    return g
 
 
 # ---------------------------------------------------------------- indexing

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from .. import kernels
-from ..backend import operand, xp
+from ..backend import operand
 from ..tape import Saved, composite, primitive
 from ..tensor import Tensor, array_of
 from .elementwise import where
@@ -22,39 +22,31 @@ def weighted_values(q: Any, k: Any, v: Any, *, mask: Any, scale: float) -> Any:
     to the keys
 
     dy = p dv + dp v          v' = p^T y',   p' = y' v^T
-    dp = p (ds - sum(p ds))   s' = p (p' - sum(p p')),   and  sum(p p') = sum(y y')  along the row
+    dp = p (ds - sum(p ds))   s' = p (p' - sum(p p'))  along the row
     ds = scale (dq k^T + q dk^T)          q' = scale s' k,   k' = scale s'^T q
     """
     s = kernels.matmul(q, k.swapaxes(-1, -2))  # (.., L, D) x (.., D, S) -> (.., L, S)
-    s *= scale
-    p = kernels.softmax(_masked(s, mask, xp.where), -1)
+    p = kernels.attention_weights(s, scale, mask)
     return kernels.matmul(p, v), Saved(p=p)
 
 
 @weighted_values.reference
 def _(q: Any, k: Any, v: Any, *, mask: Any, scale: float) -> Any:
     s = matmul(q, swapaxes(k, axis1=-1, axis2=-2)) * scale
-    return matmul(softmax(_masked(s, mask, where), axis=-1), v)
+    if mask is not None:
+        s = where(mask, s, -math.inf) if mask.dtype.kind == "b" else s + mask.astype(s.dtype, copy=False)
+    return matmul(softmax(s, axis=-1), v)
 
 
 @weighted_values.vjp
-def _(g: Any, y: Any, q: Any, k: Any, v: Any, *, mask: Any, scale: float, saved: Saved) -> Any:
+def _(g: Any, _y: Any, q: Any, k: Any, v: Any, *, mask: Any, scale: float, saved: Saved) -> Any:
     p = saved.p
-    s = kernels.matmul(g, v.swapaxes(-1, -2))
-    s -= (g * y).sum(axis=-1, keepdims=True)
-    s *= p
-    s *= scale
+    s = kernels.attention_weights_backward(kernels.matmul(g, v.swapaxes(-1, -2)), p, scale)  # scale s'
     return (
         lambda: kernels.matmul(s, k),
         lambda: kernels.matmul(s.swapaxes(-1, -2), q),
         lambda: kernels.matmul(p.swapaxes(-1, -2), g),
     )
-
-
-def _masked(s: Any, mask: Any, where: Any) -> Any:
-    if mask is None:
-        return s
-    return where(mask, s, -math.inf) if mask.dtype.kind == "b" else s + mask.astype(s.dtype, copy=False)
 
 
 @composite
