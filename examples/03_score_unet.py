@@ -16,7 +16,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tinydiff import Rng, backend, data, plot, saving
+from tinydiff import Rng, data, plot, saving
 from tinydiff.diffusion import VESDE, euler_maruyama, published, score_matching_loss
 from tinydiff.models.tutorial import ScoreUNet
 from tinydiff.optim import Adam, constant, exponential
@@ -127,8 +127,7 @@ def arguments():
     add(
         "--micro-batch",
         type=positive,
-        default=None if backend.name == "cupy" else 128,
-        help="images at a time; gradients are added up (default: 128; a GPU takes the batch whole)",
+        help="images at a time; gradients are added up (default: 32 or 64; a GPU takes the batch whole)",
     )
     add(
         "--threads", type=positive, help="micro-batches worked on at the same time (default: one a core; a GPU has one)"

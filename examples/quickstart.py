@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinydiff import Rng, backend, data, parallel, plot, saving
+from tinydiff import Rng, data, parallel, plot, saving
 from tinydiff.backend import to_device, to_host, xp
 from tinydiff.data.glyphs import ATTRIBUTES, VARIETIES
 from tinydiff.diffusion.edm import Denoiser, edm_loss, guided, heun
@@ -182,8 +182,7 @@ def arguments():
     add(
         "--micro-batch",
         type=integer(1),
-        default=None if backend.name == "cupy" else 32,
-        help="images at a time in each thread (default: 32; a GPU takes the batch whole)",
+        help="images at a time in each thread (default: 32 or 64; a GPU takes the batch whole)",
     )
     add(
         "--lr",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
+import warnings
 
 import numpy as np
 import pytest
@@ -33,6 +37,53 @@ def test_the_number_of_threads_does_not_change_a_bit():
     one, many = (parallel.gradients(loss, parameters, 20, 3, threads)[1] for threads in (1, 4))
     for a, b in zip(one, many):
         assert tinydiff.backend.to_host(a).tobytes() == tinydiff.backend.to_host(b).tobytes()
+
+
+def test_a_sharded_function_is_the_function(each_backend):
+    net = nn.Linear(6, 5, rng=0)
+    x, scale = tensor(Rng(2).normal((20, 6))), Rng(3).normal(20)
+
+    def scaled(x, scale, *, power, shift):
+        return (net(x) * scale[:, None]) ** power + shift
+
+    def of(fn):
+        return fn(x, scale, power=2, shift=tinydiff.backend.xp.ones(5, "float32"))
+
+    whole, parts = of(scaled), of(parallel.sharded(scaled, 7, 2))
+    np.testing.assert_allclose(parts.numpy(), whole.numpy(), rtol=1e-5)
+    by_weight = [tinydiff.grad(y.sum(), [net.weight])[0].numpy() for y in (whole, parts)]
+    np.testing.assert_allclose(by_weight[1], by_weight[0], rtol=1e-4)
+    assert parallel.sharded(net)(x[:0]).shape == (0, 5)
+
+
+def test_shards_of_shards_do_not_wait_for_each_other():
+    def inner(rows):
+        return list(parallel.over_shards(lambda part: (rows.start, part.start), 2, 1, threads=2))
+
+    pairs = list(parallel.over_shards(inner, 4, 1, threads=2))
+    assert pairs == [[(i, 0), (i, 1)] for i in range(4)]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_child_has_threads_of_its_own():
+    list(parallel.over_shards(lambda rows: rows, 2, 1, threads=2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.12 on: a process with threads forks
+        child = os.fork()
+    if not child:
+        os._exit(len(list(parallel.over_shards(lambda rows: rows, 3, 1, threads=2))))
+    deadline = time.monotonic() + 20
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if ended == (0, 0):
+        os.kill(child, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(ended[1]) == 3 and ended[0]
+
+
+def test_the_size_of_shards_does_not_depend_on_the_cores(monkeypatch):
+    sizes = [parallel.shard_size(n) for n in (1, 128, 129, 4096)]
+    monkeypatch.setattr(parallel, "cores", lambda: 64)
+    assert sizes == [parallel.shard_size(n) for n in (1, 128, 129, 4096)]
 
 
 def test_results_come_in_order_and_cover_every_row_once():

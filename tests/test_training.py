@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from tinydiff import Rng, backend, detect_anomaly, nn, ops, saving, training
+from tinydiff import Rng, backend, detect_anomaly, nn, ops, saving, tensor, training
 from tinydiff.diffusion import VESDE, score_matching_loss
 from tinydiff.models.tutorial import ScoreUNet
 from tinydiff.optim import EMA, SGD, Adam
@@ -168,13 +168,28 @@ def test_parts_of_a_batch_add_up_to_the_batch(each_backend):
     threads change no bit of it.
     """
     results = []
-    for micro_batch, threads in [(None, 1), (3, 1), (3, 3), (1, 2)]:
+    for micro_batch, threads in [(8, 1), (3, 1), (3, 3), (1, 2), (None, None)]:
         task = Task()
         value = gradients(task.loss, task.optimizer.parameters, (X[:8], Y[:8]), Rng(5), micro_batch, threads)
         results.append(np.array([float(value), *task.model.weight.grad.numpy().ravel(), task.model.bias.grad.item()]))
     for result in results[1:]:
         np.testing.assert_allclose(result, results[0], rtol=2e-6)
     assert results[1].tobytes() == results[2].tobytes()
+
+
+def test_a_net_with_batch_norm_or_dropout_takes_the_batch_whole():
+    layers = [nn.Linear(3, 4, rng=0), nn.Dropout(0.5, rng=1), nn.Linear(4, 1, rng=2)]
+    images = [nn.Conv2d(1, 2, 3, rng=0), nn.BatchNorm2d(2), nn.Conv2d(2, 1, 2, rng=2)]
+    for net, shape in ((nn.Sequential(*layers), (200, 3)), (nn.Sequential(*images), (200, 4, 4, 1))):
+        x = np.random.default_rng(0).random(shape, np.float32)
+        seen: list[int] = []
+
+        def loss(x, rng, first, net=net, seen=seen):
+            seen.append(len(x))
+            return ops.mean(ops.square(net(tensor(x))))
+
+        train(net, loss, [x], Adam(net.parameters()), epochs=1, batch_size=200, stream=io.StringIO())
+        assert seen == [200]
 
 
 def test_a_step_never_waits_for_the_device(each_backend):

@@ -23,7 +23,7 @@ from . import backend
 from .backward import grad
 from .modes import anomaly_detection, grad_enabled, recording
 from .rng import current_shard, in_shard
-from .tensor import Tensor
+from .tensor import OPS, Tensor
 
 Result = TypeVar("Result")
 
@@ -42,7 +42,8 @@ def over_shards(fn: Callable[[slice], Result], n: int, size: int, threads: int |
         raise ValueError(f"shards need size >= 1 and threads >= 1, not size={size!r}, threads={threads!r}")
     shards = [slice(i, min(i + size, n)) for i in range(0, n, size)]
     workers = cores() if threads is None else threads
-    if backend.active().name != "numpy" or anomaly_detection():  # the latter is a matter of the calling thread
+    # Looking for a NaN is a matter of the calling thread, and a shard of a shard would wait for its own thread.
+    if backend.active().name != "numpy" or anomaly_detection() or current_shard() is not None:
         workers = 1
     workers = min(len(shards), workers)
     enabled = grad_enabled()
@@ -56,8 +57,39 @@ def over_shards(fn: Callable[[slice], Result], n: int, size: int, threads: int |
         with _blas_threads(threads):
             yield from map(of_shard, shards)
         return
-    with _blas_threads(1), ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(of_shard, shards)
+    with _blas_threads(1):
+        yield from _pool(workers).map(of_shard, shards)
+
+
+def shard_size(n: int) -> int:
+    """How many of n samples to work on at a time, if nobody says: all of them on a GPU, and on a CPU what the cache
+    holds, but not so few that adding up the gradients costs more than it saves. It must not depend on the number of
+    cores, as the last digits of a sum depend on it."""
+    return max(n, 1) if backend.active().name == "cupy" else 32 if n <= 128 else 64
+
+
+def sharded(fn: Callable[..., Any], size: int | None = None, threads: int | None = None) -> Callable[..., Any]:
+    """The function of a batch, fn(x, *inputs, **options), over shards of it: a net that samples, for example.
+
+    Inputs and options that are arrays or Tensors with one row a sample are cut like x, others are handed on as they
+    are. fn must treat each sample by itself. size: of a shard (None: shard_size). Returns a Tensor.
+    """
+
+    def over_batch(x: Any, *inputs: Any, **options: Any) -> Tensor:
+        n = len(x)
+        if n == 0:
+            return fn(x, *inputs, **options)
+
+        def cut(value: Any, rows: slice) -> Any:
+            return value[rows] if getattr(value, "shape", ())[:1] == (n,) else value
+
+        def of_shard(rows: slice) -> Any:
+            return fn(x[rows], *(cut(a, rows) for a in inputs), **{name: cut(a, rows) for name, a in options.items()})
+
+        parts = list(over_shards(of_shard, n, size or shard_size(n), threads))
+        return OPS["concatenate"](parts, axis=0) if len(parts) > 1 else parts[0]
+
+    return over_batch
 
 
 def gradients(
@@ -83,6 +115,16 @@ def gradients(
 def cores() -> int:
     """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def _pool(workers: int) -> ThreadPoolExecutor:
+    """Threads that stay: a new one would begin with memory of its own, all of it cold."""
+    return ThreadPoolExecutor(workers, "tinydiff-shards")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads
 
 
 @functools.cache

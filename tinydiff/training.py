@@ -72,6 +72,7 @@ def train(
     the mean over a batch, whose arrays are on the device; `rng` is another at each step, and the rows of a
     batch count from `first`.
     micro_batch: go through a batch in parts of this size and add up the gradients: the same mathematics in less memory.
+    None: parallel.shard_size, or the whole batch if a layer of the model needs it (BatchNorm2d, Dropout).
     threads: how many parts to work on at a time, on a CPU (None: one a core). It changes no result, and asks for a loss
     that changes no state.
     capture: on CuPy, repeat each step as one CUDA graph (see tinydiff/capture.py for what the loss may then not do).
@@ -101,6 +102,8 @@ def train(
         raise ValueError(f"train: these must be 1 or more: {bad}")
     if schedule_by not in ("epoch", "step"):
         raise ValueError(f"train: schedule_by must be 'epoch' or 'step', not {schedule_by!r}")
+    if micro_batch is None and any(layer.needs_whole_batch for _, layer in model.named_modules()):
+        micro_batch = batch_size
     order = Batches(lengths[0], batch_size, seed=seed, drop_last=False)
     noise, base_lr = Rng(seed).child("training"), optimizer.lr
     files = Files(out, model, optimizer, ema, {"images": lengths[0], "batch_size": batch_size, "seed": seed})
@@ -161,7 +164,9 @@ def gradients(
     micro_batch: int | None = None,
     threads: int | None = None,
 ) -> Array:
-    """Leave the gradient of the mean loss over a batch in the parameters, and return that loss, on the device."""
+    """Leave the gradient of the mean loss over a batch in the parameters, and return that loss, on the device. The
+    batch goes through in parts of `micro_batch` samples (None: parallel.shard_size), so many threads at a time.
+    """
     parameters = [p for p in parameters if p.requires_grad]
     n = len(batch[0])
 
@@ -171,7 +176,7 @@ def gradients(
         # the whole batch alone.
         return loss(*arrays, rng=rng.copy(), first=rows.start) * (len(arrays[0]) / n)
 
-    total, found = parallel.gradients(of_part, parameters, n, micro_batch or n, threads)
+    total, found = parallel.gradients(of_part, parameters, n, micro_batch or parallel.shard_size(n), threads)
     for p, g in zip(parameters, found):
         p.grad = Tensor(g)
     return total

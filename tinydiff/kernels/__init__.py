@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from typing import Any
 
@@ -11,4 +12,9 @@ from .. import backend
 def __getattr__(name: str) -> Any:
     if name.startswith("__"):
         raise AttributeError(name)
-    return getattr(importlib.import_module(f"{__name__}.{backend.active().kernels}"), name)
+    return getattr(_file(backend.active().kernels), name)
+
+
+@functools.cache
+def _file(name: str) -> Any:
+    return importlib.import_module(f"{__name__}.{name}")

@@ -48,6 +48,8 @@ class Dropout(Module):
     Errors: ValueError for p outside [0, 1).
     """
 
+    needs_whole_batch = True
+
     def __init__(self, p: float = 0.5, *, rng: Rng | int | None = None):
         if not 0 <= p < 1:
             raise ValueError(f"Dropout: p must be in [0, 1), not {p!r}")

@@ -42,6 +42,8 @@ class Module:
 
     training = True
 
+    needs_whole_batch = False  # does it depend on more than one sample, or change while training?
+
     def forward(self, *inputs: Any, **options: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 

@@ -75,6 +75,8 @@ class BatchNorm2d(_Norm):
     RuntimeError while training on one of several shards of a batch (parallel.py).
     """
 
+    needs_whole_batch = True
+
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True):
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self._affine(num_features, affine)
@@ -95,7 +97,7 @@ class BatchNorm2d(_Norm):
         if current_shard() is not None:
             raise RuntimeError(
                 f"BatchNorm2d: x {x.shape} is one of several shards of a batch (micro-batches), whose statistics are "
-                "not those of the batch: train on the whole batch at once"
+                "not those of the batch: train on the whole batch at once (micro_batch=len(batch))"
             )
         values = array_of(x)
         self._follow(self.running_mean, ops.mean(values, axis=(0, 1, 2)))

@@ -20,6 +20,7 @@ time, so that the patches stay in the cache.
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Iterator
@@ -46,14 +47,14 @@ class Geometry:
     dilation: tuple[int, int]
     groups: int
 
-    @property
+    @functools.cached_property
     def out(self) -> tuple[int, int]:
         """Of y: OH, OW; floor((H + padding - dilation (k - 1) - 1) / stride) + 1."""
         reach = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel)]
         oh, ow = ((n + sum(p) - r) // s + 1 for n, p, r, s in zip(self.size, self.padding, reach, self.stride))
         return oh, ow
 
-    @property
+    @functools.cached_property
     def mirrored(self) -> Geometry | None:
         """The geometry by which the transpose is a correlation too, with the kernel turned round: there is one for
         stride 1, and padding that is not wider than the kernel reaches."""
