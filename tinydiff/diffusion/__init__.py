@@ -7,7 +7,8 @@
 Times t run from 0 (data) to 1 (noise). A model, or any score, is a function score(x, t) of x (N, ...) and of t (N,).
 """
 
-from .loss import score_matching_loss
+from .loss import denoising_loss, score_matching_loss
+from .parametrisation import ScoreModel
 from .samplers import euler_maruyama
 from .schedule import CosineSchedule, LinearSchedule
 from .sde import VESDE, VPSDE, Brownian, FlowSDE, SubVPSDE, process
@@ -17,9 +18,11 @@ __all__ = [
     "CosineSchedule",
     "FlowSDE",
     "LinearSchedule",
+    "ScoreModel",
     "SubVPSDE",
     "VESDE",
     "VPSDE",
+    "denoising_loss",
     "euler_maruyama",
     "process",
     "score_matching_loss",
