@@ -14,6 +14,7 @@ from matplotlib.image import imread
 from tinydiff import data
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+ONE_DIMENSION, TWO_DIMENSIONS = EXAMPLES / "01_one_dimension.py", EXAMPLES / "02_two_dimensions.py"
 QUICKSTART, SCORE_UNET = EXAMPLES / "quickstart.py", EXAMPLES / "03_score_unet.py"
 
 
@@ -110,6 +111,25 @@ def test_the_quickstart_paints_every_digit_in_every_style_of_the_glyphs(tmp_path
     assert height == (10 * 30 + 2) * 3 and 0 < labels < 100
 
 
+def test_one_dimension_draws_and_walks_as_far_as_it_must(tmp_path, monkeypatch, capsys, each_backend):
+    """Standard deviations: sqrt(10) at the end of the walk from a point, 0.1^(1/2) where the way back ends."""
+    assert main(monkeypatch, ONE_DIMENSION, "--walkers", 2000, "--steps", 3, "--out", tmp_path) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["learned.png", "mixture.png", "point.png"]
+    forward, reverse, *_ = capsys.readouterr().out.splitlines()
+    assert float(forward.split()[-1]) == pytest.approx(10**0.5, rel=5 / 4000**0.5)
+    assert float(reverse.split()[-1]) == pytest.approx(0.1**0.5, rel=5 / 4000**0.5)
+
+
+@pytest.mark.slow
+def test_two_dimensions_compares_four_losses_and_draws(tmp_path, monkeypatch, capsys, each_backend):
+    assert main(monkeypatch, TWO_DIMENSIONS, "--steps", 60, "--out", tmp_path) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["samples.png", "scores.png"]
+    rows = [line.strip("|").split("|") for line in capsys.readouterr().out.splitlines()[2:6]]
+    assert [row[0].strip() for row in rows] == ["explicit", "denoising", "implicit", "sliced"]
+    errors = np.array([[float(cell) for cell in row[1:-1]] for row in rows])
+    assert (errors[:, -1] < 0.9).all()  # 1 is the error of the zero score
+
+
 @pytest.mark.parametrize("example", [QUICKSTART, SCORE_UNET])
 def test_errors_are_a_line_or_two_and_no_traceback(monkeypatch, tmp_path, example):
     for options, message in [
@@ -123,6 +143,8 @@ def test_errors_are_a_line_or_two_and_no_traceback(monkeypatch, tmp_path, exampl
 @pytest.mark.parametrize(
     ("example", "options", "message"),
     [
+        (ONE_DIMENSION, ["--walkers", 0], "argument --walkers: must be 1 or more, not 0"),
+        (TWO_DIMENSIONS, ["--seed", -1], "argument --seed: must be 0 or more, not -1"),
         (SCORE_UNET, ["--steps", 0], "argument --steps: must be 1 or more, not 0"),
         (SCORE_UNET, ["--seed", -1], "argument --seed: must be 0 or more, not -1"),
         (QUICKSTART, ["--steps", 1], "argument --steps: must be 2 or more, not 1"),

@@ -94,8 +94,8 @@ RECORDS = [{"epoch": e, "step": 59 * (e + 1), "loss": 1000 / (1 + e) ** 1.2} for
 def drawn(monkeypatch, tmp_path, *arguments, **options):
     """The axes that loss_curve draws on."""
     figures = []
-    real = plot._figure
-    monkeypatch.setattr(plot, "_figure", lambda *a: figures.append(real(*a)) or figures[-1])
+    real = plot.new_figure
+    monkeypatch.setattr(plot, "new_figure", lambda *a: figures.append(real(*a)) or figures[-1])
     plot.loss_curve(*arguments, tmp_path / "loss.png", **options)
     assert imread(tmp_path / "loss.png").shape[2] == 4
     return figures[0].axes[0]

@@ -1,4 +1,4 @@
-"""The process: its figures, and that s^2 is the integral of g^2."""
+"""The processes: their figures, that mean and variance solve the equations of the moments, and digits at small t."""
 
 import math
 
@@ -6,76 +6,199 @@ import numpy as np
 import pytest
 
 from tinydiff import Rng, Tensor, backend, tensor
-from tinydiff.diffusion import VESDE
-from tinydiff.diffusion.sde import denoised, per_sample
+from tinydiff.diffusion import VESDE, VPSDE, Brownian, CosineSchedule, FlowSDE, LinearSchedule, SubVPSDE, process
+from tinydiff.diffusion.sde import PROCESSES, denoised, per_sample
 
-FIGURES = {1e-5: 0.0031623, 1e-3: 0.0316737, 0.1: 0.374657, 0.5: 1.930805, 1.0: 9.845215}
-
-
-@pytest.mark.parametrize("t, expected", FIGURES.items())
-def test_marginal_std_has_the_published_figures(t, expected):
-    # as many digits as are printed
-    assert VESDE(25.0).marginal_std(t) == pytest.approx(expected, rel=1e-5)
-
-
-def test_diffusion_has_the_published_figures():
-    sde = VESDE(25.0)
-    assert [sde.diffusion(t) for t in (0.0, 0.5, 1.0)] == pytest.approx([1, 5, 25])
+PROCESS = {
+    "ve": VESDE(25.0),
+    "brownian": Brownian(0.7, t_max=3.0),
+    "vp linear": VPSDE(),
+    "vp cosine": VPSDE("cosine"),
+    "subvp linear": SubVPSDE(LinearSchedule(0.5, 12.0)),
+    "subvp cosine": SubVPSDE("cosine"),
+    "flow": FlowSDE(),
+}
+every_process = pytest.mark.parametrize("sde", PROCESS.values(), ids=PROCESS)
 
 
-def test_float32_arrays_and_tensors_agree_with_floats(each_backend):
-    sde = VESDE(25.0)
-    times = [1e-5, 1e-4, 1e-3, 0.1, 0.5, 1.0]
+# ---------------------------------------------------------------- the equations that tie the four functions together
+
+
+def moments(sde, end, steps=5000):
+    """m and s at `end` from drift and diffusion alone: dm/dt = a m, d(s^2)/dt = 2 a s^2 + g^2, by Runge and Kutta's
+    classical method. a(t) is the drift at x = 1."""
+
+    def slope(t, y):
+        a = sde.drift(1.0, t)
+        return np.array([a * y[0], 2 * a * y[1] + sde.diffusion(t) ** 2])
+
+    h, y = end / steps, np.array([1.0, 0.0])
+    for i in range(steps):
+        t, middle = i * h, (i + 0.5) * h
+        k1 = slope(t, y)
+        k2 = slope(middle, y + h / 2 * k1)
+        k3 = slope(middle, y + h / 2 * k2)
+        y = y + h / 6 * (k1 + 2 * k2 + 2 * k3 + slope(min(t + h, end), y + h * k3))
+    return y[0], math.sqrt(y[1])
+
+
+@every_process
+@pytest.mark.parametrize("part", [0.001, 0.4, 1.0])
+def test_mean_and_deviation_solve_the_equations_of_the_moments(sde, part):
+    end = part * sde.t_max
+    m, s = moments(sde, end)
+    assert sde.marginal_scale(end) == pytest.approx(m, rel=1e-7)
+    assert sde.marginal_std(end) == pytest.approx(s, rel=1e-7)
+    assert sde.marginal_std(0) == 0 and sde.marginal_scale(0.0) == 1
+
+
+@pytest.mark.parametrize("schedule", [LinearSchedule(), LinearSchedule(0, 3), CosineSchedule(), CosineSchedule(0.1)])
+def test_the_integral_of_a_schedule_is_that_of_its_beta(schedule):
+    nodes, weights = np.polynomial.legendre.leggauss(200)
+    for end in (1e-4, 0.3, 1.0):
+        numeric = sum(w * schedule.beta(end * (1 + x) / 2) for x, w in zip(nodes, weights)) * end / 2
+        assert schedule.integral(end) == pytest.approx(numeric, rel=1e-9)
+
+
+# ---------------------------------------------------------------- figures
+
+
+@pytest.mark.parametrize(
+    "t, s", {1e-5: 0.0031623, 1e-3: 0.0316737, 0.1: 0.374657, 0.5: 1.930805, 1.0: 9.845215}.items()
+)
+def test_ve_has_the_published_deviations(t, s):
+    assert VESDE(25.0).marginal_std(t) == pytest.approx(s, rel=1e-5)  # as many digits as are printed
+
+
+def test_ve_has_the_published_diffusion():
+    assert [VESDE(25.0).diffusion(t) for t in (0.0, 0.5, 1.0)] == pytest.approx([1, 5, 25])
+
+
+def test_vp_and_sub_vp_keep_data_of_variance_one_at_one_and_below():
+    for t in (0.01, 0.3, 1.0):
+        m, s, sub = VPSDE().marginal_scale(t), VPSDE().marginal_std(t), SubVPSDE().marginal_std(t)
+        assert m * m + s * s == pytest.approx(1, rel=1e-12)
+        assert sub == pytest.approx(s * s, rel=1e-12) and SubVPSDE().marginal_scale(t) == m
+
+
+def test_what_is_left_of_the_mean_at_the_end():
+    assert VPSDE().marginal_scale(1) == pytest.approx(math.exp(-10.05 / 2), rel=1e-12)
+    assert VPSDE("cosine").marginal_scale(1.0) == pytest.approx(math.tan(math.pi / 2 * 0.008 / 1.016), rel=1e-9)
+    assert FlowSDE().marginal_scale(0.999) == pytest.approx(0.001)
+
+
+def test_vp_is_the_limit_of_ddpm():
+    """DDPM's product of 1 - beta_i, beta from 1e-4 to 0.02 in 1000 steps (Ho et al. 2020), is m^2 of the linear
+    schedule up to O(1 / 1000)."""
+    betas = np.linspace(1e-4, 0.02, 1000)
+    for i in (100, 500, 1000):
+        assert math.log(np.prod(1 - betas[:i])) == pytest.approx(
+            2 * math.log(VPSDE().marginal_scale(i / 1000)), rel=0.02
+        )
+
+
+# ---------------------------------------------------------------- numbers, arrays, Tensors
+
+
+@every_process
+def test_float32_arrays_and_tensors_agree_with_floats(each_backend, sde):
+    times = [sde.t_max * part for part in (1e-5, 1e-4, 1e-3, 0.1, 0.5, 1.0)]
     t = backend.to_device(np.array(times, np.float32))
-    for function in (sde.marginal_std, sde.diffusion):
-        exact = [function(float(np.float32(time))) for time in times]
+    x = backend.to_device(np.linspace(-1, 2, 12, dtype=np.float32).reshape(6, 2))
+    last = times if not isinstance(sde, FlowSDE) else times[:-1]  # 1 - t has four digits there
+    for function in (sde.marginal_std, sde.marginal_scale, sde.diffusion, lambda t: sde.drift(x, t)):
         for given in (t, Tensor(t)):
             out = function(given)
-            assert type(out) is type(given) and str(out.dtype) == "float32" and out.shape == (6,)
-            # A float32 power minus 1 would be off by 1e-3 at t = 1e-5.
-            np.testing.assert_allclose(
-                backend.to_host(getattr(out, "data", out) if isinstance(out, Tensor) else out), exact, rtol=1e-6
-            )
+            if isinstance(out, float):  # the same at every time
+                assert out == function(0.5)
+                continue
+            assert type(out) is type(given) and str(out.dtype) == "float32" and len(out) == 6
+            out = np.asarray(backend.to_host(out.data if isinstance(out, Tensor) else out))
+            for i in range(len(last)):
+                exact = function(float(np.float32(times[i])))
+                exact = exact if isinstance(exact, float) else backend.to_host(exact)[i]
+                # A float32 power minus 1, or 1 minus an exponential, would be off by 1e-3 at t = 1e-5.
+                np.testing.assert_allclose(out[i], exact, rtol=1e-5)
 
 
-def test_the_variance_is_the_integral_of_the_squared_diffusion():
-    sde = VESDE(7.0)
-    t = np.linspace(0, 0.8, 20_001)
-    g2 = np.array([sde.diffusion(float(u)) ** 2 for u in t])
-    integral = ((g2[1:] + g2[:-1]) / 2).sum() * (t[1] - t[0])
-    assert sde.marginal_std(0.8) ** 2 == pytest.approx(integral, rel=1e-7)
-    assert sde.marginal_std(0.0) == 0
-
-
-def test_the_standard_deviation_can_be_differentiated(each_backend):
-    """d(s^2)/dt = g^2."""
-    sde = VESDE(25.0)
+@pytest.mark.parametrize("sde", [VESDE(25.0), Brownian(2.0)], ids=repr)
+def test_the_deviation_can_be_differentiated(each_backend, sde):
+    """d(s^2)/dt = g^2 without a drift."""
     t = tensor([0.01, 0.3, 1.0], requires_grad=True)
     (sde.marginal_std(t) ** 2).sum().backward()
     np.testing.assert_allclose(t.grad.numpy(), [sde.diffusion(u) ** 2 for u in (0.01, 0.3, 1.0)], rtol=1e-5)
 
 
-def test_nothing_drifts_and_nothing_shrinks():
-    sde = VESDE()
-    assert sde.drift(np.ones((2, 3)), 0.5) == 0 and sde.marginal_scale(0.5) == 1
+@every_process
+def test_a_number_outside_the_process_is_an_error(sde):
+    for t in (-1e-9, sde.t_max * 1.01, float("nan"), np.float32(-1)):
+        for function in (sde.marginal_std, sde.marginal_scale, sde.diffusion, lambda t: sde.drift(1.0, t)):
+            with pytest.raises(ValueError, match=rf"t must be from 0 to {sde.t_max:g}, not"):
+                function(t)
 
 
-def test_prior_is_wide_and_each_row_is_its_own(each_backend):
-    sde = VESDE(25.0)
+# ---------------------------------------------------------------- the prior
+
+
+@every_process
+def test_the_prior_is_what_has_gathered_and_each_row_is_its_own(each_backend, sde):
     x = backend.to_host(sde.prior((5000, 4), Rng(3)))
-    assert x.dtype == np.float32 and abs(x.mean()) < 5 * 9.85 / math.sqrt(x.size)
-    assert x.std() == pytest.approx(9.845, rel=5 / math.sqrt(2 * x.size))
+    std = sde.prior_std
+    assert std == pytest.approx(1 if isinstance(sde, VPSDE) else sde.marginal_std(sde.t_max))
+    assert x.dtype == np.float32 and abs(x.mean()) < 5 * std / math.sqrt(x.size)
+    assert x.std() == pytest.approx(std, rel=5 / math.sqrt(2 * x.size))
     np.testing.assert_array_equal(backend.to_host(sde.prior((2, 4), Rng(3), first=7)), x[7:9])
 
 
-@pytest.mark.parametrize("sigma", [1, 0.5, 0, -3, float("nan"), float("inf")])
-def test_a_sigma_that_does_not_explode_is_refused(sigma):
-    with pytest.raises(ValueError, match=f"sigma must be a finite number above 1, not {sigma!r}"):
-        VESDE(sigma)
+@every_process
+def test_the_log_density_of_the_prior(each_backend, sde):
+    x = Rng(1).normal((3, 2, 2, 1)) * 2
+    expected = [
+        sum(-((v / sde.prior_std) ** 2) / 2 - math.log(sde.prior_std * math.sqrt(2 * math.pi)) for v in row.ravel())
+        for row in backend.to_host(x).astype(float)
+    ]
+    for given in (x, Tensor(x)):
+        out = sde.prior_log_density(given)
+        assert type(out) is type(given) and out.shape == (3,)
+        np.testing.assert_allclose(backend.to_host(out.data if isinstance(out, Tensor) else out), expected, rtol=1e-5)
 
 
-def test_repr():
-    assert repr(VESDE(25)) == "VESDE(sigma=25.0)"
+# ---------------------------------------------------------------- by name, and bad input
+
+
+def test_by_name():
+    assert {name: type(process(name)) for name in PROCESSES} == PROCESSES
+    assert process("ve", sigma=7).sigma == 7 and isinstance(process("vp", schedule="cosine").schedule, CosineSchedule)
+    assert process("subvp", schedule=LinearSchedule(1, 2)).schedule.high == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: process("VE"), "unknown process 'VE': choose one of ve, vp, subvp, flow, brownian"),
+        (lambda: VPSDE("sine"), "unknown schedule 'sine': choose one of linear, cosine"),
+        (lambda: LinearSchedule(3, 2), "not 3, 2"),
+        (lambda: LinearSchedule(0, 0), "not 0, 0"),
+        (lambda: LinearSchedule(-1, 2), "not -1, 2"),
+        (lambda: LinearSchedule(0, float("inf")), "not 0, inf"),
+        (lambda: CosineSchedule(0), "offset must be positive and finite, not 0"),
+        (lambda: Brownian(0), "not 0, 1.0"),
+        (lambda: Brownian(1, t_max=float("nan")), "not 1, nan"),
+        (lambda: FlowSDE(1.0), "t_max must be between 0 and 1, not 1.0"),
+        *[
+            (lambda sigma=sigma: VESDE(sigma), f"sigma must be a finite number above 1, not {sigma!r}")
+            for sigma in (1, 0.5, 0, -3, float("nan"), float("inf"))
+        ],
+    ],
+)
+def test_bad_arguments_are_quoted(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@every_process
+def test_repr_names_process_and_numbers(sde):
+    assert repr(eval(repr(sde))) == repr(sde) and type(sde).__name__ in repr(sde)
 
 
 def test_per_sample():
@@ -84,10 +207,10 @@ def test_per_sample():
     assert per_sample(2.0, np.zeros(3)) == 2.0
 
 
-def test_the_denoised_image_of_a_point_mass_is_the_point(each_backend):
-    sde = VESDE()
-    x = Rng(0).normal((4, 3)) * 5
-    t = backend.to_device(np.array([0.1, 0.4, 0.7, 1.0], np.float32))
+@every_process
+def test_the_denoised_image_of_a_point_mass_is_the_point(each_backend, sde):
+    x = Rng(0).normal((4, 3)) * 2
+    t = backend.to_device(np.array([0.1, 0.3, 0.5, 0.7], np.float32) * np.float32(sde.t_max))
     for time in (t, 0.4):
-        s = per_sample(sde.marginal_std(time), x)
-        np.testing.assert_allclose(backend.to_host(denoised(sde, x, time, -(x - 0.25) / s**2)), 0.25, atol=1e-5)
+        s, m = per_sample(sde.marginal_std(time), x), per_sample(sde.marginal_scale(time), x)
+        np.testing.assert_allclose(backend.to_host(denoised(sde, x, time, -(x - m * 0.25) / s**2)), 0.25, atol=3e-5)

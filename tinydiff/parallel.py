@@ -54,10 +54,10 @@ def over_shards(fn: Callable[[slice], Result], n: int, size: int, threads: int |
             return fn(rows)
 
     if workers <= 1:
-        with _blas_threads(threads):
+        with blas_threads(threads):
             yield from map(of_shard, shards)
         return
-    with _blas_threads(1):
+    with blas_threads(1):
         yield from _pool(workers).map(of_shard, shards)
 
 
@@ -156,7 +156,7 @@ def _blas() -> Any:
 
 
 @contextlib.contextmanager
-def _blas_threads(count: int | None) -> Iterator[None]:
+def blas_threads(count: int | None) -> Iterator[None]:
     """Inside, matrix products use so many threads (None: as many as before)."""
     blas = None if count is None else _blas()
     if blas is None:

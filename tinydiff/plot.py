@@ -74,7 +74,7 @@ def _save_sheet(
     height, width = (side * scale / dpi for side in sheet.shape[:2])  # inches
     left = 0.085 * max(map(len, row_labels)) + 0.1 if row_labels else 0.0
     top = 0.3 if title else 0.0
-    figure = _figure(left + width, top + height, dpi)
+    figure = new_figure(left + width, top + height, dpi)
     axes = figure.add_axes((left / (left + width), 0, width / (left + width), height / (top + height)))
     axes.imshow(sheet, interpolation="nearest", aspect="auto")
     axes.set_axis_off()
@@ -85,7 +85,7 @@ def _save_sheet(
         )
     if title:
         figure.text(0.5, 1 - 0.15 / (top + height), title, ha="center", va="center", color=INK, fontsize=10)
-    _save(figure, path)
+    save(figure, path)
 
 
 def loss_curve(
@@ -113,7 +113,7 @@ def loss_curve(
         raise ValueError(
             f"loss_curve: a loss must be a positive number to be drawn on a logarithmic scale, not {bad[0]}"
         )
-    figure = _figure(7, 4.2, 130)
+    figure = new_figure(7, 4.2, 130)
     axes = figure.add_subplot()
     axes.set_yscale("log")
     for name, level in (levels or {}).items():
@@ -132,26 +132,36 @@ def loss_curve(
         )
     if reference or levels:
         axes.legend(edgecolor="none", framealpha=1, loc="upper center")
-    axes.set_xlabel(x)
-    axes.set_ylabel("loss")
-    axes.set_title(title, fontsize=11, color=INK)
+    frame(axes, title, x=x, y="loss", fontsize=11)
     axes.grid(True, which="major", color="#e6e6e6", linewidth=0.7)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("")
     figure.set_layout_engine("tight")
-    _save(figure, path)
+    save(figure, path)
 
 
-def _figure(width: float, height: float, dpi: int) -> Any:
+# ---------------------------------------------------------------- for pictures that are drawn elsewhere
+
+
+def new_figure(width: float, height: float, dpi: int = 130) -> Any:
+    """An empty figure, in inches."""
     from matplotlib.figure import Figure
 
     return Figure((width, height), dpi, facecolor="white")
 
 
-def _save(figure: Any, path: Any) -> None:
+def frame(axes: Any, title: str = "", *, x: str = "", y: str = "", fontsize: int = 10) -> None:
+    """Title and labels, and no lines where there is no scale."""
+    axes.set_title(title, fontsize=fontsize, color=INK)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def save(figure: Any, path: str | os.PathLike[str]) -> None:
+    """The figure as a file, whole or not at all."""
     path = Path(path)
     kind = path.suffix.lstrip(".") or "png"
     write_atomically(path, lambda file: figure.savefig(file, format=kind))

@@ -1,14 +1,29 @@
 """Diffusion: how data turns into noise, the loss that learns to turn back, and the samplers that do it.
 
-    sde = VESDE(sigma=25.0)
+    sde = VESDE(sigma=25.0)                                           # or process("vp", schedule="cosine"), ...
     loss = score_matching_loss(model, x0, sde, rng)                   # x0 (N, ...), to be minimised
     x = euler_maruyama(model, (64, 28, 28, 1), sde, Rng(0))           # 64 new images
 
 Times t run from 0 (data) to 1 (noise). A model, or any score, is a function score(x, t) of x (N, ...) and of t (N,).
 """
 
-from .loss import score_matching_loss
+from .loss import denoising_loss, score_matching_loss
+from .parametrisation import ScoreModel
 from .samplers import euler_maruyama
-from .sde import VESDE
+from .schedule import CosineSchedule, LinearSchedule
+from .sde import VESDE, VPSDE, Brownian, FlowSDE, SubVPSDE, process
 
-__all__ = ["VESDE", "euler_maruyama", "score_matching_loss"]
+__all__ = [
+    "Brownian",
+    "CosineSchedule",
+    "FlowSDE",
+    "LinearSchedule",
+    "ScoreModel",
+    "SubVPSDE",
+    "VESDE",
+    "VPSDE",
+    "denoising_loss",
+    "euler_maruyama",
+    "process",
+    "score_matching_loss",
+]

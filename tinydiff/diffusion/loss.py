@@ -1,4 +1,4 @@
-"""The loss that learns the score."""
+"""The losses that learn the score, or what it can be computed from, by removing noise."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from .. import ops
 from ..backend import Array, to_device
 from ..rng import Rng
 from ..tensor import Tensor, array_of
+from .parametrisation import ScoreModel
 from .sde import per_sample
+
+Times = Callable[..., Array]
 
 
 def score_matching_loss(
@@ -33,23 +36,88 @@ def score_matching_loss(
     x0: (N, ...). model(x, t, **condition): x (N, ...) and t (N,) -> (N, ...). rng: two draws are taken from it. Row i
     of them is that of sample `first + i`, so the loss of a sample is the same alone, in a batch, or in a part of one.
     Returns a Tensor of shape (), in the dtype of x0. s(t) is computed in float32.
-    Errors: TypeError for an x0 that is not of floats; ValueError for eps outside (0, 1), or a model whose output has
-    another shape than x0.
+    Errors: TypeError for an x0 that is not of floats; ValueError for eps outside (0, t_max), or a model whose output
+    has another shape than x0.
     Source: Vincent 2011, "A connection between score matching and denoising autoencoders"; the
     weight: Song et al. 2021.
     """
-    if not 0 < eps < 1:
-        raise ValueError(f"score_matching_loss: eps must be between 0 and 1, not {eps!r}")
+    _, t, z, x = noised(x0, sde, rng, uniform(eps), first)
+    score = score_at(model, x, t, condition)
+    return ops.square(per_sample(sde.marginal_std(t), x) * score + z).sum() / len(x)
+
+
+def denoising_loss(
+    model: ScoreModel,
+    x0: Array | Tensor,
+    rng: Rng,
+    *,
+    times: Times | None = None,
+    weight: Callable[[Any], Any] | None = None,
+    first: int = 0,
+    **condition: Any,
+) -> Tensor:
+    """How far a network is from what it should predict (see ScoreModel), whatever that is.
+
+        t ~ times,  z ~ N(0, I),  x = m(t) x_0 + s(t) z,  y = a x_0 + b z
+        L = mean over samples of  sum weight(t) |net(x, t) - y|^2
+
+    All predictions have one loss but for the weight: the error of the noise is m / (m b - s a) times that of y, so
+    with the square of that for a weight this is `score_matching_loss`; predicts="noise" needs no weight for it.
+    times: `uniform()`, as there, unless given; for flow matching `logit_normal()`. weight: of t (N,) -> (N,), 1 unless
+    given. The rest, and what is returned and raised, as in score_matching_loss.
+    """
+    x0, t, z, x = noised(x0, model.sde, rng, times or uniform(), first)
+    error = ops.square(model.output(Tensor(x), Tensor(t), **condition) - model.target(x0, z, t))
+    if weight is not None:
+        error = error * per_sample(weight(t), x)
+    return error.sum() / len(x)
+
+
+# ---------------------------------------------------------------- what they share
+
+
+def uniform(eps: float = 1e-5) -> Times:
+    """t ~ U(eps, t_max). At t = 0 there is no noise, and the score may be infinite. Errors: see `noised`."""
+
+    def times(n: int, t_max: float, rng: Rng, dtype: Any, first: int) -> Array:
+        if not 0 < eps < t_max:
+            raise ValueError(f"eps must be between 0 and {t_max:g}, not {eps!r}")
+        return rng.uniform(n, dtype, first=first) * (t_max - eps) + eps
+
+    return times
+
+
+def logit_normal(mean: float = 0.0, std: float = 1.0) -> Times:
+    """t = t_max sigmoid(N(mean, std^2)): most often in the middle of the way, where the velocity is hard to tell.
+
+    Source: Esser et al. 2024, "Scaling rectified flow transformers". Errors: ValueError unless std > 0.
+    """
+    if not std > 0:
+        raise ValueError(f"logit_normal: std must be positive, not {std!r}")
+
+    def times(n: int, t_max: float, rng: Rng, dtype: Any, first: int) -> Array:
+        return ops.sigmoid(rng.normal(n, dtype, first=first) * std + mean) * t_max
+
+    return times
+
+
+def noised(x0: Array | Tensor, sde: Any, rng: Rng, times: Times, first: int) -> tuple[Array, Array, Array, Array]:
+    """The data as an array, times t (N,), noise z and x = m(t) x_0 + s(t) z, in the shape of the data: two draws.
+
+    Errors: TypeError for an x0 that is not of floats.
+    """
     x0 = to_device(array_of(x0))
     if x0.dtype.kind != "f":
-        raise TypeError(
-            f"score_matching_loss: x0 must be of floats (see data.to_float), not {x0.dtype} of shape {x0.shape}"
-        )
-    n = x0.shape[0]
-    t = rng.uniform(n, x0.dtype, first=first) * (1 - eps) + eps  # (N,)
+        raise TypeError(f"x0 must be of floats (see data.to_float), not {x0.dtype} of shape {x0.shape}")
+    t = times(x0.shape[0], sde.t_max, rng, x0.dtype, first)  # (N,)
     z = rng.normal(x0.shape, x0.dtype, first=first)  # (N, ...)
-    s, m = per_sample(sde.marginal_std(t), x0), per_sample(sde.marginal_scale(t), x0)  # (N, 1, ..., 1)
-    score = model(Tensor(m * x0 + s * z), Tensor(t), **condition)
-    if score.shape != x0.shape:
-        raise ValueError(f"score_matching_loss: the model returned shape {score.shape} for x of shape {x0.shape}")
-    return ops.square(s * score + z).sum() / n
+    m, s = per_sample(sde.marginal_scale(t), x0), per_sample(sde.marginal_std(t), x0)  # (N, 1, ..., 1)
+    return x0, t, z, m * x0 + s * z
+
+
+def score_at(model: Callable[..., Any], x: Array, t: Array, condition: dict[str, Any]) -> Any:
+    """model(x, t). Errors: ValueError if it has another shape than x."""
+    score = model(Tensor(x), Tensor(t), **condition)
+    if score.shape != x.shape:
+        raise ValueError(f"the model returned shape {score.shape} for x of shape {x.shape}")
+    return score

@@ -1,0 +1,101 @@
+"""Diffusion of numbers, step by step: where the tutorial begins, and where every formula can be seen at work.
+
+    t, x = forward_diffusion_1d(x0, sde.diffusion, t_max=1.0, steps=1000, rng=rng)
+    t, x = reverse_diffusion_1d(x[-1], sde.diffusion, exact.score, t_max=1.0, steps=1000, rng=rng)
+
+The noise strength is any function sigma(t), a number of a number: what is called `diffusion` in a process. There is no
+drift, so what has gathered at time t has the variance s(t)^2 = integral of sigma^2 from 0 to t, which for a constant
+strength is sigma^2 t: sigma sqrt(t), not sigma t, is how far a number has come.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from numbers import Integral
+from typing import Any
+
+from ..backend import Array, to_device, xp
+from ..rng import Rng, as_rng
+from ..tensor import array_of
+
+NoiseStrength = Callable[[float], float]
+
+
+def forward_diffusion_1d(
+    x0: Any, noise_strength: NoiseStrength, *, t_max: float, steps: int, rng: Rng | int, first: int = 0
+) -> tuple[list[float], Array]:
+    """Numbers that walk at random: x(t + dt) = x(t) + sigma(t) sqrt(dt) r,  r ~ N(0, 1),  dt = t_max / steps.
+
+    The square root is what makes the result independent of the number of steps: variances add, so each of them gets
+    sigma^2 dt.
+    x0: (N,), of floats. Returns the steps + 1 times, and where the numbers are at each, (steps + 1, N). Row i of the
+    noise is that of sample `first + i` of the seed.
+    Errors: TypeError for an x0 that is not of floats; ValueError for another shape, steps < 1, a t_max that is not
+    positive, or a noise strength that is negative or not finite.
+    """
+    x = _checked(x0, t_max, steps)
+    rng, dt = as_rng(rng), t_max / steps
+    times, path = [0.0], [x]
+    for step in range(steps):
+        t = step * dt
+        sigma = _strength(noise_strength, t)
+        x = x + sigma * math.sqrt(dt) * rng.normal(x.shape, x.dtype, first=first)
+        times.append(t + dt if step + 1 < steps else float(t_max))
+        path.append(x)
+    return times, xp.stack(path)
+
+
+def reverse_diffusion_1d(
+    x_end: Any,
+    noise_strength: NoiseStrength,
+    score: Callable[[Array, float], Any],
+    *,
+    t_max: float,
+    steps: int,
+    rng: Rng | int,
+    first: int = 0,
+) -> tuple[list[float], Array]:
+    """The walk backwards, from noise to data, guided by the score:
+
+        x(t - dt) = x(t) + sigma(t)^2 score(x(t), t) dt + sigma(t) sqrt(dt) r,      t = t_max, ..., dt
+
+    x_end: (N,), of floats, where to start: for data that are small beside it, N(0, s(t_max)^2). For a constant
+    strength that is a standard deviation of sigma sqrt(t_max).
+    score(x, t): the gradient of ln p_t at x (N,), at the number t -> (N,).
+    Returns the steps + 1 times, which fall from t_max to 0, and where the numbers are at each, (steps + 1, N).
+    Errors: as forward_diffusion_1d; ValueError for a score of another shape.
+    Source: Anderson 1982, "Reverse-time diffusion equation models"; Song et al. 2021, equation 6.
+    """
+    x = _checked(x_end, t_max, steps)
+    rng, dt = as_rng(rng), t_max / steps
+    times, path = [float(t_max)], [x]
+    for step in range(steps):
+        t = t_max - step * dt
+        sigma, slope = _strength(noise_strength, t), array_of(score(x, t))
+        if slope.shape != x.shape:
+            raise ValueError(f"reverse_diffusion_1d: the score returned shape {slope.shape} for x of shape {x.shape}")
+        x = x + sigma**2 * dt * slope + sigma * math.sqrt(dt) * rng.normal(x.shape, x.dtype, first=first)
+        times.append(t - dt if step + 1 < steps else 0.0)
+        path.append(x)
+    return times, xp.stack(path)
+
+
+def _checked(x: Any, t_max: float, steps: int) -> Array:
+    x = to_device(array_of(x))
+    if x.ndim != 1:
+        raise ValueError(f"diffusion in one dimension takes x (N,), not {x.shape}")
+    if x.dtype.kind != "f":
+        raise TypeError(f"diffusion takes x of floats, not {x.dtype} of shape {x.shape}")
+    if not isinstance(steps, Integral) or int(steps) < 1:
+        raise ValueError(f"steps must be an integer of 1 or more, not {steps!r}")
+    if not 0 < t_max < math.inf:
+        raise ValueError(f"t_max must be positive and finite, not {t_max!r}")
+    return x
+
+
+def _strength(noise_strength: NoiseStrength, t: float) -> float:
+    sigma = float(noise_strength(t))
+    if not 0 <= sigma < math.inf:
+        raise ValueError(f"the noise strength must be 0 or more and finite, but at t = {t:g} it is {sigma}")
+    return sigma
