@@ -68,6 +68,16 @@ def test_prior_is_wide_and_each_row_is_its_own(each_backend):
     np.testing.assert_array_equal(backend.to_host(sde.prior((2, 4), Rng(3), first=7)), x[7:9])
 
 
+def test_the_density_of_the_prior_is_that_of_independent_normals(each_backend):
+    sde, x = VESDE(25.0), np.array([[[0.5], [-20.0]], [[3.0], [8.0]]])
+    std = 9.845215
+    one = np.exp(-(x**2) / (2 * std**2)) / np.sqrt(2 * np.pi * std**2)  # of each coordinate
+    for given in (backend.to_device(x), tensor(x)):
+        density = sde.prior_log_density(given)
+        density = density.numpy() if isinstance(density, Tensor) else backend.to_host(density)
+        np.testing.assert_allclose(density, np.log(one).sum((1, 2)), rtol=1e-6)
+
+
 @pytest.mark.parametrize("sigma", [1, 0.5, 0, -3, float("nan"), float("inf")])
 def test_a_sigma_that_does_not_explode_is_refused(sigma):
     with pytest.raises(ValueError, match=f"sigma must be a finite number above 1, not {sigma!r}"):

@@ -5,9 +5,9 @@
 Two different things are called sigma(t) in the literature. Here they are always `diffusion(t)`, which is g, the
 strength of the noise that is added at time t, and `marginal_std(t)`, which is s, the noise that has gathered since 0.
 
-An SDE is an object with `drift(x, t)`, `diffusion(t)`, `marginal_scale(t)` (m), `marginal_std(t)` and
-`prior(shape, rng)`; the loss and the samplers ask for nothing else. t is a number, an array or a Tensor, and what is
-returned is the same; for a batch it is (N,), one time a sample.
+An SDE is an object with `drift(x, t)`, `diffusion(t)`, `marginal_scale(t)` (m), `marginal_std(t)`,
+`prior(shape, rng)`, `prior_log_density(x)` and `t_max`, the time of the prior; nothing else is asked of it. t is a
+number, an array or a Tensor, and what is returned is the same; for a batch it is (N,), one time a sample.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ class VESDE:
     Source: Song et al. 2021, "Score-based generative modeling through stochastic differential
     equations", and its tutorial.
     """
+
+    t_max = 1.0
 
     def __init__(self, sigma: float = 25.0):
         if not (sigma > 1 and math.isfinite(sigma)):
@@ -63,7 +65,18 @@ class VESDE:
 
     def prior(self, shape: tuple[int, ...], rng: Rng | int, *, first: int = 0) -> Array:
         """Where sampling starts: s(1) z, z ~ N(0, I), float32. Row i is that of sample `first + i` of the seed."""
-        return as_rng(rng).normal(shape, first=first) * self.marginal_std(1.0)
+        return as_rng(rng).normal(shape, first=first) * self.marginal_std(self.t_max)
+
+    def prior_log_density(self, x: Any) -> Any:
+        """log N(x; 0, s(1)^2 I) in nats, summed over all but the first axis: (N, ...) -> (N,)."""
+        return normal_log_density(x, self.marginal_std(self.t_max))
+
+
+def normal_log_density(x: Any, std: float) -> Any:
+    """log N(x; 0, std^2 I) in nats, summed over all but the first axis: (N, ...) -> (N,)."""
+    size = math.prod(x.shape[1:])
+    squares = ops.square(x / std).reshape((x.shape[0], size)).sum(axis=1)  # (N, ...) -> (N,)
+    return squares * -0.5 - size * math.log(std * math.sqrt(2 * math.pi))
 
 
 def per_sample(a: Any, x: Any) -> Any:
