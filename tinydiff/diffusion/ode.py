@@ -93,7 +93,7 @@ def rk45(
     for step, (t, x) in enumerate(solve(slope, run.x, run.times[0], eps, rtol=rtol, atol=atol, steps=steps)):
         if callback is not None:
             run.look(step, x, t)
-    return run.finish(step, x)
+    return run.finish(step + 1, x)
 
 
 @no_grad()
