@@ -125,7 +125,7 @@ def test_errors_are_a_line_or_two_and_no_traceback(monkeypatch, tmp_path, exampl
     [
         (SCORE_UNET, ["--steps", 0], "argument --steps: must be 1 or more, not 0"),
         (SCORE_UNET, ["--seed", -1], "argument --seed: must be 0 or more, not -1"),
-        (QUICKSTART, ["--steps", 1], "argument --steps: must be 2 or more, not 1"),
+        (QUICKSTART, ["--steps", 0], "argument --steps: must be 1 or more, not 0"),
         (QUICKSTART, ["--images", -5], "argument --images: must be 1 or more, not -5"),
         (QUICKSTART, ["--channels", 8, 12], "argument --channels: must be 8 or more, a multiple of 8, not 12"),
         (QUICKSTART, ["--guidance", "nan"], "argument --guidance: must be a finite number, not nan"),
