@@ -156,7 +156,7 @@ def test_ddpm_is_algorithm_2_of_ho_et_al(numpy_backend):
 def test_heun_is_algorithm_2_of_karras_et_al(numpy_backend):
     """In their letters: N levels t_i and t_N = 0, S_churn, S_tmin, S_tmax, S_noise. Here it runs on VE, where the level
     s(t) is another number than the time t."""
-    steps, churn, low, high, strength = 12, 6.0, 0.2, 5.0, 1.05
+    steps, churn, low, high, strength = 12, 4.0, 0.2, 5.0, 1.05
     score, (mean, variance) = gaussian_score(0.7, 0.25, SDE), (0.7, 0.25)
     noise, eps = Rng(8), 1e-3
     x = Rng(3).normal((4, 2), "float64") * SDE.marginal_std(1.0)
