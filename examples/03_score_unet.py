@@ -3,23 +3,31 @@
     python examples/03_score_unet.py                          75 epochs, the additive net; hours on a CPU
     python examples/03_score_unet.py --epochs 21              an hour: strokes, not yet digits
     python examples/03_score_unet.py --resume                 go on with a run that was interrupted (Ctrl-C saves)
+    python examples/03_score_unet.py --compare                the trained net, sampled in eight ways
+    python examples/03_score_unet.py --bits 1000              its bits per dimension on that many test images
     python examples/03_score_unet.py --data glyphs            on digits drawn here, without a download
     TINYDIFF_BACKEND=cupy python examples/03_score_unet.py    on a GPU
 
 The directory of the run (runs/03_score_unet) gets samples.png, loss.png, log.jsonl and
-checkpoint.npz after every epoch.
+checkpoint.npz after every epoch, and compare.png: a row a sampler, all from the same noise and with the same number of
+evaluations of the net (its number in the label), by the running average of the weights (EMA) and, at the end, without.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 
-from tinydiff import Rng, data, plot, saving
+import numpy as np
+
+from tinydiff import Rng, backend, data, plot, saving
 from tinydiff.diffusion import VESDE, euler_maruyama, published, score_matching_loss
+from tinydiff.diffusion.likelihood import average, bits_per_dimension
+from tinydiff.diffusion.samplers import SAMPLERS, Counted, steps_for
 from tinydiff.models.tutorial import ScoreUNet
-from tinydiff.optim import Adam, constant, exponential
+from tinydiff.optim import EMA, Adam, constant, exponential
 from tinydiff.training import train
 
 # As published; the loss beside which ours is printed is of the same settings.
@@ -34,9 +42,20 @@ def main() -> int:
     args = arguments()
     sde = VESDE(SIGMA)
     model = ScoreUNet(sde.marginal_std, skips=args.skips, rng=Rng(args.seed).child("model"))
-    if args.sample_only:
-        model.load_state_dict(saving.load(args.out / "checkpoint.npz")["model"])
-        paint(model, sde, args, args.steps)
+    ema = EMA(model, 0.999)
+    if args.sample_only or args.compare or args.bits:
+        state = saving.load(args.out / "checkpoint.npz")
+        model.load_state_dict(state["model"])
+        if "ema" in state:
+            ema.load_state_dict(state["ema"])
+        elif not args.sample_only:
+            sys.exit(f"{args.out / 'checkpoint.npz'} has no average of the weights: it is of an older version")
+        if args.sample_only:
+            paint(model, sde, args, args.steps)
+        if args.compare:
+            compare(model, ema, sde, args)
+        if args.bits:
+            measure(model, ema, sde, args)
         return 0
 
     def loss(x0, rng, first):
@@ -63,6 +82,7 @@ def main() -> int:
         threads=args.threads,
         seed=args.seed,
         schedule=settings["schedule"],
+        ema=ema,
         out=args.out,
         resume=args.resume,
         on_record=pictures,
@@ -75,10 +95,15 @@ def main() -> int:
 
 
 def load(args):
+    return data.to_float(read(args, "train"))  # float32 (60000, 28, 28, 1) in [0, 1]
+
+
+def read(args, split):
+    """uint8 (n, 28, 28), to learn from ("train") or others ("test")."""
     if args.data == "glyphs":
-        return data.to_float(data.glyphs(20_000, args.seed).images)
+        return data.glyphs(20_000, args.seed + (split == "test")).images
     try:
-        return data.to_float(data.mnist(args.data_dir).images)  # float32 (60000, 28, 28, 1) in [0, 1]
+        return data.mnist(args.data_dir, split).images
     except (OSError, ValueError, data.DownloadError) as error:
         sys.exit(f"{error}\nOr take --data glyphs, digits drawn here, which need no files.")
 
@@ -88,6 +113,43 @@ def paint(model, sde, args, steps, n=None):
     n = args.samples if n is None else n
     x = euler_maruyama(model, (n, 28, 28, 1), sde, Rng(args.seed).child("samples"), steps=steps)
     plot.image_grid(x, args.out / "samples.png")
+
+
+def compare(model, ema, sde, args):
+    """compare.png: the same ten samples by every sampler, as many evaluations for each; rk45 takes what it needs."""
+    names, rows = [], []
+
+    def row(name, label="", **options):
+        score = Counted(model)
+        x = SAMPLERS[name](score, (10, 28, 28, 1), sde, Rng(args.seed).child("samples"), **options)
+        names.append(f"{name}, {score.nfe}{label}")
+        rows.append(backend.to_host(x))
+        print(names[-1], file=sys.stderr)
+
+    few = [name for name in SAMPLERS if name != "rk45"]
+    with ema.applied():
+        for name in few:
+            row(name, steps=steps_for(name, args.evaluations))
+        row("rk45")
+        row("euler_maruyama", steps=args.steps)
+    for name in ("euler_maruyama", "heun"):
+        row(name, ", no average", steps=steps_for(name, args.evaluations))
+    row("euler_maruyama", ", no average", steps=args.steps)
+    plot.image_grid(np.concatenate(rows), args.out / "compare.png", rows=len(rows), row_labels=names)
+
+
+def measure(model, ema, sde, args):
+    """Bits per dimension on the first of the test images, with and without the average of the weights."""
+    images = read(args, "test")[: args.bits, :, :, None]  # (n, 28, 28, 1)
+
+    def progress(done, total, so_far):
+        print(f"\r{done} of {total} images, {so_far} bits per dimension", end="", file=sys.stderr, flush=True)
+
+    for name, weights in (("averaged", ema.applied()), ("last", contextlib.nullcontext())):
+        with weights:
+            bits = bits_per_dimension(model, images, sde, Rng(args.seed).child("bits"), threads=args.threads,
+                                      progress=progress)  # fmt: skip
+        print(f"\n{name} weights: {average(bits)} bits per dimension on {len(images)} test images", file=sys.stderr)
 
 
 def positive(text):
@@ -143,11 +205,21 @@ def arguments():
     add("--out", type=Path, default=Path("runs/03_score_unet"), help="directory of the run (default: %(default)s)")
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
     add("--sample-only", action="store_true", help="no training: paint samples.png from the checkpoint in --out")
+    add("--compare", action="store_true", help="no training: paint compare.png from the checkpoint in --out")
+    add("--evaluations", type=positive, default=35, help="of the net by each in --compare (default: %(default)s)")
+    add("--bits", type=positive, metavar="N", help="no training: bits per dimension on N test images")
     args = parser.parse_args()
     if args.data_dir and args.data != "mnist":
         parser.error("--data-dir is read with --data mnist only")
-    if (args.resume or args.sample_only) and not (args.out / "checkpoint.npz").exists():
-        sys.exit(f"there is no {args.out / 'checkpoint.npz'}: train first, without --resume and --sample-only")
+    if args.evaluations < 3:
+        parser.error(
+            f"--evaluations must be 3 or more, for a step of every sampler and the last one, not {args.evaluations}"
+        )
+    wants_one = args.resume or args.sample_only or args.compare or args.bits
+    if wants_one and not (args.out / "checkpoint.npz").exists():
+        sys.exit(
+            f"there is no {args.out / 'checkpoint.npz'}: train first, without --resume, --sample-only and the like"
+        )
     args.epochs = TUTORIAL[args.skips]["epochs"] if args.epochs is None else args.epochs
     args.batch_size = TUTORIAL[args.skips]["batch_size"] if args.batch_size is None else args.batch_size
     return args

@@ -23,7 +23,8 @@ import numpy as np
 from tinydiff import Rng, data, parallel, plot, saving
 from tinydiff.backend import to_device, to_host, xp
 from tinydiff.data.glyphs import ATTRIBUTES, VARIETIES
-from tinydiff.diffusion.edm import Denoiser, edm_loss, guided, heun
+from tinydiff.diffusion.edm import Denoiser, KarrasSDE, edm_loss, guided
+from tinydiff.diffusion.samplers import heun, score_of
 from tinydiff.models.unet import UNet
 from tinydiff.optim import EMA, Adam, cosine, warmup
 from tinydiff.training import train
@@ -54,7 +55,7 @@ def main() -> int:
         plot.loss_curve(run.records, args.out / "loss.png", x="step", title=f"EDM loss on {args.data}")
         if run.step % 300 == 0:  # a quick look
             with ema.applied():
-                paint(denoiser, args, steps=min(args.steps, 8))
+                paint(denoiser, args, steps=min(args.steps, 7))
 
     if args.sample_only:
         state = saving.load(args.out / "checkpoint.npz")
@@ -116,18 +117,13 @@ def paint(denoiser, args, steps):
             for style in styles
         ]
     condition = {name: np.array([w[name] for w in wanted]) for name in wanted[0]}
+    sde = KarrasSDE()
 
     def some(rows):
         """These rows of the grid; sample i is the same whoever paints it."""
         told = guided(denoiser, args.guidance, **{name: to_device(values[rows]) for name, values in condition.items()})
-        x = heun(
-            told,
-            (rows.stop - rows.start, 28, 28, 1),
-            Rng(args.seed).child("samples"),
-            steps=steps,
-            first=rows.start,
-        )
-        return to_host(x)
+        shape, rng = (rows.stop - rows.start, 28, 28, 1), Rng(args.seed).child("samples")
+        return to_host(heun(score_of(told, sde), shape, sde, rng, steps=steps, eps=0.002, first=rows.start))
 
     x = np.concatenate(list(parallel.over_shards(some, len(wanted), 20)))
     plot.image_grid(x, args.out / "samples.png", rows=10, row_labels=list(ATTRIBUTES["digit"]), low=-1, high=1)
@@ -198,9 +194,9 @@ def arguments():
     )
     add(
         "--steps",
-        type=integer(2),
-        default=18,
-        help="steps of Heun's method, 2 steps - 1 evaluations (default: %(default)s)",
+        type=integer(1),
+        default=17,
+        help="steps of Heun's method, 2 steps + 1 evaluations (default: %(default)s)",
     )
     add(
         "--seed",

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from tinydiff import Rng, Tensor, backend, nn, tensor
-from tinydiff.backend import to_host, xp
-from tinydiff.diffusion.edm import Denoiser, edm_loss, guided, heun, sigmas
+from tinydiff.backend import to_device, to_host, xp
+from tinydiff.diffusion.edm import Denoiser, KarrasSDE, edm_loss, guided
+from tinydiff.diffusion.samplers import heun, rho_times, score_of
 from tinydiff.tensor import array_of
 
 pytestmark = pytest.mark.usefixtures("each_backend")
@@ -72,27 +73,31 @@ def test_the_loss_of_a_batch_is_the_mean_of_the_losses_of_its_parts():
 
 
 def test_schedule():
-    levels = sigmas(18)
-    assert len(levels) == 19 and levels[-1] == 0
-    assert levels[0] == pytest.approx(80) and levels[-2] == pytest.approx(0.002)
+    """Equation 5 of Karras et al., whose 18 levels and a zero are 17 steps and the last one."""
+    levels = rho_times(KarrasSDE(), 17, 80.0, 0.002)
+    assert len(levels) == 18 and levels[0] == 80 and levels[-1] == 0.002
     assert all(a > b for a, b in zip(levels, levels[1:]))
     assert levels[9] == pytest.approx((80 ** (1 / 7) * 8 / 17 + 0.002 ** (1 / 7) * 9 / 17) ** 7)
 
 
+def test_time_is_the_noise_level():
+    sde, t = KarrasSDE(50.0), to_device(np.array([0.5, 8.0]))
+    assert sde.t_max == 50 and sde.marginal_std(3.0) == 3.0 and sde.diffusion(8.0) == 4.0
+    np.testing.assert_array_equal(to_host(sde.diffusion(t)), [1, 4])
+    np.testing.assert_array_equal(to_host(sde.marginal_std(t)), [0.5, 8])
+    assert to_host(sde.prior((20_000,), 0)).std() == pytest.approx(50, rel=0.03)
+    assert repr(sde) == "KarrasSDE(sigma_max=50.0)"
+
+
 def test_heun_is_of_second_order_on_gaussian_data():
     # dx/dsigma = x sigma / (sigma^2 + sd^2), so x(0) = x(s) sd / sqrt(s^2 + sd^2).
-    def denoise(x, sigma):
-        return x * (SD**2 / (sigma**2 + SD**2))
-
-    start = to_host(Rng(3).normal((50, 2, 2, 1), "float64")) * 80.0
-    exact = start * SD / np.sqrt(80.0**2 + SD**2)
+    sde = KarrasSDE()
+    score = score_of(Denoiser(Zero(), SD), sde)
+    start = Rng(3).normal((50, 2, 2, 1), "float64") * 80.0
+    exact = to_host(start) * SD / np.sqrt(80.0**2 + SD**2)
 
     def error(steps):
-        class Double(Rng):
-            def normal(self, shape, dtype="float64", *, first=0):
-                return super().normal(shape, dtype, first=first)
-
-        x = heun(denoise, (50, 2, 2, 1), Double(3), steps=steps, sigma_min=1e-5)
+        x = heun(score, (50, 2, 2, 1), sde, 3, steps=steps, eps=1e-5, start=(start, 80.0))
         return np.sqrt(np.mean((to_host(x) - exact) ** 2))
 
     coarse, fine = error(40), error(80)
@@ -100,28 +105,16 @@ def test_heun_is_of_second_order_on_gaussian_data():
     assert 1.8 < np.log2(coarse / fine) < 2.3
 
 
-def test_heun_evaluates_twice_a_step_but_once_at_the_last_and_tells_the_callback():
-    calls, told = [], []
+def test_guided_samples_move_with_the_label():
+    """For N(0, sd^2) and F = 0 or 1 the denoised images differ by c_out, so guidance shifts every sample upwards."""
+    sde, denoiser = KarrasSDE(), Denoiser(Told(), SD)
 
-    def denoise(x, sigma):
-        calls.append(sigma)
-        return x * 0
+    def mean(weight):
+        score = score_of(guided(denoiser, weight, digit=1), sde)
+        return to_host(heun(score, (20, 4, 4, 1), sde, 0, steps=9, eps=0.002)).mean()
 
-    heun(denoise, (2, 4, 4, 1), Rng(0), steps=5, callback=lambda i, s, x, d: told.append((i, s, x.shape, d.shape)))
-    assert len(calls) == 2 * 5 - 1
-    assert [i for i, *_ in told] == [0, 1, 2, 3, 4]
-    assert [s for _, s, *_ in told] == sigmas(5)[:-1]  # the same defaults
-    assert told[0][1] == pytest.approx(80) and told[0][2:] == ((2, 4, 4, 1), (2, 4, 4, 1))
-
-
-def test_a_sample_is_the_same_alone_and_in_a_batch():
-    def denoise(x, sigma):
-        return x * (0.25 / (sigma**2 + 0.25))
-
-    whole = to_host(heun(denoise, (5, 4, 4, 1), Rng(7), steps=6))
-    alone = to_host(heun(denoise, (1, 4, 4, 1), Rng(7), steps=6, first=3))
-    np.testing.assert_array_equal(whole[3:4], alone)
-    assert not np.array_equal(whole[2], whole[3])
+    plain, more = mean(0), mean(1.0)
+    assert 0.1 < plain < more
 
 
 def test_guidance_extrapolates_from_without_to_with():
@@ -142,10 +135,9 @@ def test_float64_stays_float64():
 @pytest.mark.parametrize(
     ("make", "quoted"),
     [
-        (lambda: sigmas(1), "steps=1"),
-        (lambda: sigmas(5, 3.0, 2.0), "3.0, 2.0"),
+        (lambda: KarrasSDE(-1.0), "-1.0"),
+        (lambda: KarrasSDE(float("inf")), "inf"),
         (lambda: Denoiser(Zero(), 0.0), "0.0"),
-        (lambda: heun(lambda x, s: x, (1, 2, 2, 1), Rng(0), steps=0), "steps=0"),
     ],
 )
 def test_bad_input_is_quoted(make, quoted):
@@ -157,7 +149,3 @@ def test_pictures_that_were_not_scaled_are_an_error():
     x0 = backend.to_device(np.zeros((2, 4, 4, 1), np.uint8))
     with pytest.raises(TypeError, match=r"must be of floats .* not uint8 of shape \(2, 4, 4, 1\)"):
         edm_loss(Denoiser(Zero(), SD), x0, Rng(0))
-
-
-def test_backend_is_the_one_of_the_fixture():
-    assert backend.active().is_array(heun(lambda x, s: x * 0, (1, 2, 2, 1), Rng(0), steps=2))

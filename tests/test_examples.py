@@ -11,22 +11,26 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from tinydiff import data
+from tinydiff import data, saving
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ONE_DIMENSION, TWO_DIMENSIONS = EXAMPLES / "01_one_dimension.py", EXAMPLES / "02_two_dimensions.py"
 QUICKSTART, SCORE_UNET = EXAMPLES / "quickstart.py", EXAMPLES / "03_score_unet.py"
+USING = EXAMPLES / "04_using_a_model.py"
 
 
 @pytest.fixture
 def data_dir(tmp_path):
-    """24 images in the files of MNIST."""
+    """24 images in the files of MNIST, for training and for testing."""
     images = np.random.default_rng(0).integers(0, 256, (24, 28, 28), np.uint8)
     folder = tmp_path / "data"
     folder.mkdir()
+    labels = np.arange(24, dtype=np.uint8) % 10
     for name, array in [
         ("train-images-idx3-ubyte", images),
-        ("train-labels-idx1-ubyte", np.arange(24, dtype=np.uint8) % 10),
+        ("train-labels-idx1-ubyte", labels),
+        ("t10k-images-idx3-ubyte", images[::-1]),
+        ("t10k-labels-idx1-ubyte", labels[::-1]),
     ]:
         header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
         (folder / name).write_bytes(header + array.tobytes())
@@ -130,6 +134,42 @@ def test_two_dimensions_compares_four_losses_and_draws(tmp_path, monkeypatch, ca
     assert (errors[:, -1] < 0.9).all()  # 1 is the error of the zero score
 
 
+@pytest.mark.slow
+def test_a_model_of_glyphs_is_used(tmp_path, monkeypatch, each_backend):
+    """Trained, for a moment, and used in four ways: twelve rows of ten, the same at the second time, others untold."""
+    few = data.glyphs(80, 0, variety="plain", cache=False)
+    monkeypatch.setattr(data, "glyphs", lambda n, seed, variety: few)
+    assert main(monkeypatch, QUICKSTART, "--out", tmp_path, "--images", 80, "--channels", 8, 16, "--steps", 1) == 0
+    options = ["--checkpoint", tmp_path / "checkpoint.npz", "--steps", 2]
+    for name, more in (("one", []), ("two", []), ("untold", ["--untold"])):
+        assert main(monkeypatch, USING, *options, "--out", tmp_path / f"{name}.png", *more) == 0
+    one, two, untold = (imread(tmp_path / f"{name}.png") for name in ("one", "two", "untold"))
+    assert one.shape[0] == (12 * 30 + 2) * 3
+    np.testing.assert_array_equal(one, two)
+    assert (one != untold).any()
+
+
+@pytest.mark.slow
+def test_a_model_of_mnist_is_used(tmp_path, data_dir):
+    train = ["--data", "mnist", "--data-dir", data_dir, "--images", 24, "--channels", 8, 16, "--steps", 1]
+    run(QUICKSTART, *train, "--out", tmp_path)
+    picture = tmp_path / "deep" / "in.png"
+    text = run(
+        USING, "--data-dir", data_dir, "--checkpoint", tmp_path / "checkpoint.npz", "--steps", 2, "--out", picture
+    )
+    assert imread(picture).shape[0] == (12 * 30 + 2) * 3 and "estimated as" in text
+
+
+def test_a_checkpoint_that_is_none_is_an_error_of_one_line(tmp_path, monkeypatch):
+    assert "train a model first" in main(monkeypatch, USING, "--checkpoint", tmp_path / "none.npz")
+    (tmp_path / "torn.npz").write_bytes(b"PK")
+    assert "is no checkpoint of tinydiff" in main(monkeypatch, USING, "--checkpoint", tmp_path / "torn.npz")
+    saving.save(tmp_path / "other.npz", {"model": {"conv1.weight": np.zeros(3)}})
+    assert "is not a checkpoint of examples/quickstart.py" in main(
+        monkeypatch, USING, "--checkpoint", tmp_path / "other.npz"
+    )
+
+
 @pytest.mark.parametrize("example", [QUICKSTART, SCORE_UNET])
 def test_errors_are_a_line_or_two_and_no_traceback(monkeypatch, tmp_path, example):
     for options, message in [
@@ -147,7 +187,8 @@ def test_errors_are_a_line_or_two_and_no_traceback(monkeypatch, tmp_path, exampl
         (TWO_DIMENSIONS, ["--seed", -1], "argument --seed: must be 0 or more, not -1"),
         (SCORE_UNET, ["--steps", 0], "argument --steps: must be 1 or more, not 0"),
         (SCORE_UNET, ["--seed", -1], "argument --seed: must be 0 or more, not -1"),
-        (QUICKSTART, ["--steps", 1], "argument --steps: must be 2 or more, not 1"),
+        (USING, ["--steps", 1], "argument --steps: must be 2 or more, not 1"),
+        (QUICKSTART, ["--steps", 0], "argument --steps: must be 1 or more, not 0"),
         (QUICKSTART, ["--images", -5], "argument --images: must be 1 or more, not -5"),
         (QUICKSTART, ["--channels", 8, 12], "argument --channels: must be 8 or more, a multiple of 8, not 12"),
         (QUICKSTART, ["--guidance", "nan"], "argument --guidance: must be a finite number, not nan"),

@@ -1,162 +1,33 @@
-"""Euler-Maruyama against exact laws. Thresholds are stated, seeds are fixed, and each test is shown to fail for the
-mistakes of the lineage: g in place of s, no denoising at the end."""
-
-import math
+"""What all samplers promise: their form, the stops, the last step, seeds, and errors at the call. Their laws are in
+test_samplers_ode.py and test_samplers_stochastic.py."""
 
 import numpy as np
 import pytest
+from mixtures import ConstantVP, gaussian_score
 
-from tinydiff import Rng, Tensor, backend, grad_enabled, ops
+from tinydiff import Rng, Tensor, backend, grad_enabled
 from tinydiff.diffusion import VESDE, euler_maruyama
-from tinydiff.diffusion.sde import per_sample
+from tinydiff.diffusion.samplers import SAMPLERS, Counted, heun, rk45, score_of, sigma_at, steps_for, uniform_times
+from tinydiff.tensor import array_of
 
 SDE = VESDE(25.0)
+every_sampler = pytest.mark.parametrize("name", SAMPLERS)
+all_but_rk45 = pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "rk45"])
 
 
-def gaussian_score(mean, variance, sde=SDE):
-    return lambda x, t: -(x - mean) / (per_sample(sde.marginal_std(t), x) ** 2 + variance)
+def steps(name, n):
+    """n, but for rk45, whose steps are the most that it may take."""
+    return 1000 if name == "rk45" else n
 
 
-def law_of_euler_maruyama(mean, variance, steps, eps):
-    """Mean and variance that the algorithm must give for Gaussian data:
-    every step is linear, so both follow by hand.
-    """
-    h = (1 - eps) / steps
-    mu, var = 0.0, SDE.marginal_std(1.0) ** 2
-    for k in range(steps):
-        t = 1 - k * h
-        g2, total = SDE.diffusion(t) ** 2, variance + SDE.marginal_std(t) ** 2
-        shrink = 1 - g2 * h / total
-        mu, var = mean + (mu - mean) * shrink, var * shrink**2 + g2 * h
-    keep = variance / (variance + SDE.marginal_std(eps) ** 2)  # the denoising step
-    return mean + (mu - mean) * keep, var * keep**2
+# ---------------------------------------------------------------- the stops and the last step
 
 
-@pytest.mark.parametrize("steps, eps", [(1, 0.5), (10, 0.1), (40, 1e-3), (200, 1e-3)])
-def test_gaussian_data_follow_the_law_of_the_algorithm(each_backend, steps, eps):
-    """Within five standard errors of 20,000 samples, at any number of steps: no error of discretisation is excused."""
-    n, mean, variance = 20_000, 0.5, 0.25
-    x = backend.to_host(euler_maruyama(gaussian_score(mean, variance), (n, 1), SDE, 0, steps=steps, eps=eps))
-    mu, var = law_of_euler_maruyama(mean, variance, steps, eps)
-    assert x.dtype == np.float32 and x.shape == (n, 1)
-    assert x.mean() == pytest.approx(mu, abs=5 * math.sqrt(var / n))
-    assert x.var() == pytest.approx(var, rel=5 * math.sqrt(2 / n))
-
-
-def test_the_law_of_the_algorithm_approaches_the_data():
-    """At 500 steps its mean is 0.5 within 0.005, its variance 0.25 within 1 %; the error falls with the step."""
-    mu, var = law_of_euler_maruyama(0.5, 0.25, 500, 1e-3)
-    assert mu == pytest.approx(0.5, abs=0.005) and var == pytest.approx(0.25, rel=0.01)
-    errors = [abs(law_of_euler_maruyama(0.5, 0.25, n, 1e-5)[1] - 0.25) for n in (500, 1000, 2000)]
-    assert errors[0] / errors[1] == pytest.approx(2, rel=0.2) and errors[1] / errors[2] == pytest.approx(2, rel=0.2)
-
-
-def test_the_last_step_denoises(each_backend):
-    """At eps = 0.1 noise of variance 0.14 is left;
-    without the denoising step the variance would be 0.39 and not 0.16.
-    """
-    n, eps, last = 20_000, 0.1, {}
-    score = gaussian_score(0.5, 0.25)
-    x = euler_maruyama(
-        score, (n, 1), SDE, 1, steps=500, eps=eps, callback=lambda *a: last.update(x=a[2], denoised=a[3])
-    )
-    s2 = SDE.marginal_std(eps) ** 2
-    assert backend.to_host(last["x"]).var() == pytest.approx(0.25 + s2, rel=0.04)
-    assert backend.to_host(x).var() == pytest.approx(0.25**2 / (0.25 + s2), rel=0.04)
-    np.testing.assert_array_equal(backend.to_host(last["denoised"]), backend.to_host(x))
-
-
-# ---------------------------------------------------------------- a mixture, by the test of Kolmogorov and Smirnov
-
-WEIGHTS, MEANS, DEVIATIONS = [0.3, 0.7], [-2.0, 1.0], [0.4, 0.3]
-N = 4000
-THRESHOLD = 1.95 * math.sqrt(2 / N)  # a distance beyond it has probability 0.001 if both samples are of one law
-
-
-def mixture_score(std):
-    """The exact score of the mixture under noise of standard deviation std(t)."""
-
-    def score(x, t):
-        w, mu, sd = (backend.to_device(np.array(a, np.float32)) for a in (WEIGHTS, MEANS, DEVIATIONS))
-        s = std(t).reshape((-1, 1))
-        var = sd * sd + s * s  # (N, 2)
-        shift = mu - x  # (N, 1) -> (N, 2)
-        which = ops.softmax(ops.log(w) - ops.log(var) / 2 - shift * shift / (2 * var), axis=1)  # (N, 2)
-        return (which * shift / var).sum(axis=1, keepdims=True)  # (N, 1)
-
-    return score
-
-
-def mixture_samples():
-    which = np.digitize(np.asarray(backend.to_host(Rng(77).uniform(N))), np.cumsum(WEIGHTS)[:-1])
-    return np.array(MEANS)[which] + np.array(DEVIATIONS)[which] * backend.to_host(Rng(78).normal(N))
-
-
-def distance(a, b):
-    """The largest difference of the two empirical distribution functions."""
-    a, b = np.sort(a.ravel()), np.sort(b.ravel())
-    at = np.concatenate([a, b])
-    return abs(np.searchsorted(a, at, "right") / len(a) - np.searchsorted(b, at, "right") / len(b)).max()
-
-
-def test_the_distance_is_that_of_kolmogorov_and_smirnov():
-    assert distance(np.array([1.0, 2.0]), np.array([1.0, 2.0])) == 0
-    assert distance(np.array([1.0, 2.0]), np.array([3.0, 4.0])) == 1
-    assert distance(np.array([1.0, 2.0, 3.0, 4.0]), np.array([2.5, 2.6])) == 0.5
-
-
-def test_a_mixture_is_recovered(each_backend):
-    x = backend.to_host(euler_maruyama(mixture_score(SDE.marginal_std), (N, 1), SDE, 5, steps=500))
-    assert distance(x, mixture_samples()) < THRESHOLD
-
-
-class Confused(VESDE):
-    """Takes s(t) for g(t), as the tutorial's text does."""
-
-    def diffusion(self, t):
-        return self.marginal_std(t)
-
-
-@pytest.mark.parametrize(
-    "score, sde",
-    [
-        (mixture_score(SDE.diffusion), SDE),  # g in place of s in the score
-        (mixture_score(SDE.marginal_std), Confused(25.0)),  # s in place of g in the sampler
-        (lambda x, t: mixture_score(SDE.marginal_std)(x, t) * 0.6, SDE),
-        (lambda x, t: mixture_score(SDE.marginal_std)(x, t) * 1.5, SDE),
-    ],
-    ids=["g for s", "s for g", "score too small", "score too large"],
-)
-def test_the_test_can_fail(numpy_backend, score, sde):
-    x = backend.to_host(euler_maruyama(score, (N, 1), sde, 5, steps=500))
-    assert not distance(x, mixture_samples()) < THRESHOLD  # NaN is a failure too
-
-
-# ---------------------------------------------------------------- the contract
-
-
-def test_a_sample_is_the_same_alone_and_in_any_batch(each_backend):
-    score = gaussian_score(0.2, 0.1)
-
-    def run(n, first=0):
-        return backend.to_host(euler_maruyama(score, (n, 4, 4, 1), SDE, 11, steps=7, first=first))
-
-    many = run(6)
-    np.testing.assert_array_equal(run(1, first=4), many[4:5])
-    np.testing.assert_array_equal(run(3), many[:3])
-    assert len({row.tobytes() for row in many}) == 6
-
-
-def test_an_rng_goes_on_and_a_seed_repeats():
-    score, rng = gaussian_score(0.2, 0.1), Rng(3)
-    first, second, again = (backend.to_host(euler_maruyama(score, (2, 3), SDE, r, steps=2)) for r in (rng, rng, 3))
-    assert (first != second).all()
-    np.testing.assert_array_equal(again, first)
-
-
-def test_the_callback_sees_every_grid_point():
+@all_but_rk45
+def test_the_callback_sees_every_stop(name):
     seen = []
-    x = euler_maruyama(gaussian_score(0.2, 0.1), (2, 3), SDE, 0, steps=4, eps=0.2, callback=lambda *a: seen.append(a))
+    options = {"steps": 4, "eps": 0.2, "grid": uniform_times, "callback": lambda *a: seen.append(a)}
+    x = SAMPLERS[name](gaussian_score(0.2, 0.1, SDE), (2, 3), SDE, 0, **options)
     assert [a[0] for a in seen] == [0, 1, 2, 3, 4]
     assert [a[1] for a in seen] == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2]) and seen[-1][1] == 0.2
     assert all(a[2].shape == a[3].shape == (2, 3) for a in seen)
@@ -164,29 +35,151 @@ def test_the_callback_sees_every_grid_point():
     np.testing.assert_array_equal(backend.to_host(seen[0][2]), backend.to_host(SDE.prior((2, 3), 0)))
 
 
-def test_the_score_gets_tensors_a_time_a_sample_and_the_condition():
+def test_the_callback_of_rk45_sees_a_time_a_sample():
+    seen = []
+    x = rk45(gaussian_score(0.2, 0.1, SDE), (2, 3), SDE, 0, callback=lambda *a: seen.append(a))
+    assert [a[0] for a in seen] == list(range(len(seen))) and seen[-1][1] == 1e-3
+    times = np.array([backend.to_host(a[1]) for a in seen[:-1]])  # (rounds, 2)
+    assert (times[0] == 1).all() and (np.diff(times, axis=0) <= 0).all() and times[-1] == pytest.approx(1e-3)
+    np.testing.assert_array_equal(backend.to_host(seen[-1][3]), backend.to_host(x))
+
+
+@every_sampler
+@pytest.mark.parametrize("sde", [SDE, ConstantVP()], ids=["VE", "VP"])
+def test_the_last_step_denoises(each_backend, name, sde):
+    """What is returned is what the score takes x at t = eps to be, in closed form."""
+    eps, mean, variance, last = 0.1, 0.5, 0.25, {}
+    x = SAMPLERS[name](gaussian_score(mean, variance, sde), (5, 3), sde, 1, steps=steps(name, 20), eps=eps,
+                       callback=lambda *a: last.update(t=a[1], x=backend.to_host(a[2])))  # fmt: skip
+    m, s2 = sde.marginal_scale(eps), sde.marginal_std(eps) ** 2
+    exact = mean + m * variance / (m * m * variance + s2) * (last["x"] - m * mean)
+    assert last["t"] == eps
+    np.testing.assert_allclose(backend.to_host(x), exact, rtol=1e-4, atol=1e-5)
+
+
+@all_but_rk45
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_evaluations_are_counted_as_stated(name, n):
+    score = Counted(gaussian_score(0.2, 0.1, SDE))
+    SAMPLERS[name](score, (2, 3), SDE, 0, steps=n)
+    assert score.nfe == (2 * n + 1 if name in ("predictor_corrector", "probability_flow", "heun") else n + 1)
+    assert steps_for(name, score.nfe) == n
+
+
+@every_sampler
+def test_it_may_begin_anywhere(each_backend, name):
+    """From x at t = 0.4: the first stop is there, nothing is drawn for the prior, and float64 stays float64."""
+    seen, x = [], backend.to_device(np.arange(6.0).reshape(2, 3))
+    out = SAMPLERS[name](gaussian_score(0.2, 0.1, SDE), (2, 3), SDE, 0, steps=steps(name, 5), start=(x, 0.4),
+                         callback=lambda *a: seen.append(a))  # fmt: skip
+    assert backend.to_host(seen[0][1]) == pytest.approx(0.4) and str(out.dtype) == "float64"
+    np.testing.assert_allclose(backend.to_host(seen[0][2]), backend.to_host(x), rtol=1e-12)
+
+
+# ---------------------------------------------------------------- seeds
+
+
+@every_sampler
+def test_a_sample_is_the_same_alone_and_in_any_batch(each_backend, name):
+    def run(n, first=0):
+        x = SAMPLERS[name](gaussian_score(0.2, 0.1, SDE), (n, 4, 4, 1), SDE, 11, steps=steps(name, 7), first=first)
+        assert backend.active().is_array(x) and str(x.dtype) == "float32"
+        return backend.to_host(x)
+
+    many = run(6)
+    np.testing.assert_array_equal(run(1, first=4), many[4:5])
+    np.testing.assert_array_equal(run(3), many[:3])
+    assert len({row.tobytes() for row in many}) == 6
+
+
+@every_sampler
+def test_an_rng_goes_on_and_a_seed_repeats(name):
+    score, rng = gaussian_score(0.2, 0.1, SDE), Rng(3)
+    first, second, again = (
+        backend.to_host(SAMPLERS[name](score, (2, 3), SDE, r, steps=steps(name, 2))) for r in (rng, rng, 3)
+    )
+    assert (first != second).all()
+    np.testing.assert_array_equal(again, first)
+
+
+@pytest.mark.parametrize(
+    "name, options, drawn",
+    [
+        ("euler_maruyama", {}, 6),
+        ("predictor_corrector", {}, 11),
+        ("ddpm", {}, 6),
+        ("ddim", {}, 1),
+        ("ddim", {"eta": 0.3}, 6),
+        ("heun", {}, 1),
+        ("probability_flow", {}, 1),
+        ("dpm_solver", {}, 1),
+    ],
+)
+def test_noise_is_drawn_by_those_that_say_so(name, options, drawn):
+    rng = Rng(0)
+    SAMPLERS[name](gaussian_score(0, 1, SDE), (2, 3), SDE, rng, steps=5, **options)
+    assert rng.step == drawn
+
+
+# ---------------------------------------------------------------- scores and denoisers
+
+
+@every_sampler
+def test_the_score_gets_tensors_a_time_a_sample_and_the_condition(name):
     calls = []
 
     def score(x, t, *, label):
         assert isinstance(x, Tensor) and isinstance(t, Tensor) and t.shape == (2,) and str(t.dtype) == "float32"
         assert label == "seven" and not grad_enabled()
         calls.append(t.numpy())
-        return x * 0.0
+        return gaussian_score(0.2, 0.1, SDE)(x, t)
 
-    euler_maruyama(score, (2, 3), SDE, 0, steps=5, label="seven")
-    assert len(calls) == 6 and all(t[0] == t[1] for t in calls)
-    assert grad_enabled()
+    SAMPLERS[name](score, (2, 3), SDE, 0, steps=steps(name, 5), label="seven")
+    assert calls and grad_enabled()
+
+
+@every_sampler
+@pytest.mark.parametrize("sde", [SDE, ConstantVP()], ids=["VE", "VP"])
+def test_a_denoiser_samples_as_its_score_does(each_backend, name, sde):
+    """D = (variance x + sigma^2 mean) / (variance + sigma^2) is the denoiser of N(mean, variance)."""
+
+    def denoise(x, sigma):
+        s2 = array_of(sigma).reshape((-1, 1)) ** 2
+        return (x * 0.25 + s2 * 0.5) / (s2 + 0.25)
+
+    options = {"steps": steps(name, 9), "eps": 0.01}
+    x, y = (backend.to_host(SAMPLERS[name](score, (3, 2), sde, 4, **options))
+            for score in (gaussian_score(0.5, 0.25, sde), score_of(denoise, sde)))  # fmt: skip
+    np.testing.assert_allclose(x, y, atol=2e-4)
+
+
+def test_the_denoiser_is_told_the_noise_beside_an_image_of_its_own_scale():
+    sde, seen = ConstantVP(), {}
+
+    def denoise(x, sigma):
+        seen.update(x=array_of(x), sigma=array_of(sigma))
+        return x
+
+    x = backend.to_device(np.ones((2, 3)))
+    score_of(denoise, sde)(x, backend.to_device(np.array([0.5, 0.5])))
+    np.testing.assert_allclose(backend.to_host(seen["x"]), 1 / sde.marginal_scale(0.5))
+    np.testing.assert_allclose(backend.to_host(seen["sigma"]), sigma_at(sde, 0.5))
+
+
+# ---------------------------------------------------------------- errors
 
 
 def test_integers_of_numpy_are_integers():
-    shape, steps = (np.int64(2), np.uint8(3)), np.int32(2)
-    assert euler_maruyama(gaussian_score(0, 1), shape, SDE, 0, steps=steps).shape == (2, 3)
+    shape, n = (np.int64(2), np.uint8(3)), np.int32(2)
+    assert euler_maruyama(gaussian_score(0, 1, SDE), shape, SDE, 0, steps=n).shape == (2, 3)
 
 
-def test_no_samples_are_no_error():
-    assert euler_maruyama(gaussian_score(0, 1), (0, 3), SDE, 0, steps=2).shape == (0, 3)
+@every_sampler
+def test_no_samples_are_no_error(name):
+    assert SAMPLERS[name](gaussian_score(0, 1, SDE), (0, 3), SDE, 0, steps=2).shape == (0, 3)
 
 
+@every_sampler
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -198,9 +191,40 @@ def test_no_samples_are_no_error():
         ({"shape": ()}, r"shape must be .* not \(\)"),
         ({"shape": (2.0, 3)}, r"shape must be .* not \(2.0, 3\)"),
         ({"score": lambda x, t: x.sum()}, r"the score returned shape \(\) for x of shape \(2, 3\)"),
+        ({"start": (np.zeros((2, 4)), 0.5)}, r"x must be of floats and of shape \(2, 3\), not float64 of .*\(2, 4\)"),
+        ({"start": (np.zeros((2, 3), int), 0.5)}, "x must be of floats .* not int64"),
+        ({"start": (np.zeros((2, 3)), 1.2)}, "t must be above eps=0.001 and not above 1, not 1.2"),
+        ({"start": (np.zeros((2, 3)), 1e-3)}, "t must be above eps=0.001 and not above 1, not 0.001"),
+        ({"start": (np.zeros((2, 3)), float("nan"))}, "t must be above .* not nan"),
     ],
 )
-def test_bad_arguments_are_quoted(change, message):
-    arguments = {"score": gaussian_score(0, 1), "shape": (2, 3), "steps": 2} | change
+def test_bad_arguments_are_quoted(name, change, message):
+    arguments = {"score": gaussian_score(0, 1, SDE), "shape": (2, 3), "steps": 2} | change
     with pytest.raises(ValueError, match=message):
-        euler_maruyama(arguments.pop("score"), arguments.pop("shape"), SDE, 0, **arguments)
+        SAMPLERS[name](arguments.pop("score"), arguments.pop("shape"), SDE, 0, **arguments)
+
+
+def test_an_unknown_sampler_names_the_choices():
+    with pytest.raises(KeyError, match="unknown sampler 'plms': choose one of euler_maruyama, .*, dpm_solver"):
+        SAMPLERS["plms"]
+    with pytest.raises(KeyError, match="unknown sampler 'plms'"):
+        steps_for("plms", 35)
+
+
+def test_steps_for_equal_evaluations():
+    assert {name: steps_for(name, 35) for name in SAMPLERS if name != "rk45"} == {
+        "euler_maruyama": 34, "predictor_corrector": 17, "ddpm": 34, "probability_flow": 17, "ddim": 34, "heun": 17,
+        "dpm_solver": 34,
+    }  # fmt: skip
+    assert steps_for("heun", 36) == 17
+    with pytest.raises(ValueError, match="rk45 takes as many evaluations as its tolerance asks for"):
+        steps_for("rk45", 35)
+    with pytest.raises(ValueError, match="a step of heun and the last one cost 3 evaluations, but nfe is 2"):
+        steps_for("heun", 2)
+
+
+def test_churn_is_only_heuns():
+    """An option that a sampler does not have goes to the score, which refuses it."""
+    heun(gaussian_score(0, 1, SDE), (2, 3), SDE, 0, steps=2, churn=1.0)
+    with pytest.raises(TypeError, match="churn"):
+        SAMPLERS["ddim"](gaussian_score(0, 1, SDE), (2, 3), SDE, 0, steps=2, churn=1.0)

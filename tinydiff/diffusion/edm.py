@@ -6,19 +6,48 @@ and its error have variance one: the denoiser is
     D(x; sigma) = c_skip x + c_out F(c_in x, ln(sigma) / 4)                                              (their eq. 7)
     c_skip = sd^2 / (sigma^2 + sd^2),  c_out = sigma sd / sqrt(sigma^2 + sd^2),  c_in = 1 / sqrt(sigma^2 + sd^2)
 
-with sd the standard deviation of the data. The score is (D(x; sigma) - x) / sigma^2.
+with sd the standard deviation of the data. Time is the noise level itself (KarrasSDE), and the samplers take D as the
+score (D(x; sigma) - x) / sigma^2:
+
+    sde = KarrasSDE()
+    x = heun(score_of(denoiser, sde), (64, 28, 28, 1), sde, Rng(0), steps=17, eps=0.002)
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 from .. import nn, ops
 from ..backend import Array, to_device, xp
-from ..modes import no_grad
 from ..rng import Rng
 from ..tensor import Tensor, array_of
+from .sde import VESDE
+
+
+class KarrasSDE(VESDE):
+    """The variance-exploding process whose time is the noise level: f = 0,  g(t) = sqrt(2 t),  m = 1,  s(t) = t, for t
+    from 0 to sigma_max, where the prior is N(0, sigma_max^2 I).
+
+    Source: Karras et al. 2022, table 1, last column. Errors: ValueError for a sigma_max that is not positive.
+    """
+
+    def __init__(self, sigma_max: float = 80.0):
+        if not (sigma_max > 0 and math.isfinite(sigma_max)):
+            raise ValueError(f"KarrasSDE: sigma_max must be positive and finite, not {sigma_max!r}")
+        self.t_max = float(sigma_max)
+
+    def __repr__(self) -> str:
+        return f"KarrasSDE(sigma_max={self.t_max})"
+
+    def diffusion(self, t: Any) -> Any:
+        """g(t) = sqrt(2 t), in the shape of t."""
+        return math.sqrt(2 * t) if isinstance(t, (int, float)) else ops.sqrt(t * 2)
+
+    def marginal_std(self, t: Any) -> Any:
+        """s(t) = t."""
+        return t
 
 
 class Denoiser(nn.Module):
@@ -61,60 +90,13 @@ def edm_loss(
     return ops.mean(weight * ops.square(denoiser(Tensor(x), sigma.reshape(-1), **condition) - x0))
 
 
-def sigmas(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> list[float]:
-    """steps + 1 noise levels from sigma_max to sigma_min, and 0:
-    uniform in sigma^(1/rho), denser where sigma is small (eq. 5).
-    """
-    if steps < 2 or not 0 < sigma_min < sigma_max:
-        raise ValueError(
-            f"a noise schedule needs steps >= 2 and 0 < sigma_min < sigma_max, not steps={steps}, "
-            f"{sigma_min}, {sigma_max}"
-        )
-    high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    return [(high + i / (steps - 1) * (low - high)) ** rho for i in range(steps)] + [0.0]
-
-
-def heun(
-    denoise: Callable[[Array, float], Any],
-    shape: tuple[int, ...],
-    rng: Rng,
-    *,
-    steps: int = 18,
-    sigma_min: float = 0.002,
-    sigma_max: float = 80.0,
-    rho: float = 7.0,
-    first: int = 0,
-    callback: Callable[[int, float, Array, Array], None] | None = None,
-) -> Array:
-    """Samples by Heun's method on dx/dsigma = (x - D(x; sigma)) / sigma: their algorithm 1 without churn;
-    2 steps - 1 evaluations.
-
-    denoise(x, sigma) -> x0. callback(step, sigma, x, denoised) is called before each step. Sample i of the batch is
-    sample first + i of the seed, whatever the size of the batch.
-    """
-    levels = sigmas(steps, sigma_min, sigma_max, rho)
-    with no_grad():
-        x = rng.normal(shape, first=first) * levels[0]
-        for i, (sigma, following) in enumerate(zip(levels, levels[1:])):
-            denoised = array_of(denoise(x, sigma))
-            if callback is not None:
-                callback(i, sigma, x, denoised)
-            slope = (x - denoised) / sigma
-            euler = x + (following - sigma) * slope
-            if following > 0:
-                again = (euler - array_of(denoise(euler, following))) / following
-                euler = x + (following - sigma) * (slope + again) / 2
-            x = euler
-    return x
-
-
-def guided(denoiser: Denoiser, weight: float, /, **condition: Any) -> Callable[[Array, float], Array]:
+def guided(denoiser: Denoiser, weight: float, /, **condition: Any) -> Callable[[Any, Any], Array]:
     """The denoiser for a condition, pushed away from what it would say without one (Ho and Salimans 2022, eq. 6):
 
     D_w(x) = (1 + w) D(x | condition) - w D(x)
     """
 
-    def denoise(x: Array, sigma: float) -> Array:
+    def denoise(x: Any, sigma: Any) -> Array:
         told = array_of(denoiser(x, sigma, **condition))
         return told if weight == 0 else (1 + weight) * told - weight * array_of(denoiser(x, sigma))
 

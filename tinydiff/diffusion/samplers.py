@@ -1,89 +1,93 @@
-"""From noise to images: follow the reverse process from t = 1 down to eps.
+"""From noise to images: follow the process backwards, from t_max down to eps. Eight ways, all of the same form:
 
-Every sampler is a function of the same form, sampler(score, shape, sde, rng, *, steps, ...), and states the algorithm
-that it is. Row i of the noise depends on the seed and i alone: sample i is the same image alone and among 64, but for
-the rounding of a matrix product of another size.
+    x = sampler(score, shape, sde, rng, *, steps, eps, first, start, callback, grid, **condition)
+
+| sampler | noise | evaluations | |
+|---|---|---|---|
+| `euler_maruyama` | yes | steps + 1 | the reverse SDE, as simply as can be |
+| `predictor_corrector` | yes | 2 steps + 1 | with Langevin steps in between |
+| `ddpm` | yes | steps + 1 | ancestral sampling |
+| `probability_flow` | no | steps + 1 or 2 steps + 1 | the ODE in t, by Euler or Heun |
+| `rk45` | no | as many as it takes | the same to a given tolerance |
+| `ddim` | if eta > 0 | steps + 1 | Euler in the noise level |
+| `heun` | if churn > 0 | 2 steps + 1 | EDM: Heun in the noise level |
+| `dpm_solver` | no | steps + 1 | DPM-Solver++(2M): two steps at a time for one evaluation |
+
+score(x, t, **condition): x (N, ...) and t (N,), both Tensors, -> (N, ...); a denoiser is made one by `score_of`.
+shape: (N, ...). sde: a process (sde.py). rng: an Rng or a seed.
+steps: down to eps, where all samplers take one more: they replace the noise that is left by its expectation, 0
+(Tweedie's formula), x <- (x + s^2 score) / m. eps: where to stop, as the score cannot be learned at t = 0.
+first: row i is sample `first + i` of the seed.
+start: (x, t), where to begin instead of the prior at t_max.
+callback(step, t, x, denoised): called at each of the steps + 1 stops, the last of which is the result, with x at time t
+and what the score takes the image to be.
+grid: where the stops are (grids.py): equal steps in t, or in a power of the noise level.
+
+Returns an array on the device, float32 but for a `start` of another dtype. Row i of the noise depends on the seed and i
+alone: sample i is the same image alone and among 64, but for the rounding of a matrix product of another size.
+Errors: ValueError for steps < 1, eps or start outside the process, a shape that is not one, a score of another shape,
+and whatever else each says.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any
 
-from ..backend import Array, xp
-from ..modes import no_grad
-from ..rng import Rng, as_rng
-from ..tensor import Tensor, array_of
-from .sde import denoised
+from .evaluation import Counted, score_of
+from .grids import rho_times, sigma_at, time_at, uniform_times
+from .ode import ddim, dpm_solver, heun, probability_flow, rk45
+from .stochastic import ddpm, euler_maruyama, predictor_corrector
 
-Callback = Callable[[int, float, Array, Array], Any]
+__all__ = [
+    "SAMPLERS",
+    "Counted",
+    "ddim",
+    "ddpm",
+    "dpm_solver",
+    "euler_maruyama",
+    "heun",
+    "predictor_corrector",
+    "probability_flow",
+    "rho_times",
+    "rk45",
+    "score_of",
+    "sigma_at",
+    "steps_for",
+    "time_at",
+    "uniform_times",
+]
 
 
-@no_grad()
-def euler_maruyama(
-    score: Callable[..., Any],
-    shape: tuple[int, ...],
-    sde: Any,
-    rng: Rng | int,
-    *,
-    steps: int = 500,
-    eps: float = 1e-3,
-    first: int = 0,
-    callback: Callback | None = None,
-    **condition: Any,
-) -> Array:
-    """Samples by Euler-Maruyama on the reverse SDE, finished by one denoising step.
+class Choices(dict[str, Callable[..., Any]]):
+    """A dict whose error names what there is."""
 
-        from x ~ prior, at t = 1, ..., eps in `steps` equal steps h:
-                       x <- x + (g(t)^2 score(x, t) - f(x, t)) h + g(t) sqrt(h) z
-        at t = eps:    x <- (x + s(t)^2 score(x, t)) / m(t)
+    def __missing__(self, name: str) -> Any:
+        raise KeyError(f"unknown sampler {name!r}: choose one of {', '.join(self)}")
 
-    The last line (Tweedie's formula) replaces the noise that is left at t = eps by its expectation, 0. Evaluates the
-    score steps + 1 times.
 
-    score(x, t, **condition): x (N, ...) and t (N,), both Tensors, -> (N, ...). shape: (N, ...). rng: an Rng or a seed;
-    row i is sample `first + i` of it. callback(step, t, x, denoised) is called at each of the steps + 1 grid points,
-    with x at time t and what the score takes the image to be; at the last one that is the result.
-    Returns a float32 array of that shape, on the device.
-    Errors: ValueError for steps < 1, eps outside (0, 1), a shape that is not one, a score of another shape.
-    Source: Song et al. 2021, section 4 (the reverse SDE: Anderson 1982) and its tutorial, whose loop
-    takes one step too many.
+SAMPLERS = Choices(
+    euler_maruyama=euler_maruyama,
+    predictor_corrector=predictor_corrector,
+    ddpm=ddpm,
+    probability_flow=probability_flow,
+    rk45=rk45,
+    ddim=ddim,
+    heun=heun,
+    dpm_solver=dpm_solver,
+)
+
+
+def steps_for(name: str, nfe: int) -> int:
+    """How many steps of a sampler cost nfe evaluations, or the most that cost no more.
+
+    Errors: KeyError for an unknown name; ValueError for rk45, which decides for itself, and for an nfe too small for a
+    step.
     """
-    shape = _check(shape, steps, eps)
-    rng = as_rng(rng)
-    h = (1 - eps) / steps
-    x = sde.prior(shape, rng, first=first)  # (N, ...)
-    for step in range(steps + 1):
-        t = 1 - step * h if step < steps else eps
-        s = _score_at(score, x, t, condition)
-        if callback is not None or step == steps:
-            clean = denoised(sde, x, t, s)
-        if callback is not None:
-            callback(step, t, x, clean)
-        if step < steps:
-            g = sde.diffusion(t)
-            x = x + (g * g * s - sde.drift(x, t)) * h
-            x = x + g * math.sqrt(h) * rng.normal(shape, first=first)
-    return clean
-
-
-def _score_at(score: Callable[..., Any], x: Any, t: float, condition: dict[str, Any]) -> Any:
-    """The score of every row of x at the same time t, as an array."""
-    s = array_of(score(Tensor(x), Tensor(xp.full(x.shape[0], t, x.dtype)), **condition))
-    if s.shape != x.shape:
-        raise ValueError(f"the score returned shape {s.shape} for x of shape {x.shape}")
-    return s
-
-
-def _check(shape: Any, steps: int, eps: float) -> tuple[int, ...]:
-    """The shape as a tuple of ints. Errors: ValueError, as the samplers promise."""
-    shape = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
-    if not shape or not all(isinstance(n, Integral) and int(n) >= 0 for n in shape):
-        raise ValueError(f"shape must be (samples, ...), integers that are not negative, not {shape}")
-    if not isinstance(steps, Integral) or int(steps) < 1:
-        raise ValueError(f"steps must be an integer of 1 or more, not {steps!r}")
-    if not 0 < eps < 1:
-        raise ValueError(f"eps must be between 0 and 1, not {eps!r}")
-    return tuple(int(n) for n in shape)
+    sampler = SAMPLERS[name]
+    if sampler is rk45:
+        raise ValueError("rk45 takes as many evaluations as its tolerance asks for")
+    a_step = 2 if sampler in (predictor_corrector, probability_flow, heun) else 1
+    if nfe <= a_step:
+        raise ValueError(f"a step of {name} and the last one cost {a_step + 1} evaluations, but nfe is {nfe!r}")
+    return (nfe - 1) // a_step

@@ -81,6 +81,8 @@ class VESDE(SDE):
     equations", and its tutorial.
     """
 
+    t_max = 1.0
+
     def __init__(self, sigma: float = 25.0):
         if not (sigma > 1 and math.isfinite(sigma)):
             raise ValueError(f"VESDE: sigma must be a finite number above 1, not {sigma!r}")

@@ -1,0 +1,163 @@
+"""Four uses of one trained model: filling holes, redoing images, walking between them, removing noise.
+
+    python examples/quickstart.py                          trains it, in a few minutes
+    python examples/04_using_a_model.py                    then this takes a minute or two
+    python examples/04_using_a_model.py --checkpoint runs/other/checkpoint.npz --out other.png
+
+The checkpoint is one of examples/quickstart.py, of glyphs or of MNIST. What is edited are images that it was not
+trained on, one of each digit. The model is told which digit, and nothing of the style; with --untold, nothing at all.
+One figure is painted (--out):
+
+    given, with a hole, filled, filled again     inpainting: the lower half is to be guessed from the upper
+    redone from noise 0.7, 1.5, 4                image-to-image: the more noise, the less of the image is left
+    a walk, another                              from the image of one noise to that of another, with guidance
+    photo, mean, one possibility                 denoising, at a level estimated from the photo itself
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from tinydiff import Rng, data, plot, saving
+from tinydiff.backend import to_device, to_host
+from tinydiff.diffusion.editing import denoise, image_to_image, inpaint, interpolate, noise_level
+from tinydiff.diffusion.edm import Denoiser, KarrasSDE, guided
+from tinydiff.diffusion.samplers import heun, score_of, time_at
+from tinydiff.models.unet import UNet
+from tinydiff.optim import EMA
+
+EPS = 0.002  # where the samplers stop, as in quickstart.py
+PHOTO_NOISE = 0.5  # of images from -1 to 1
+
+
+def main() -> int:
+    args = arguments()
+    began = time.monotonic()
+    state = read(args.checkpoint)
+    train, images, digits = load(state, args)
+    denoiser = build(state, sigma_data=float(train.std()))
+    sde, rng = KarrasSDE(), Rng(args.seed)
+    score = score_of(denoiser, sde)
+    told = {} if args.untold else {"digit": to_device(digits)}
+    rows: dict[str, np.ndarray] = {"given": images}
+
+    def paint(name, picture, what):
+        print(f"{what} ({time.monotonic() - began:.0f} s)", file=sys.stderr)
+        rows[name] = to_host(picture)
+
+    x = to_device(images)  # (10, 28, 28, 1) in [-1, 1]
+    known = np.zeros((1, 28, 28, 1), bool)
+    known[:, :14] = True
+    rows["with a hole"] = np.where(known, images, 0.0)
+    for name in ("filled", "filled again"):
+        filled = inpaint(score, x, known, sde, rng.child(name), steps=args.steps, resample=5, eps=EPS, **told)
+        paint(name, filled, "inpainting")
+
+    for sigma in (0.7, 1.5, 4.0):
+        redone = image_to_image(
+            score, x, sde, rng.child("redo"), t=sigma, sampler=heun, steps=args.steps // 2, eps=EPS, **told
+        )
+        paint(f"redone, noise {sigma:g}", redone, "image to image")
+
+    for name, digit in (("a walk", 2), ("another", 8)):
+        a, b = sde.prior((2, 28, 28, 1), rng.child(name))
+        one_digit = {"digit": to_device(np.full(len(images), digit))}
+        walker = denoiser if args.untold else guided(denoiser, 1.0, **one_digit)
+        paint(name, interpolate(score_of(walker, sde), a, b, sde, len(images), steps=17, eps=EPS), "interpolation")
+
+    photos = x + PHOTO_NOISE * rng.child("photo").normal(x.shape)
+    sigma = float(to_host(noise_level(photos)).mean())
+    paint("photo", photos, f"noise of {PHOTO_NOISE} in the photos, estimated as {sigma:.3f}")
+    paint("mean", denoise(score, photos, sde, sigma=sigma, **told), "denoising")
+    one = heun(
+        score, photos.shape, sde, rng, start=(photos, time_at(sde, sigma)), steps=args.steps // 2, eps=EPS, **told
+    )
+    paint("one possibility", one, "denoising")
+
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    plot.image_grid(
+        np.concatenate(list(rows.values())), args.out, rows=len(rows), row_labels=list(rows), low=-1, high=1
+    )
+    print(f"{args.out} after {time.monotonic() - began:.0f} s", file=sys.stderr)
+    return 0
+
+
+def read(path):
+    try:
+        state = saving.load(path)
+    except FileNotFoundError:
+        sys.exit(f"there is no {path}: train a model first, python examples/quickstart.py")
+    except ValueError as error:
+        sys.exit(str(error))
+    if "net.labels.digit.weight" not in state.get("model", {}) or "ema" not in state:
+        sys.exit(
+            f"{path} is not a checkpoint of examples/quickstart.py: it has no net that is told digits, or no average"
+        )
+    return state
+
+
+def build(state, sigma_data):
+    """The net of quickstart.py, its widths and labels read off the weights, with the averaged weights."""
+    weights = state["model"]
+    halvings = [
+        a for name, a in weights.items() if name.startswith("net.down.") and name.count(".") == 3 and a.ndim == 4
+    ]
+    labels = {name.split(".")[2]: len(a) - 1 for name, a in weights.items() if name.startswith("net.labels.")}
+    channels = [a.shape[-1] for a in (weights["net.first.weight"], *halvings)]
+    denoiser = Denoiser(UNet(1, channels, labels=labels, rng=0), sigma_data=sigma_data)
+    denoiser.load_state_dict(weights)
+    ema = EMA(denoiser)
+    ema.load_state_dict(state["ema"])
+    ema.copy_to(denoiser)
+    return denoiser
+
+
+def load(state, args):
+    """What it was trained on, and one image of each digit that it was not: (n, 28, 28, 1), (10, 28, 28, 1), (10,)."""
+    seed = state["settings"]["seed"]
+    if "net.labels.face.weight" in state["model"]:
+        train, test = (data.glyphs(n, s, variety="plain") for n, s in ((20_000, seed), (200, seed + 1)))
+        train, test, labels = train.images, test.images, test.labels["digit"]
+    else:
+        try:
+            train, test = data.mnist(args.data_dir), data.mnist(args.data_dir, "test")
+        except (OSError, ValueError, data.DownloadError) as error:
+            sys.exit(str(error))
+        train, test, labels = train.images, test.images, test.labels.astype(np.int64)
+    chosen = [int(np.flatnonzero(labels == digit)[0]) for digit in range(10)]
+    return data.to_float(train, -1, 1), data.to_float(test[chosen], -1, 1), labels[chosen]
+
+
+def integer(least):
+    def whole(text):
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be {least} or more, not {text}")
+        return int(text)
+
+    return whole
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add(
+        "--checkpoint",
+        type=Path,
+        default=Path("runs/quickstart/checkpoint.npz"),
+        help="of examples/quickstart.py (default: %(default)s)",
+    )
+    add("--out", type=Path, default=Path("runs/04_using_a_model.png"), help="the figure (default: %(default)s)")
+    add("--data-dir", type=Path, help="where the four idx files of MNIST are, if it was trained on them")
+    add("--untold", action="store_true", help="do not tell the model which digit each image is")
+    add("--steps", type=integer(2), default=40, help="of inpainting; half for the others (default: %(default)s)")
+    add("--seed", type=integer(0), default=0, help="of the noise (default: %(default)s)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

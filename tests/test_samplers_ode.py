@@ -1,0 +1,179 @@
+"""The samplers that follow the ODE, against its exact solution: in one dimension, F_eps^-1(F_1(x))."""
+
+import math
+
+import numpy as np
+import pytest
+from mixtures import SPEC, ConstantVP, gaussian_score
+
+from tinydiff import Rng, backend
+from tinydiff.diffusion import VESDE
+from tinydiff.diffusion.samplers import (
+    Counted,
+    ddim,
+    dpm_solver,
+    heun,
+    probability_flow,
+    rho_times,
+    rk45,
+    uniform_times,
+)
+from tinydiff.tensor import array_of
+
+SDE, EPS = VESDE(25.0), 1e-3
+STEPS = (8, 16, 32, 64, 128, 256)
+CENTRES = (np.arange(200) + 0.5) / 200
+BEGIN = SPEC.quantile(CENTRES, s=SDE.marginal_std(1.0))[:, None]  # (200, 1)
+EXACT = SPEC.quantile(CENTRES, s=SDE.marginal_std(EPS))[:, None]
+
+# What a separate program of a few lines gave; docs/samplers.md shows it.
+TABLE = {
+    "Euler, uniform t": (probability_flow, {"method": "euler"}, 1, (0.881, 0.454, 0.244, 0.134, 0.0747, 0.0364)),
+    "Heun, uniform t": (probability_flow, {"method": "heun"}, 2, (7.2e-2, 1.35e-2, 3.17e-3, 7.72e-4, 1.90e-4, 4.72e-5)),
+    "Euler = DDIM, rho 7": (ddim, {}, 1, (0.279, 0.152, 0.0835, 0.0441, 0.0195, 9.5e-3)),
+    "Heun, rho 7": (heun, {}, 2, (9.2e-2, 1.90e-2, 4.54e-3, 1.11e-3, 2.75e-4, 6.8e-5)),
+    "DPM-Solver++(2M), rho 7": (dpm_solver, {}, 2, (9.6e-2, 2.33e-2, 5.39e-3, 1.33e-3, 3.31e-4, 8.2e-5)),
+}
+
+
+def before_the_last_step(sampler, score, sde, x, begin=1.0, **options):
+    """x at t = eps, where the last step would denoise it."""
+    seen = {}
+    sampler(score, x.shape, sde, 0, start=(backend.to_device(x), begin), callback=lambda *a: seen.update(x=a[2]),
+            **options)  # fmt: skip
+    return backend.to_host(seen["x"])
+
+
+def rmse(sampler, **options):
+    x = before_the_last_step(sampler, SPEC.score(SDE), SDE, BEGIN, eps=EPS, **options)
+    assert x.dtype == np.float64
+    return math.sqrt(np.mean((x - EXACT) ** 2))
+
+
+@pytest.mark.parametrize("row", TABLE)
+def test_the_error_is_the_published_one_and_falls_with_the_order(each_backend, row):
+    """Every entry within 1 %, but for the digits that are printed; the slope over the last four within 0.2."""
+    sampler, options, order, published = TABLE[row]
+    errors = [rmse(sampler, steps=n, **options) for n in STEPS]
+    assert errors == pytest.approx(published, rel=0.01)
+    slope = -np.polyfit(np.log2(STEPS[2:]), np.log2(errors[2:]), 1)[0]
+    assert slope == pytest.approx(order, abs=0.2)
+
+
+def test_rk45_reaches_its_tolerance(each_backend):
+    """The tolerance is one of each step: their sum is let be ten times as large. From 1e-5 to 1e-10 the evaluations
+    grow by 10^(5/5) at order 5, less what the first steps always cost; at order 3 it would be 46 times."""
+    nfe = []
+    for tolerance in (1e-5, 1e-7, 1e-10):
+        score = Counted(SPEC.score(SDE))
+        x = before_the_last_step(rk45, score, SDE, BEGIN, eps=EPS, rtol=tolerance, atol=tolerance)
+        assert math.sqrt(np.mean((x - EXACT) ** 2)) < 10 * tolerance
+        nfe.append(score.nfe)
+    assert 4 < nfe[2] / nfe[0] < 10 and nfe[0] < 200
+
+
+def test_rk45_evaluates_six_times_a_round_and_twice():
+    """In the test above the callback costs a seventh."""
+    score = Counted(gaussian_score(0.5, 0.25, SDE))
+    rk45(score, (3, 2), SDE, 0)
+    assert (score.nfe - 2) % 6 == 0 and score.nfe < 100
+
+
+@pytest.mark.parametrize("sampler", [probability_flow, ddim, heun, dpm_solver, rk45])
+@pytest.mark.parametrize("sde", [VESDE(25.0), ConstantVP()], ids=["VE", "VP"])
+def test_any_process_ends_where_the_exact_map_does(each_backend, sampler, sde):
+    """Gaussian data, for which the map is linear, with the scale m(t) that VE does not have. The tolerances are four
+    times what the methods reach."""
+    mean, variance, x = 0.7, 0.25, backend.to_host(sde.prior((50, 3), 4)).astype(float)
+
+    def moments(t):
+        m = sde.marginal_scale(t)
+        return m * mean, math.sqrt(m * m * variance + sde.marginal_std(t) ** 2)
+
+    (mu, std), (mu_eps, std_eps) = moments(1.0), moments(EPS)
+    exact = mu_eps + (x - mu) * std_eps / std
+    steps, tolerance = {ddim: (800, 1e-2), rk45: (1000, 1e-4)}.get(sampler, (200, 1e-3))
+    got = before_the_last_step(sampler, gaussian_score(mean, variance, sde), sde, x, eps=EPS, steps=steps)
+    np.testing.assert_allclose(got, exact, atol=tolerance)
+
+
+def test_ddim_is_equation_12_of_its_paper(numpy_backend):
+    """In the letters of Song, Meng and Ermon: a = m^2, e = -s score; with and without fresh noise."""
+    sde, score, steps, eta = ConstantVP(), gaussian_score(0.7, 0.25, ConstantVP()), 7, 0.6
+    x, noise = Rng(3).normal((4, 2), "float64"), Rng(8)
+    got = ddim(score, (4, 2), sde, Rng(8), steps=steps, eps=0.01, start=(x, 0.9), grid=uniform_times, eta=eta)
+    times = np.linspace(0.9, 0.01, steps + 1)
+    for t, after in zip(times, times[1:]):
+        a, a_after = (sde.marginal_scale(float(u)) ** 2 for u in (t, after))
+        e = -sde.marginal_std(float(t)) * score(x, np.full(4, t))
+        c = eta * math.sqrt((1 - a_after) / (1 - a) * (1 - a / a_after))
+        x0 = (x - math.sqrt(1 - a) * e) / math.sqrt(a)
+        x = math.sqrt(a_after) * x0 + math.sqrt(1 - a_after - c * c) * e + c * noise.normal((4, 2), "float64")
+    t = float(times[-1])
+    x = (x + sde.marginal_std(t) ** 2 * score(x, np.full(4, t))) / sde.marginal_scale(t)
+    np.testing.assert_allclose(got, x, rtol=1e-10)
+
+
+def test_heun_takes_both_grids():
+    by_sigma, by_t = (rmse(heun, steps=32, grid=g) for g in (rho_times, uniform_times))
+    assert by_sigma == pytest.approx(4.54e-3, rel=0.01) and by_t == pytest.approx(4.98e-3, rel=0.01)
+
+
+# ---------------------------------------------------------------- rk45 says when it cannot
+
+
+def test_rk45_says_when_its_tolerance_is_out_of_reach_of_float32():
+    with pytest.raises(RuntimeError, match="rtol=1e-12, atol=1e-12 cannot be met from t=1 to 0.001 in float32"):
+        rk45(SPEC.score(SDE), (5, 1), SDE, 0, rtol=1e-12, atol=1e-12)
+
+
+def test_rk45_says_when_its_rounds_are_spent():
+    score = Counted(SPEC.score(SDE))
+    with pytest.raises(RuntimeError, match=r"within 5 rounds: 4 of 4 rows have not arrived, the last is at t=0\.\d+"):
+        rk45(score, (4, 1), SDE, 0, steps=5)
+    assert score.nfe == 31
+
+
+@pytest.mark.parametrize(
+    "score",
+    [lambda x, t: x * float("nan"), lambda x, t: -x * (1 + 1e6 * (array_of(t).reshape((-1, 1)) > 0.5))],
+    ids=["NaN", "a jump"],
+)
+def test_rk45_does_not_loop_on_a_hopeless_score(score):
+    with pytest.raises(RuntimeError, match="have not arrived"):
+        rk45(score, (2, 1), SDE, 0)
+
+
+def test_a_row_of_rk45_has_its_own_pace(each_backend):
+    """A score that is hard for one row only does not change the others, and the rows do not arrive together."""
+
+    def score(x, t):
+        return -x / (0.25 + SDE.marginal_std(t).reshape((-1, 1)) ** 2)
+
+    def harder(x, t):
+        wiggle = backend.to_device(np.array([[0.0], [1.0], [0.0]], np.float32))
+        return score(x, t) + wiggle * array_of(x).clip(-1, 1) * backend.xp.sin(60 * array_of(t).reshape((-1, 1)))
+
+    times = []
+    easy = rk45(score, (3, 1), SDE, 2)
+    mixed = rk45(harder, (3, 1), SDE, 2, callback=lambda i, t, x, d: times.append(t))
+    easy, mixed = backend.to_host(easy), backend.to_host(mixed)
+    np.testing.assert_array_equal(easy[[0, 2]], mixed[[0, 2]])
+    assert easy[1] != mixed[1]
+    assert any(len(set(backend.to_host(t).tolist())) > 1 for t in times[:-1])
+
+
+@pytest.mark.parametrize(
+    "sampler, options, message",
+    [
+        (probability_flow, {"method": "midpoint"}, "unknown method 'midpoint': choose one of euler, heun"),
+        (ddim, {"eta": 1.5}, "eta must be from 0 to 1, not 1.5"),
+        (heun, {"churn": -1}, "churn and churn_noise must not be negative, not -1"),
+        (heun, {"churn": float("nan")}, "churn .* not nan"),
+        (rk45, {"rtol": 0}, "rtol and atol must be positive, .* not 0"),
+        (rk45, {"atol": -1e-5}, "rtol and atol must be positive, .* -1e-05"),
+    ],
+)
+def test_bad_options_are_quoted(sampler, options, message):
+    with pytest.raises(ValueError, match=message):
+        sampler(gaussian_score(0, 1, SDE), (2, 3), SDE, 0, **options)

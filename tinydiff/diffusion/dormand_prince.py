@@ -1,0 +1,83 @@
+"""Ordinary differential equations to a given tolerance, each row of a batch at its own pace.
+
+The pair of Dormand and Prince 1980 ("A family of embedded Runge-Kutta formulae", RK5(4)7M): six slopes give a step of
+order 5, and a seventh, which is also the first of the next step, an estimate of its error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ..backend import Array, scalar, xp
+
+NODES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
+STAGES = (
+    (1 / 5,),
+    (3 / 40, 9 / 40),
+    (44 / 45, -56 / 15, 32 / 9),
+    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),  # the step itself, of order 5
+)
+ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)  # order 5 less order 4
+
+
+def solve(
+    slope: Callable[[Array, Array], Array],
+    y: Array,
+    begin: float,
+    end: float,
+    *,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    steps: int = 1000,
+) -> Iterator[tuple[Array, Array]]:
+    """dy/dt = slope(y, t) from begin to end, which may lie before it: yields (t, y) at the start and after each round;
+    the last y is the solution.
+
+    y: (N, ...), t: (N,), a time a row. In a round every row tries a step of its own length. It is taken if the root
+    mean square over the row of error / (atol + rtol |y|) is at most 1, and in any case the next is as long as that
+    error allows, a fifth to five times this one. So a row does not depend on the others. 6 slopes a round, and one.
+    Errors: ValueError for tolerances that are not positive, or steps < 1; RuntimeError, which says where they are, if
+    rows have not arrived after so many rounds, or cannot: the step they would need is nothing beside t.
+    """
+    if not (rtol > 0 and atol > 0) or steps < 1:
+        raise ValueError(f"rtol and atol must be positive, and steps 1 or more, not {rtol!r}, {atol!r} and {steps!r}")
+    rows, wide, inner = len(y), (-1,) + (1,) * (y.ndim - 1), tuple(range(1, y.ndim))
+    t = xp.full(rows, begin, y.dtype)  # (N,)
+    h = xp.full(rows, (end - begin) / 100, y.dtype)  # (N,)
+    k = [slope(y, t)]
+    yield t, y
+    for _ in range(steps):
+        arrives = abs(h) >= abs(end - t)
+        h = xp.where(arrives, end - t, h)  # 0 for those that have arrived: they stay
+        step = h.reshape(wide)  # (N,) -> (N, 1, ..., 1)
+        for node, row in zip(NODES, STAGES):
+            new = y + step * _combine(row, k)
+            k.append(slope(new, t + node * h))
+        error = abs(step * _combine(ERROR, k)) / (atol + rtol * xp.maximum(abs(y), abs(new)))
+        error = xp.sqrt((error * error).mean(axis=inner)) if inner else error  # (N, ...) -> (N,)
+        good = error <= 1  # not if it is NaN
+        t = xp.where(good, xp.where(arrives, end, t + h), t)
+        y = xp.where(good.reshape(wide), new, y)
+        k = [xp.where(good.reshape(wide), k[-1], k[0])]
+        growth = xp.where(xp.isnan(error), 0.2, 0.9 * xp.maximum(error, 1e-10) ** -0.2)
+        h = h * xp.clip(growth, 0.2, 5.0)
+        yield t, y
+        on_the_way = t != end
+        if not scalar(on_the_way.any()):
+            return
+        if scalar((on_the_way & (t + h == t)).any()):
+            break
+    far = scalar(on_the_way.sum())
+    raise RuntimeError(
+        f"rtol={rtol:g}, atol={atol:g} cannot be met from t={begin:g} to {end:g} in {y.dtype} within {steps} rounds: "
+        f"{far:.0f} of {rows} rows have not arrived, the last is at t={scalar(t.max() if end < begin else t.min()):g}. "
+        "Ask for less, allow more, or look for a slope that jumps or is no number"
+    )
+
+
+def _combine(weights: tuple[float, ...], slopes: list[Array]) -> Any:
+    """The weighted sum of as many slopes as there are weights."""
+    return sum(w * k for w, k in zip(weights, slopes) if w)

@@ -1,0 +1,172 @@
+"""How probable an image is under a model: its log-density, exactly but for two estimates whose errors are told.
+
+Along the probability-flow ODE dx/dt = v(x, t) the density changes as the volume does, so with x(t_max) where the ODE
+leads from x,
+
+    ln p(x) = ln prior(x(t_max)) + integral over t of the divergence of v at x(t)          (Chen et al. 2018, theorem 1)
+
+The divergence is the trace of dv/dx. One backward pass gives a row of it or any combination of rows; so it costs D of
+them, or it is estimated: E[z . (dv/dx)^T z] for random signs z (Hutchinson 1989; Grathwohl et al. 2019, "FFJORD").
+What is called p here is the density at time eps, as the score cannot be learned at 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from .. import parallel
+from ..backend import Array, to_device, to_host, xp
+from ..backward import grad
+from ..modes import recording
+from ..rng import Rng, as_rng
+from ..tensor import Tensor, array_of
+from .dormand_prince import solve
+from .evaluation import Score, checked, flow
+
+
+def log_likelihood(
+    score: Score,
+    x: Any,
+    sde: Any,
+    rng: Rng | int,
+    *,
+    probes: int = 1,
+    exact: bool = False,
+    eps: float = 1e-5,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    steps: int = 1000,
+    first: int = 0,
+    **condition: Any,
+) -> Array:
+    """ln p(x) in nats: x (N, ...) -> (N, probes), in each column by another probe z; their mean is the estimate.
+
+    score(x, t, **condition): differentiable, made of ops on its Tensors; a denoiser becomes one by `score_of`.
+    exact: the divergence itself, by a backward pass a dimension: (N, 1), for small D. rng: one draw a probe, whose row
+    i is that of sample `first + i`. rtol, atol, steps: of the ODE (dormand_prince.py), each sample at its own pace.
+    Errors: ValueError for probes < 1, eps outside (0, t_max), a score of another shape; TypeError for an x that is not
+    of floats, or a score without a gradient; RuntimeError if the tolerance cannot be met.
+    Source: Song et al. 2021, section 4.3 and appendix D.2.
+    """
+    x = to_device(array_of(x))
+    if x.dtype.kind != "f" or x.ndim == 0:
+        raise TypeError(f"log_likelihood: x must be (N, ...) of floats, not {x.dtype} of shape {x.shape}")
+    if probes < 1:
+        raise ValueError(f"log_likelihood: probes must be 1 or more, not {probes!r}")
+    if not 0 < eps < sde.t_max:
+        raise ValueError(f"log_likelihood: eps must be between 0 and {sde.t_max:g}, not {eps!r}")
+    shape, (n, d) = x.shape, (x.shape[0], math.prod(x.shape[1:]))
+    if exact:
+        groups = [[xp.broadcast_to(row, (n, d)) for row in xp.eye(d, dtype=x.dtype)]]  # one column, the sum of D terms
+    else:
+        rng = as_rng(rng)
+        groups = [[(rng.integers(2, (n, d), first=first) * 2 - 1).astype(x.dtype)] for _ in range(probes)]
+
+    def slope(state: Array, t: Array) -> Array:
+        """Of x and of the integrals, side by side: (N, D + columns)."""
+        with recording(True):
+            here = Tensor(state[:, :d].reshape(shape), requires_grad=True)
+            s = score(here, Tensor(t), **condition)
+            checked(s, here)
+            velocity = flow(sde, here, t, s)
+        if not (isinstance(s, Tensor) and s.requires_grad):
+            raise TypeError(
+                "log_likelihood: the score has no gradient: it must be computed by ops, from the Tensor that it is "
+                "given, and not under no_grad"
+            )
+        columns = [velocity.data.reshape(n, d)]
+        for group in groups:
+            terms = [(z * grad(velocity, here, z.reshape(shape))[0].data.reshape(n, d)).sum(axis=1) for z in group]
+            columns.append(sum(terms).reshape(n, 1))
+        return xp.concatenate(columns, axis=1)
+
+    state = xp.concatenate([x.reshape(n, d), xp.zeros((n, len(groups)), x.dtype)], axis=1)
+    *_, (_, state) = solve(slope, state, eps, sde.t_max, rtol=rtol, atol=atol, steps=steps)
+    return sde.prior_log_density(state[:, :d].reshape(shape)).reshape(n, 1) + state[:, d:]
+
+
+class Average(NamedTuple):
+    """A mean over images, and how far it may be off: by a standard error for images and probes together, of which
+    `probe_error` would be left if there were no images but these. NaN where there is only one to tell from."""
+
+    mean: float
+    standard_error: float
+    probe_error: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f} +- {self.standard_error:.4f} (of which probes {self.probe_error:.4f})"
+
+
+def average(estimates: Any) -> Average:
+    """The mean of estimates (N, probes), as log_likelihood and bits_per_dimension return them, and its errors."""
+    a = to_host(array_of(estimates)).astype(float)
+    if a.ndim != 2 or a.size == 0:
+        raise ValueError(f"average: estimates must be (N, probes), and not none, not {a.shape}")
+    n, probes = a.shape
+    of_images = a.mean(axis=1).std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
+    of_probes = math.sqrt(a.var(axis=1, ddof=1).mean() / (n * probes)) if probes > 1 else math.nan
+    return Average(float(a.mean()), float(of_images), of_probes)
+
+
+def bits_per_dimension(
+    score: Score,
+    images: Any,
+    sde: Any,
+    rng: Rng | int,
+    *,
+    low: float = 0.0,
+    high: float = 1.0,
+    probes: int = 1,
+    eps: float = 1e-5,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    batch_size: int = 64,
+    threads: int | None = None,
+    progress: Callable[[int, int, Average], Any] | None = None,
+    **condition: Any,
+) -> Any:
+    """What it costs to send an image by this model, in bits a pixel and channel: images (N, ...) of uint8
+    -> (N, probes) on the host. `average` gives the mean and its standard error.
+
+        x = low + (high - low) (k + u) / 256,  u ~ U(0, 1)         bits = -log2 p(x) / D + 8 - log2(high - low)
+
+    An image of bytes has a probability and a model a density; its mean over the cell of an image, an edge of 1/256 (so
+    the 8 bits), is a probability, and the mean of the logarithm a lower bound of that mean's.
+    low, high: what the bytes 0 and 255 were in training, as in data.to_float; each byte here fills a cell of its own.
+    batch_size, threads: as in parallel.over_shards; the estimates do not depend on them, but for rounding.
+    progress(done, N, average so far): called after each batch. condition: arrays (N,), one value an image.
+    Errors: TypeError for images that are not of uint8, ValueError for none, or a high that is not above low; and those
+    of log_likelihood.
+    Source: Theis et al. 2016, "A note on the evaluation of generative models", section 3.1.
+    """
+    images = array_of(images)
+    if images.dtype != "uint8":
+        raise TypeError(
+            f"bits_per_dimension: images must be of bytes, uint8, not {images.dtype}: the figure is about integers"
+        )
+    if images.ndim < 2 or images.size == 0:
+        raise ValueError(f"bits_per_dimension: images must be (N, ...), and not none, not {images.shape}")
+    if not low < high:
+        raise ValueError(f"bits_per_dimension: low must be less than high, not {low!r} and {high!r}")
+    rng = as_rng(rng)
+    n, d, state = len(images), math.prod(images.shape[1:]), rng.state()
+
+    def of_shard(rows: slice) -> Any:
+        source = Rng(**state)
+        k = to_device(images[rows]).astype("float32")
+        x = low + (high - low) * (k + source.uniform(k.shape, first=rows.start)) / 256
+        told = {name: value[rows] for name, value in condition.items()}
+        nats = log_likelihood(
+            score, x, sde, source, probes=probes, eps=eps, rtol=rtol, atol=atol, first=rows.start, **told
+        )
+        return to_host(nats / (-d * math.log(2)) + (8 - math.log2(high - low)))
+
+    parts: list[Any] = []
+    for part in parallel.over_shards(of_shard, n, batch_size, threads):
+        parts.extend(part)
+        if progress is not None:
+            progress(len(parts), n, average(parts))
+    rng.step += 1 + probes
+    return to_host(parts)
