@@ -181,7 +181,7 @@ def draw_learned(net, exact, samples, path):
     axes.set_ylim(0, density.max() * 1.45)
     axes.legend(frameon=False, fontsize=8, loc="upper left")
     plot.frame(axes, "t = 0", x="x", y="density")
-    figure.set_layout_engine("tight")
+    figure.set_layout_engine("tight", w_pad=1.6)
     plot.save(figure, path)
 
 
