@@ -16,8 +16,8 @@ and return a Tensor of shape (). Sample i of a batch may not look at the others 
 their sum is taken for all samples at once.
 
 Sources: Hyvarinen 2005, "Estimation of non-normalized statistical models by score matching" (theorem 1); Vincent 2011;
-Song, Garg, Shi and Ermon 2019, "Sliced score matching" (equation 8, with variance reduction); the weight s^2: Song et
-al. 2021.
+Song, Garg, Shi and Ermon 2019, "Sliced score matching" (with variance reduction: |psi|^2 is not projected on v); the
+weight s^2: Song et al. 2021.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class SDE:
 
     def inside(self, t: Any) -> Any:
         """t itself. Errors: ValueError for a number outside 0 ... t_max."""
-        if isinstance(t, Real) and not 0 <= float(t) <= self.t_max:
+        if isinstance(t, Real) and not 0 <= float(t) <= self.t_max * (1 + 2**-23):  # t_max may be rounded to float32
             raise ValueError(f"{self}: t must be from 0 to {self.t_max:g}, not {t!r}")
         return t
 
@@ -144,12 +144,14 @@ class VPSDE(SDE):
         f = -beta(t) x / 2,   g = sqrt(beta),   m = exp(-B / 2),   s = sqrt(1 - exp(-B)),     B = integral of beta
 
     schedule: "linear" (beta from 0.1 to 20), "cosine", or an object with beta(t) and integral(t). The prior is N(0, I).
-    Errors: ValueError for another name.
+    Errors: ValueError for another name, TypeError for an object without them.
     Source: Song et al. 2021, equation 11; its discrete form is DDPM (Ho et al. 2020).
     """
 
     def __init__(self, schedule: Any = "linear"):
         self.schedule = by_name("schedule", SCHEDULES, schedule)() if isinstance(schedule, str) else schedule
+        if not (hasattr(self.schedule, "beta") and hasattr(self.schedule, "integral")):
+            raise TypeError(f"{type(self).__name__}: a schedule has beta(t) and integral(t); {schedule!r} has not")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.schedule!r})"
