@@ -74,9 +74,9 @@ _PLACE = """
     const int column = threadIdx.x % runs, row = threadIdx.x / runs, rows = THREADS / runs;
     const int run = blockIdx.y * runs + column;       // of all runs of a position
     const int member = column % group_runs;           // of its group
-    const bool busy = row < rows && run < all_runs, first = busy && row == 0;
+    const bool busy = row < rows && run < all_runs;   // the others fold as well, but nobody reads what they find
+    const bool first = busy && row == 0;
     const int begin = blockIdx.z * part, end = min(length, begin + part);
-    const int fold_row = busy ? row : rows, fold_member = first ? member : group_runs;
 """
 
 # ---------------------------------------------------------------- forward
@@ -140,16 +140,13 @@ _MOMENTS_OF_PARTS = """
 
 _FOLD_MOMENTS = """
     __shared__ Moments memory[THREADS];
-    fold(found, memory, fold_row, rows, runs);
-    fold(found, memory, fold_member, group_runs, 1);
+    fold(found, memory, row, rows, runs);
+    fold(found, memory, member, group_runs, 1);
 """
 
 _NORMALIZE = """
-    __syncthreads();
-    if (first && member == 0) memory[column] = found;
-    __syncthreads();
+    found = held_by(column - member, found, memory);
     if (!busy) return;
-    found = memory[column - member];
     const T scale = 1 / sqrt(found.squares / found.count + T(eps));
     if (row == 0 && member == 0 && blockIdx.z == 0) {
       mean[a * (all_runs / group_runs) + run / group_runs] = origin + moved + found.mean;
@@ -311,7 +308,7 @@ _SUMS_MEMORY = """
 """
 
 _FOLD_SUMS = """
-    fold(found, memory, fold_row, rows, runs);
+    fold(found, memory, row, rows, runs);
 """
 
 _NORMALIZE_BACKWARD = (
@@ -321,11 +318,8 @@ _NORMALIZE_BACKWARD = (
       means.h += factor.lane[i] * found.g.lane[i];
       means.hx += factor.lane[i] * found.gx.lane[i];
     }
-    fold(means, memory_of_means, fold_member, group_runs, 1);
-    __syncthreads();
-    if (first && member == 0) memory_of_means[column] = means;
-    __syncthreads();
-    means = memory_of_means[column - member];
+    fold(means, memory_of_means, member, group_runs, 1);
+    means = held_by(column - member, means, memory_of_means);
     const T count = T(length) * (group_runs * LANES);
     means.h /= count;
     means.hx /= count;

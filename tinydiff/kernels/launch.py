@@ -171,4 +171,12 @@ template <class Value> __device__ void fold(Value& mine, Value* memory, int plac
     count = half;
   }
 }
+
+// What thread number `first` holds, for all that name it. All threads of the block must call it.
+template <class Value> __device__ Value held_by(int first, const Value& mine, Value* memory) {
+  __syncthreads();
+  if (threadIdx.x == first) memory[first] = mine;
+  __syncthreads();
+  return memory[first];
+}
 """
