@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +35,10 @@ def compile_for(gpu: str, source: str) -> bytes:
     return compiler._NVRTCProgram(source, "kernel.cu", method="cubin").compile(options)[0]
 
 
-def varieties(kernel: launch.Kernel) -> Iterator[str]:
-    """The ends of what a call may ask for: the least of everything, and the most, which takes most shared memory."""
-    for char, most in (("f", 4), ("d", 2)):
-        yield kernel.source(char, 1, True, min(kernel.blocks))
-        yield kernel.source(char, most, False, max(kernel.blocks))
-
-
 @pytest.mark.parametrize("gpu", GPUS)
 @pytest.mark.parametrize("kernel", launch.KERNELS, ids=lambda k: k.name)
 def test_kernels_in_cuda(kernel, gpu):
-    for source in varieties(kernel):
+    for source in kernel.sources():
         assert kernel.name.encode() in compile_for(gpu, source)
 
 
@@ -55,8 +47,8 @@ def test_kernels_in_cuda(kernel, gpu):
 def test_elementwise_kernels(kernel, gpu):
     headers = "".join(f"#include <{h}>\n" for h in core._cupy_header_list)
     for dtype in ("float32", "float64"):
-        kernel(*(cupy.ones(3, p.dtype or dtype) for p in kernel.in_params + kernel.out_params))
-    assert len(kernel.cached_codes) >= 2
+        kernel(*(cupy.ones(64 if p.raw else 1, p.dtype or dtype) for p in kernel.in_params + kernel.out_params))
+    assert kernel.cached_codes
     for source in kernel.cached_codes.values():
         assert kernel.name.encode() in compile_for(gpu, headers + source)
 

@@ -213,7 +213,7 @@ def plans(monkeypatch):
     """What the kernels are launched with, and a way to ask for blocks of less than a large array would get."""
     from tinydiff.kernels import cuda_norm
 
-    made, plan = [], cuda_norm._plan
+    made, plan = [], cuda_norm.plan_for
 
     def remember(*arrays: Any) -> Any:
         made.append(plan(*arrays))
@@ -223,7 +223,7 @@ def plans(monkeypatch):
         monkeypatch.setattr(cuda_norm, "PART", part)
         monkeypatch.setattr(cuda_norm, "BUSY", busy)
 
-    monkeypatch.setattr(cuda_norm, "_plan", remember)
+    monkeypatch.setattr(cuda_norm, "plan_for", remember)
     return limits, made
 
 
@@ -264,7 +264,7 @@ def test_a_plan_fills_blocks_and_covers_all_of_x(each_backend):
         ((50_000, 1, 1, 256), "float32"),
     ]:
         x = backend.xp.broadcast_to(backend.xp.zeros(1, dtype), view)
-        plan = cuda_norm._plan(x)
+        plan = cuda_norm.plan_for(x)
         samples, length, groups, d = view
         if plan is None:
             assert d // math.gcd(d, 16 // x.itemsize) > 1024

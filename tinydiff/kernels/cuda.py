@@ -6,7 +6,7 @@ parameter and its moments. What numpy.py does in whole arrays anyway is taken ov
 
 Elementwise kernels are CuPy's own, which checks their arguments. Those that move data or reduce it are CUDA, behind
 `Kernel` (launch.py), which checks what CUDA does not. What they have in common with one another stands in a file of its
-own: cuda_norm.py and cuda_softmax.py.
+own: cuda_norm.py, cuda_norm_backward.py, cuda_softmax.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import cupy
 from ..backend import Array
 from .cublas import matmul
 from .cuda_graph import Graph
-from .cuda_norm import normalize, normalize_backward
+from .cuda_norm import normalize
+from .cuda_norm_backward import normalize_backward
 from .cuda_optim import adam_step, average_step, clip_norm, sgd_step
 from .cuda_random import random_integers, random_normal, random_uniform
 from .cuda_softmax import attention_weights, attention_weights_backward, softmax

@@ -56,19 +56,13 @@ _SOFTMAX = Kernel(
     if (busy)
       for (int key = place; key < length; key += across) most += Largest{score(key)};
     fold(most, largest, place, across, 1);
-    __syncthreads();
-    if (place == 0) largest[threadIdx.x] = most;
-    __syncthreads();
-    most = largest[threadIdx.x - place];
+    most = held_by(threadIdx.x - place, most, largest);
 
     T sum = 0;
     if (busy)
       for (int key = place; key < length; key += across) sum += z[at + key] = exp(score(key) - most.value);
     fold(sum, sums, place, across, 1);
-    __syncthreads();
-    if (place == 0) sums[threadIdx.x] = sum;
-    __syncthreads();
-    sum = sums[threadIdx.x - place];
+    sum = held_by(threadIdx.x - place, sum, sums);
 
     if (busy)
       for (int key = place; key < length; key += across) z[at + key] /= sum;
@@ -86,10 +80,7 @@ _SOFTMAX_BACKWARD = Kernel(
     if (busy)
       for (int key = place; key < length; key += across) sum += g[at + key] * z[at + key];
     fold(sum, sums, place, across, 1);
-    __syncthreads();
-    if (place == 0) sums[threadIdx.x] = sum;
-    __syncthreads();
-    sum = sums[threadIdx.x - place];
+    sum = held_by(threadIdx.x - place, sum, sums);
     if (busy)
       for (int key = place; key < length; key += across) dx[at + key] = z[at + key] * (g[at + key] - sum) * scale;
     """,

@@ -16,6 +16,7 @@ and Index a type that counts all elements of the arguments: of 32 bits while the
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ import numpy
 
 from ..backend import Array
 
-KERNELS: list[Kernel] = []  # all there are, and
+KERNELS: list[Any] = []  # all there are, each with a name and sources(), and
 ELEMENTWISE: list[Any] = []  # all of CuPy's own kind: the tests compile every one of them
 
 THREADS = 256  # a block, where the kernel does not care
@@ -39,12 +40,12 @@ EACH_ELEMENT = """
 """
 
 
-def elementwise(inputs: str, outputs: str, body: str, name: str) -> Any:
+def elementwise(inputs: str, outputs: str, body: str, name: str, preamble: str = "") -> Any:
     """A cupy.ElementwiseKernel, which checks its arguments itself, entered in ELEMENTWISE.
 
     CuPy pastes the names of the parameters into its own text: long words, of which no other name is made, are safe.
     """
-    kernel = cupy.ElementwiseKernel(inputs, outputs, body, f"tinydiff_{name}")
+    kernel = cupy.ElementwiseKernel(inputs, outputs, body, f"tinydiff_{name}", preamble=preamble)
     ELEMENTWISE.append(kernel)
     return kernel
 
@@ -124,6 +125,12 @@ class Kernel:
           {self.body}
         }}"""
 
+    def sources(self) -> Iterator[str]:
+        """The code at the ends of what a call may ask for: the least of everything, and the most."""
+        for char, most in (("f", 4), ("d", 2)):
+            yield self.source(char, 1, True, min(self.blocks))
+            yield self.source(char, most, False, max(self.blocks))
+
     def _passed(self, parameter: Parameter, a: Any, dtype: Any, wide: bool) -> Any:
         """The argument as it goes to the device, if it is what was declared."""
         declaration, kind, nullable = parameter
@@ -170,5 +177,13 @@ template <class Value> __device__ void fold(Value& mine, Value* memory, int plac
     if (place + half < count) mine += memory[threadIdx.x];
     count = half;
   }
+}
+
+// What thread number `first` holds, for all that name it. All threads of the block must call it.
+template <class Value> __device__ Value held_by(int first, const Value& mine, Value* memory) {
+  __syncthreads();
+  if (threadIdx.x == first) memory[first] = mine;
+  __syncthreads();
+  return memory[first];
 }
 """
