@@ -6,22 +6,20 @@ stay in the cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..backend import Array, xp
 
-_RUN_BYTES = 2**17  # of each array at a time: some four of them have to stay in the cache of a core together
+_RUN_BYTES = 2**20  # of each array at a time, so that a few of them stay in the cache
 
 
-def _runs(*arrays: Array) -> Iterator[tuple[Array, ...]]:
-    """Arrays of one shape in parts; those that lie in different orders, whole."""
-    if not all(a.flags.c_contiguous for a in arrays):
-        yield arrays
-        return
-    flat = [a.reshape(-1) for a in arrays]
-    length = _RUN_BYTES // arrays[0].itemsize
-    yield from (tuple(a[i : i + length] for a in flat) for i in range(0, arrays[0].size, length))
+def _runs(*arrays: Array) -> Iterable[tuple[Array, ...]]:
+    """Large arrays of one shape in parts; small ones, and such as lie in different orders, whole."""
+    if arrays[0].nbytes <= _RUN_BYTES or not all(a.flags.c_contiguous for a in arrays):
+        return (arrays,)
+    flat, length = [a.reshape(-1) for a in arrays], _RUN_BYTES // arrays[0].itemsize
+    return (tuple(a[i : i + length] for a in flat) for i in range(0, arrays[0].size, length))
 
 
 def sgd_step(
