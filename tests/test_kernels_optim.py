@@ -115,7 +115,8 @@ def test_both_files_have_the_same_functions_with_the_same_arguments() -> None:
         shared = set(theirs) & set(ours)
         assert {name: theirs[name] for name in shared} == {name: ours[name] for name in shared}
         assert {name for name in theirs if name[0] != "_"} <= shared | {"prepare"}  # which is for cuda_graph.py
-    assert set(cuda.__all__) | {"blocks"} == set(numpy.__all__)
+    # The cache is a matter of the CPU, and graphs of the GPU.
+    assert set(cuda.__all__) - {"Graph"} == set(numpy.__all__) - {"blocks"}
 
 
 @on_cupy

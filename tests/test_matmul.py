@@ -130,6 +130,35 @@ def test_products_may_be_captured_on_any_stream_and_each_stream_has_its_workspac
 
 
 @on_cupy
+def test_the_workspace_is_set_after_the_stream_which_would_take_it_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The emulated cuBLAS works without one; a real one would allocate, at every replay of a graph."""
+    import cupy
+
+    from tinydiff.kernels import cublas
+
+    calls, real = [], cublas._library()
+
+    class Spy:
+        def __getattr__(self, name: str) -> Any:
+            def call(*arguments: Any) -> Any:
+                calls.append((name, arguments))
+                return getattr(real, name)(*arguments)
+
+            return call
+
+    monkeypatch.setattr(cublas, "_library", Spy)
+    x, stream = cupy.ones((3, 3)), cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        kernels.matmul(x, x)
+        kernels.matmul(x, x)
+    names = ["cublasSetStream_v2", "cublasSetWorkspace_v2", "cublasGemmStridedBatchedEx", "cublasGemmStridedBatchedEx"]
+    assert [name for name, _ in calls] == names
+    workspace = cublas._handle().workspaces[stream]
+    assert calls[0][1][1] == stream.ptr and calls[1][1][1:] == (workspace.data.ptr, workspace.nbytes)
+    assert workspace.nbytes >= 8 * 2**20 and workspace.data.ptr % 256 == 0
+
+
+@on_cupy
 def test_what_cublas_refuses_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     from tinydiff.kernels import cublas
 

@@ -23,16 +23,17 @@ class Graph:
         self.stream = cupy.cuda.Stream(non_blocking=True)
         self.pool = cupy.cuda.MemoryPool()
         self.graph: Any = None
+        self.before, self.after = (cupy.cuda.Event(disable_timing=True) for _ in range(2))
 
     @contextlib.contextmanager
     def _on_stream(self) -> Iterator[None]:
         outside = cupy.cuda.get_current_stream()
-        self.stream.wait_event(outside.record())
+        self.stream.wait_event(outside.record(self.before))
         try:
             with self.stream:
                 yield
         finally:
-            outside.wait_event(self.stream.record())
+            outside.wait_event(self.stream.record(self.after))
 
     def run(self, step: Callable[[], Any]) -> Any:
         """The step as it is, on this stream and in this memory."""
