@@ -8,7 +8,7 @@ from typing import Any
 
 import cupy
 
-from . import cublas
+from .cublas import prepare
 
 
 class Graph:
@@ -43,7 +43,7 @@ class Graph:
     def record(self, step: Callable[[], Any]) -> Any:
         """Run the step's Python; what it launches is recorded, and not run. Errors: those of the step."""
         with self._on_stream(), cupy.cuda.using_allocator(self.pool.malloc):
-            cublas.prepare()
+            prepare()
             self.stream.begin_capture()
             try:
                 result = step()
