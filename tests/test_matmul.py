@@ -80,6 +80,25 @@ def test_two_dtypes_meet_in_the_wider(each_backend: str) -> None:
     check(draw(2, 3, 4), draw(4, 5, dtype="float32"))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "complex128"])
+def test_a_product_may_be_written_into_an_array_that_is_there(each_backend: str, dtype: str) -> None:
+    a, b = draw(2, 3, 4, dtype=dtype), draw(4, 5, dtype=dtype)
+    out = backend.xp.zeros((2, 3, 5), dtype)
+    assert kernels.matmul(backend.to_device(a), backend.to_device(b), out) is out
+    np.testing.assert_allclose(backend.to_host(out), a @ b, rtol=1e-5, atol=1e-5)
+
+
+@on_cupy
+@pytest.mark.parametrize("out", [((3, 4), "float32"), ((3, 5), "float64"), ((5, 3), "float32")])
+def test_an_array_that_does_not_fit_the_product_is_refused(out: Any) -> None:
+    shape, dtype = out
+    wrong = backend.xp.zeros(shape, dtype)
+    with pytest.raises(ValueError, match=r"out must be contiguous, of shape \(3, 5\) and float32, not"):
+        kernels.matmul(
+            *(backend.xp.ones(s, "float32") for s in ((3, 4), (4, 5))), wrong.T if shape == (5, 3) else wrong
+        )
+
+
 def test_stretched_views_are_read_as_they_are(each_backend: str) -> None:
     def stretch(x: Any) -> Any:
         return (np if isinstance(x, np.ndarray) else backend.xp).broadcast_to(x, (4, 5))

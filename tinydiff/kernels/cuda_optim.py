@@ -15,9 +15,9 @@ import cupy
 import numpy
 
 from ..backend import Array
+from .launch import THREADS, elementwise, raw
 
 MOST = 80  # tensors a launch
-THREADS = 256  # a block
 BLOCK_ELEMENTS = 4 * THREADS  # that a block works on, where a tensor is as long
 
 
@@ -48,7 +48,7 @@ class TableKernel:
         self.table = numpy.dtype(
             [("start", numpy.uint64, (len(self.arrays), MOST)), ("size", numpy.int64, MOST), ("row", numpy.int32, MOST)]
         )
-        self.kernels = {char: cupy.RawKernel(self.source(char), name) for char in "fd"}
+        self.kernels = {char: raw(self.source(char), name) for char in "fd"}
 
     def source(self, char: str) -> str:
         columns = [f"{a} = ({a.rpartition(' ')[0]})table.start[{i}][blockIdx.y];" for i, a in enumerate(self.arrays)]
@@ -161,11 +161,11 @@ _SQUARES = TableKernel(
     most_blocks=64,
 )
 _SCALE = TableKernel("tinydiff_scale", "T* g", "g[i] *= T(numbers[0]);")
-_NORM_AND_SCALE = cupy.ElementwiseKernel(
+_NORM_AND_SCALE = elementwise(
     "float64 squares, float64 limit",
     "T norm, float64 factor",
     "double root = sqrt(squares), ratio = limit / (root + 1e-6); norm = root; factor = ratio > 1 ? 1 : ratio",
-    "tinydiff_norm_and_scale",
+    "norm_and_scale",
 )
 
 
