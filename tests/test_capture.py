@@ -145,6 +145,61 @@ def test_backward_and_zero_grad_inside() -> None:
     equal(run(lambda step: step), run(backend.capture))
 
 
+def test_gradients_add_up_over_calls_as_they_do_without_a_graph() -> None:
+    def make() -> Any:
+        net = nn.Linear(3, 2, rng=0)
+
+        def step(rng: Rng) -> Tensor:
+            loss = ops.square(net(Tensor(rng.normal((5, 3))))).mean()
+            loss.backward()
+            return loss
+
+        return step, lambda: [host(p.grad) for p in net.parameters()]
+
+    both(make)
+
+
+@on_cupy
+def test_gradients_that_a_graph_adds_to_must_stay_there() -> None:
+    p = nn.Parameter(np.ones(3))
+    fast = backend.capture(lambda: ops.square(p).sum().backward())
+    for _ in range(3):
+        fast()
+    assert host(p.grad).tolist() == [6] * 3
+    p.grad = None
+    with pytest.raises(RuntimeError, match="another gradient than when the captured step read it: .* after zero_grad"):
+        fast()
+
+
+def test_every_number_of_an_optimiser_may_change() -> None:
+    def make() -> Any:
+        ps = [nn.Parameter(np.ones(3)) for _ in range(3)]
+        sgd, adam = optim.SGD(ps[:1], 0.1, momentum=0.9, nesterov=True), optim.Adam(ps[1:2], 0.1)
+        adamw, calls = optim.AdamW(ps[2:], 0.1), iter(range(1, 100))
+
+        def step(rng: Rng) -> Any:
+            for p in ps:
+                p.grad = Tensor(rng.normal(3, "float64"))
+            for optimizer in (sgd, adam, adamw):
+                optimizer.step()
+            return rng.normal(1)
+
+        def wrapped(step: Any) -> Any:
+            def call(rng: Rng) -> Any:
+                n = next(calls)
+                sgd.momentum, adam.betas = 0.9 / n, (0.9 / n, 0.99 / n)
+                for optimizer in (sgd, adam, adamw):
+                    optimizer.lr, optimizer.weight_decay = 0.1 / n, 0.01 * n
+                adam.eps = 1e-3 * n
+                return step(rng)
+
+            return call
+
+        return step, lambda: [host(p) for p in ps], wrapped
+
+    both(make)
+
+
 @pytest.mark.parametrize("sampler", ["euler_maruyama", "heun"])
 def test_captured_samplers_draw_the_same_images(sampler: str) -> None:
     task = Images()
@@ -170,12 +225,15 @@ def test_captured_samplers_draw_the_same_images(sampler: str) -> None:
         assert not counters or counters["graph_launches"] == (i > 0)
 
 
-def both(make: Callable[[], tuple[Callable[..., Any], Callable[[], list[np.ndarray]]]], calls: int = 5) -> None:
-    """make() -> (step(rng), state()): run plain and captured, they agree in every result and in the state."""
+def both(make: Callable[[], Any], calls: int = 5) -> None:
+    """make() -> (step(rng), state()): run plain and captured, they agree in every result and in the state. The third
+    that it may return is put around the step that is called."""
     results = []
     for wrap in (lambda step: step, backend.capture):
-        step, state = make()
+        step, state, *around = make()
         step, source, found = wrap(step), Rng(3), []
+        for outer in around:
+            step = outer(step)
         for _ in range(calls):
             found.append(host(step(source)))
         results.append([*found, np.array(source.step), *state()])
@@ -463,7 +521,9 @@ def test_gradients_that_are_not_those_of_the_graph_are_refused() -> None:
         fast()
     assert np.allclose(host(p), 0.7)
     p.grad = Tensor(backend.xp.full(3, 2.0))
-    with pytest.raises(RuntimeError, match=r"parameter 0 of shape \(3,\) has another gradient than when this step was"):
+    with pytest.raises(
+        RuntimeError, match=r"a Tensor of shape \(3,\) has another gradient than when the captured step read"
+    ):
         fast()
     assert optimizer.counts == [3]
 

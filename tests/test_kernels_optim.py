@@ -36,18 +36,18 @@ def lists(dtype: str, shapes: Any = SHAPES) -> list[list[np.ndarray]]:
     return [p, g, m, [a * a for a in m]]
 
 
-def adam_numbers(count: int) -> np.ndarray:
+def adam_numbers(count: int, decay: float = 0.0) -> np.ndarray:
     """Other ones for each tensor."""
-    return np.array([[1 - 1e-3 * i, 1e-2 / (i + 1), 1e-8 * (i + 1)] for i in range(count)])
+    return np.array([[1e-2 / (i + 1), 1e-8 * (i + 1), 1 - 1e-3 * i, decay * i, 0.9, 0.999] for i in range(count)])
 
 
 CALLS: dict[str, Any] = {
-    "sgd": lambda p, g, m, v: ("sgd_step", p, g, None, np.array([0.1]), 0.0, 0.0, False),
-    "sgd decay": lambda p, g, m, v: ("sgd_step", p, g, None, np.array([0.1]), 0.0, 0.2, False),
-    "momentum": lambda p, g, m, v: ("sgd_step", p, g, m, np.array([0.1]), 0.9, 0.0, False),
-    "nesterov decay": lambda p, g, m, v: ("sgd_step", p, g, m, np.array([0.1]), 0.9, 0.2, True),
-    "adam": lambda p, g, m, v: ("adam_step", p, g, m, v, adam_numbers(len(p)), (0.9, 0.999), 0.0),
-    "adam decay": lambda p, g, m, v: ("adam_step", p, g, m, v, adam_numbers(len(p)), (0.9, 0.999), 0.1),
+    "sgd": lambda p, g, m, v: ("sgd_step", p, g, None, np.array([0.1, 0.0, 0.0]), False),
+    "sgd decay": lambda p, g, m, v: ("sgd_step", p, g, None, np.array([0.1, 0.2, 0.0]), False),
+    "momentum": lambda p, g, m, v: ("sgd_step", p, g, m, np.array([0.1, 0.0, 0.9]), False),
+    "nesterov decay": lambda p, g, m, v: ("sgd_step", p, g, m, np.array([0.1, 0.2, 0.9]), True),
+    "adam": lambda p, g, m, v: ("adam_step", p, g, m, v, adam_numbers(len(p))),
+    "adam decay": lambda p, g, m, v: ("adam_step", p, g, m, v, adam_numbers(len(p), 0.1)),
     "average": lambda p, g, m, v: ("average_step", p, g, np.array([0.01])),
     "clip": lambda p, g, m, v: ("clip_norm", p, 3.0),
     "clip nothing": lambda p, g, m, v: ("clip_norm", p, 1e6),
@@ -140,7 +140,7 @@ def test_arrays_in_another_order_are_changed_where_they_are() -> None:
     turned = [backend.to_device(a).T for a in (p, g, m, v * v)]
     straight = [backend.to_device(a.T.copy()) for a in (p, g, m, v * v)]
     for arrays in (turned, straight):
-        kernels.adam_step(*([a] for a in arrays), numbers, (0.9, 0.999), 0.1)
+        kernels.adam_step(*([a] for a in arrays), numbers)
     assert all((a == b).all() for a, b in zip(turned, straight))
 
 
@@ -150,8 +150,8 @@ def test_a_step_is_one_launch_and_clipping_is_four() -> None:
     arrays = [[backend.to_device(a) for a in column] for column in lists("float32", [(5,), (3, 4), (2000,)] * 20)]
     numbers = backend.to_device(adam_numbers(60))
     calls = {
-        "adam_step": (*arrays, numbers, (0.9, 0.999), 0.0),
-        "sgd_step": (*arrays[:3], numbers, 0.9, 0.1, True),
+        "adam_step": (*arrays, numbers),
+        "sgd_step": (*arrays[:3], numbers, True),
         "average_step": (*arrays[:2], numbers),
         "clip_norm": (arrays[0], 1.0),
     }
@@ -175,7 +175,7 @@ def test_a_step_is_one_launch_and_clipping_is_four() -> None:
 def test_the_launcher_refuses_arrays_that_do_not_fit(spoil: Any, error: Any, message: str) -> None:
     p, g = spoil(backend.xp.ones(3, "float32"), backend.xp.ones(3, "float32"))
     with pytest.raises(error, match=message):
-        kernels.sgd_step([p], [g], None, backend.xp.ones(1), 0.0, 0.0, False)
+        kernels.sgd_step([p], [g], None, backend.xp.ones(3), False)
 
 
 def test_a_gradient_of_another_shape_is_an_error(each_backend: str) -> None:
