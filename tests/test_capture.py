@@ -17,7 +17,8 @@ import pytest
 
 from tinydiff import Rng, Tensor, backend, checkpoint, nn, ops, optim
 from tinydiff.capture import MOST_GRAPHS
-from tinydiff.diffusion import VESDE, edm, euler_maruyama, score_matching_loss
+from tinydiff.diffusion import VESDE, edm, score_matching_loss
+from tinydiff.diffusion.samplers import SAMPLERS, score_of
 from tinydiff.models.unet import UNet
 from tinydiff.rng import recorded, replayed
 from tinydiff.training import gradients, train
@@ -200,21 +201,23 @@ def test_every_number_of_an_optimiser_may_change() -> None:
     both(make)
 
 
-@pytest.mark.parametrize("sampler", ["euler_maruyama", "heun"])
-def test_captured_samplers_draw_the_same_images(sampler: str) -> None:
-    task = Images()
-    for p in task.net.parameters():  # its last layers start at zero
+def painted(sampler: str, task: Images) -> Callable[..., Any]:
+    """sample(rng, labels) by a sampler, from a net whose last layers no longer are zero."""
+    for p in task.net.parameters():
         p.data = Rng(1).child(p.size).normal(p.shape) * 0.1
-    labels = backend.to_device(np.arange(3))
-    denoiser = edm.Denoiser(task.net, 0.5)
+    if sampler == "guided heun":
+        sde, denoiser = edm.KarrasSDE(), edm.Denoiser(task.net, 0.5)
 
-    def euler(rng: Rng, labels: Any) -> Any:
-        return euler_maruyama(task.net, (3, 8, 8, 1), task.sde, rng, steps=4, digit=labels)
+        def score(labels: Any) -> Any:
+            return score_of(edm.guided(denoiser, 1.0, digit=labels), sde)
 
-    def heun(rng: Rng, labels: Any) -> Any:
-        return edm.heun(edm.guided(denoiser, 1.0, digit=labels), (3, 8, 8, 1), rng, steps=3)
+        return lambda rng, labels: SAMPLERS["heun"](score(labels), (3, 8, 8, 1), sde, rng, steps=3, eps=0.002)
+    return lambda rng, labels: SAMPLERS[sampler](task.net, (3, 8, 8, 1), task.sde, rng, steps=3, digit=labels)
 
-    sample = euler if sampler == "euler_maruyama" else heun
+
+@pytest.mark.parametrize("sampler", sorted({*SAMPLERS, "guided heun"} - {"rk45"}))
+def test_captured_samplers_draw_the_same_images(sampler: str) -> None:
+    sample, labels = painted(sampler, Images()), backend.to_device(np.arange(3))
     fast = backend.capture(sample)
     for i in range(4):
         ours, theirs = Rng(i, step=i), Rng(i, step=i)
@@ -223,6 +226,15 @@ def test_captured_samplers_draw_the_same_images(sampler: str) -> None:
         assert host(images).tobytes() == host(sample(theirs, labels)).tobytes()
         assert ours.state() == theirs.state(), "the source advances as if there were no graph"
         assert not counters or counters["graph_launches"] == (i > 0)
+
+
+@on_cupy
+def test_a_sampler_that_looks_at_its_error_cannot_be_captured() -> None:
+    task, labels = Images(), backend.to_device(np.arange(3))
+    fast = backend.capture(lambda rng, labels: SAMPLERS["rk45"](task.net, (3, 8, 8, 1), task.sde, rng, digit=labels))
+    fast(Rng(0), labels)
+    with pytest.raises(RuntimeError, match=r"cannot be captured: .*test_capture.py:\d+: "):
+        fast(Rng(0), labels)
 
 
 def both(make: Callable[[], Any], calls: int = 5) -> None:
