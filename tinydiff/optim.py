@@ -57,18 +57,12 @@ class Optimizer:
 
     def step(self) -> None:
         """Move every parameter that has a gradient. Errors: ValueError for a gradient of another shape."""
-        found = [(i, p, p.grad._data) for i, p in enumerate(self.parameters) if p.grad is not None]
+        found = [(i, p, p.grad.data) for i, p in enumerate(self.parameters) if p.grad is not None]
         for i, p, g in found:
             if g.shape != p.shape:
                 raise ValueError(f"parameter {i} of shape {p.shape} has a gradient of shape {g.shape}")
 
         def count() -> list[Any]:
-            for i, p, g in found:
-                if p.grad is None or p.grad._data is not g:
-                    raise RuntimeError(
-                        f"parameter {i} of shape {p.shape} has another gradient than when this step was captured: "
-                        "compute the gradients inside the captured step, or leave them in the same arrays"
-                    )
             for i, p, _ in found:
                 self.counts[i] += 1
                 p.version[0] += 1
@@ -79,7 +73,7 @@ class Optimizer:
             self._update([p.data for _, p, _ in found], [g for _, _, g in found], replays.numbers(count), **slots)
 
     def _numbers(self, counts: list[int]) -> list[Any]:
-        """What depends on the learning rate or on the counts of the parameters that move, for the kernel."""
+        """Rates, decays and the like, and what depends on the counts of the parameters that move, for the kernel."""
         raise NotImplementedError
 
     def _update(self, ps: list[Array], gs: list[Array], numbers: Array, **slots: list[Array]) -> None:
@@ -147,10 +141,10 @@ class SGD(Optimizer):
         super().__init__(parameters, lr)
 
     def _numbers(self, counts: list[int]) -> list[Any]:
-        return [float(self.lr)]
+        return [float(self.lr), float(self.weight_decay), float(self.momentum)]
 
     def _update(self, ps: list[Array], gs: list[Array], numbers: Array, **slots: list[Array]) -> None:
-        kernels.sgd_step(ps, gs, slots.get("velocity"), numbers, self.momentum, self.weight_decay, self.nesterov)
+        kernels.sgd_step(ps, gs, slots.get("velocity"), numbers, self.nesterov)
 
 
 class Adam(Optimizer):
@@ -181,14 +175,14 @@ class Adam(Optimizer):
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
 
     def _numbers(self, counts: list[int]) -> list[Any]:
-        (b1, b2), shrink = self.betas, 1 - self.lr * self.weight_decay if self.decoupled else 1.0
+        b1, b2 = self.betas
+        decay = (1 - self.lr * self.weight_decay, 0.0) if self.decoupled else (1.0, self.weight_decay)
+        # The corrections of mhat and vhat are in the rate and in eps, where they cost nothing.
         roots = [math.sqrt(1 - b2**n) for n in counts]
-        # The division of vhat by its correction is left to the numbers, where it costs nothing.
-        return [[shrink, self.lr * root / (1 - b1**n), self.eps * root] for n, root in zip(counts, roots)]
+        return [[self.lr * root / (1 - b1**n), self.eps * root, *decay, b1, b2] for n, root in zip(counts, roots)]
 
     def _update(self, ps: list[Array], gs: list[Array], numbers: Array, **slots: list[Array]) -> None:
-        added = 0.0 if self.decoupled else self.weight_decay
-        kernels.adam_step(ps, gs, slots["m"], slots["v"], numbers, self.betas, added)
+        kernels.adam_step(ps, gs, slots["m"], slots["v"], numbers)
 
 
 class AdamW(Adam):

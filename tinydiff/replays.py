@@ -35,6 +35,8 @@ class Recording:
         self.free = 0  # of the last block, from where on
         self.seen: dict[int, weakref.ref[Any]] = {}  # Tensors that were used, and
         self.originals: dict[int, tuple[Any, Array]] = {}  # those whose array was replaced, with the first one
+        self.given: dict[int, Any] = {}  # those that were given a gradient in the step
+        self.carried: dict[int, tuple[Any, Any]] = {}  # those whose gradient of before the step was read, with that
 
     def numbers(self, values: Callable[[], Any]) -> Array:
         """values(), in a place on the device that `upload` fills."""
@@ -73,8 +75,30 @@ class Recording:
         self.see(x)
         self.originals.setdefault(id(x), (x, x._data))
 
+    def grad_read(self, x: Any) -> None:
+        """Note a gradient that was there before the step: the graph will read it where it is now."""
+        if x._grad is None or id(x) in self.given or id(x) in self.carried:
+            return
+        g = x._grad
+        self.carried[id(x)] = (x, g)
+
+        def check() -> None:
+            if x._grad is not g:
+                raise RuntimeError(
+                    f"a Tensor of shape {x.shape} has another gradient than when the captured step read it: compute "
+                    "the gradients inside the step, after zero_grad, or leave them in the same Tensors"
+                )
+
+        self.actions.append(check)
+
     def put_back(self) -> None:
-        """What replaced the array of a Tensor is copied into that array, so that the next replay starts from it."""
+        """What replaced the array of a Tensor is copied into that array, so that the next replay starts from it; so is
+        a gradient that was added to one of before."""
+        for x, g in self.carried.values():
+            if x._grad is not None and x._grad is not g:
+                g._data[...] = x._grad._data
+                x._grad = g
+                self.actions.append(lambda x=x, g=g: setattr(x, "_grad", g))  # type: ignore[misc]
         for x, array in self.originals.values():
             if x._data is not array:
                 array[...] = x._data
@@ -117,6 +141,19 @@ def see(*tensors: Any) -> None:
     if now:
         for x in tensors:
             now.see(x)
+
+
+def grad_read(x: Any) -> None:
+    """Note that the gradient of a Tensor is read, if this thread is capturing a step."""
+    if now := current():
+        now.grad_read(x)
+
+
+def grad_set(x: Any) -> None:
+    """Note the gradient that a Tensor has been given, which it is given again before every replay."""
+    if now := current():
+        g, now.given[id(x)] = x._grad, x
+        now.actions.append(lambda: setattr(x, "_grad", g))
 
 
 def refuse(what: str, instead: str) -> None:

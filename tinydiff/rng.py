@@ -25,7 +25,7 @@ from typing import Any
 import numpy
 
 from . import backend, kernels, replays
-from .kernels import numpy_random
+from .kernels.numpy_random import words as philox_words
 
 _local = threading.local()  # .log: where `recorded` notes the draws of this thread; .shard: which one it is in
 
@@ -97,7 +97,7 @@ class Rng:
         if n < 0:
             raise ValueError(f"permutation(n): n must not be negative, not {n!r}")
         replays.refuse("a permutation", "draw it outside, and pass what it selects as an input")
-        words = numpy_random.words(self._address(), 1, -(-n // 4), 0)
+        words = philox_words(self._address(), 1, -(-n // 4), 0)
         return numpy.argsort(words[0, : 2 * n].view(numpy.uint64), kind="stable")
 
     def _draw(self) -> Any:

@@ -59,13 +59,15 @@ class Tensor:
     @property
     def grad(self) -> Tensor | None:
         """The gradient that `backward` has left here."""
+        if replays.recording is not None:
+            replays.grad_read(self)
         return self._grad
 
     @grad.setter
     def grad(self, g: Tensor | None) -> None:
         self._grad = g
         if replays.recording is not None:
-            replays.each_time(lambda: setattr(self, "_grad", g))
+            replays.grad_set(self)
 
     @property
     def requires_grad(self) -> bool:

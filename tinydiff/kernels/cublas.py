@@ -144,7 +144,8 @@ class _Handle:
         self.workspaces: weakref.WeakKeyDictionary[Any, Array] = weakref.WeakKeyDictionary()
         major = int(cupy.cuda.Device().compute_capability) // 10
         self.workspace_bytes = 32 * 2**20 if major >= 9 else 8 * 2**20  # what NVIDIA gives its own, by generation
-        weakref.finalize(self, _library().cublasDestroy_v2, self.pointer)
+        # With its thread; not at the end of the process, when CUDA may be gone already.
+        weakref.finalize(self, _library().cublasDestroy_v2, self.pointer).atexit = False
 
     def on(self, stream: Any) -> _Handle:
         if stream.ptr != self.stream or stream not in self.workspaces:

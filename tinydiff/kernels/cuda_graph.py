@@ -8,7 +8,7 @@ from typing import Any
 
 import cupy
 
-from . import cublas
+from .cublas import prepare
 
 
 class Graph:
@@ -23,16 +23,17 @@ class Graph:
         self.stream = cupy.cuda.Stream(non_blocking=True)
         self.pool = cupy.cuda.MemoryPool()
         self.graph: Any = None
+        self.before, self.after = (cupy.cuda.Event(disable_timing=True) for _ in range(2))
 
     @contextlib.contextmanager
     def _on_stream(self) -> Iterator[None]:
         outside = cupy.cuda.get_current_stream()
-        self.stream.wait_event(outside.record())
+        self.stream.wait_event(outside.record(self.before))
         try:
             with self.stream:
                 yield
         finally:
-            outside.wait_event(self.stream.record())
+            outside.wait_event(self.stream.record(self.after))
 
     def run(self, step: Callable[[], Any]) -> Any:
         """The step as it is, on this stream and in this memory."""
@@ -42,7 +43,7 @@ class Graph:
     def record(self, step: Callable[[], Any]) -> Any:
         """Run the step's Python; what it launches is recorded, and not run. Errors: those of the step."""
         with self._on_stream(), cupy.cuda.using_allocator(self.pool.malloc):
-            cublas.prepare()
+            prepare()
             self.stream.begin_capture()
             try:
                 result = step()

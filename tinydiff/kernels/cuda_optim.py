@@ -15,9 +15,9 @@ import cupy
 import numpy
 
 from ..backend import Array
+from .launch import THREADS, elementwise, raw
 
 MOST = 80  # tensors a launch
-THREADS = 256  # a block
 BLOCK_ELEMENTS = 4 * THREADS  # that a block works on, where a tensor is as long
 
 
@@ -41,14 +41,14 @@ class TableKernel:
         after: str = "",
         most_blocks: int = 1024,
     ):
-        """arrays: "T* p, const T* g". scalars: ", double momentum". numbers: how many a tensor; 0: all share them.
+        """arrays: "T* p, const T* g". scalars: ", int nesterov". numbers: how many a tensor; 0: all share them.
         body: for each i; before and after: for each thread. most_blocks: on a tensor; then each block does more."""
         self.name, self.arrays, self.scalars, self.numbers = name, arrays.split(", "), scalars, numbers
         self.before, self.body, self.after, self.most_blocks = before, body, after, most_blocks
         self.table = numpy.dtype(
             [("start", numpy.uint64, (len(self.arrays), MOST)), ("size", numpy.int64, MOST), ("row", numpy.int32, MOST)]
         )
-        self.kernels = {char: cupy.RawKernel(self.source(char), name) for char in "fd"}
+        self.kernels = {char: raw(self.source(char), name) for char in "fd"}
 
     def source(self, char: str) -> str:
         columns = [f"{a} = ({a.rpartition(' ')[0]})table.start[{i}][blockIdx.y];" for i, a in enumerate(self.arrays)]
@@ -111,32 +111,34 @@ class TableKernel:
 _SGD = TableKernel(
     "tinydiff_sgd",
     "T* p, const T* g",
-    "p[i] -= T(numbers[0]) * (g[i] + T(decay) * p[i]);",
-    scalars=", double decay",
+    "p[i] -= T(numbers[0]) * (g[i] + T(numbers[1]) * p[i]);",
 )
 _MOMENTUM = TableKernel(
     "tinydiff_momentum",
     "T* p, const T* g, T* v",
     """
-    T slope = g[i] + T(decay) * p[i];
-    v[i] = T(momentum) * v[i] + slope;
-    p[i] -= T(numbers[0]) * (nesterov ? slope + T(momentum) * v[i] : v[i]);
+    T slope = g[i] + decay * p[i];
+    v[i] = momentum * v[i] + slope;
+    p[i] -= lr * (nesterov ? slope + momentum * v[i] : v[i]);
     """,
-    scalars=", double decay, double momentum, int nesterov",
+    scalars=", int nesterov",
+    before="const T lr = T(numbers[0]), decay = T(numbers[1]), momentum = T(numbers[2]);",
 )
 _ADAM = TableKernel(
     "tinydiff_adam",
     "T* p, const T* g, T* m, T* v",
     """
-    T parameter = p[i] * shrink, slope = g[i] + T(decay) * parameter;
-    T mean = m[i] + T(first_rest) * (slope - m[i]), square = v[i] + T(second_rest) * (slope * slope - v[i]);
+    T parameter = p[i] * shrink, slope = g[i] + decay * parameter;
+    T mean = m[i] + first_rest * (slope - m[i]), square = v[i] + second_rest * (slope * slope - v[i]);
     p[i] = parameter - rate * mean / (sqrt(square) + epsilon);
     m[i] = mean;
     v[i] = square;
     """,
-    scalars=", double first_rest, double second_rest, double decay",
-    numbers=3,
-    before="const T shrink = T(numbers[0]), rate = T(numbers[1]), epsilon = T(numbers[2]);",
+    numbers=6,
+    before="""
+    const T rate = T(numbers[0]), epsilon = T(numbers[1]), shrink = T(numbers[2]), decay = T(numbers[3]);
+    const T first_rest = T(1 - numbers[4]), second_rest = T(1 - numbers[5]);
+    """,
 )
 _AVERAGE = TableKernel(
     "tinydiff_average", "T* average, const T* p", "average[i] += T(numbers[0]) * (p[i] - average[i]);"
@@ -161,11 +163,11 @@ _SQUARES = TableKernel(
     most_blocks=64,
 )
 _SCALE = TableKernel("tinydiff_scale", "T* g", "g[i] *= T(numbers[0]);")
-_NORM_AND_SCALE = cupy.ElementwiseKernel(
+_NORM_AND_SCALE = elementwise(
     "float64 squares, float64 limit",
     "T norm, float64 factor",
     "double root = sqrt(squares), ratio = limit / (root + 1e-6); norm = root; factor = ratio > 1 ? 1 : ratio",
-    "tinydiff_norm_and_scale",
+    "norm_and_scale",
 )
 
 
@@ -174,18 +176,15 @@ def sgd_step(
     gs: Sequence[Array],
     velocities: Sequence[Array] | None,
     numbers: Array,
-    momentum: float,
-    weight_decay: float,
     nesterov: bool,
 ) -> None:
     """v = momentum v + g;   p -= lr v, or lr (g + momentum v) with nesterov;
-    without momentum p -= lr g. First g += weight_decay p. numbers: [lr].
+    without momentum p -= lr g. First g += decay p. numbers: [lr, decay, momentum].
     """
-    decay = numpy.float64(weight_decay)
     if velocities is None:
-        _SGD([ps, gs], numbers, decay)
+        _SGD([ps, gs], numbers)
     else:
-        _MOMENTUM([ps, gs, velocities], numbers, decay, numpy.float64(momentum), numpy.int32(nesterov))
+        _MOMENTUM([ps, gs, velocities], numbers, numpy.int32(nesterov))
 
 
 def adam_step(
@@ -194,15 +193,13 @@ def adam_step(
     ms: Sequence[Array],
     vs: Sequence[Array],
     numbers: Array,
-    betas: tuple[float, float],
-    weight_decay: float,
 ) -> None:
     """m = b1 m + (1 - b1) g,   v = b2 v + (1 - b2) g^2,   p = shrink p - rate m / (sqrt(v) + eps)
 
-    First g += weight_decay p. numbers: [shrink, rate, eps] for each parameter, in which the corrections for the number
-    of its steps are.
+    First g += decay p. numbers: [rate, eps, shrink, decay, b1, b2] for each parameter; the corrections for the number
+    of its steps are in the first two.
     """
-    _ADAM([ps, gs, ms, vs], numbers, *(numpy.float64(x) for x in (1 - betas[0], 1 - betas[1], weight_decay)))
+    _ADAM([ps, gs, ms, vs], numbers)
 
 
 def average_step(averages: Sequence[Array], ps: Sequence[Array], numbers: Array) -> None:

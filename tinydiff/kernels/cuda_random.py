@@ -6,9 +6,12 @@ stands, (seed, stream, step), is read from device memory: so a captured graph dr
 
 from __future__ import annotations
 
+from typing import Any
+
 import cupy
 
 from ..backend import Array
+from .launch import elementwise
 
 # Salmon et al. 2011, section 3.3 and table 2: ten rounds of two wide multiplications, under a key that grows.
 PHILOX = """
@@ -60,19 +63,19 @@ _BODY = """
 """
 
 
-def _kernel(name: str, kind: str, dtype: str, numbers: str) -> cupy.ElementwiseKernel:
-    return cupy.ElementwiseKernel(
+def _kernel(name: str, kind: str, dtype: str, numbers: str) -> Any:
+    return elementwise(
         "raw uint64 origin, uint64 first_block, int64 blocks_a_row, int64 columns, uint32 highest",
         f"raw {dtype} target",
         _BODY.replace("{type}", kind),
         name,
-        preamble=PHILOX + numbers,
+        PHILOX + numbers,
     )
 
 
-_RANDOM_NORMAL = _kernel("tinydiff_random_normal", "float", "float32", NORMAL)
-_RANDOM_UNIFORM = _kernel("tinydiff_random_uniform", "float", "float32", UNIFORM)
-_RANDOM_INTEGERS = _kernel("tinydiff_random_integers", "long long", "int64", INTEGERS)
+_RANDOM_NORMAL = _kernel("random_normal", "float", "float32", NORMAL)
+_RANDOM_UNIFORM = _kernel("random_uniform", "float", "float32", UNIFORM)
+_RANDOM_INTEGERS = _kernel("random_integers", "long long", "int64", INTEGERS)
 
 
 def random_normal(source: Array, rows: int, columns: int, first: int) -> Array:
@@ -90,9 +93,7 @@ def random_integers(source: Array, rows: int, columns: int, first: int, n: int) 
     return _drawn(_RANDOM_INTEGERS, "int64", source, rows, columns, first, n)
 
 
-def _drawn(
-    kernel: cupy.ElementwiseKernel, dtype: str, source: Array, rows: int, columns: int, first: int, n: int
-) -> Array:
+def _drawn(kernel: Any, dtype: str, source: Array, rows: int, columns: int, first: int, n: int) -> Array:
     target, blocks = cupy.empty((rows, columns), dtype), -(-columns // 8)
     if target.size:
         kernel(source, first * blocks, blocks, columns, n, target, size=rows * blocks)

@@ -26,7 +26,8 @@ import numpy
 from ..backend import Array
 
 KERNELS: list[Any] = []  # all there are, each with a name and sources(), and
-ELEMENTWISE: list[Any] = []  # all of CuPy's own kind: the tests compile every one of them
+ELEMENTWISE: list[Any] = []  # all of CuPy's own kind, and
+RAW: list[Any] = []  # those that a launcher elsewhere checks: the tests compile every one of them
 
 THREADS = 256  # a block, where the kernel does not care
 
@@ -40,13 +41,20 @@ EACH_ELEMENT = """
 """
 
 
-def elementwise(inputs: str, outputs: str, body: str, name: str, preamble: str = "") -> Any:
-    """A cupy.ElementwiseKernel, which checks its arguments itself, entered in ELEMENTWISE.
+def elementwise(inputs: str, outputs: str, body: str, name: str, helpers: str = "") -> Any:
+    """A cupy.ElementwiseKernel, which checks its arguments itself, entered in ELEMENTWISE. helpers: device functions.
 
     CuPy pastes the names of the parameters into its own text: long words, of which no other name is made, are safe.
     """
-    kernel = cupy.ElementwiseKernel(inputs, outputs, body, f"tinydiff_{name}", preamble=preamble)
+    kernel = cupy.ElementwiseKernel(inputs, outputs, body, f"tinydiff_{name}", preamble=helpers)
     ELEMENTWISE.append(kernel)
+    return kernel
+
+
+def raw(source: str, name: str) -> Any:
+    """A cupy.RawKernel, of whose arguments nothing is checked here, entered in RAW."""
+    kernel = cupy.RawKernel(source, name)
+    RAW.append(kernel)
     return kernel
 
 

@@ -6,22 +6,20 @@ stay in the cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..backend import Array, xp
 
-_RUN_BYTES = 2**17  # of each array at a time: some four of them have to stay in the cache of a core together
+_RUN_BYTES = 2**20  # of each array at a time, so that a few of them stay in the cache
 
 
-def _runs(*arrays: Array) -> Iterator[tuple[Array, ...]]:
-    """Arrays of one shape in parts; those that lie in different orders, whole."""
-    if not all(a.flags.c_contiguous for a in arrays):
-        yield arrays
-        return
-    flat = [a.reshape(-1) for a in arrays]
-    length = _RUN_BYTES // arrays[0].itemsize
-    yield from (tuple(a[i : i + length] for a in flat) for i in range(0, arrays[0].size, length))
+def _runs(*arrays: Array) -> Iterable[tuple[Array, ...]]:
+    """Large arrays of one shape in parts; small ones, and such as lie in different orders, whole."""
+    if arrays[0].nbytes <= _RUN_BYTES or not all(a.flags.c_contiguous for a in arrays):
+        return (arrays,)
+    flat, length = [a.reshape(-1) for a in arrays], _RUN_BYTES // arrays[0].itemsize
+    return (tuple(a[i : i + length] for a in flat) for i in range(0, arrays[0].size, length))
 
 
 def sgd_step(
@@ -29,18 +27,16 @@ def sgd_step(
     gs: Sequence[Array],
     velocities: Sequence[Array] | None,
     numbers: Any,
-    momentum: float,
-    weight_decay: float,
     nesterov: bool,
 ) -> None:
     """v = momentum v + g;   p -= lr v, or lr (g + momentum v) with nesterov;
-    without momentum p -= lr g. First g += weight_decay p. numbers: [lr].
+    without momentum p -= lr g. First g += decay p. numbers: [lr, decay, momentum].
     """
-    lr = float(numbers[0])
+    lr, decay, momentum = numbers.tolist()
     for p, g, v in zip(ps, gs, gs if velocities is None else velocities):
         for part, slope, velocity in _runs(p, g, v):
-            if weight_decay:
-                slope = slope + weight_decay * part
+            if decay:
+                slope = slope + decay * part
             step = xp.empty_like(part)
             if velocities is None:
                 xp.multiply(slope, lr, out=step)
@@ -59,22 +55,19 @@ def adam_step(
     ms: Sequence[Array],
     vs: Sequence[Array],
     numbers: Any,
-    betas: tuple[float, float],
-    weight_decay: float,
 ) -> None:
     """m = b1 m + (1 - b1) g,   v = b2 v + (1 - b2) g^2,   p = shrink p - rate m / (sqrt(v) + eps)
 
-    First g += weight_decay p. numbers: [shrink, rate, eps] for each parameter, in which the corrections for the number
-    of its steps are.
+    First g += decay p. numbers: [rate, eps, shrink, decay, b1, b2] for each parameter; the corrections for the number
+    of its steps are in the first two.
     """
-    b1, b2 = betas
-    for p, g, m, v, (shrink, rate, eps) in zip(ps, gs, ms, vs, numbers.tolist()):
+    for p, g, m, v, (rate, eps, shrink, decay, b1, b2) in zip(ps, gs, ms, vs, numbers.tolist()):
         for part, slope, mean, square in _runs(p, g, m, v):
             t = xp.empty_like(part)
             if shrink != 1:
                 part *= shrink
-            if weight_decay:
-                slope = slope + weight_decay * part
+            if decay:
+                slope = slope + decay * part
             xp.multiply(slope, 1 - b1, out=t)
             mean *= b1
             mean += t
