@@ -182,26 +182,34 @@ def imports() -> Case:
 
 @dataclass(frozen=True)
 class Op:
-    """One op on one set of shapes, those of tinydiff: (op, inputs, how many have the batch as their first axis)."""
+    """One op on one set of shapes."""
 
     name: str
     mine: Callable[..., Any]
     their: Callable[[Any], Callable[..., Any]]  # torch.nn.functional -> op
-    inputs: list[np.ndarray]
-    batched: int
-    axes: Callable[[np.ndarray], np.ndarray] = lambda a: a  # to PyTorch's order of the axes
+    shapes: list[tuple[int, ...]]  # of the inputs, as tinydiff takes them
+    batched: int = 1  # how many of them have the batch as their first axis
+    images: bool = False  # channels last here, and first in PyTorch
     goal: float | None = 0.8
+
+    @property
+    def batch(self) -> int:
+        return self.shapes[0][0]
+
+    def inputs(self, n: int) -> list[np.ndarray]:
+        return [normal(n, *shape[1:]) if i < self.batched else normal(*shape) for i, shape in enumerate(self.shapes)]
+
+    def their_inputs(self, n: int) -> list[np.ndarray]:
+        """Images (N, H, W, C) -> (N, C, H, W), weights (kh, kw, in, out) -> (out, in, kh, kw)."""
+        inputs = self.inputs(n)
+        if not self.images:
+            return inputs
+        orders = [(0, 3, 1, 2) if i < self.batched else (3, 2, 0, 1) for i in range(len(inputs))]
+        return [a.transpose(order) if a.ndim == 4 else a for a, order in zip(inputs, orders)]
 
 
 def normal(*shape: int) -> np.ndarray:
     return np.random.default_rng(sum(shape)).standard_normal(shape, np.float32)
-
-
-def channels_first(a: np.ndarray) -> np.ndarray:
-    """Images (N, H, W, C) and weights (kh, kw, in, out), by the length of their first axis."""
-    if a.ndim < 4:
-        return a
-    return a.transpose(0, 3, 1, 2) if len(a) > 4 else a.transpose(3, 2, 0, 1)
 
 
 N = 256  # images: the batch of the training steps
@@ -232,27 +240,24 @@ def all_ops() -> Iterator[Op]:
             + f", stride {stride}" * (stride > 1) + ", padded" * (padding > 0) + f", groups {groups}" * (groups > 1),
             lambda x, w, b, s=stride, p=padding, g=groups: ops.conv2d(x, w, b, stride=s, padding=p, groups=g),
             lambda F, s=stride, p=padding, g=groups: lambda x, w, b: F.conv2d(x, w, b, s, p, groups=g),
-            [normal(N, size, size, inside), normal(k, k, inside // groups, outside), normal(outside)],
-            1,
-            channels_first,
+            [(N, size, size, inside), (k, k, inside // groups, outside), (outside,)],
+            images=True,
         )  # fmt: skip
     for size, inside, outside, k, stride, extra in TRANSPOSED:
         yield Op(
             f"conv_transpose2d/{inside}-{outside} on {size}x{size}, {k}x{k}" + f", stride {stride}" * (stride > 1),
             lambda x, w, b, s=stride, e=extra: ops.conv_transpose2d(x, w, b, stride=s, output_padding=e),
             lambda F, s=stride, e=extra: lambda x, w, b: F.conv_transpose2d(x, w, b, s, output_padding=e),
-            [normal(N, size, size, inside), normal(k, k, outside, inside), normal(outside)],
-            1,
-            channels_first,
+            [(N, size, size, inside), (k, k, outside, inside), (outside,)],
+            images=True,
         )
     for size, channels, groups in NORM:
         yield Op(
             f"group_norm+silu/{channels} on {size}x{size}, groups {groups}",
             lambda x, w, b, g=groups: ours.group_norm_silu(x, w, b, g),
             lambda F, g=groups: lambda x, w, b: F.silu(F.group_norm(x, g, w, b)),
-            [normal(N, size, size, channels), normal(channels), normal(channels)],
-            1,
-            channels_first,
+            [(N, size, size, channels), (channels,), (channels,)],
+            images=True,
         )
     for shape in ATTENTION:
         n, heads, tokens, width = shape
@@ -260,14 +265,14 @@ def all_ops() -> Iterator[Op]:
             f"attention/{n} x {heads} heads, {tokens} tokens, width {width}",
             ops.attention,
             lambda F: F.scaled_dot_product_attention,
-            [normal(*shape), normal(*shape), normal(*shape)],
-            3,
+            [shape] * 3,
+            batched=3,
         )
     yield Op(
         "softmax/4096 x 256",
         lambda x: ops.softmax(x, axis=-1),
         lambda F: lambda x: F.softmax(x, -1),
-        [normal(4096, 256)],
+        [(4096, 256)],
         1,
         goal=None,
     )
@@ -275,7 +280,7 @@ def all_ops() -> Iterator[Op]:
         f"layer_norm/{N} x 25 x 128",
         ops.layer_norm,
         lambda F: lambda x, w, b: F.layer_norm(x, (128,), w, b),
-        [normal(N, 25, 128), normal(128), normal(128)],
+        [(N, 25, 128), (128,), (128,)],
         1,
         goal=None,
     )
@@ -284,23 +289,21 @@ def all_ops() -> Iterator[Op]:
 def single_ops(options: Options) -> Iterator[Case]:
     for op in all_ops():
         # the batch in as many shards as a training step has at 256: four
-        size = max(1, len(op.inputs[0]) // 4)
+        size = op.batch // 4
 
         def mine(size: int | None, op: Op = op) -> Run:
-            return ours.single_op(op.mine, op.inputs, op.batched, options.threads, size)
+            return ours.single_op(op.mine, op.inputs(op.batch), op.batched, options.threads, size)
 
         def their(column: str, op: Op = op) -> Run:
             side = torch_side()
-            inputs = [op.axes(a) for a in op.inputs]
-            return side.single_op(op.their(side.F), inputs, side.FORMATS[column])
+            return side.single_op(op.their(side.F), op.their_inputs(op.batch), side.FORMATS[column])
 
-        has_channels = op.axes is channels_first
         yield Case(
             op.name,
             {
                 "tinydiff": lambda f=mine, size=size: f(size),
                 "tinydiff plain call": lambda f=mine: f(None),
-                **{c: lambda f=their, c=c: f(c) for c in options.columns[: 2 if has_channels else 1]},
+                **{c: lambda f=their, c=c: f(c) for c in options.columns[: 1 + op.images]},
             },
             goal=op.goal,
         )

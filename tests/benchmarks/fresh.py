@@ -37,7 +37,7 @@ def import_time(module: str) -> float:
 
 
 def step_memory(rival: str, name: str, batch: int, threads: int) -> float:
-    """How much higher the peak is after two training steps than when net and batch had been made."""
+    """MiB by which the peak is higher after two training steps than when the net had been made."""
     import ours
 
     if rival == "tinydiff":
@@ -56,7 +56,7 @@ def step_memory(rival: str, name: str, batch: int, threads: int) -> float:
 
 
 def peak() -> int:
-    """The largest resident size of this process so far, KiB. Not getrusage: its maximum is inherited from the parent."""
+    """The largest resident size of this process so far, KiB. Not getrusage's, which counts the parent's too."""
     status = Path("/proc/self/status")
     if not status.exists():
         sys.exit("the peak of the memory is read from /proc/self/status, which only Linux has")

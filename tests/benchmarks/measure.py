@@ -63,16 +63,18 @@ class Result:
     def best(self, rivals: tuple[str, ...]) -> str | None:
         return min((r for r in rivals if r in self.times), key=self.median, default=None)
 
-    def ratio(self) -> dict[str, float] | None:
-        ours, theirs = self.best(self.case.ours), self.best(self.case.theirs)
-        return spread([a / b for a, b in zip(self.times[ours], self.times[theirs])]) if ours and theirs else None
+    def ratio(self, theirs: tuple[str, ...]) -> dict[str, float] | None:
+        """Of the better of ours to the better of theirs, round by round."""
+        a, b = self.best(self.case.ours), self.best(theirs)
+        return spread([x / y for x, y in zip(self.times[a], self.times[b])]) if a and b else None
 
     def record(self, about: Mapping[str, Any]) -> dict[str, Any]:
         """The line of the JSON file."""
         case = self.case
         return {
             "case": case.name, "unit": case.unit, "goal": case.goal, "times": self.times,
-            "counts": {"tinydiff": self.best(case.ours), "torch": self.best(case.theirs)}, "ratio": self.ratio(),
+            "counts": {"tinydiff": self.best(case.ours), "torch": self.best(case.theirs)},
+            "ratio": self.ratio(case.theirs), "ratio_to_graph": self.ratio(tuple(f"{r} captured" for r in case.theirs)),
             "unavailable": self.unavailable, **about, **({"threads": case.threads} if case.threads else {}),
             "rounds": max(map(len, self.times.values()), default=0),
         }  # fmt: skip

@@ -124,9 +124,9 @@ def group_norm_silu(x: Any, w: Any, b: Any, groups: int) -> Any:
 def single_op(
     op: Callable[..., Any], inputs: Sequence[np.ndarray], batched: int, threads: int, size: int | None
 ) -> Run:
-    """Forward and backward, with the gradients of all inputs, the first `batched` of which have the batch as their first
-    axis: `size` rows at a time in each thread, as in a training step, the gradients of the others added up; or, with
-    None, one plain call."""
+    """Forward and backward, with the gradients of all inputs. The first `batched` of them have the batch as their first
+    axis, and go `size` rows at a time in each thread, as in a training step; the gradients of the others are added up.
+    size: None is one plain call."""
     n = len(inputs[0])
     size = n if backend.name == "cupy" or size is None else size
     arrays = [to_device(a) for a in inputs]

@@ -44,8 +44,8 @@ def mean_ratio(records: list[Record]) -> float:
     return geometric_mean([r["ratio"]["median"] for r in records])
 
 
-def ratio(record: Record) -> str:
-    r = record["ratio"]
+def ratio(record: Record, to: str = "ratio") -> str:
+    r = record[to]
     return f"{r['median']:.2f} ({r['q1']:.2f} to {r['q3']:.2f})" if r else "-"
 
 
@@ -89,21 +89,29 @@ def sections(records: list[Record]) -> dict[str, str]:
 def rows(records: list[Record]) -> str:
     """A table a unit: a column a rival, and the ratio; families of ops end with their mean."""
     tables = []
+    graph = any(r["ratio_to_graph"] for r in records)
     for unit in dict.fromkeys(r["unit"] for r in records):
         those = [r for r in records if r["unit"] == unit]
         rivals = list(dict.fromkeys(name for r in those for name in [*r["times"], *r["unavailable"]]))
         goals = any(r["goal"] for r in those)
-        head = [f"{unit}, median", *rivals, "ratio (quartiles)", *(["at most"] if goals else [])]
+        head = [
+            f"{unit}, median",
+            *rivals,
+            "ratio (quartiles)",
+            *["at most"] * goals,
+            *["ratio to PyTorch's graph"] * graph,
+        ]
         lines = [head, ["---"] * len(head)]
         for family, members in families(those).items():
             for r in members:
                 cells = [number(statistics.median(r["times"][n])) if n in r["times"] else "-" for n in rivals]
                 goal = [f"{r['goal']:.2f}" if r["goal"] else ""] if goals and family not in OPS else [""] * goals
-                lines.append([r["case"].replace("/", " "), *cells, ratio(r), *goal])
+                to_graph = [ratio(r, "ratio_to_graph")] * graph
+                lines.append([r["case"].replace("/", " "), *cells, ratio(r), *goal, *to_graph])
             if family in OPS and len(members) > 1 and all(r["ratio"] for r in members):
                 mean = f"**{mean_ratio(members):.2f}**"
                 goal = [f"{members[0]['goal']:.2f}" if members[0]["goal"] else ""] * goals
-                lines.append([f"**{family}**, geometric mean", *[""] * len(rivals), mean, *goal])
+                lines.append([f"**{family}**, geometric mean", *[""] * len(rivals), mean, *goal, *[""] * graph])
         tables.append("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
         whys = {(name, why) for r in those for name, why in r["unavailable"].items()}
         tables += [f"{name}: {why}." for name, why in sorted(whys)]
