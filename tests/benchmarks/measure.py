@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -151,7 +152,7 @@ def facts(gpu: str | None) -> dict[str, Any]:
         "machine": {"cpu": cpu(), "system": platform.platform(), "gpu": gpu, "load_before": load},
         "versions": versions,
         "date": f"{date.today()}",
-        "command": " ".join(["python", "tests/benchmarks", *sys.argv[1:]]),
+        "command": shlex.join(["python", "tests/benchmarks", *sys.argv[1:]]),
     }
 
 

@@ -141,7 +141,7 @@ def single_op(
         xs, g = leaves[rows.start]
         return [found.data for found in grad(op(*xs), xs, g, retain_graph=False)]
 
-    def run() -> None:
+    def run() -> list[Any]:
         sums: list[Any] = []
         for found in over_shards(of_shard, n, size, threads):
             if not sums:
@@ -149,6 +149,7 @@ def single_op(
             else:
                 for s, g in zip(sums, found[batched:]):
                     s += g
+        return sums
 
     return run
 
