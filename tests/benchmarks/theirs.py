@@ -143,6 +143,7 @@ def sampler(name: str, n: int, steps: int, memory_format: Any, compiled: bool = 
 
 def compile_or_say_why(function: Any) -> Any:
     """torch.compile, which compiles at the first call; if that fails, the case goes on without it."""
+    torch.compiler.reset()  # else shapes of earlier cases count as recompilations, whose number is limited
     compiled = torch.compile(function)
 
     def call(*args: Any) -> Any:
