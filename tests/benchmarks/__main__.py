@@ -28,6 +28,8 @@ from tinydiff import backend, parallel
 
 def main() -> None:
     args = arguments()
+    if backend.name == "cupy" and hasattr(backend, "precision"):
+        backend.precision("tf32")  # as PyTorch's side
     options = cases.Options(args.threads, args.compile)
     every = list(cases.cases(options))
     chosen = [c for c in every if not args.only or any(fnmatch.fnmatchcase(c.name, f"*{p}*") for p in args.only)]

@@ -55,18 +55,18 @@ def torch_side() -> Any:
 
 
 def rivals(
-    options: Options, mine: Callable[[], Run], their: Callable[[Any, Any, bool], Run]
+    options: Options, mine: Callable[[bool], Run], their: Callable[[Any, Any, bool], Run]
 ) -> dict[str, Callable[[], Run]]:
     """tinydiff, PyTorch in both memory formats, and, where they are asked for, compiled or as one CUDA graph.
-    their(theirs.py, memory format, compiled) -> run"""
+    mine(captured) -> run; their(theirs.py, memory format, compiled) -> run"""
 
     def torch_run(column: str, compiled: bool = False) -> Run:
         side = torch_side()
         return their(side, side.FORMATS[column], compiled)
 
-    found: dict[str, Callable[[], Run]] = {"tinydiff": mine}
+    found: dict[str, Callable[[], Run]] = {"tinydiff": lambda: mine(False)}
     if options.gpu:
-        found["tinydiff captured"] = lambda: ours.captured(mine())
+        found["tinydiff captured"] = lambda: mine(True)
     for column in options.columns:
         found[column] = lambda column=column: torch_run(column)
         if options.gpu:
@@ -84,7 +84,7 @@ def training_steps(options: Options) -> Iterator[Case]:
                 f"step/{name}/{n}",
                 rivals(
                     options,
-                    lambda name=name, n=n: ours.training_step(name, n, options.threads),
+                    lambda captured, name=name, n=n: ours.training_step(name, n, options.threads, captured),
                     lambda side, form, compiled, name=name, n=n: side.training_step(name, n, form, compiled),
                 ),
                 ours=("tinydiff", "tinydiff captured"),
@@ -108,7 +108,7 @@ def sampling(options: Options) -> Iterator[Case]:
             f"sample/{name}/64",
             rivals(
                 options,
-                lambda name=name: ours.sampler(name, 64, 20, options.threads),
+                lambda captured, name=name: ours.sampler(name, 64, 20, options.threads, captured),
                 lambda side, form, compiled, name=name: side.sampler(name, 64, 20, form, compiled),
             ),
             ours=("tinydiff", "tinydiff captured"),

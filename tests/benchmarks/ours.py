@@ -74,44 +74,47 @@ def loss_of(name: str, net: Any) -> Callable[..., Any]:
     return {"quickstart": quickstart, "autoencoder": autoencoder}.get(name, score)
 
 
-def training_step(name: str, n: int, threads: int, net: Any = None) -> Run:
+def training_step(name: str, n: int, threads: int, captured: bool = False, net: Any = None) -> Run:
     """Loss, gradients and Adam. The autoencoder has batch norm, so its batch is not cut."""
     net = net or net_of(name)
     loss, adam = loss_of(name, net), optim.Adam(net.parameters(), lr=1e-3)
-    noise, number = Rng(0), itertools.count()
     batch = [to_device(a) for a in batch_of(name, n)]
     size = n if name == "autoencoder" else shard(n)
 
-    def step() -> Any:
-        value = gradients(loss, adam.parameters, batch, noise.child(next(number)), size, threads)
+    def step(rng: Rng) -> Any:
+        value = gradients(loss, adam.parameters, batch, rng, size, threads)
         adam.step()
         return value
 
-    return step
+    return _with_new_noise(step, captured)
 
 
-def sampler(name: str, n: int, steps: int, threads: int) -> Run:
+def sampler(name: str, n: int, steps: int, threads: int, captured: bool = False) -> Run:
     """n images, by Euler-Maruyama with the concat net or by Heun's method with the quickstart's."""
     net = net_of("quickstart" if name == "heun" else "concat")
     labels = {label: to_device(a) for label, a in zip(QUICKSTART_LABELS, batch_of("quickstart", n)[1:])}
 
-    def some(rows: slice) -> Any:
+    def some(rows: slice, rng: Rng) -> Any:
         shape = (rows.stop - rows.start, 28, 28, 1)
         if name == "heun":
             condition = {label: values[rows] for label, values in labels.items()}
-            return heun(lambda x, s: net(x, s, **condition), shape, Rng(0), steps=steps, first=rows.start)
-        return euler_maruyama(net, shape, SDE, Rng(0), steps=steps, first=rows.start)
+            return heun(lambda x, s: net(x, s, **condition), shape, rng, steps=steps, first=rows.start)
+        return euler_maruyama(net, shape, SDE, rng, steps=steps, first=rows.start)
 
-    return lambda: list(over_shards(some, n, shard(n) or n, threads))
+    def paint(rng: Rng) -> list[Any]:
+        return list(over_shards(lambda rows: some(rows, rng.child("samples")), n, shard(n) or n, threads))
+
+    return _with_new_noise(paint, captured)
 
 
-def captured(run: Run) -> Run:
-    """The run as one CUDA graph."""
-    if backend.name != "cupy":
-        raise Unavailable("a CUDA graph needs a GPU")
-    if not hasattr(backend, "capture"):
-        raise Unavailable("tinydiff has no backend.capture yet")
-    return backend.capture(run)
+def _with_new_noise(step: Callable[[Rng], Any], captured: bool) -> Run:
+    """Each run of the step gets another source of random numbers; captured: the step is one CUDA graph."""
+    noise, number = Rng(0), itertools.count()
+    if captured:
+        if not hasattr(backend, "capture"):
+            raise Unavailable("tinydiff has no backend.capture yet")
+        step = backend.capture(step)
+    return lambda: step(noise.child(next(number)))
 
 
 # ---------------------------------------------------------------- single ops
