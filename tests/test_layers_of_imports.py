@@ -32,6 +32,7 @@ HOUSE = [
     ["nn"],
     ["optim"],
     ["parallel"],
+    ["profile"],
     ["saving"],
     ["data"],
     ["diffusion"],
