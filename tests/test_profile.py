@@ -67,6 +67,12 @@ def test_an_array_that_two_rules_read_is_kept_once_and_a_view_moves_nothing(each
     assert rows["reshape"].calls == 2 and rows["reshape"].moved == 2 * (24 + 24)  # of the cotangents alone
 
 
+def test_memory_that_no_array_owns_counts_too(numpy_backend):
+    x, constant = leaf(4), np.frombuffer(np.ones(4, "float32").tobytes(), "float32")
+    assert constant.base is not None
+    assert rows_of(lambda: tinydiff.grad((x * constant).sum(), x))["multiply"].kept == 16
+
+
 @pytest.mark.parametrize(
     ("op", "shapes", "row", "forward", "backward"),
     [

@@ -262,7 +262,8 @@ def _kept_by(node: Node) -> list[Any]:
 
 
 def _owner(array: Any) -> Any:
-    return array if array.base is None else array.base
+    """The array whose memory it is; the memory of a file or of bytes is no array."""
+    return array.base if backend.active().is_array(array.base) else array
 
 
 def _bytes(*values: Any) -> int:
