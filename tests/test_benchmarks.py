@@ -98,7 +98,10 @@ def test_the_command_writes_lines_of_which_the_report_makes_tables(tmp_path):
 
 
 def test_what_needs_a_fresh_process_gets_one():
-    assert fresh.in_fresh_process("import", "numpy")() > 0
+    for name in ("tinydiff", "numpy"):
+        assert fresh.in_fresh_process("import", name)() > 0
+    with pytest.raises(measure.Unavailable, match="measure was imported before"):
+        fresh.in_fresh_process("import", "measure")()
     with pytest.raises(measure.Unavailable, match="No module named 'no_such_module'"):
         fresh.in_fresh_process("import", "no_such_module")()
 

@@ -31,6 +31,8 @@ def in_fresh_process(*arguments: str) -> Run:
 
 
 def import_time(module: str) -> float:
+    if module in sys.modules:
+        sys.exit(f"{module} was imported before it could be timed")
     start = time.perf_counter()
     importlib.import_module(module)
     return 1e3 * (time.perf_counter() - start)

@@ -21,8 +21,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import tinydiff
-
 Run = Callable[[], Any]
 SHORTEST = 0.02  # seconds: a measurement shorter than this repeats the run, and takes the mean
 PAUSE = (
@@ -148,7 +146,9 @@ def facts(gpu: str | None) -> dict[str, Any]:
     try:
         versions["tinydiff"] = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):  # no repository, or no git
-        versions["tinydiff"] = tinydiff.__version__
+        from tinydiff import __version__  # here, as fresh.py uses this file, and times that import
+
+        versions["tinydiff"] = __version__
     load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
     return {
         "machine": {"cpu": cpu(), "system": platform.platform(), "gpu": gpu, "load_before": load},
