@@ -47,7 +47,7 @@ def main() -> None:
     about = {"backend": backend.name, "threads": args.threads, **measure.facts(gpu())}
     records = []
     # tinydiff's shards have one BLAS thread each where they are several; one thread is one everywhere here
-    blas = parallel._one_blas_thread if args.threads == 1 else nullcontext
+    blas = parallel.one_blas_thread if args.threads == 1 else nullcontext
     for case in chosen:
         if side is not None:
             side.settings(args.threads)

@@ -121,7 +121,7 @@ def scaling() -> Iterator[Case]:
     for threads in (1, 2):
         for n in (1, 4, 16, 64, 256, 1024, 4096):
             # tinydiff's shards have one BLAS thread each where there are several; one thread is one everywhere here
-            blas = parallel._one_blas_thread if threads == 1 else nullcontext
+            blas = parallel.one_blas_thread if threads == 1 else nullcontext
 
             def mine(n: int = n, threads: int = threads, blas: Any = blas) -> Run:
                 step = ours.training_step("concat", n, threads)
