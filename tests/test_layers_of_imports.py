@@ -34,6 +34,7 @@ HOUSE = [
     ["nn"],
     ["optim"],
     ["parallel"],
+    ["profile"],
     ["saving"],
     ["data"],
     ["diffusion"],

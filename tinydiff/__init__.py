@@ -8,6 +8,7 @@ from . import backend, nn, ops, optim
 from .backward import grad
 from .gradcheck import GradcheckError, gradcheck
 from .modes import detect_anomaly, grad_enabled, no_grad
+from .profile import profile
 from .recompute import checkpoint
 from .rng import Rng
 from .tensor import Tensor, tensor
@@ -27,5 +28,6 @@ __all__ = [
     "no_grad",
     "ops",
     "optim",
+    "profile",
     "tensor",
 ]

@@ -157,7 +157,8 @@ def _blas() -> Any:
 
 @contextlib.contextmanager
 def blas_threads(count: int | None) -> Iterator[None]:
-    """Inside, matrix products use so many threads (None: as many as before)."""
+    """Inside, matrix products use so many threads (None: as many as before). One is right for shards, and for nets so
+    small that two threads lose more time in waiting for one another than they gain."""
     blas = None if count is None else _blas()
     if blas is None:
         yield

@@ -145,3 +145,91 @@ class Latent(torch.nn.Module):
         h = self.attn4(F.silu(self.tgnorm3(self.tconv3(h3) + self.dense4(e)[:, :, None, None])), c)
         h = F.silu(self.tgnorm2(self.tconv2(h + h2) + self.dense5(e)[:, :, None, None]))
         return self.tconv1(h + h1) / std(t)[:, None, None, None]
+
+
+# ---------------------------------------------------------------- ours: models/unet.py and diffusion/edm.py
+
+
+class ResidualBlock(torch.nn.Module):
+    def __init__(self, inside: int, outside: int, embedding: int, groups: int):
+        super().__init__()
+        conv, norm = torch.nn.Conv2d, torch.nn.GroupNorm
+        self.norm1, self.conv1 = norm(groups, inside), conv(inside, outside, 3, padding=1)
+        self.modulate = torch.nn.Linear(embedding, 2 * outside)
+        self.norm2, self.conv2 = norm(groups, outside), zero(conv(outside, outside, 3, padding=1))
+        self.shortcut = conv(inside, outside, 1) if inside != outside else torch.nn.Identity()
+
+    def forward(self, x: Any, e: Any) -> Any:
+        scale, shift = self.modulate(e)[:, :, None, None].chunk(2, dim=1)
+        h = self.conv1(F.silu(self.norm1(x)))
+        return self.conv2(F.silu(self.norm2(h) * (scale + 1) + shift)) + self.shortcut(x)
+
+
+class SelfAttention(torch.nn.Module):
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        self.norm = torch.nn.GroupNorm(groups, channels)
+        self.qkv, self.project = torch.nn.Linear(channels, 3 * channels), zero(torch.nn.Linear(channels, channels))
+
+    def forward(self, x: Any) -> Any:
+        tokens = self.norm(x).flatten(2).transpose(1, 2)[:, None]  # (N, C, H, W) -> (N, 1, HW, C)
+        attended = F.scaled_dot_product_attention(*self.qkv(tokens).chunk(3, dim=-1))
+        return x + self.project(attended)[:, 0].transpose(1, 2).reshape(x.shape)
+
+
+class ResidualUNet(torch.nn.Module):
+    """Of two levels, on folded images of one channel."""
+
+    def __init__(self, widths: tuple[int, int], labels: dict[str, int], embedding: int = 192, groups: int = 8):
+        super().__init__()
+        conv, lin, (fine, coarse) = torch.nn.Conv2d, torch.nn.Linear, widths
+        self.frequencies = torch.nn.Module()
+        self.frequencies.register_buffer("W", torch.randn(32))
+        self.noise = torch.nn.Sequential(lin(64, embedding), torch.nn.SiLU(), lin(embedding, embedding))
+        self.labels = torch.nn.ModuleDict({name: torch.nn.Embedding(n + 1, embedding) for name, n in labels.items()})
+        self.first, self.last = conv(4, fine, 3, padding=1), zero(conv(fine, 4, 3, padding=1))
+        self.down = torch.nn.ModuleList(
+            [ResidualBlock(fine, fine, embedding, groups), conv(fine, coarse, 2, 2),
+             ResidualBlock(coarse, coarse, embedding, groups)]
+        )  # fmt: skip
+        self.middle = torch.nn.ModuleList(
+            [SelfAttention(coarse, groups), ResidualBlock(coarse, coarse, embedding, groups)]
+        )
+        self.up = torch.nn.ModuleList(
+            [ResidualBlock(2 * coarse, coarse, embedding, groups), torch.nn.ConvTranspose2d(coarse, fine, 2, 2),
+             ResidualBlock(2 * fine, fine, embedding, groups)]
+        )  # fmt: skip
+        self.norm = torch.nn.GroupNorm(groups, fine)
+
+    def forward(self, x: Any, noise: Any, labels: dict[str, Any]) -> Any:
+        angle = noise[:, None] * self.frequencies.W * (2 * math.pi)
+        e = self.noise(torch.cat([angle.sin(), angle.cos()], dim=1))
+        for name, table in self.labels.items():
+            values = labels[name]
+            e = e + table(torch.where(values < 0, table.num_embeddings - 1, values))  # -1: not said
+        e = F.silu(e)
+        fine = self.down[0](self.first(F.pixel_unshuffle(x, 2)), e)
+        coarse = self.down[2](self.down[1](fine), e)
+        h = self.middle[1](self.middle[0](coarse), e)
+        h = self.up[1](self.up[0](torch.cat([h, coarse], dim=1), e))
+        h = self.up[2](torch.cat([h, fine], dim=1), e)
+        return F.pixel_shuffle(self.last(F.silu(self.norm(h))), 2)
+
+
+class Denoiser(torch.nn.Module):
+    """The preconditioning of Karras et al. 2022, equation 7."""
+
+    def __init__(self, net: Any, sigma_data: float):
+        super().__init__()
+        self.net, self.sigma_data = net, sigma_data
+
+    def forward(self, x: Any, sigma: Any, labels: dict[str, Any]) -> Any:
+        s, sd = sigma[:, None, None, None], self.sigma_data
+        total = s**2 + sd**2
+        return x * (sd**2 / total) + self.net(x / total.sqrt(), sigma.log() / 4, labels) * (s * sd / total.sqrt())
+
+
+def zero(layer: Any) -> Any:
+    for parameter in layer.parameters():
+        torch.nn.init.zeros_(parameter)
+    return layer

@@ -1,0 +1,106 @@
+"""tinydiff beside PyTorch: python tests/benchmarks
+
+Every case runs on both in one process, taking turns, on the same model, batch and number of threads; the figure to
+quote is the median of the ratios of neighbours, tinydiff over PyTorch run eagerly in the better of its two memory
+formats. With TINYDIFF_BACKEND=cupy both run on the GPU. How to read it: docs/performance.md, whose tables
+`python tests/benchmarks/report.py RESULTS` makes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+if os.environ.get("TINYDIFF_BACKEND") == "cupy":
+    os.environ.setdefault("CUPY_TF32", "1")  # read when CuPy is imported; PyTorch's side has TF32 on as well
+
+import cases
+import measure
+import ours
+import report
+
+from tinydiff import backend, parallel
+
+
+def main() -> None:
+    args = arguments()
+    if backend.name == "cupy" and hasattr(backend, "precision"):
+        backend.precision("tf32")  # as PyTorch's side
+    options = cases.Options(args.threads, args.compile)
+    every = list(cases.cases(options))
+    chosen = [c for c in every if not args.only or any(fnmatch.fnmatchcase(c.name, f"*{p}*") for p in args.only)]
+    if not chosen:
+        sys.exit(f"no case matches {args.only}: see --list")
+    if args.list:
+        print("\n".join(c.name for c in chosen))
+        return
+    try:
+        side = cases.torch_side()
+    except measure.Unavailable as reason:
+        print(f"{reason}: tinydiff is measured alone", file=sys.stderr)
+        side = None
+    about = {"backend": backend.name, "threads": args.threads, **measure.facts(gpu())}
+    records = []
+    # tinydiff's shards have one BLAS thread each where they are several; one thread is one everywhere here
+    blas = (lambda: parallel.blas_threads(1)) if args.threads == 1 else nullcontext
+    for case in chosen:
+        if side is not None:
+            side.settings(args.threads)
+        with blas():
+            result = measure.measure(case, args.pairs, lambda: wait(side))
+        record = result.record(about)
+        records.append(record)
+        print(report.line(record), flush=True)
+        if args.out:
+            with open(args.out, "a") as file:
+                file.write(json.dumps(record) + "\n")
+    for line in report.means(records):
+        print(line)
+
+
+def wait(side: object) -> None:
+    ours.wait()
+    if side is not None:
+        side.wait()  # type: ignore[attr-defined]
+
+
+def gpu() -> str | None:
+    if backend.name != "cupy":
+        return None
+    import cupy
+
+    return cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python tests/benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add(
+        "--only",
+        action="append",
+        metavar="PATTERN",
+        help="the cases with this in their name, * for anything; may be repeated",
+    )
+    add("--pairs", type=positive, default=9, help="rounds in which the rivals take turns (default: %(default)s)")
+    add("--threads", type=positive, default=parallel.cores(), help="of each rival (default: one a core, %(default)s)")
+    add("--compile", action="store_true", help="a column for torch.compile (needs a C++ compiler)")
+    add("--out", type=Path, metavar="FILE.jsonl", help="append a JSON line a case")
+    add("--list", action="store_true", help="name the cases and stop")
+    return parser.parse_args()
+
+
+def positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,324 @@
+"""Where does the time of a step go, and how far is each op from what the machine can do?
+
+    report = tinydiff.profile(step)          # runs it twice, prints a table, an op a row
+
+    op                calls  forward ms  backward ms  share  moved MB  kept MB  GFLOP  GFLOP/s  GB/s  limit ms
+    correlate            16        41.2         78.9    38%       ...
+
+The profiler replaces the two methods through which every op passes, `Primitive.__call__` forward and `Node.cotangents`
+backward, and puts them back: when it is off, it costs nothing at all. What an op calls (a rule is made of ops) belongs
+to that op. `conv2d` and other composites have no row: their parts do, here `correlate`.
+
+limit ms is the roofline (Williams et al. 2009): the longer of the time that the products would take at the rate of a
+large matrix product, and the time that inputs and outputs would take at the rate of a large copy, both measured here.
+An op far above its limit is worth a look. One may be below it: what is still in a cache moves faster than memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from . import backend, ops, parallel
+from .backend import xp
+from .tape import Node, Primitive
+from .tensor import Tensor, array_of
+
+Result = TypeVar("Result")
+Shape = tuple[int, ...]
+_one_at_a_time = threading.Lock()
+
+
+@dataclass
+class Row:
+    """An op, all its calls together. Seconds are thread-seconds: those of two threads add up."""
+
+    op: str
+    calls: int = 0
+    backward_calls: int = 0
+    forward: float = 0.0  # seconds
+    backward: float = 0.0
+    moved: int = 0  # bytes of inputs and outputs, forward and backward; a view moves nothing
+    kept: int = 0  # bytes that stay until the backward pass because this op reads them; see profile
+    flop: int | None = None  # forward and backward; None where nobody has said how many
+
+    @property
+    def seconds(self) -> float:
+        return self.forward + self.backward
+
+
+@dataclass
+class Report:
+    """What `profile` found; print it for the table. Rows and times are sums over `repeat` steps."""
+
+    rows: list[Row]  # the longest first
+    repeat: int
+    wall: float  # seconds on the clock
+    busy: float  # of these, seconds in which a thread was in an op
+    threads: int  # how many were in ops at once, at most
+    flop_rate: float  # FLOP/s of one thread while so many multiply matrices
+    byte_rate: float  # bytes/s of one thread while so many copy
+
+    @property
+    def outside(self) -> float:
+        """Seconds on the clock in which no thread was in an op."""
+        return self.wall - self.busy
+
+    def limit(self, row: Row) -> float:
+        """Thread-seconds that the op could not be faster than, if its arrays come from memory."""
+        return max((row.flop or 0) / self.flop_rate, row.moved / self.byte_rate)
+
+    def __str__(self) -> str:
+        total = sum(row.seconds for row in self.rows)
+        table = [_HEAD, *(self._cells(row, total) for row in self.rows)]
+        widths = [max(map(len, column)) for column in zip(*table)]
+        lines = ["  ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])]) for cells in table]
+        ms, n = 1e3 / self.repeat, self.threads
+        lines += [
+            f"A step takes {self.wall * ms:.1f} ms: {self.busy * ms:.1f} in ops, and {self.outside * ms:.1f} outside "
+            "(Python, the optimiser, random numbers, sums of gradients).",
+            f"The rows add up to {total * ms:.1f} ms{f' of thread time, up to {n} threads at once' if n > 1 else ''}; "
+            f"{self.repeat} step{'s' if self.repeat > 1 else ''} measured.",
+            f"Limits: {self.flop_rate / 1e9:.1f} GFLOP/s (product of two {_SIDE} x {_SIDE} matrices of float32) and "
+            f"{self.byte_rate / 1e9:.1f} GB/s (copy of {_COPY >> 20} MiB){f', a thread of {n}' if n > 1 else ''}.",
+        ]
+        return "\n".join(lines)
+
+    def _cells(self, row: Row, total: float) -> list[str]:
+        def per_step(value: float, unit: float) -> str:
+            return f"{value / self.repeat / unit:.4g}"
+
+        seconds = row.seconds or math.inf
+        flop = ["", ""] if row.flop is None else [per_step(row.flop, 1e9), f"{row.flop / seconds / 1e9:.3g}"]
+        return [
+            row.op, f"{(row.calls or row.backward_calls) / self.repeat:g}",
+            f"{row.forward / self.repeat * 1e3:.2f}", f"{row.backward / self.repeat * 1e3:.2f}",
+            f"{row.seconds / total:.0%}" if total else "", per_step(row.moved, 1e6), per_step(row.kept, 1e6),
+            *flop, f"{row.moved / seconds / 1e9:.3g}", f"{self.limit(row) / self.repeat * 1e3:.2f}",
+        ]  # fmt: skip
+
+
+_HEAD = [
+    "op", "calls", "forward ms", "backward ms", "share", "moved MB", "kept MB", "GFLOP", "GFLOP/s", "GB/s", "limit ms",
+]  # fmt: skip
+
+
+def profile(step: Callable[[], Any], *, repeat: int = 1, show: bool = True) -> Report:
+    """Run step() once to warm up, then `repeat` times, and print what each op took, the longest first.
+
+    All threads count, such as those of the shards of `training.gradients`. An array that is kept counts once, with the
+    first op whose rule reads it; leaves (parameters, data) do not count, as they would be there anyway, and neither
+    does what `checkpoint` keeps. On CuPy the profiler waits for the device after each op, so that launches do not
+    overlap: the parts are right, the sum is longer than the step; not inside backend.no_sync, nor with a captured step.
+    With create_graph a fused op appears as the ops of its reference.
+    show: print the table. Returns the Report.
+    Errors: ValueError for repeat < 1; RuntimeError if another step is being profiled. An error of the step is raised,
+    and everything is put back.
+    """
+    if repeat < 1:
+        raise ValueError(f"profile: repeat must be 1 or more, not {repeat!r}")
+    if not _one_at_a_time.acquire(blocking=False):
+        raise RuntimeError("profile: another step is being profiled, in this thread or another, and ops are shared")
+    try:
+        rehearsal = _Watch()
+        with _watching(rehearsal):
+            step()
+        flop_rate, byte_rate = machine_rates(max(1, rehearsal.most))
+        watch = _Watch()
+        with _watching(watch):
+            start = time.perf_counter()
+            for _ in range(repeat):
+                step()
+                _wait()
+            wall = time.perf_counter() - start
+    finally:
+        _one_at_a_time.release()
+    rows = sorted(watch.rows.values(), key=lambda row: -row.seconds)
+    report = Report(rows, repeat, wall, watch.busy, watch.most, flop_rate, byte_rate)
+    if show:
+        sys.stdout.write(f"{report}\n")
+    return report
+
+
+# ---------------------------------------------------------------- watching
+
+
+class _Watch:
+    """Collects, from all threads."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Row] = {}
+        self.lock = threading.Lock()
+        self.local = threading.local()  # .within: is this thread in an op?
+        self.inside = self.most = 0  # threads in an op, now and at most
+        self.busy, self.since = 0.0, 0.0
+        self.known: dict[int, weakref.ref[Any]] = {}  # memory that has been counted, or does not count
+
+    def call(self, original: Callable[..., Any], op: Any, inputs: Any, params: Any) -> Any:
+        if self._within():
+            return original(op, *inputs, **params)
+        out, seconds = self._timed(lambda: original(op, *inputs, **params))
+        shapes = [getattr(x, "shape", ()) for x in inputs]
+        array = array_of(out)
+        moved = 0 if op.view and array.base is not None else _bytes(*inputs, array)
+        with self.lock:
+            row = self._row(op.name, _flop(op.name, shapes, array.shape, params, None))
+            row.calls += 1
+            row.forward += seconds
+            row.moved += moved
+            for x in inputs:
+                if isinstance(x, Tensor) and x.node is None:
+                    self._is_new(x._data)
+            if isinstance(out, Tensor) and out.node is not None and out.node.op is op:
+                row.kept += sum(_owner(a).nbytes for a in _kept_by(out.node) if self._is_new(a))
+        return out
+
+    def cotangents(self, original: Callable[..., Any], node: Node, g: Any, wanted: Any, create_graph: bool) -> Any:
+        if self._within():
+            return original(node, g, wanted, create_graph)
+        shapes = [getattr(x, "shape", ()) for x in node.values]
+        moved = _bytes(g, *_kept_by(node))
+        flop = _flop(node.op.name, shapes, node.shape, node.params, wanted)
+        found, seconds = self._timed(lambda: original(node, g, wanted, create_graph))
+        with self.lock:
+            row = self._row(node.op.name, flop)
+            row.backward_calls += 1
+            row.backward += seconds
+            row.moved += moved + _bytes(*found)
+        return found
+
+    def _within(self) -> bool:
+        return getattr(self.local, "within", False)
+
+    def _timed(self, fn: Callable[[], Result]) -> tuple[Result, float]:
+        self.local.within = True
+        with self.lock:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+            if self.inside == 1:
+                self.since = time.perf_counter()
+        start = time.perf_counter()
+        try:
+            result = fn()
+            _wait()
+            return result, time.perf_counter() - start
+        finally:
+            self.local.within = False
+            with self.lock:
+                self.inside -= 1
+                if self.inside == 0:
+                    self.busy += time.perf_counter() - self.since
+
+    def _row(self, op: str, flop: int | None) -> Row:
+        row = self.rows.setdefault(op, Row(op))
+        if flop is not None:
+            row.flop = (row.flop or 0) + flop
+        return row
+
+    def _is_new(self, array: Any) -> bool:
+        """Has the memory of this array not been met before? From now on it has."""
+        owner = _owner(array)
+        known = self.known.get(id(owner))
+        if known is not None and known() is owner:
+            return False
+        self.known[id(owner)] = weakref.ref(owner)
+        return True
+
+
+@contextlib.contextmanager
+def _watching(watch: _Watch) -> Iterator[None]:
+    """Inside, every op passes through the watch."""
+    call, cotangents = Primitive.__call__, Node.cotangents
+
+    def watched_call(self: Any, *inputs: Any, **params: Any) -> Any:
+        return watch.call(call, self, inputs, params)
+
+    def watched_cotangents(self: Any, g: Any, wanted: Any, create_graph: bool) -> Any:
+        return watch.cotangents(cotangents, self, g, wanted, create_graph)
+
+    Primitive.__call__, Node.cotangents = watched_call, watched_cotangents  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Primitive.__call__, Node.cotangents = call, cotangents  # type: ignore[method-assign]
+
+
+def _wait() -> None:
+    if backend.name == "cupy":
+        xp.cuda.get_current_stream().synchronize()
+
+
+def _kept_by(node: Node) -> list[Any]:
+    """The arrays that a node keeps for its rule."""
+    saved = vars(node.saved).values() if node.saved is not None else ()
+    return [a for a in (*node.values, node.out, *saved) if backend.active().is_array(a)]
+
+
+def _owner(array: Any) -> Any:
+    """The array whose memory it is; the memory of a file or of bytes is no array."""
+    return array.base if backend.active().is_array(array.base) else array
+
+
+def _bytes(*values: Any) -> int:
+    return sum(a.nbytes for a in map(array_of, values) if backend.active().is_array(a))
+
+
+# ---------------------------------------------------------------- what the machine can do
+
+
+_SIDE, _COPY = 1024, 1 << 26
+
+
+def machine_rates(threads: int) -> tuple[float, float]:
+    """FLOP/s of a large matrix product and bytes/s of a large copy, read and written, in each of so many threads at
+    once; the best of three each, the mean over the threads. One thread may use those of the BLAS."""
+
+    def rates(_rows: slice) -> tuple[float, float]:
+        x = xp.ones((_SIDE, _SIDE), "float32")
+        source, target = xp.ones(_COPY // 4, "float32"), xp.zeros(_COPY // 4, "float32")
+        product = _fastest(lambda: ops.matmul(x, x))
+        return 2 * _SIDE**3 / product, 2 * _COPY / _fastest(lambda: xp.copyto(target, source))
+
+    found = list(parallel.over_shards(rates, threads, 1, threads))
+    return sum(f for f, _ in found) / threads, sum(b for _, b in found) / threads
+
+
+def _fastest(run: Callable[[], Any]) -> float:
+    seconds = []
+    for _ in range(4):  # the first is a warm-up
+        start = time.perf_counter()
+        run()
+        _wait()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
+
+
+def _flop(op: str, shapes: Sequence[Shape], out: Shape, params: Any, wanted: Sequence[bool] | None) -> int | None:
+    """Multiplications and additions of a call, or, if it is said which cotangents are wanted, of its rule."""
+    if op == "weighted_values":  # q (.., L, D), k (.., S, D), v (.., S, E) -> (.., L, E)
+        width, pairs = shapes[0][-1], 2 * math.prod(out[:-1]) * shapes[1][-2]
+        if wanted is None:
+            return pairs * (width + out[-1])
+        return pairs * (out[-1] * (1 + wanted[2]) + width * (wanted[0] + wanted[1]))
+    if op == "matrix_product":
+        forward = 2 * math.prod(out) * shapes[0][-1]
+    elif op == "correlate":  # a kernel's worth of products for each element of y
+        forward = 2 * math.prod(out) * math.prod(shapes[1][:3])
+    elif op == "correlate_input":
+        forward = 2 * math.prod(shapes[0]) * math.prod(shapes[1][:3])
+    elif op == "correlate_weight":
+        forward = 2 * math.prod(shapes[1]) * math.prod(out[:3])
+    elif op == "contract":
+        terms = params["subscripts"].split("->")[0].split(",")
+        lengths = {c: n for term, shape in zip(terms, shapes) for c, n in zip(term, shape) if n != 1}
+        forward = len(terms) * math.prod(lengths.values())
+    else:
+        return None
+    return forward if wanted is None else forward * sum(wanted)  # linear in each input: each cotangent is as much again
