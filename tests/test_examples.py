@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -84,6 +85,12 @@ def test_the_score_unet_trains_goes_on_and_samples(tmp_path, data_dir, skips, co
     assert [(r["epoch"], r["step"], r["images"]) for r in records] == [(0, 2, 24), (1, 4, 24)]
     assert [r["lr"] for r in records] == pytest.approx([1e-3, 0.98e-3] if skips == "add" else [5e-4, 5e-4])
     assert (out / "samples.png").read_bytes() != first
+    if skips == "add":
+        text = run(SCORE_UNET, *options, "--compare", "--evaluations", 5, "--bits", 2)
+        assert imread(out / "compare.png").shape[0] == (12 * 30 + 2) * 3
+        for row in ("ddpm, 5", "heun, 5", "rk45, ", "euler_maruyama, 3", "heun, 5, no average"):
+            assert f"\n{row}" in text
+        assert re.search(r"averaged weights: -?\d+\.\d{4} \+- .* bits per dimension on 2 test images", text)
 
 
 @pytest.mark.slow
@@ -186,6 +193,7 @@ def test_errors_are_a_line_or_two_and_no_traceback(monkeypatch, tmp_path, exampl
         (ONE_DIMENSION, ["--walkers", 0], "argument --walkers: must be 1 or more, not 0"),
         (TWO_DIMENSIONS, ["--seed", -1], "argument --seed: must be 0 or more, not -1"),
         (SCORE_UNET, ["--steps", 0], "argument --steps: must be 1 or more, not 0"),
+        (SCORE_UNET, ["--compare", "--evaluations", 2], "--evaluations must be 3 or more"),
         (SCORE_UNET, ["--seed", -1], "argument --seed: must be 0 or more, not -1"),
         (USING, ["--steps", 1], "argument --steps: must be 2 or more, not 1"),
         (QUICKSTART, ["--steps", 0], "argument --steps: must be 1 or more, not 0"),

@@ -5,9 +5,20 @@ import numpy as np
 import pytest
 from mixtures import ConstantVP, gaussian_score
 
-from tinydiff import Rng, Tensor, backend, grad_enabled
+from tinydiff import Rng, Tensor, backend, grad_enabled, ops
 from tinydiff.diffusion import VESDE, euler_maruyama
-from tinydiff.diffusion.samplers import SAMPLERS, Counted, heun, rk45, score_of, sigma_at, steps_for, uniform_times
+from tinydiff.diffusion.edm import KarrasSDE
+from tinydiff.diffusion.samplers import (
+    SAMPLERS,
+    Counted,
+    heun,
+    rho_times,
+    rk45,
+    score_of,
+    sigma_at,
+    steps_for,
+    uniform_times,
+)
 from tinydiff.tensor import array_of
 
 SDE = VESDE(25.0)
@@ -151,6 +162,28 @@ def test_a_denoiser_samples_as_its_score_does(each_backend, name, sde):
     x, y = (backend.to_host(SAMPLERS[name](score, (3, 2), sde, 4, **options))
             for score in (gaussian_score(0.5, 0.25, sde), score_of(denoise, sde)))  # fmt: skip
     np.testing.assert_allclose(x, y, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    "name, options", [("ddim", {}), ("ddim", {"eta": 0.7}), ("ddpm", {"grid": rho_times}), ("heun", {}),
+                      ("heun", {"churn": 2.0}), ("dpm_solver", {})]
+)  # fmt: skip
+def test_what_works_in_sigma_is_the_same_for_every_process(each_backend, name, options):
+    """From the same y = x / m over the same noise levels, VP and the process whose time is sigma give the same images,
+    in so few steps that each scale in the wrong place shows."""
+    vp, eps = ConstantVP(4.0), 0.05
+    karras = KarrasSDE(sigma_at(vp, 1.0))
+    y = Rng(0).normal((3, 2), "float64") * karras.t_max
+
+    def denoise(x, sigma):
+        s2 = array_of(sigma).reshape((-1, 1)) ** 2
+        return (x * 0.25 + s2 * 0.5) / (s2 + 0.25) + ops.sin(x) * 0.1
+
+    one = SAMPLERS[name](score_of(denoise, vp), (3, 2), vp, 4, steps=3, eps=eps,
+                         start=(y * vp.marginal_scale(1.0), 1.0), **options)  # fmt: skip
+    other = SAMPLERS[name](score_of(denoise, karras), (3, 2), karras, 4, steps=3, eps=sigma_at(vp, eps),
+                           start=(y, karras.t_max), **options)  # fmt: skip
+    np.testing.assert_allclose(backend.to_host(one), backend.to_host(other), rtol=1e-7)
 
 
 def test_the_denoiser_is_told_the_noise_beside_an_image_of_its_own_scale():

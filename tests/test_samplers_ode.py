@@ -55,6 +55,7 @@ def test_the_error_is_the_published_one_and_falls_with_the_order(each_backend, r
     """Every entry within 1 %, but for the digits that are printed; the slope over the last four within 0.2."""
     sampler, options, order, published = TABLE[row]
     errors = [rmse(sampler, steps=n, **options) for n in STEPS]
+    print(row, *(f"{error:.3g}" for error in errors), sep=" | ")  # for docs/samplers.md: pytest -rP
     assert errors == pytest.approx(published, rel=0.01)
     slope = -np.polyfit(np.log2(STEPS[2:]), np.log2(errors[2:]), 1)[0]
     assert slope == pytest.approx(order, abs=0.2)

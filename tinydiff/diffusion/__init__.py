@@ -2,11 +2,15 @@
 
     sde = VESDE(sigma=25.0)                                           # or process("vp", schedule="cosine"), ...
     loss = score_matching_loss(model, x0, sde, rng)                   # x0 (N, ...), to be minimised
-    x = euler_maruyama(model, (64, 28, 28, 1), sde, Rng(0))           # 64 new images
+    x = euler_maruyama(model, (64, 28, 28, 1), sde, Rng(0))           # 64 new images; seven other ways: samplers.py
+    bits = bits_per_dimension(model, images, sde, Rng(0))             # images (N, ...) of uint8; likelihood.py
+    x = inpaint(model, x, mask, sde, Rng(0))                          # and other uses: editing.py
 
 Times t run from 0 (data) to 1 (noise). A model, or any score, is a function score(x, t) of x (N, ...) and of t (N,).
 """
 
+from .editing import inpaint
+from .likelihood import bits_per_dimension
 from .loss import denoising_loss, score_matching_loss
 from .parametrisation import ScoreModel
 from .samplers import euler_maruyama
@@ -22,8 +26,10 @@ __all__ = [
     "SubVPSDE",
     "VESDE",
     "VPSDE",
+    "bits_per_dimension",
     "denoising_loss",
     "euler_maruyama",
+    "inpaint",
     "process",
     "score_matching_loss",
 ]
