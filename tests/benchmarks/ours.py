@@ -12,20 +12,16 @@ from measure import Run, Unavailable
 from tinydiff import Rng, Tensor, backend, grad, ops, optim, tensor
 from tinydiff.backend import to_device, xp
 from tinydiff.diffusion import VESDE, euler_maruyama, score_matching_loss
-from tinydiff.diffusion.edm import Denoiser, edm_loss, heun
+from tinydiff.diffusion.edm import Denoiser, KarrasSDE, edm_loss
+from tinydiff.diffusion.samplers import heun, score_of
 from tinydiff.models import tutorial
 from tinydiff.models.unet import UNet
-from tinydiff.parallel import over_shards
+from tinydiff.parallel import over_shards, shard_size
 from tinydiff.training import gradients
 
-SDE = VESDE()
+SDE, KARRAS = VESDE(), KarrasSDE()
 QUICKSTART_CHANNELS, QUICKSTART_LABELS = (32, 64), {"digit": 10, "face": 2, "weight": 2, "slant": 3}
 SIGMA_DATA, UNSAID = 0.5, 0.1  # the spread of the images, and how often labels are kept from the net
-
-
-def shard(batch: int) -> int | None:
-    """How many images a thread works on at a time; a GPU takes the batch whole."""
-    return None if backend.name == "cupy" else 32 if batch <= 128 else 64
 
 
 def wait() -> None:
@@ -79,7 +75,7 @@ def training_step(name: str, n: int, threads: int, captured: bool = False, net: 
     net = net or net_of(name)
     loss, adam = loss_of(name, net), optim.Adam(net.parameters(), lr=1e-3)
     batch = [to_device(a) for a in batch_of(name, n)]
-    size = n if name == "autoencoder" else shard(n)
+    size = n if name == "autoencoder" else None
 
     def step(rng: Rng) -> Any:
         value = gradients(loss, adam.parameters, batch, rng, size, threads)
@@ -98,11 +94,11 @@ def sampler(name: str, n: int, steps: int, threads: int, captured: bool = False)
         shape = (rows.stop - rows.start, 28, 28, 1)
         if name == "heun":
             condition = {label: values[rows] for label, values in labels.items()}
-            return heun(lambda x, s: net(x, s, **condition), shape, rng, steps=steps, first=rows.start)
+            return heun(score_of(net, KARRAS), shape, KARRAS, rng, steps=steps, first=rows.start, **condition)
         return euler_maruyama(net, shape, SDE, rng, steps=steps, first=rows.start)
 
     def paint(rng: Rng) -> list[Any]:
-        return list(over_shards(lambda rows: some(rows, rng.child("samples")), n, shard(n) or n, threads))
+        return list(over_shards(lambda rows: some(rows, rng.child("samples")), n, shard_size(n), threads))
 
     return _with_new_noise(paint, captured)
 
