@@ -53,7 +53,7 @@ def over_shards(fn: Callable[[slice], Result], n: int, size: int, threads: int |
     if threads <= 1:
         yield from map(of_shard, shards)
         return
-    with one_blas_thread(), ThreadPoolExecutor(threads) as pool:
+    with _one_blas_thread(), ThreadPoolExecutor(threads) as pool:
         yield from pool.map(of_shard, shards)
 
 
@@ -97,9 +97,7 @@ def _blas() -> Any:
 
 
 @contextlib.contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Inside, matrix products run in one thread: for shards, and for nets so small that two threads lose more time in
-    waiting for one another than they gain (much more, if the machine has anything else to do)."""
+def _one_blas_thread() -> Iterator[None]:
     blas = _blas()
     if blas is None:
         yield

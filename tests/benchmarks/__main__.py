@@ -13,7 +13,6 @@ import fnmatch
 import json
 import os
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 if os.environ.get("TINYDIFF_BACKEND") == "cupy":
@@ -46,13 +45,10 @@ def main() -> None:
         side = None
     about = {"backend": backend.name, "threads": args.threads, **measure.facts(gpu())}
     records = []
-    # tinydiff's shards have one BLAS thread each where they are several; one thread is one everywhere here
-    blas = parallel.one_blas_thread if args.threads == 1 else nullcontext
     for case in chosen:
         if side is not None:
             side.settings(args.threads)
-        with blas():
-            result = measure.measure(case, args.pairs, lambda: wait(side))
+        result = measure.measure(case, args.pairs, lambda: wait(side))
         record = result.record(about)
         records.append(record)
         print(report.line(record), flush=True)
