@@ -1,8 +1,8 @@
 """tinydiff beside PyTorch: python tests/benchmarks
 
-Every case runs on both in one process, taking turns, on the same model, batch and number of threads; the figure to
-quote is the median of the ratios of neighbours, tinydiff over PyTorch run eagerly in the better of its two memory
-formats. With TINYDIFF_BACKEND=cupy both run on the GPU. How to read it: docs/performance.md, whose tables
+Every case runs on both, taking turns, each in a process of its own (apart.py), on the same model, batch and number of
+threads; the figure to quote is the median of the ratios of neighbours, tinydiff over PyTorch run eagerly in the better
+of its two memory formats. With TINYDIFF_BACKEND=cupy both run on the GPU. How to read it: docs/performance.md, whose tables
 `python tests/benchmarks/report.py RESULTS` makes.
 """
 
@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import importlib.util
 import json
 import os
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 if os.environ.get("TINYDIFF_BACKEND") == "cupy":
     os.environ.setdefault("CUPY_TF32", "1")  # read when CuPy is imported; PyTorch's side has TF32 on as well
 
+import apart
 import cases
 import measure
 import ours
@@ -39,34 +40,24 @@ def main() -> None:
     if args.list:
         print("\n".join(c.name for c in chosen))
         return
-    try:
-        side = cases.torch_side()
-    except measure.Unavailable as reason:
-        print(f"{reason}: tinydiff is measured alone", file=sys.stderr)
-        side = None
+    there = importlib.util.find_spec("torch") is not None
+    if not there:
+        print("PyTorch is not installed: tinydiff is measured alone", file=sys.stderr)
+    away = apart.Apart(args.threads, args.compile) if there else None
     about = {"backend": backend.name, "threads": args.threads, **measure.facts(gpu())}
     records = []
-    # tinydiff's shards have one BLAS thread each where they are several; one thread is one everywhere here
-    blas = (lambda: parallel.blas_threads(1)) if args.threads == 1 else nullcontext
     for case in chosen:
-        if side is not None:
-            side.settings(args.threads)
-        with blas():
-            result = measure.measure(case, args.pairs, lambda: wait(side))
+        result = measure.measure(case, args.pairs, ours.wait, away)
         record = result.record(about)
         records.append(record)
         print(report.line(record), flush=True)
         if args.out:
             with open(args.out, "a") as file:
                 file.write(json.dumps(record) + "\n")
+    if away is not None:
+        away.close()
     for line in report.means(records):
         print(line)
-
-
-def wait(side: object) -> None:
-    ours.wait()
-    if side is not None:
-        side.wait()  # type: ignore[attr-defined]
 
 
 def gpu() -> str | None:

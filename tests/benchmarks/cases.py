@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 import ours
 from measure import Case, Run, Unavailable
 
-from tinydiff import backend, ops, parallel
+from tinydiff import backend, ops
 
 
 @dataclass(frozen=True)
@@ -120,17 +119,6 @@ def scaling() -> Iterator[Case]:
     """Time a sample of the concat net's training step."""
     for threads in (1, 2):
         for n in (1, 4, 16, 64, 256, 1024, 4096):
-            # tinydiff's shards have one BLAS thread each where there are several; one thread is one everywhere here
-            blas = (lambda: parallel.blas_threads(1)) if threads == 1 else nullcontext
-
-            def mine(n: int = n, threads: int = threads, blas: Any = blas) -> Run:
-                step = ours.training_step("concat", n, threads)
-
-                def run() -> None:
-                    with blas():
-                        step()
-
-                return run
 
             def their(column: str, n: int = n, threads: int = threads) -> Run:
                 side = torch_side()
@@ -144,8 +132,8 @@ def scaling() -> Iterator[Case]:
 
             yield Case(
                 f"scaling/{threads} thread{'s' * (threads > 1)}/{n}",
-                {"tinydiff": mine, "torch": lambda f=their: f("torch"),
-                 "torch channels_last": lambda f=their: f("torch channels_last")},
+                {"tinydiff": lambda n=n, threads=threads: ours.training_step("concat", n, threads),
+                 "torch": lambda f=their: f("torch"), "torch channels_last": lambda f=their: f("torch channels_last")},
                 per=n,
                 threads=threads,
             )  # fmt: skip

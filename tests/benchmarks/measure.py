@@ -91,12 +91,14 @@ def geometric_mean(values: list[float]) -> float:
     return math.exp(statistics.fmean(map(math.log, values)))
 
 
-def measure(case: Case, pairs: int, wait: Run) -> Result:
-    """Build the rivals, warm each up, and let them take turns `pairs` times. wait(): until the device is done."""
+def measure(case: Case, pairs: int, wait: Run, apart: Any = None) -> Result:
+    """Build the rivals, warm each up, and let them take turns `pairs` times. wait(): until the device is done. apart:
+    the process for PyTorch's (apart.py); without it they run in this one."""
     result, runs, repeats = Result(case), {}, {}
     for name, build in case.rivals.items():
         try:
-            runs[name] = build()
+            away = apart is not None and name.startswith("torch") and not case.reports
+            runs[name] = apart.run(case.name, name) if away else build()
             runs[name]()  # the first call also makes what is made once
         except Unavailable as reason:
             runs.pop(name, None)
@@ -123,6 +125,8 @@ def measure(case: Case, pairs: int, wait: Run) -> Result:
 
 def timed(run: Run, repeats: int, wait: Run) -> float:
     """Seconds a run."""
+    if hasattr(run, "seconds"):  # in another process, where it is timed
+        return run.seconds(repeats)
     wait()
     start = time.perf_counter()
     for _ in range(repeats):
