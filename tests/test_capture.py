@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinydiff import Rng, Tensor, backend, checkpoint, nn, ops, optim
+from tinydiff import Rng, Tensor, backend, checkpoint, nn, no_grad, ops, optim
 from tinydiff.capture import MOST_GRAPHS
 from tinydiff.diffusion import VESDE, edm, score_matching_loss
-from tinydiff.diffusion.samplers import SAMPLERS, score_of
+from tinydiff.diffusion.samplers import SAMPLERS, Counted, score_of
 from tinydiff.models.unet import UNet
 from tinydiff.rng import recorded, replayed
 from tinydiff.training import gradients, train
@@ -226,6 +226,18 @@ def test_captured_samplers_draw_the_same_images(sampler: str) -> None:
         assert host(images).tobytes() == host(sample(theirs, labels)).tobytes()
         assert ours.state() == theirs.state(), "the source advances as if there were no graph"
         assert not counters or counters["graph_launches"] == (i > 0)
+
+
+def test_evaluations_are_counted_in_replays_too() -> None:
+    task = Images()
+    counted_score = Counted(task.net)
+    labels = backend.to_device(np.arange(3))
+    fast = backend.capture(
+        lambda rng: SAMPLERS["ddim"](counted_score, (3, 8, 8, 1), task.sde, rng, steps=2, digit=labels)
+    )
+    for _ in range(4):
+        fast(Rng(0))
+    assert counted_score.nfe == 4 * 3
 
 
 @on_cupy
@@ -453,6 +465,16 @@ def test_another_precision_is_another_graph() -> None:
         assert float(host(fast(x))[0, 0]) > 8
         with backend.precision("tf32"):
             assert float(host(fast(x))[0, 0]) == 8
+
+
+def test_whether_gradients_are_recorded_is_asked_in_every_call() -> None:
+    p = nn.Parameter(np.ones(3))
+    fast = backend.capture(lambda x: p * Tensor(x))
+    x = backend.xp.ones(3)
+    for _ in range(3):
+        assert fast(x).requires_grad
+        with no_grad():
+            assert not fast(x).requires_grad
 
 
 # ---------------------------------------------------------------- training

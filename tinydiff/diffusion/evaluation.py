@@ -11,6 +11,7 @@ from collections.abc import Callable
 from numbers import Integral
 from typing import Any
 
+from .. import replays
 from ..backend import Array, to_device, xp
 from ..rng import Rng, as_rng
 from ..tensor import Tensor, array_of
@@ -133,8 +134,11 @@ class Counted:
         self.given, self.nfe = score, 0
 
     def __call__(self, *args: Any, **condition: Any) -> Any:
-        self.nfe += 1
+        replays.each_time(self._count)
         return self.given(*args, **condition)
+
+    def _count(self) -> None:
+        self.nfe += 1
 
 
 def _shape(shape: Any) -> tuple[int, ...]:
