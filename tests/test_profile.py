@@ -94,6 +94,12 @@ def test_flop_of_products(each_backend, op, shapes, row, forward, backward):
     assert rows_of(lambda: tinydiff.grad(op(*inputs).sum(), inputs))[row].flop == (1 + backward) * forward
 
 
+def test_a_bias_is_no_product():
+    shapes, out = [(2, 8, 8, 4), (3, 3, 4, 6), (6,)], (2, 6, 6, 6)
+    two, three = (module._flop("correlate", shapes, out, {}, [True, True, bias]) for bias in (False, True))
+    assert two == three == 2 * 2 * 432 * 36
+
+
 def test_flop_of_the_derivative_of_a_convolution_by_its_weight(each_backend):
     """correlate_weight has a row of its own only where it is the op that was called: in a second derivative."""
     x, w = leaf(1, 4, 4, 1), leaf(3, 3, 1, 1)

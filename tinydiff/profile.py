@@ -321,4 +321,7 @@ def _flop(op: str, shapes: Sequence[Shape], out: Shape, params: Any, wanted: Seq
         forward = len(terms) * math.prod(lengths.values())
     else:
         return None
-    return forward if wanted is None else forward * sum(wanted)  # linear in each input: each cotangent is as much again
+    if wanted is None:
+        return forward
+    # linear in each factor, so each cotangent is as much again; a bias beside the two factors is no product
+    return forward * sum(wanted if op == "contract" else wanted[:2])

@@ -6,6 +6,7 @@ together, so each ratio of one round is fair, and the median over the rounds for
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import platform
@@ -110,6 +111,8 @@ def measure(case: Case, pairs: int, wait: Run, apart: Any = None) -> Result:
             while repeats[name] * once < SHORTEST:
                 repeats[name] = max(2 * repeats[name], math.ceil(SHORTEST / max(once, 1e-7)))
                 once = timed(runs[name], repeats[name], wait)
+    gc.collect()
+    gc.freeze()  # else Python's collector goes through all objects of both libraries in the time of whoever comes next
     scale = {"ms": 1e3, "us": 1e6}.get(case.unit, 1) / case.per
     for _ in range(min(pairs, case.rounds or pairs)):
         for name, run in runs.items():
@@ -120,6 +123,7 @@ def measure(case: Case, pairs: int, wait: Run, apart: Any = None) -> Result:
             if repeats[name] > 1:
                 run()  # caches, and threads that sleep
             result.times[name].append(scale * timed(run, repeats[name], wait))
+    gc.unfreeze()
     return result
 
 
