@@ -140,7 +140,7 @@ def test_rk45_does_not_loop_on_a_hopeless_score(stiff, least, most):
     """A NaN shortens the step until it is nothing beside t; where steps must be tiny, all rounds are spent."""
     score = Counted(lambda x, t: x * -stiff)
     with pytest.raises(RuntimeError, match="have not arrived"):
-        rk45(score, (2, 1), SDE, 0)
+        rk45(score, (2, 1), SDE, 0, start=(backend.to_device(np.ones((2, 1))), 1.0))
     assert least <= score.nfe <= most
 
 
