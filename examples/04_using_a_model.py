@@ -1,7 +1,7 @@
 """Four uses of one trained model: filling holes, redoing images, walking between them, removing noise.
 
     python examples/quickstart.py                          trains it, in a few minutes
-    python examples/04_using_a_model.py                    then this takes a minute or two
+    python examples/04_using_a_model.py                    then this takes a minute at most
     python examples/04_using_a_model.py --checkpoint runs/other/checkpoint.npz --out other.png
 
 The checkpoint is one of examples/quickstart.py, of glyphs or of MNIST. What is edited are images that it was not
@@ -12,6 +12,8 @@ One figure is painted (--out):
     redone from noise 0.7, 1.5, 4                image-to-image: the more noise, the less of the image is left
     a walk, another                              from the image of one noise to that of another, with guidance
     photo, mean, one possibility                 denoising, at a level estimated from the photo itself
+
+With --compare 11, the figure is of new images instead: a row a sampler, each with that many evaluations of the net.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from tinydiff import Rng, data, plot, saving
 from tinydiff.backend import to_device, to_host
 from tinydiff.diffusion.editing import denoise, image_to_image, inpaint, interpolate, noise_level
 from tinydiff.diffusion.edm import Denoiser, KarrasSDE, guided
-from tinydiff.diffusion.samplers import heun, score_of, time_at
+from tinydiff.diffusion.samplers import SAMPLERS, Counted, heun, rho_times, rk45, score_of, steps_for, time_at
 from tinydiff.models.unet import UNet
 from tinydiff.optim import EMA
 
@@ -41,13 +43,24 @@ def main() -> int:
     state = read(args.checkpoint)
     train, images, digits = load(state, args)
     denoiser = build(state, sigma_data=float(train.std()))
-    sde, rng = KarrasSDE(), Rng(args.seed)
-    score = score_of(denoiser, sde)
+    sde = KarrasSDE()
+    rows = compare(denoiser, sde, args) if args.compare else use(denoiser, sde, images, digits, args)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    plot.image_grid(
+        np.concatenate(list(rows.values())), args.out, rows=len(rows), row_labels=list(rows), low=-1, high=1
+    )
+    print(f"{args.out} after {time.monotonic() - began:.0f} s", file=sys.stderr)
+    return 0
+
+
+def use(denoiser, sde, images, digits, args):
+    """Twelve rows, {label: images}."""
+    rng, score = Rng(args.seed), score_of(denoiser, sde)
     told = {} if args.untold else {"digit": to_device(digits)}
     rows: dict[str, np.ndarray] = {"given": images}
 
     def paint(name, picture, what):
-        print(f"{what} ({time.monotonic() - began:.0f} s)", file=sys.stderr)
+        print(what, file=sys.stderr)
         rows[name] = to_host(picture)
 
     x = to_device(images)  # (10, 28, 28, 1) in [-1, 1]
@@ -78,13 +91,23 @@ def main() -> int:
         score, photos.shape, sde, rng, start=(photos, time_at(sde, sigma)), steps=args.steps // 2, eps=EPS, **told
     )
     paint("one possibility", one, "denoising")
+    return rows
 
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    plot.image_grid(
-        np.concatenate(list(rows.values())), args.out, rows=len(rows), row_labels=list(rows), low=-1, high=1
-    )
-    print(f"{args.out} after {time.monotonic() - began:.0f} s", file=sys.stderr)
-    return 0
+
+def compare(denoiser, sde, args):
+    """A row a sampler, {label: one image of each digit}, all from the same noise; rk45 takes what it needs."""
+    rows = {}
+    score = score_of(guided(denoiser, 1.0, digit=to_device(np.arange(10))), sde)
+    for name, sampler in SAMPLERS.items():
+        if sampler is rk45:
+            options = {"rtol": 1e-3, "atol": 1e-3}  # finer than the 256 greys of a picture
+        else:
+            options = {"steps": steps_for(name, args.compare), "grid": rho_times}
+        counted = Counted(score)
+        x = sampler(counted, (10, 28, 28, 1), sde, Rng(args.seed).child("samples"), eps=EPS, **options)
+        rows[f"{name}, {counted.nfe}"] = to_host(x)
+        print(f"{name}, {counted.nfe} evaluations", file=sys.stderr)
+    return rows
 
 
 def read(path):
@@ -155,6 +178,7 @@ def arguments():
     add("--data-dir", type=Path, help="where the four idx files of MNIST are, if it was trained on them")
     add("--untold", action="store_true", help="do not tell the model which digit each image is")
     add("--steps", type=integer(2), default=40, help="of inpainting; half for the others (default: %(default)s)")
+    add("--compare", type=integer(3), metavar="N", help="paint new images by every sampler, N evaluations each")
     add("--seed", type=integer(0), default=0, help="of the noise (default: %(default)s)")
     return parser.parse_args()
 

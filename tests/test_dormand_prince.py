@@ -28,7 +28,7 @@ def fixed_steps(n):
     return y, largest
 
 
-def test_the_method_is_of_order_five_and_its_estimate_of_order_four():
+def test_the_method_is_of_order_five_and_its_estimate_of_order_four(numpy_backend):
     """Twice as many steps divide the error at the end by 2^5, and the estimate of one step by 2^5 as well."""
     exact = 1 / (1 + 1 + 1 / 2)  # y = 1 / (1 + t + t^2 / 2)
     ends, estimates = zip(*(fixed_steps(n) for n in (16, 32, 64)))
@@ -58,6 +58,13 @@ def test_a_row_is_the_same_alone(each_backend):
     *_, (_, both) = solve(lambda y, t: -rate * y, backend.to_device(np.ones((2, 2))), 0.0, 1.0)
     *_, (_, one) = solve(lambda y, t: -rate[1:] * y, backend.to_device(np.ones((1, 2))), 0.0, 1.0)
     np.testing.assert_array_equal(backend.to_host(both)[1:], backend.to_host(one))
+
+
+@pytest.mark.parametrize("begin", [1 / 97, 2 / 97, 5 / 97, 0.7])
+def test_the_end_is_reached_although_sums_are_rounded(numpy_backend, begin):
+    """In float32 begin + (end - begin) need not be end. A slope of 0 takes steps of 1, 5, 25 and the rest of 100."""
+    seen = list(solve(lambda y, t: y * 0, np.ones((1, 1), np.float32), begin, 0.001))
+    assert len(seen) == 5 and seen[-1][0][0] == np.float32(0.001)
 
 
 def test_no_rows_are_no_error(each_backend):

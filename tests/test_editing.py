@@ -165,7 +165,7 @@ def test_the_middle_of_two_noises_is_noise(each_backend):
     assert backend.to_host(spherical(a, b, [0.3, 0.5])).var(axis=1) == pytest.approx(1, abs=0.02)
 
 
-def test_equal_noises_are_a_walk_on_the_spot_and_opposite_ones_an_error():
+def test_equal_noises_are_a_walk_on_the_spot_and_opposite_ones_an_error(numpy_backend):
     a = np.array([1.0, 2.0])
     np.testing.assert_allclose(spherical(a, a, [0, 0.5, 1]), [a, a, a])
     np.testing.assert_allclose(spherical(a * 0, a, [0.5]), [a / 2])

@@ -154,6 +154,8 @@ def test_a_model_of_glyphs_is_used(tmp_path, monkeypatch, each_backend):
     assert one.shape[0] == (12 * 30 + 2) * 3
     np.testing.assert_array_equal(one, two)
     assert (one != untold).any()
+    assert main(monkeypatch, USING, *options, "--compare", 5, "--out", tmp_path / "compare.png") == 0
+    assert imread(tmp_path / "compare.png").shape[0] == (8 * 30 + 2) * 3
 
 
 @pytest.mark.slow
@@ -195,6 +197,7 @@ def test_errors_are_a_line_or_two_and_no_traceback(monkeypatch, tmp_path, exampl
         (SCORE_UNET, ["--steps", 0], "argument --steps: must be 1 or more, not 0"),
         (SCORE_UNET, ["--compare", "--evaluations", 2], "--evaluations must be 3 or more"),
         (SCORE_UNET, ["--seed", -1], "argument --seed: must be 0 or more, not -1"),
+        (USING, ["--compare", 2], "argument --compare: must be 3 or more, not 2"),
         (USING, ["--steps", 1], "argument --steps: must be 2 or more, not 1"),
         (QUICKSTART, ["--steps", 0], "argument --steps: must be 1 or more, not 0"),
         (QUICKSTART, ["--images", -5], "argument --images: must be 1 or more, not -5"),

@@ -65,7 +65,7 @@ def test_a_gaussian_is_exact_to_the_tolerance_of_the_ode(each_backend, sde):
         np.testing.assert_allclose(backend.to_host(found)[:, 0], exact(x, sde, EPS), atol=100 * tolerance)
 
 
-def test_a_far_wider_process_forgets_the_data_and_gives_their_own_density():
+def test_a_far_wider_process_forgets_the_data_and_gives_their_own_density(numpy_backend):
     """The closed form above still has the prior's mismatch in it; with s(1) = 80 it is that of N(MEAN, COVARIANCE)."""
     sde, x = KarrasSDE(80.0), some(300)
     off = (x - MEAN) @ np.linalg.inv(ROOT).T
@@ -232,7 +232,7 @@ def test_bad_images_are_quoted(images, options, error, message):
         bits_per_dimension(gaussian_score(0.5, 0.1, VESDE()), images, VESDE(), 0, **options)
 
 
-def test_it_works_under_no_grad_and_touches_no_gradient():
+def test_it_works_under_no_grad_and_touches_no_gradient(numpy_backend):
     weight = Tensor(np.float32([[1.0]]), requires_grad=True)
     score = Counted(lambda x, t: x * weight * -0.1)
     with no_grad():

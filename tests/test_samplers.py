@@ -237,6 +237,21 @@ def test_bad_arguments_are_quoted(name, change, message):
         SAMPLERS[name](arguments.pop("score"), arguments.pop("shape"), SDE, 0, **arguments)
 
 
+@pytest.mark.parametrize(
+    "grid",
+    [
+        lambda sde, steps, begin, end: [begin, end],
+        lambda sde, steps, begin, end: [begin, 0.5, 0.6, end],
+        lambda sde, steps, begin, end: [0.9, 0.6, 0.5, end],
+        lambda sde, steps, begin, end: [begin, 0.6, 0.5, 0.0],
+    ],
+    ids=["too few", "rises", "begins elsewhere", "ends elsewhere"],
+)
+def test_a_grid_that_is_none_is_quoted(grid):
+    with pytest.raises(ValueError, match=r"grid must give 4 times that fall from 1.0 to 0.001, not \["):
+        SAMPLERS["ddim"](gaussian_score(0, 1, SDE), (2, 3), SDE, 0, steps=3, grid=grid)
+
+
 def test_an_unknown_sampler_names_the_choices():
     with pytest.raises(KeyError, match="unknown sampler 'plms': choose one of euler_maruyama, .*, dpm_solver"):
         SAMPLERS["plms"]

@@ -28,7 +28,8 @@ from .sde import VESDE
 
 class KarrasSDE(VESDE):
     """The variance-exploding process whose time is the noise level: f = 0,  g(t) = sqrt(2 t),  m = 1,  s(t) = t, for t
-    from 0 to sigma_max, where the prior is N(0, sigma_max^2 I).
+    from 0 to sigma_max, where the prior is N(0, sigma_max^2 I). Equal steps in t would spend nearly all of them where
+    there is nothing but noise: to samplers that take them give grid=rho_times.
 
     Source: Karras et al. 2022, table 1, last column. Errors: ValueError for a sigma_max that is not positive.
     """

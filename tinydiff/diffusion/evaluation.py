@@ -8,6 +8,7 @@ counts how often it was asked.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from numbers import Integral
 from typing import Any
 
@@ -27,8 +28,8 @@ class Run:
     """One run of a sampler: `x` at the first of the `times`, which are steps + 1 and fall from t_max to eps.
 
     start: (x, t), where to begin in place of the prior at t_max.
-    Errors: ValueError for steps < 1, times outside the process or in the wrong order, a shape that is not one, a start
-    of another shape, a score of another shape.
+    Errors: ValueError for steps < 1, times outside the process, a grid that does not fall, a shape that is not one, a
+    start of another shape, a score of another shape.
     """
 
     def __init__(
@@ -66,7 +67,10 @@ class Run:
                 )
             if not eps < begin <= sde.t_max:
                 raise ValueError(f"start: t must be above eps={eps} and not above {sde.t_max:g}, not {begin!r}")
-        self.times = grid(sde, int(steps), begin, eps)
+        self.times = list(grid(sde, int(steps), begin, eps))
+        falls = all(a > b for a, b in pairwise(self.times))
+        if len(self.times) != steps + 1 or self.times[0] != begin or self.times[-1] != eps or not falls:
+            raise ValueError(f"grid must give {steps + 1} times that fall from {begin} to {eps}, not {self.times}")
 
     def noise(self) -> Array:
         """Fresh standard normals in the shape of x. Row i is that of sample `first + i` of the seed."""
