@@ -95,7 +95,9 @@ def sampler(name: str, n: int, steps: int, threads: int, captured: bool = False)
         if name == "heun":
             condition = {label: values[rows] for label, values in labels.items()}
             # `steps` noise levels above 0, as Karras et al. count
-            return heun(score_of(net, KARRAS), shape, KARRAS, rng, steps=steps - 1, first=rows.start, **condition)
+            return heun(
+                score_of(net, KARRAS), shape, KARRAS, rng, steps=steps - 1, eps=0.002, first=rows.start, **condition
+            )
         return euler_maruyama(net, shape, SDE, rng, steps=steps, first=rows.start)
 
     def paint(rng: Rng) -> list[Any]:
