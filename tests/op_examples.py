@@ -378,7 +378,6 @@ E("layer_norm", N(2, 3), P(3), N(3))
 E("layer_norm", N(4))
 E("layer_norm", N(2, 1, 3))
 E("batch_norm", N(3, 2, 2), P(2), N(2))
-E("batch_norm", N(3, 2, 2), P(2), N(2), silu=True)
 E("batch_norm", N(4, 2))
 
 HEADS = (np.arange(12).reshape(3, 4) % 3 != 1, N(2, 1, 3, 4))  # a mask that forbids, and one that is added

@@ -246,8 +246,8 @@ def group_norm(
 
 
 @oracle
-def batch_norm(x: Any, weight: Any = None, bias: Any = None, *, eps: float = 1e-5, silu: bool = False) -> Any:
-    return affine(standardized(x, tuple(range(x.ndim - 1)), eps), weight, bias, silu)
+def batch_norm(x: Any, weight: Any = None, bias: Any = None, *, eps: float = 1e-5) -> Any:
+    return affine(standardized(x, tuple(range(x.ndim - 1)), eps), weight, bias, False)
 
 
 ORACLES["layer_norm"] = lambda x, weight=1.0, bias=0.0, eps=1e-5: standardized(x, -1, eps) * weight + bias

@@ -332,6 +332,16 @@ def test_running_statistics_run_on() -> None:
     both(make)
 
 
+def test_statistics_that_are_loaded_are_seen() -> None:
+    norm = nn.BatchNorm2d(2, affine=False).eval()
+    x = backend.to_device(np.ones((1, 1, 1, 2), "float32"))
+    fast = backend.capture(lambda x: norm(Tensor(x)))
+    fast(x), fast(x)
+    norm.load_state_dict({"running_mean": np.full(2, 3.0, "float32"), "running_var": np.ones(2, "float32")})
+    for _ in range(2):
+        np.testing.assert_allclose(host(fast(x)).ravel(), -2, rtol=1e-4)
+
+
 def test_averages_may_be_applied_inside() -> None:
     def make() -> Any:
         net = nn.Linear(2, 2, rng=0)

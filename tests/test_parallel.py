@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -39,29 +40,73 @@ def test_the_number_of_threads_does_not_change_a_bit():
         assert tinydiff.backend.to_host(a).tobytes() == tinydiff.backend.to_host(b).tobytes()
 
 
-def test_a_sharded_function_is_the_function(each_backend):
-    net = nn.Linear(6, 5, rng=0)
-    x, scale = tensor(Rng(2).normal((20, 6))), Rng(3).normal(20)
-
-    def scaled(x, scale, *, power, shift):
-        return (net(x) * scale[:, None]) ** power + shift
-
-    def of(fn):
-        return fn(x, scale, power=2, shift=tinydiff.backend.xp.ones(5, "float32"))
-
-    whole, parts = of(scaled), of(parallel.sharded(scaled, 7, 2))
-    np.testing.assert_allclose(parts.numpy(), whole.numpy(), rtol=1e-5)
-    by_weight = [tinydiff.grad(y.sum(), [net.weight])[0].numpy() for y in (whole, parts)]
-    np.testing.assert_allclose(by_weight[1], by_weight[0], rtol=1e-4)
-    assert parallel.sharded(net)(x[:0]).shape == (0, 5)
-
-
 def test_shards_of_shards_do_not_wait_for_each_other():
     def inner(rows):
         return list(parallel.over_shards(lambda part: (rows.start, part.start), 2, 1, threads=2))
 
     pairs = list(parallel.over_shards(inner, 4, 1, threads=2))
     assert pairs == [[(i, 0), (i, 1)] for i in range(4)]
+
+
+def blas_count():
+    blas = parallel._blas()
+    if blas is None:
+        pytest.skip("NumPy brings another BLAS than OpenBLAS")
+    return blas[0]()
+
+
+def test_matrix_products_have_one_thread_inside_shards_of_any_depth():
+    before = blas_count()
+
+    def inner(rows):
+        seen = [blas_count()]
+        seen += parallel.over_shards(lambda part: blas_count(), 2, 1, threads=2)
+        return [*seen, blas_count()]
+
+    assert list(parallel.over_shards(inner, 4, 1, threads=2)) == [[1, 1, 1, 1]] * 4
+    assert blas_count() == before
+
+
+def test_callers_at_the_same_time_leave_the_blas_as_it_was():
+    """The first to come is the first to go: what it found is there again only when the other has gone too."""
+    before = blas_count()
+    first, second = parallel.blas_threads(1), parallel.blas_threads(1)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert blas_count() == 1
+    second.__exit__(None, None, None)
+    assert blas_count() == before
+
+
+@pytest.mark.parametrize("leave", ["by an error", "by taking no more"])
+def test_nothing_runs_any_more_once_the_shards_are_left(leave):
+    if tinydiff.backend.active().name != "numpy":
+        pytest.skip("a GPU is fed by one thread")
+    before, running, started = blas_count(), [], threading.Event()
+
+    def slow(rows):
+        if rows.start == 0:
+            started.wait(10)
+            if leave == "by an error":
+                raise ZeroDivisionError
+            return 0
+        running.append(rows.start)
+        started.set()
+        time.sleep(0.1)
+        running.remove(rows.start)
+
+    shards = parallel.over_shards(slow, 8, 1, threads=2)
+    with pytest.raises(ZeroDivisionError) if leave == "by an error" else contextlib.nullcontext():
+        next(shards)
+    shards.close()
+    assert running == [] and blas_count() == before
+
+
+def test_bad_sizes_are_errors_at_the_call():
+    for size, threads in ((0, None), (1, 0)):
+        with pytest.raises(ValueError, match="shards need size >= 1 and threads >= 1"):
+            parallel.over_shards(lambda rows: rows, 4, size, threads)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

@@ -121,3 +121,32 @@ def test_python_and_numpy_scalars_widen_nothing(each_backend: str) -> None:
                 assert y.dtype == "float32", (name, number)
                 assert grad(y.sum(), x)[0].dtype == "float32", (name, number)
     assert x.sum().dtype == "float32" and (x.sum() * 1.5).dtype == "float32" and (x.mean() ** 2.0).dtype == "float32"
+
+
+def test_the_bias_of_a_convolution_counts_for_its_dtype(each_backend: str) -> None:
+    x, w = tensor(np.ones((1, 2, 2, 1)), "float32"), tensor(np.ones((1, 1, 1, 1)), "float32")
+    for conv in (ops.conv2d, ops.conv_transpose2d):
+        wide = conv(x, w, tensor(np.full(1, 1e-9), "float64"))
+        assert wide.dtype == "float64" and (wide.numpy() == 1 + 1e-9).all()
+        assert (
+            conv(tensor(np.ones((1, 2, 2, 1), int)), tensor(np.ones((1, 1, 1, 1), int)), tensor([0.5])).dtype.kind
+            == "f"
+        )
+        assert gradcheck(lambda b, conv=conv: conv(x.data.astype("float64"), w.data.astype("float64"), b), np.ones(1))
+
+
+def test_a_convolution_to_no_channels_is_empty(each_backend: str) -> None:
+    assert ops.conv2d(tensor(np.ones((2, 3, 3, 4))), tensor(np.ones((3, 3, 4, 0)))).shape == (2, 1, 1, 0)
+
+
+def test_the_gradient_of_a_norm_of_equal_values_is_finite(each_backend: str) -> None:
+    """1 / sqrt(eps) to the third power is beyond float32, and what it is multiplied with is 0."""
+    x = tensor(np.full((1, 4, 2), 0.5), "float32", requires_grad=True)
+    (g,) = grad(ops.group_norm(x, groups=1, eps=1e-30).sum(), x)
+    assert np.isfinite(g.numpy()).all()
+
+
+def test_a_large_mean_costs_a_norm_no_digits(each_backend: str) -> None:
+    x = (np.random.default_rng(0).normal(size=(2, 36, 4)) + 1e4).astype("float32")
+    wide = ops.group_norm(tensor(x.astype("float64")), groups=2).numpy()
+    np.testing.assert_allclose(ops.group_norm(tensor(x), groups=2).numpy(), wide, atol=2e-3)

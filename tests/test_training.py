@@ -177,6 +177,12 @@ def test_parts_of_a_batch_add_up_to_the_batch(each_backend):
     assert results[1].tobytes() == results[2].tobytes()
 
 
+def test_an_empty_batch_is_an_error():
+    task = Task()
+    with pytest.raises(ValueError, match=r"the batch is empty: its arrays have shapes \[\(0, 3\), \(0, 1\)\]"):
+        gradients(task.loss, task.optimizer.parameters, (X[:0], Y[:0]), Rng(0))
+
+
 def test_a_net_with_batch_norm_or_dropout_takes_the_batch_whole():
     layers = [nn.Linear(3, 4, rng=0), nn.Dropout(0.5, rng=1), nn.Linear(4, 1, rng=2)]
     images = [nn.Conv2d(1, 2, 3, rng=0), nn.BatchNorm2d(2), nn.Conv2d(2, 1, 2, rng=2)]

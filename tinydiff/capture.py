@@ -44,8 +44,8 @@ class Captured:
     or the recording of gradients is another one, there is another graph, as the last batch of an epoch is shorter than
     the others; at most MOST_GRAPHS of them. Where a Tensor that the step used has got another array since (x.data = a,
     load_state_dict), the graph is made again. Nothing else is seen: other arrays that the step finds by itself must
-    stay what and where they are, modes such as model.eval() stay as they were, and Python that prints, or appends to a
-    list, does so at the first two calls alone.
+    stay what and where they are, modes such as model.eval() and an optimiser's nesterov stay as they were, and Python
+    that prints, or appends to a list, does so at the first two calls alone. One thread at a time may call it.
 
     Errors: TypeError for other inputs or outputs; RuntimeError, which names the line, for a step that cannot be
     captured, because it reads from the device or brings host arrays to it, and for too many graphs.

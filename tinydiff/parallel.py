@@ -3,7 +3,8 @@
 A shard of some tens of images keeps its activations in the cache, and NumPy lets go of the interpreter's lock while it
 computes, so two threads with a shard each are faster than two threads inside every matrix product, which also
 get in each other's way as soon as the machine has anything else to do. Results come in the order of the shards, so sums
-of them do not depend on the number of threads.
+of several do not depend on the number of threads. (A single shard leaves the threads to the BLAS, which may split
+sums.)
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ import contextlib
 import ctypes
 import functools
 import os
+import sys
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +27,7 @@ from . import backend
 from .backward import grad
 from .modes import anomaly_detection, grad_enabled, recording
 from .rng import current_shard, in_shard
-from .tensor import OPS, Tensor
+from .tensor import Tensor
 
 Result = TypeVar("Result")
 
@@ -35,7 +39,8 @@ def over_shards(fn: Callable[[slice], Result], n: int, size: int, threads: int |
     shards, a draw from an Rng that was not made inside fn (a Dropout that trains) is an error, and so is a
     BatchNorm2d that trains.
 
-    threads: None is one a core on NumPy; a GPU is fed by one. They record if the caller does.
+    threads: None is one a core on NumPy; a GPU is fed by one. They record if the caller does. A single shard has them
+    inside its matrix products.
     Errors: ValueError for size < 1 or threads < 1.
     """
     if size < 1 or (threads is not None and threads < 1):
@@ -53,12 +58,25 @@ def over_shards(fn: Callable[[slice], Result], n: int, size: int, threads: int |
         with recording(enabled), in_shard(rows if len(shards) > 1 else current_shard()):
             return fn(rows)
 
-    if workers <= 1:
-        with blas_threads(threads):
-            yield from map(of_shard, shards)
-        return
+    return _in_turn(of_shard, shards, threads) if workers <= 1 else _in_threads(of_shard, shards, workers)
+
+
+def _in_turn(of_shard: Callable[[slice], Result], shards: list[slice], threads: int | None) -> Iterator[Result]:
+    with blas_threads(1 if len(shards) > 1 else threads):
+        yield from map(of_shard, shards)
+
+
+def _in_threads(of_shard: Callable[[slice], Result], shards: list[slice], workers: int) -> Iterator[Result]:
+    """Nothing runs any more when this ends, also by an error or because nobody wants the rest."""
     with blas_threads(1):
-        yield from _pool(workers).map(of_shard, shards)
+        waiting = deque(_pool(workers).submit(of_shard, rows) for rows in shards)
+        try:
+            while waiting:
+                yield waiting.popleft().result()  # not kept, so that memory does not grow with the batch
+        finally:
+            for future in waiting:
+                future.cancel()
+            wait(waiting)
 
 
 def shard_size(n: int) -> int:
@@ -66,30 +84,6 @@ def shard_size(n: int) -> int:
     holds, but not so few that adding up the gradients costs more than it saves. It must not depend on the number of
     cores, as the last digits of a sum depend on it."""
     return max(n, 1) if backend.active().name == "cupy" else 32 if n <= 128 else 64
-
-
-def sharded(fn: Callable[..., Any], size: int | None = None, threads: int | None = None) -> Callable[..., Any]:
-    """The function of a batch, fn(x, *inputs, **options), over shards of it: a net that samples, for example.
-
-    Inputs and options that are arrays or Tensors with one row a sample are cut like x, others are handed on as they
-    are. fn must treat each sample by itself. size: of a shard (None: shard_size). Returns a Tensor.
-    """
-
-    def over_batch(x: Any, *inputs: Any, **options: Any) -> Tensor:
-        n = len(x)
-        if n == 0:
-            return fn(x, *inputs, **options)
-
-        def cut(value: Any, rows: slice) -> Any:
-            return value[rows] if getattr(value, "shape", ())[:1] == (n,) else value
-
-        def of_shard(rows: slice) -> Any:
-            return fn(x[rows], *(cut(a, rows) for a in inputs), **{name: cut(a, rows) for name, a in options.items()})
-
-        parts = list(over_shards(of_shard, n, size or shard_size(n), threads))
-        return OPS["concatenate"](parts, axis=0) if len(parts) > 1 else parts[0]
-
-    return over_batch
 
 
 def gradients(
@@ -132,13 +126,17 @@ def _keep_memory() -> None:
     """Ask the C library to keep the memory that is freed, for the next arrays.
 
     glibc gives a large block back to the system when it is freed, and the next array then begins with a page fault for
-    each 4 KiB: a fifth of the time of a training step. Elsewhere, and where it cannot be asked, that stays so.
+    each 4 KiB: a fifth of the time of a training step. Elsewhere, and where it cannot be asked, that stays so. It holds
+    for the whole process, up to 1 GiB, and for good; with TINYDIFF_KEEP_MEMORY=0 in the environment nothing is asked.
     """
-    if backend.active().name != "numpy" or not hasattr(ctypes.CDLL(None), "mallopt"):
+    if sys.platform != "linux" or backend.active().name != "numpy" or os.environ.get("TINYDIFF_KEEP_MEMORY") == "0":
+        return
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallopt"):  # another C library
         return
     trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # mallopt(3)
     for option, size in ((mmap_threshold, 2**25), (trim_threshold, 2**30), (top_pad, 2**26)):
-        ctypes.CDLL(None).mallopt(option, size)
+        library.mallopt(option, size)
 
 
 @functools.cache
@@ -155,18 +153,35 @@ def _blas() -> Any:
     return None
 
 
+_limits: list[int] = []  # of all who are inside blas_threads now; the smallest holds for the process
+_limits_lock = threading.Lock()
+_unlimited = 0  # threads of the BLAS when nobody is inside
+
+
 @contextlib.contextmanager
 def blas_threads(count: int | None) -> Iterator[None]:
-    """Inside, matrix products use so many threads (None: as many as before). One is right for shards, and for nets so
-    small that two threads lose more time in waiting for one another than they gain."""
+    """Inside, matrix products use at most so many threads (None: as many as before). One is right for shards, and for
+    nets so small that two threads lose more time in waiting for one another than they gain.
+
+    The number belongs to the whole process: of several that are asked for at a time, by other threads or further out,
+    the smallest holds.
+    """
     blas = None if count is None else _blas()
-    if blas is None:
+    if blas is None or count is None:
         yield
         return
     get, set_to = blas
-    before = get()
-    set_to(count)
+
+    def change(add: bool) -> None:
+        global _unlimited
+        with _limits_lock:
+            if not _limits:
+                _unlimited = get()
+            (_limits.append if add else _limits.remove)(count)
+            set_to(min([_unlimited, *_limits]))
+
+    change(add=True)
     try:
         yield
     finally:
-        set_to(before)
+        change(add=False)

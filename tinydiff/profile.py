@@ -286,7 +286,7 @@ def machine_rates(threads: int) -> tuple[float, float]:
         product = _fastest(lambda: ops.matmul(x, x))
         return 2 * _SIDE**3 / product, 2 * _COPY / _fastest(lambda: xp.copyto(target, source))
 
-    found = list(parallel.over_shards(rates, threads, 1, threads))
+    found = list(parallel.over_shards(rates, threads, 1, threads if threads > 1 else None))
     return sum(f for f, _ in found) / threads, sum(b for _, b in found) / threads
 
 

@@ -73,8 +73,8 @@ def train(
     batch count from `first`.
     micro_batch: go through a batch in parts of this size and add up the gradients: the same mathematics in less memory.
     None: parallel.shard_size, or the whole batch if a layer of the model needs it (BatchNorm2d, Dropout).
-    threads: how many parts to work on at a time, on a CPU (None: one a core). It changes no result, and asks for a loss
-    that changes no state.
+    threads: how many parts to work on at a time, on a CPU (None: one a core). With several parts it changes no bit of
+    the result; a single one leaves the threads to the BLAS. It asks for a loss that changes no state.
     capture: on CuPy, repeat each step as one CUDA graph (see tinydiff/capture.py for what the loss may then not do).
     schedule: epoch, or step with schedule_by="step", -> factor of the learning rate. ema: updated after each step.
     out: a directory for log.jsonl and checkpoint.npz. A record of the log is the mean loss over the images since the
@@ -169,6 +169,8 @@ def gradients(
     """
     parameters = [p for p in parameters if p.requires_grad]
     n = len(batch[0])
+    if n == 0:
+        raise ValueError(f"gradients: the batch is empty: its arrays have shapes {[a.shape for a in batch]}")
 
     def of_part(rows: slice) -> Tensor:
         arrays = [backend.to_device(a[rows]) for a in batch]

@@ -12,12 +12,8 @@ import argparse
 import fnmatch
 import importlib.util
 import json
-import os
 import sys
 from pathlib import Path
-
-if os.environ.get("TINYDIFF_BACKEND") == "cupy":
-    os.environ.setdefault("CUPY_TF32", "1")  # read when CuPy is imported; PyTorch's side has TF32 on as well
 
 import apart
 import cases
@@ -30,7 +26,7 @@ from tinydiff import backend, parallel
 
 def main() -> None:
     args = arguments()
-    if backend.name == "cupy" and hasattr(backend, "precision"):
+    if backend.name == "cupy":
         backend.precision("tf32")  # as PyTorch's side
     options = cases.Options(args.threads, args.compile)
     every = list(cases.cases(options))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from measure import Run, Unavailable
+from measure import Run
 
 from tinydiff import Rng, Tensor, backend, grad, ops, optim, tensor
 from tinydiff.backend import to_device, xp
@@ -110,8 +110,6 @@ def _with_new_noise(step: Callable[[Rng], Any], captured: bool) -> Run:
     """Each run of the step gets another source of random numbers; captured: the step is one CUDA graph."""
     noise, number = Rng(0), itertools.count()
     if captured:
-        if not hasattr(backend, "capture"):
-            raise Unavailable("tinydiff has no backend.capture yet")
         step = backend.capture(step)
     return lambda: step(noise.child(next(number)))
 

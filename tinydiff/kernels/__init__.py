@@ -1,4 +1,5 @@
-"""The few hot array kernels: one file a backend, the same names and signatures in each."""
+"""The few hot array kernels, with the same names and signatures for each backend: numpy.py and the files whose names
+begin with numpy_, cuda.py and the files whose names begin with cu."""
 
 from __future__ import annotations
 

@@ -98,7 +98,8 @@ def normalize_backward(
             z_sums.add(block, z)
     h_sum, hz_sum = h_sums.total, hz_sums.total  # (A, C)
     hw_sum, hwz_sum = (h_sum, hz_sum) if weight is None else (h_sum * weight, hz_sum * weight)
-    q = _to_channels(rstd**3 * _over_groups(hwz_sum, groups) / -(length * d), d)
+    # From the left: the third power of rstd by itself may overflow.
+    q = _to_channels(_over_groups(hwz_sum, groups) / -(length * d) * rstd * rstd * rstd, d)
     r = _to_channels(rstd * _over_groups(hw_sum, groups) / -(length * d), d)
 
     p3, q3, r3 = rows.repeat(p), rows.repeat(q), rows.repeat(r)
@@ -223,10 +224,12 @@ class _Sums:
         self.total[block[0]] += (self.ones[:, : x.shape[1]] @ x)[:, 0]
 
 
-@functools.cache
+@functools.lru_cache(1024)
 def _fold(length: int, channels: int) -> int:
-    """The fewest positions that make a row of ROW elements, of those that divide the length; or else all of them."""
-    return next((k for k in range(1, length) if length % k == 0 and k * channels >= ROW), max(length, 1))
+    """The fewest positions that make a row of ROW elements, of those that divide the length; a row may be up to eight
+    times as long. Else one position."""
+    few = -(-ROW // max(channels, 1))
+    return next((k for k in range(few, min(8 * few, length) + 1) if length % k == 0), length if length <= few else 1)
 
 
 def _over_groups(x: Array, groups: int) -> Array:

@@ -86,8 +86,8 @@ class BatchNorm2d(_Norm):
     def forward(self, x: Any) -> Any:
         self._check(x, self.num_features, 4)
         if not self.training:
-            scale = 1 / xp.sqrt(self.running_var._data + self.eps)
-            y = (x - self.running_mean._data) * scale
+            scale = 1 / xp.sqrt(self.running_var.data + self.eps)
+            y = (x - self.running_mean.data) * scale
             return y if self.weight is None else y * self.weight + self.bias
         if x.size == self.num_features:
             raise ValueError(
@@ -100,8 +100,10 @@ class BatchNorm2d(_Norm):
                 "not those of the batch: train on the whole batch at once (micro_batch=len(batch))"
             )
         values = array_of(x)
-        self._follow(self.running_mean, ops.mean(values, axis=(0, 1, 2)))
-        self._follow(self.running_var, ops.var(values, axis=(0, 1, 2), ddof=1))
+        mean = ops.mean(values, axis=(0, 1, 2))
+        n = x.size // self.num_features
+        self._follow(self.running_mean, mean)
+        self._follow(self.running_var, ops.mean(ops.square(values - mean), axis=(0, 1, 2)) * (n / (n - 1)))
         return ops.batch_norm(x, self.weight, self.bias, eps=self.eps)
 
     def _follow(self, running: Tensor, now: Any) -> None:

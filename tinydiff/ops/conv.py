@@ -83,11 +83,11 @@ def correlate(x: Any, w: Any, b: Any, *, geometry: Geometry) -> Any:
 
     x' = correlate_input(y', w),   w' = correlate_weight(x, y'),   bias' = sum y'
     """
-    y = xp.empty((len(x), *geometry.out, w.shape[-1]), xp.result_type(x, w))
+    y = xp.empty((len(x), *geometry.out, w.shape[-1]), _dtype(x, w, b))
     matrices = _matrices(w, geometry.groups)  # (G, kh kw C/G, O/G)
     for part in geometry.chunks(len(x), x.shape[-1], x.itemsize):
         patches = _grouped(kernels.im2col(x[part], geometry), geometry.groups)  # (G, n OH OW, kh kw C/G)
-        _products(patches, matrices, y[part].reshape(-1, y.shape[-1]))
+        _products(patches, matrices, _rows(y[part]))
         if b is not None:
             y[part] += b
     return y
@@ -115,14 +115,14 @@ def correlate_input(y: Any, w: Any, b: Any, *, geometry: Geometry) -> Any:
     # Gathering patches is quicker than adding them up, so it may be done with more of them.
     if mirrored and mirrored.patch_elements(y.shape[-1]) <= 2 * geometry.patch_elements(channels):
         return correlate.forward(y, _mirrored(w, groups), b, geometry=mirrored)
-    x = xp.empty((len(y), *geometry.size, channels), xp.result_type(y, w))
+    x = xp.empty((len(y), *geometry.size, channels), _dtype(y, w, b))
     matrices = _matrices(w, groups).swapaxes(1, 2)  # (G, O/G, kh kw C/G)
     for part in geometry.chunks(len(y), channels, y.itemsize):
-        rows = y[part].reshape(-1, y.shape[-1])  # (n OH OW, O)
+        rows = _rows(y[part])  # (n OH OW, O)
         patches = xp.empty((len(rows), kh * kw * channels), x.dtype)
         _products(_split_channels(rows, groups), matrices, patches)
-        patches = patches.reshape(-1, *geometry.out, groups, kh, kw, channels // groups)
-        patches = patches.transpose(0, 1, 2, 4, 5, 3, 6).reshape(-1, *geometry.out, kh, kw, channels)
+        patches = patches.reshape(len(y[part]), *geometry.out, groups, kh, kw, channels // groups)
+        patches = patches.transpose(0, 1, 2, 4, 5, 3, 6).reshape(len(y[part]), *geometry.out, kh, kw, channels)
         kernels.col2im(patches, x[part], geometry)
         if b is not None:
             x[part] += b
@@ -149,7 +149,7 @@ def correlate_weight(x: Any, y: Any, *, geometry: Geometry) -> Any:
     w: Any = None if n else xp.zeros((groups, kh * kw * channels, out), xp.result_type(x, y))
     for part in geometry.chunks(n, x.shape[-1], x.itemsize):
         patches = _grouped(kernels.im2col(x[part], geometry), groups)  # (G, n OH OW, kh kw C/G)
-        rows = _split_channels(y[part].reshape(-1, y.shape[-1]), groups)  # (G, n OH OW, O/G)
+        rows = _split_channels(_rows(y[part]), groups)  # (G, n OH OW, O/G)
         of_part = kernels.matmul(patches.swapaxes(1, 2), rows)  # (G, kh kw C/G, O/G)
         w = of_part if w is None else w + of_part
     return w.reshape(groups, kh, kw, channels, out).transpose(1, 2, 3, 0, 4).reshape(kh, kw, channels, groups * out)
@@ -158,6 +158,10 @@ def correlate_weight(x: Any, y: Any, *, geometry: Geometry) -> Any:
 @correlate_weight.vjp
 def _(g: Any, _w: Any, x: Any, y: Any, *, geometry: Geometry) -> Any:
     return lambda: correlate_input(y, g, None, geometry=geometry), lambda: correlate(x, g, None, geometry=geometry)
+
+
+def _dtype(*arrays: Any) -> Any:
+    return xp.result_type(*(a for a in arrays if a is not None))
 
 
 def _mirrored(w: Any, groups: int) -> Any:
@@ -169,15 +173,20 @@ def _mirrored(w: Any, groups: int) -> Any:
 
 def _products(x: Any, y: Any, out: Any) -> None:
     """(G, n, k) x (G, k, m) into (n, G m)"""
-    if len(x) == 1:
+    if len(x) == 1 and out.dtype == xp.result_type(x, y):
         kernels.matmul(x[0], y[0], out=out)
     else:
         out[...] = kernels.matmul(x, y).transpose(1, 0, 2).reshape(out.shape)
 
 
+def _rows(x: Any) -> Any:
+    """(..., C) -> (M, C)"""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
 def _matrices(w: Any, groups: int) -> Any:
     """The weight as a matrix a group: (kh, kw, C/G, O) -> (G, kh kw C/G, O/G)."""
-    return w.reshape(-1, groups, w.shape[-1] // groups).transpose(1, 0, 2)
+    return _rows(w).reshape(math.prod(w.shape[:-1]), groups, w.shape[-1] // groups).transpose(1, 0, 2)
 
 
 def _grouped(patches: Any, groups: int) -> Any:

@@ -102,15 +102,14 @@ def layer_norm(x: Any, weight: Any = None, bias: Any = None, *, eps: float = 1e-
 
 
 @composite
-def batch_norm(x: Any, weight: Any = None, bias: Any = None, *, eps: float = 1e-5, silu: bool = False) -> Any:
-    """Batch norm of (N, ..., C) with the statistics of this batch: each channel over all samples and positions. With
-    silu=True, silu of that.
+def batch_norm(x: Any, weight: Any = None, bias: Any = None, *, eps: float = 1e-5) -> Any:
+    """Batch norm of (N, ..., C) with the statistics of this batch: each channel over all samples and positions.
 
     With fixed statistics, as in evaluation, it is an affine map, and needs no op (see nn.BatchNorm2d).
     Source: Ioffe and Szegedy 2015. Errors: ValueError if weight and bias are not (C,).
     """
     channels = _channels("batch_norm", x, weight, bias, 2)
-    return normalize(x, None, weight, bias, view=(1, math.prod(x.shape[:-1]), channels, 1), eps=eps, silu=silu)
+    return normalize(x, None, weight, bias, view=(1, math.prod(x.shape[:-1]), channels, 1), eps=eps)
 
 
 def _channels(what: str, x: Any, weight: Any, bias: Any, least: int, each: bool = False) -> int:
