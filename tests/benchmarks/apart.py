@@ -72,10 +72,12 @@ def serve(threads: int, compiled: bool) -> None:
             if key not in built:
                 if any(case != key[0] for case, _ in built):
                     built.clear()
-                    gc.collect()
+                    gc.unfreeze()
                 side.settings(threads)
                 built[key] = every[key[0]].rivals[key[1]]()
                 built[key]()  # the first run also makes what is made once
+                gc.collect()
+                gc.freeze()  # as for tinydiff: measure.py
             answer: dict[str, Any] = {"seconds": measure.timed(built[key], request["repeats"], side.wait)}
         except measure.Unavailable as reason:
             answer = {"unavailable": str(reason)}
