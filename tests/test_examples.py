@@ -177,14 +177,14 @@ def pairs_for_the_judge(n):
 
 
 def test_the_judge_cannot_tell_real_from_real_and_can_tell_it_from_noise(each_backend):
-    """ln 2 within three standard errors and the 0.05 that it is too sure of itself; a quarter of that for noise whose
+    """ln 2 within three standard errors and the 0.05 that it is too sure of itself; less than half of it for noise whose
     pixels are those of real images in another order, so that no mean or variance gives it away."""
     judge = runpy.run_path(str(JUDGE))
     assert judge["new_judge"](Rng(0)).count() == 6513
     real, other, noise = pairs_for_the_judge(128)
     losses = judge["held_out_losses"](real, other, Rng(0), steps=50)
     assert losses.shape == (128,) and abs(losses.mean() - np.log(2)) < 0.05 + 3 * losses.std() / 128**0.5 < 0.15
-    assert judge["held_out_losses"](real, noise, Rng(0), steps=50).mean() < np.log(2) / 4
+    assert judge["held_out_losses"](real, noise, Rng(0), steps=50).mean() < np.log(2) / 2
 
 
 def test_no_judge_has_seen_what_it_is_asked_about(monkeypatch):
