@@ -177,8 +177,8 @@ def pairs_for_the_judge(n):
 
 
 def test_the_judge_cannot_tell_real_from_real_and_can_tell_it_from_noise(each_backend):
-    """ln 2 within three standard errors and the 0.05 that it is too sure of itself; less than half of it for noise whose
-    pixels are those of real images in another order, so that no mean or variance gives it away."""
+    """ln 2 within three standard errors and the 0.05 that it is too sure of itself; less than half of it for noise
+    whose pixels are those of real images in another order, so that no mean or variance gives it away."""
     judge = runpy.run_path(str(JUDGE))
     assert judge["new_judge"](Rng(0)).count() == 6513
     real, other, noise = pairs_for_the_judge(128)
