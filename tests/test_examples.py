@@ -176,7 +176,7 @@ def pairs_for_the_judge(n):
     return images[:n], images[n:], noise
 
 
-def test_the_judge_cannot_tell_real_from_real_and_can_tell_it_from_noise(each_backend):
+def test_the_judge_cannot_tell_real_from_real_and_can_tell_it_from_noise(numpy_backend):
     """ln 2 within three standard errors and the 0.05 that it is too sure of itself; less than half of it for noise
     whose pixels are those of real images in another order, so that no mean or variance gives it away."""
     judge = runpy.run_path(str(JUDGE))
