@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from tinydiff import data, saving
+from tinydiff import Rng, data, saving, tensor
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ONE_DIMENSION, TWO_DIMENSIONS = EXAMPLES / "01_one_dimension.py", EXAMPLES / "02_two_dimensions.py"
 QUICKSTART, SCORE_UNET = EXAMPLES / "quickstart.py", EXAMPLES / "03_score_unet.py"
-USING = EXAMPLES / "04_using_a_model.py"
+USING, JUDGE = EXAMPLES / "04_using_a_model.py", EXAMPLES / "05_judge.py"
 
 
 @pytest.fixture
@@ -169,6 +169,78 @@ def test_a_model_of_mnist_is_used(tmp_path, data_dir):
     assert imread(picture).shape[0] == (12 * 30 + 2) * 3 and "estimated as" in text
 
 
+def pairs_for_the_judge(n):
+    """Real images, as many other ones, and noise with the same greys."""
+    images = data.to_float(data.glyphs(2 * n, 0, cache=False).images)  # (2n, 28, 28, 1)
+    noise = np.random.default_rng(0).permuted(images[n:].reshape(n, -1), axis=1).reshape(n, 28, 28, 1)
+    return images[:n], images[n:], noise
+
+
+def test_the_judge_cannot_tell_real_from_real_and_can_tell_it_from_noise(numpy_backend):
+    """ln 2 within three standard errors and the 0.05 that it is too sure of itself; less than half of it for noise
+    whose pixels are those of real images in another order, so that no mean or variance gives it away."""
+    judge = runpy.run_path(str(JUDGE))
+    assert judge["new_judge"](Rng(0)).count() == 6513
+    real, other, noise = pairs_for_the_judge(128)
+    losses = judge["held_out_losses"](real, other, Rng(0), steps=50)
+    assert losses.shape == (128,) and abs(losses.mean() - np.log(2)) < 0.05 + 3 * losses.std() / 128**0.5 < 0.15
+    assert judge["held_out_losses"](real, noise, Rng(0), steps=50).mean() < np.log(2) / 2
+
+
+def test_no_judge_has_seen_what_it_is_asked_about(monkeypatch):
+    judge = runpy.run_path(str(JUDGE))
+    held_out_losses = judge["held_out_losses"]
+    real, fake = (np.arange(8.0, dtype=np.float32).reshape(8, 1, 1, 1) + offset for offset in (0, 100))
+    learned, asked = [], []
+
+    def trained_judge(real, fake, rng, steps):
+        learned.append({*real.ravel(), *fake.ravel()})
+
+    def pair_losses(judge, real, fake, rng):
+        asked.append({*real.ravel(), *fake.ravel()})
+        return tensor(real.ravel())
+
+    monkeypatch.setitem(held_out_losses.__globals__, "trained_judge", trained_judge)
+    monkeypatch.setitem(held_out_losses.__globals__, "pair_losses", pair_losses)
+    np.testing.assert_array_equal(held_out_losses(real, fake, Rng(0)), np.arange(8))  # each pair once, in its place
+    assert all(not a & b and len(a | b) == 16 for a, b in zip(learned, asked)) and len(asked) == judge["FOLDS"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("skips", ["add", "concat"])
+def test_samplers_are_judged(tmp_path, data_dir, monkeypatch, capsys, skips):
+    """A row a sampler, each of its own evaluations, and one of real images; the same in a second run."""
+    train = ["--skips", skips, "--data-dir", data_dir, "--out", tmp_path, "--batch-size", 24, "--epochs", 1]
+    run(SCORE_UNET, *train, "--steps", 2, "--samples", 1)
+    judge = runpy.run_path(str(JUDGE))
+    few = [("euler_maruyama", 5, {}), ("heun", 5, {"churn": 10.0}), ("dpm_solver", 5, {})]
+    monkeypatch.setitem(judge["main"].__globals__, "CONTESTANTS", few)
+    options = ["--checkpoint", tmp_path / "checkpoint.npz", "--data-dir", data_dir, "--samples", 8, "--judges", 1]
+    monkeypatch.setattr(sys, "argv", [str(JUDGE), *map(str, options)])
+    assert judge["main"]() == 0
+    text = capsys.readouterr().out
+    lines = text.splitlines()
+    assert lines[0].startswith("| 8 samples by") and len(lines) == 6
+    assert lines[2].startswith("| euler_maruyama, 5 evaluations |") and lines[2].endswith("| 0.000 +- 0.000 |")
+    assert "heun, 5 evaluations, churn 10" in lines[3] and "(other real images)" in lines[5]
+    assert judge["main"]() == 0 and capsys.readouterr().out == text
+    assert "takes twice as many real images" in main(monkeypatch, JUDGE, *options, "--samples", 13)
+
+
+def test_what_cannot_be_judged_is_an_error_of_one_line(tmp_path, data_dir, monkeypatch):
+    options = ["--data-dir", data_dir, "--samples", 8, "--checkpoint"]
+    assert "train a model first" in main(monkeypatch, JUDGE, *options, tmp_path / "none.npz")
+    saving.save(tmp_path / "other.npz", {"model": {"conv1.weight": np.zeros(3)}})
+    assert "is not a checkpoint of examples/03" in main(monkeypatch, JUDGE, *options, tmp_path / "other.npz")
+
+
+def test_samples_are_judged_as_a_file_has_them():
+    images = np.array([-3.0, 0.001, 0.5, 0.9999, 7.0])
+    np.testing.assert_array_equal(
+        runpy.run_path(str(JUDGE))["as_a_file_has_it"](images), np.array([0, 0, 128 / 255, 1, 1], np.float32)
+    )
+
+
 def test_a_checkpoint_that_is_none_is_an_error_of_one_line(tmp_path, monkeypatch):
     assert "train a model first" in main(monkeypatch, USING, "--checkpoint", tmp_path / "none.npz")
     (tmp_path / "torn.npz").write_bytes(b"PK")
@@ -198,6 +270,7 @@ def test_errors_are_a_line_or_two_and_no_traceback(monkeypatch, tmp_path, exampl
         (SCORE_UNET, ["--compare", "--evaluations", 2], "--evaluations must be 3 or more"),
         (SCORE_UNET, ["--seed", -1], "argument --seed: must be 0 or more, not -1"),
         (USING, ["--compare", 2], "argument --compare: must be 3 or more, not 2"),
+        (JUDGE, ["--samples", 7], "argument --samples: must be 8 or more, not 7"),
         (USING, ["--steps", 1], "argument --steps: must be 2 or more, not 1"),
         (QUICKSTART, ["--steps", 0], "argument --steps: must be 1 or more, not 0"),
         (QUICKSTART, ["--images", -5], "argument --images: must be 1 or more, not -5"),
@@ -209,6 +282,7 @@ def test_errors_are_a_line_or_two_and_no_traceback(monkeypatch, tmp_path, exampl
     ],
 )
 def test_a_bad_argument_is_quoted_before_anything_is_done(monkeypatch, capsys, tmp_path, example, options, message):
-    assert main(monkeypatch, example, "--out", tmp_path / "none", *options) == 2
+    where = "--checkpoint" if example == JUDGE else "--out"
+    assert main(monkeypatch, example, where, tmp_path / "none", *options) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "none").exists()

@@ -1,0 +1,228 @@
+"""Which sampler is better? A judge, that is a small network, learns to tell its samples from real digits.
+
+    python examples/03_score_unet.py                          trains the net whose samples are judged; hours on a CPU
+    python examples/05_judge.py                               then this: some minutes, most of them for one sampler
+    python examples/05_judge.py --samples 128                 a look
+    python examples/05_judge.py --checkpoint runs/other/checkpoint.npz
+
+The figure is the judge's cross-entropy, in nats, on images that it has not learned from: ln 2 = 0.693 if it cannot tell
+the two kinds apart, 0 if it always can, so higher is better. It is a classifier two-sample test (Lopez-Paz and Oquab
+2017). Compare figures within a table only, as more samples make a better judge.
+
+All samplers get the same net (its averaged weights), noise to start from, real images (of the test set, which the net
+has not seen) and judges. Samples and real images are treated alike: clipped to [0, 1], rounded to the 256 greys of a
+file, and given noise of standard deviation 0.5 before the judge sees them. Without it a grey of 1/255 on the black
+around a digit would give every sample away, and all figures would be 0. The last row has other real images in place of
+samples, so it is what a perfect sampler gets; it is a little above ln 2, as the judge believes a little too much.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from tinydiff import Rng, data, nn, no_grad, ops, parallel, saving
+from tinydiff.backend import to_device, to_host, xp
+from tinydiff.data.batches import Batches
+from tinydiff.diffusion import VESDE
+from tinydiff.diffusion.samplers import SAMPLERS, steps_for
+from tinydiff.models.tutorial import ScoreUNet
+from tinydiff.optim import EMA, AdamW, cosine
+from tinydiff.training import gradients
+
+# (sampler, evaluations of the net, options); the others are compared with the first.
+CONTESTANTS = [
+    ("euler_maruyama", 500, {}),
+    ("euler_maruyama", 35, {}),
+    ("heun", 35, {}),
+    ("heun", 35, {"churn": 10.0}),  # as much as its algorithm allows, in 17 steps
+    ("dpm_solver", 35, {}),
+    ("ddim", 35, {}),
+]
+SIGMA = 25.0  # of the process, as in 03_score_unet.py
+FOLDS = 4
+NOISE = 0.5  # on what the judge sees
+
+
+def main() -> int:
+    args = arguments()
+    real, others = real_images(args)
+    model, sde = build(args.checkpoint), VESDE(SIGMA)
+    rows, first = [*CONTESTANTS, None], None
+    print(f"| {args.samples} samples by | judge's loss, nats | above the first |\n|---|---|---|", flush=True)
+    for row in rows:
+        if row is None:
+            label, images = "(other real images)", others
+        else:
+            label, images = sample(model, sde, *row, args)
+        print(f"\r{label}: judging\033[K", end="", file=sys.stderr, flush=True)
+        losses = np.mean(
+            [held_out_losses(real, images, Rng(i).child("judge")) for i in range(args.judges)], axis=0
+        )  # (N,)
+        first = losses if first is None else first
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
+        # The real half of a pair is the same in all rows, so a difference is more certain than what it is made of.
+        print(f"| {label} | {mean(losses)} | {mean(losses - first)} |", flush=True)
+    return 0
+
+
+def mean(values):
+    """With its standard error."""
+    return f"{values.mean():.3f} +- {values.std(ddof=1) / math.sqrt(len(values)):.3f}"
+
+
+# ---------------------------------------------------------------- the judge
+
+
+def new_judge(rng):
+    """Images (N, 28, 28, 1) -> logits (N, 1, 1, 1), how sure it is that they are real; 6,513 parameters."""
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, stride=2, padding=1, rng=rng),  # (N, 28, 28, 1) -> (N, 14, 14, 8)
+        nn.GroupNorm(2, 8),
+        nn.SiLU(),
+        nn.Conv2d(8, 16, 3, stride=2, padding=1, rng=rng),  # -> (N, 7, 7, 16)
+        nn.GroupNorm(4, 16),
+        nn.SiLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1, rng=rng),  # -> (N, 4, 4, 32)
+        nn.GroupNorm(8, 32),
+        nn.SiLU(),
+        nn.Conv2d(32, 1, 4, rng=rng),  # -> (N, 1, 1, 1)
+    )
+
+
+def held_out_losses(real, fake, rng, steps=100):
+    """By how much a judge that learned from other pairs is wrong about pair i, a real image and a fake one
+    (N, 28, 28, 1): the mean of its two cross-entropies, (N,), in nats.
+
+    Each of FOLDS judges learns from the pairs of the other folds, so that every pair is judged once. It takes as many
+    steps whatever N is, so few that it does not learn them by heart.
+    Source: Lopez-Paz and Oquab 2017, "Revisiting classifier two-sample tests", section 3, with the cross-entropy in
+    place of the accuracy, as it does not wait for an image to change sides.
+    """
+    losses = np.empty(len(real))
+    for fold in range(FOLDS):
+        held_out = np.arange(len(real)) % FOLDS == fold
+        judge = trained_judge(real[~held_out], fake[~held_out], rng.child(fold), steps)
+        with no_grad():
+            of_pairs = pair_losses(judge, real[held_out], fake[held_out], rng.child(fold).child("held out"))
+        losses[held_out] = to_host(of_pairs.data)
+    return losses
+
+
+def trained_judge(real, fake, rng, steps):
+    judge = new_judge(rng.child("weights"))
+    optimizer, schedule = AdamW(judge.parameters(), weight_decay=0.1), cosine(steps)
+    order = Batches(len(real), 64, seed=rng.stream)
+
+    def loss(real, fake, rng, first):
+        return pair_losses(judge, real, fake, rng, first).mean()
+
+    for step in range(steps):
+        rows = order.indices(step)
+        optimizer.lr = 1e-3 * schedule(step)
+        gradients(loss, optimizer.parameters, (real[rows], fake[rows]), rng.child(step))
+        optimizer.step()
+    return judge
+
+
+def pair_losses(judge, real, fake, rng, first=0):
+    """Cross-entropies, each of a real image and a fake one: 2 x (N, 28, 28, 1) -> (N,)."""
+    losses = []
+    for images, is_real in ((real, 1.0), (fake, 0.0)):
+        seen = to_device(images) + NOISE * rng.normal(images.shape, first=first)
+        logits = judge(seen).reshape((-1,))  # (N, 28, 28, 1) -> (N, 1, 1, 1) -> (N,)
+        target = xp.full(logits.shape, is_real, "float32")
+        losses.append(ops.binary_cross_entropy_with_logits(logits, target, reduction="none"))
+    return (losses[0] + losses[1]) / 2
+
+
+# ---------------------------------------------------------------- what it judges
+
+
+def sample(model, sde, name, evaluations, options, args):
+    """The row's label, and its images (N, 28, 28, 1): those of rows i to j are worked on together, for the cache."""
+    n, steps = args.samples, steps_for(name, evaluations)
+    label = ", ".join([f"{name}, {evaluations} evaluations", *(f"{key} {value:g}" for key, value in options.items())])
+
+    def of_shard(rows):
+        shape = (rows.stop - rows.start, 28, 28, 1)
+        rng = Rng(args.seed).child("samples")
+        return to_host(SAMPLERS[name](model, shape, sde, rng, steps=steps, first=rows.start, **options))
+
+    parts, done = [], 0
+    for part in parallel.over_shards(of_shard, n, parallel.shard_size(n)):
+        parts.append(part)
+        done += len(part)
+        print(f"\r{label}: {done} of {n}", end="", file=sys.stderr, flush=True)
+    return label, as_a_file_has_it(np.concatenate(parts))
+
+
+def as_a_file_has_it(images):
+    """Clipped to [0, 1], and rounded to 256 greys."""
+    return (np.rint(np.clip(images, 0, 1) * 255) / 255).astype(np.float32)
+
+
+def real_images(args):
+    """Two disjoint lots of N from the test set, at random, as its second half is more difficult."""
+    try:
+        images = data.mnist(args.data_dir, "test").images
+    except (OSError, ValueError, data.DownloadError) as error:
+        sys.exit(str(error))
+    if len(images) < 2 * args.samples:
+        sys.exit(f"--samples {args.samples} takes twice as many real images, but the test set has {len(images)}")
+    order = Rng(args.seed).child("real").permutation(len(images))
+    images = data.to_float(images[order[: 2 * args.samples]])  # (2N, 28, 28, 1) in [0, 1]
+    return images[: args.samples], images[args.samples :]
+
+
+def build(path):
+    """The net of 03_score_unet.py with its averaged weights."""
+    try:
+        state = saving.load(path)
+    except FileNotFoundError:
+        sys.exit(f"there is no {path}: train a model first, python examples/03_score_unet.py")
+    except ValueError as error:
+        sys.exit(str(error))
+    weights = state.get("model", {})
+    if "tconv1.weight" not in weights or "ema" not in state:
+        sys.exit(f"{path} is not a checkpoint of examples/03_score_unet.py: it has no such net, or no average")
+    skips = "add" if weights["tconv1.weight"].shape == weights["conv1.weight"].shape else "concat"
+    model = ScoreUNet(VESDE(SIGMA).marginal_std, skips=skips, rng=0)
+    model.load_state_dict(weights)  # what is not averaged, too: the frequencies of the time
+    ema = EMA(model)
+    ema.load_state_dict(state["ema"])
+    ema.copy_to(model)
+    return model
+
+
+def integer(least):
+    def whole(text):
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be {least} or more, not {text}")
+        return int(text)
+
+    return whole
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add(
+        "--checkpoint",
+        type=Path,
+        default=Path("runs/03_score_unet/checkpoint.npz"),
+        help="of examples/03_score_unet.py (default: %(default)s)",
+    )
+    add("--data-dir", type=Path, help="where the four idx files of MNIST are (default: $TINYDIFF_DATA, else download)")
+    add("--samples", type=integer(2 * FOLDS), default=512, help="of each sampler (default: %(default)s)")
+    add("--judges", type=integer(1), default=3, help="seeds of the judge, averaged over (default: %(default)s)")
+    add("--seed", type=integer(0), default=0, help="of the samples and the choice of real ones (default: %(default)s)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
