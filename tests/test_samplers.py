@@ -6,14 +6,14 @@ import pytest
 from mixtures import ConstantVP, gaussian_score
 
 from tinydiff import Rng, Tensor, backend, grad_enabled, ops
-from tinydiff.diffusion import VESDE, euler_maruyama
-from tinydiff.diffusion.edm import KarrasSDE
+from tinydiff.diffusion import VESDE, Brownian, FlowSDE, KarrasSDE, euler_maruyama
 from tinydiff.diffusion.samplers import (
     SAMPLERS,
     Counted,
     heun,
     rho_times,
     rk45,
+    sampler,
     score_of,
     sigma_at,
     steps_for,
@@ -208,6 +208,41 @@ def test_integers_of_numpy_are_integers():
 
 
 @every_sampler
+def test_a_count_of_steps_may_be_the_largest_of_its_type(name):
+    """np.uint8(255) + 1 is 0."""
+    x, y = (backend.to_host(SAMPLERS[name](gaussian_score(0, 1, SDE), (2, 3), SDE, 0, steps=n))
+            for n in (np.uint8(255), 255))  # fmt: skip
+    np.testing.assert_array_equal(x, y)
+
+
+@every_sampler
+@pytest.mark.parametrize(
+    "eps, begin", [(1, 5), (np.float32(0.1), np.float32(5.3)), (np.float64(0.1), np.float64(5.3))], ids=repr
+)
+def test_times_of_any_type_are_as_floats(each_backend, name, eps, begin):
+    """An int must reach the score as a time a sample, and a float64 of NumPy must not lift float32 to its own dtype."""
+    sde, x, times = Brownian(t_max=10.0), Rng(0).normal((2, 3)), []
+    options = {"steps": steps(name, 5), "callback": lambda step, t, x, clean: times.append(t)}
+    if name == "heun":
+        options |= {"churn": 5.0}
+    got, known = (SAMPLERS[name](gaussian_score(0.2, 0.1, sde), (2, 3), sde, 0, eps=kind(eps), start=(x, kind(begin)),
+                                 **options) for kind in (lambda t: t, float))  # fmt: skip
+    assert str(got.dtype) == "float32"
+    assert {type(t) for t in times} <= {float, type(x)} and times[-1] == float(eps)
+    np.testing.assert_array_equal(backend.to_host(got), backend.to_host(known))
+
+
+@every_sampler
+def test_a_start_at_an_end_rounded_to_float32_is_at_the_end(name):
+    """0.999 becomes 0.99900001; with churn too, which raises noise up to that of the prior."""
+    sde, x = FlowSDE(), Rng(0).normal((2, 3))
+    options = {"steps": steps(name, 5)} | ({"churn": 5.0} if name == "heun" else {})
+    got, known = (backend.to_host(SAMPLERS[name](gaussian_score(0.2, 0.1, sde), (2, 3), sde, 0, start=(x, t), **options))
+                  for t in (np.float32(0.999), 0.999))  # fmt: skip
+    np.testing.assert_array_equal(got, known)
+
+
+@every_sampler
 def test_no_samples_are_no_error(name):
     assert SAMPLERS[name](gaussian_score(0, 1, SDE), (0, 3), SDE, 0, steps=2).shape == (0, 3)
 
@@ -253,9 +288,10 @@ def test_a_grid_that_is_none_is_quoted(grid):
 
 
 def test_an_unknown_sampler_names_the_choices():
-    with pytest.raises(KeyError, match="unknown sampler 'plms': choose one of euler_maruyama, .*, dpm_solver"):
-        SAMPLERS["plms"]
-    with pytest.raises(KeyError, match="unknown sampler 'plms'"):
+    assert {name: sampler(name) for name in SAMPLERS} == SAMPLERS
+    with pytest.raises(ValueError, match="unknown sampler 'plms': choose one of euler_maruyama, .*, dpm_solver"):
+        sampler("plms")
+    with pytest.raises(ValueError, match="unknown sampler 'plms'"):
         steps_for("plms", 35)
 
 

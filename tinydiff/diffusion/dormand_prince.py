@@ -44,6 +44,8 @@ def solve(
     """
     if not (rtol > 0 and atol > 0) or steps < 1:
         raise ValueError(f"rtol and atol must be positive, and steps 1 or more, not {rtol!r}, {atol!r} and {steps!r}")
+    # Python's floats leave the dtype to the arrays
+    begin, end, rtol, atol = float(begin), float(end), float(rtol), float(atol)
     rows, wide, inner = len(y), (-1,) + (1,) * (y.ndim - 1), tuple(range(1, y.ndim))
     t = xp.full(rows, begin, y.dtype)  # (N,)
     h = xp.full(rows, (end - begin) / 100, y.dtype)  # (N,)

@@ -98,6 +98,7 @@ def image_to_image(
     images, rng = _images("image_to_image", images), as_rng(rng)
     if not 0 < t <= sde.t_max:
         raise ValueError(f"image_to_image: t must be above 0 and not above {sde.t_max:g}, not {t!r}")
+    t = min(float(t), sde.t_max)  # as in Run
     noise = rng.normal(images.shape, images.dtype, first=first)
     x = sde.marginal_scale(t) * images + sde.marginal_std(t) * noise
     return sampler(score, images.shape, sde, rng, start=(x, t), first=first, **options)

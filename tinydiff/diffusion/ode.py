@@ -90,7 +90,7 @@ def rk45(
     def slope(x: Array, t: Array) -> Array:
         return flow(sde, x, t, run.score(x, t))
 
-    for step, (t, x) in enumerate(solve(slope, run.x, run.times[0], eps, rtol=rtol, atol=atol, steps=steps)):
+    for step, (t, x) in enumerate(solve(slope, run.x, run.times[0], run.times[-1], rtol=rtol, atol=atol, steps=steps)):
         if callback is not None:
             run.look(step, x, t)
     return run.finish(step + 1, x)
@@ -173,7 +173,7 @@ def heun(
     if not (churn >= 0 and churn_noise >= 0):
         raise ValueError(f"heun: churn and churn_noise must not be negative, not {churn!r} and {churn_noise!r}")
     run = Run(score, shape, sde, rng, steps, eps, first, start, callback, grid, condition)
-    gamma, highest = min(churn / (steps + 1), math.sqrt(2) - 1), sigma_at(sde, sde.t_max)
+    gamma, highest = min(churn / len(run.times), math.sqrt(2) - 1), sigma_at(sde, sde.t_max)
     y = run.x / sde.marginal_scale(run.times[0])  # (N, ...)
     for step, (t, after) in enumerate(pairwise(run.times)):
         sigma, low = sigma_at(sde, t), sigma_at(sde, after)
@@ -185,7 +185,7 @@ def heun(
         euler = y + (low - sigma) * slope
         again = (euler - run.estimate(euler * sde.marginal_scale(after), after)[1]) / low
         y = y + (low - sigma) * (slope + again) / 2
-    return run.finish(step + 1, y * sde.marginal_scale(eps))
+    return run.finish(step + 1, y * sde.marginal_scale(run.times[-1]))
 
 
 @no_grad()
@@ -222,4 +222,4 @@ def dpm_solver(
         ahead = clean if last is None else clean + (clean - last) * (h / (2 * h_last))
         y = y * (low / high) - math.expm1(-h) * ahead
         last, h_last = clean, h
-    return run.finish(step + 1, y * sde.marginal_scale(eps))
+    return run.finish(step + 1, y * sde.marginal_scale(run.times[-1]))

@@ -35,13 +35,14 @@ def forward_diffusion_1d(
     positive, or a noise strength that is negative or not finite.
     """
     x = _checked(x0, t_max, steps)
-    rng, dt = as_rng(rng), t_max / steps
+    rng, t_max, steps = as_rng(rng), float(t_max), int(steps)
+    dt = t_max / steps
     times, path = [0.0], [x]
     for step in range(steps):
         t = step * dt
         sigma = _strength(noise_strength, t)
         x = x + sigma * math.sqrt(dt) * rng.normal(x.shape, x.dtype, first=first)
-        times.append(t + dt if step + 1 < steps else float(t_max))
+        times.append(t + dt if step + 1 < steps else t_max)
         path.append(x)
     return times, xp.stack(path)
 
@@ -68,8 +69,9 @@ def reverse_diffusion_1d(
     Source: Anderson 1982, "Reverse-time diffusion equation models"; Song et al. 2021, equation 6.
     """
     x = _checked(x_end, t_max, steps)
-    rng, dt = as_rng(rng), t_max / steps
-    times, path = [float(t_max)], [x]
+    rng, t_max, steps = as_rng(rng), float(t_max), int(steps)
+    dt = t_max / steps
+    times, path = [t_max], [x]
     for step in range(steps):
         t = t_max - step * dt
         sigma, slope = _strength(noise_strength, t), array_of(score(x, t))
