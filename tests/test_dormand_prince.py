@@ -87,5 +87,8 @@ def test_no_rows_are_no_error(each_backend):
 
 
 def test_bad_arguments_are_quoted():
-    with pytest.raises(ValueError, match="steps 1 or more, not 1e-05, 1e-05 and 0"):
-        next(solve(lambda y, t: -y, np.ones((1, 1)), 0.0, 1.0, steps=0))
+    for steps in (0, 2.5):
+        with pytest.raises(ValueError, match=f"steps must be an integer of 1 or more, not {steps}"):
+            next(solve(lambda y, t: -y, np.ones((1, 1)), 0.0, 1.0, steps=steps))
+    with pytest.raises(ValueError, match="rtol and atol must be positive, not 0 and 1e-05"):
+        next(solve(lambda y, t: -y, np.ones((1, 1)), 0.0, 1.0, rtol=0))

@@ -213,6 +213,14 @@ def picture():
     return image[None, :, :, None].astype(np.float32)
 
 
+@pytest.mark.parametrize("t", [1, np.float32(0.3), np.float64(0.3)], ids=repr)
+def test_the_time_of_image_to_image_may_be_of_any_type(each_backend, t):
+    images, score = Rng(0).normal((2, 3)), gaussian_score(MEAN, VARIANCE, SDE)
+    got, known = (image_to_image(score, images, SDE, 0, t=time, steps=3) for time in (t, float(t)))
+    assert str(got.dtype) == "float32"
+    np.testing.assert_array_equal(backend.to_host(got), backend.to_host(known))
+
+
 @pytest.mark.parametrize("sigma", [0.05, 0.2, 0.8])
 def test_the_noise_level_is_estimated_within_a_tenth(each_backend, sigma):
     photos = np.concatenate([picture(), picture() * 0]) + sigma * backend.to_host(Rng(2).normal((2, 64, 64, 1)))
@@ -249,13 +257,15 @@ X, SCORE = np.zeros((2, 4, 4, 1), np.float32), gaussian_score(0, 1, SDE)
         (lambda: inpaint(SCORE, X, np.zeros(X.shape), SDE, 0), ValueError, "mask must be of bool .* not float64"),
         (lambda: inpaint(SCORE, X, np.zeros((2, 4, 5, 1), bool), SDE, 0), ValueError, r"fit \(2, 4, 4, 1\), .*4, 5, 1"),
         (lambda: inpaint(SCORE, X, np.zeros((4, 4, 1), bool), SDE, 0), ValueError, r"not bool of shape \(4, 4, 1\)"),
-        (lambda: inpaint(SCORE, X, X == 0, SDE, 0, resample=0), ValueError, "resample must be 1 or more, not 0"),
+        (lambda: inpaint(SCORE, X, X == 0, SDE, 0, resample=0), ValueError, "resample must be .* 1 or more, not 0"),
+        (lambda: inpaint(SCORE, X, X == 0, SDE, 0, resample=1.5), ValueError, "resample must be an integer .* not 1.5"),
         (lambda: inpaint(SCORE, X, X == 0, SDE, 0, steps=0), ValueError, "steps must be .* not 0"),
         (lambda: inpaint(SCORE, X.astype(np.uint8), X == 0, SDE, 0), TypeError, "inpaint: images must be .* not uint8"),
         (lambda: image_to_image(SCORE, X, SDE, 0, t=0), ValueError, "t must be above 0 and not above 1, not 0"),
         (lambda: image_to_image(SCORE, X, SDE, 0, t=1.5), ValueError, "t must be above 0 and not above 1, not 1.5"),
         (lambda: image_to_image(SCORE, X, SDE, 0, t=1e-4), ValueError, "t must be above eps=0.001 .* not 0.0001"),
-        (lambda: interpolate(SCORE, X[0], X[1], SDE, 1), ValueError, "count must be 2 or more, not 1"),
+        (lambda: interpolate(SCORE, X[0], X[1], SDE, 1), ValueError, "count must be .* 2 or more, not 1"),
+        (lambda: interpolate(SCORE, X[0], X[1], SDE, 2.5), ValueError, "count must be an integer .* not 2.5"),
         (lambda: interpolate(SCORE, X[0], X[1, 0], SDE, 3), ValueError, r"one shape, not \(4, 4, 1\) and \(4, 1\)"),
         (lambda: denoise(SCORE, X, SDE, sigma=-0.1), ValueError, "sigma must be positive, not -0.1"),
         (lambda: denoise(SCORE, X, SDE, sigma=float("nan")), ValueError, "sigma must be positive, not nan"),

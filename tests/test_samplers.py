@@ -237,8 +237,11 @@ def test_a_start_at_an_end_rounded_to_float32_is_at_the_end(name):
     """0.999 becomes 0.99900001; with churn too, which raises noise up to that of the prior."""
     sde, x = FlowSDE(), Rng(0).normal((2, 3))
     options = {"steps": steps(name, 5)} | ({"churn": 5.0} if name == "heun" else {})
-    got, known = (backend.to_host(SAMPLERS[name](gaussian_score(0.2, 0.1, sde), (2, 3), sde, 0, start=(x, t), **options))
-                  for t in (np.float32(0.999), 0.999))  # fmt: skip
+    score = gaussian_score(0.2, 0.1, sde)
+    got, known = (
+        backend.to_host(SAMPLERS[name](score, (2, 3), sde, 0, start=(x, t), **options))
+        for t in (np.float32(0.999), 0.999)
+    )
     np.testing.assert_array_equal(got, known)
 
 

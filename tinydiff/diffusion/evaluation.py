@@ -17,6 +17,7 @@ from ..backend import Array, to_device, xp
 from ..rng import Rng, as_rng
 from ..tensor import Tensor, array_of
 from .grids import Grid
+from .schedule import whole
 from .sde import denoised, per_sample
 
 Score = Callable[..., Any]
@@ -47,12 +48,11 @@ class Run:
         condition: dict[str, Any],
     ):
         self.shape = _shape(shape)
-        if not isinstance(steps, Integral) or int(steps) < 1:
-            raise ValueError(f"steps must be an integer of 1 or more, not {steps!r}")
+        steps = whole("steps", steps)
         if not 0 < eps < sde.t_max:
             raise ValueError(f"eps must be between 0 and {sde.t_max:g}, not {eps!r}")
         # From here on times are Python floats: float64 scalars of NumPy would lift float32 arrays to their own dtype.
-        steps, eps = int(steps), float(eps)
+        eps = float(eps)
         self.given = score
         self.sde = sde
         self.rng = as_rng(rng)

@@ -36,8 +36,8 @@ def score_matching_loss(
     x0: (N, ...). model(x, t, **condition): x (N, ...) and t (N,) -> (N, ...). rng: two draws are taken from it. Row i
     of them is that of sample `first + i`, so the loss of a sample is the same alone, in a batch, or in a part of one.
     Returns a Tensor of shape (), in the dtype of x0. s(t) is computed in float32.
-    Errors: TypeError for an x0 that is not of floats, or an rng that is no Rng; ValueError for eps outside (0, t_max), or a model whose output
-    has another shape than x0.
+    Errors: TypeError for an x0 that is not of floats, or an rng that is no Rng; ValueError for eps outside
+    (0, t_max), or a model whose output has another shape than x0.
     Source: Vincent 2011, "A connection between score matching and denoising autoencoders"; the
     weight: Song et al. 2021.
     """
@@ -63,8 +63,8 @@ def denoising_loss(
 
     All predictions have one loss but for the weight: the error of the noise is m / (m b - s a) times that of y, so
     with the square of that for a weight this is `score_matching_loss`; predicts="noise" needs no weight for it.
-    times: `uniform()`, as there, unless given; for flow matching `logit_normal()`, for KarrasSDE `log_normal()`. weight: of t (N,) -> (N,), 1 unless
-    given. The rest, and what is returned and raised, as in score_matching_loss.
+    times: `uniform()`, as there, unless given; for flow matching `logit_normal()`, for KarrasSDE `log_normal()`.
+    weight: of t (N,) -> (N,), 1 unless given. The rest, and what is returned and raised, as in score_matching_loss.
     """
     x0, t, z, x = noised(x0, model.sde, rng, times or uniform(), first)
     error = ops.square(model.output(Tensor(x), Tensor(t), **condition) - model.target(x0, z, t))

@@ -168,10 +168,15 @@ def heun(
 
     Noise is not raised beyond that of the prior, where the net has never been, so the first step has no churn.
     Source: Karras et al. 2022, algorithm 2 (algorithm 1 without churn); their N is steps + 1.
-    Errors: ValueError for a negative churn or churn_noise.
+    Errors: ValueError for a negative churn, a churn_noise that is negative or not finite, or unless
+    0 <= churn_min <= churn_max.
     """
-    if not (churn >= 0 and churn_noise >= 0):
-        raise ValueError(f"heun: churn and churn_noise must not be negative, not {churn!r} and {churn_noise!r}")
+    if not (churn >= 0 and 0 <= churn_noise < math.inf):
+        raise ValueError(
+            f"heun: churn and churn_noise must be 0 or more, the latter finite, not {churn!r} and {churn_noise!r}"
+        )
+    if not 0 <= churn_min <= churn_max:
+        raise ValueError(f"heun: needs 0 <= churn_min <= churn_max, not {churn_min!r} and {churn_max!r}")
     run = Run(score, shape, sde, rng, steps, eps, first, start, callback, grid, condition)
     gamma, highest = min(churn / len(run.times), math.sqrt(2) - 1), sigma_at(sde, sde.t_max)
     y = run.x / sde.marginal_scale(run.times[0])  # (N, ...)

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any
 
 from ..backend import Array, to_device, xp
 from ..rng import Rng, as_rng
 from ..tensor import array_of
+from .schedule import whole
 
 NoiseStrength = Callable[[float], float]
 
@@ -89,8 +89,7 @@ def _checked(x: Any, t_max: float, steps: int) -> Array:
         raise ValueError(f"diffusion in one dimension takes x (N,), not {x.shape}")
     if x.dtype.kind != "f":
         raise TypeError(f"diffusion takes x of floats, not {x.dtype} of shape {x.shape}")
-    if not isinstance(steps, Integral) or int(steps) < 1:
-        raise ValueError(f"steps must be an integer of 1 or more, not {steps!r}")
+    whole("steps", steps)
     if not 0 < t_max < math.inf:
         raise ValueError(f"t_max must be positive and finite, not {t_max!r}")
     return x
