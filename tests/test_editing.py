@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from mixtures import ConstantVP, gaussian_score
+from mixtures import constant_vp, gaussian_score
 
 from tinydiff import Rng, backend
-from tinydiff.diffusion import VESDE
+from tinydiff.diffusion import VESDE, VPSDE
 from tinydiff.diffusion.editing import denoise, image_to_image, inpaint, interpolate, noise_level, spherical
 from tinydiff.diffusion.edm import Denoiser, KarrasSDE
 from tinydiff.diffusion.samplers import (
@@ -25,7 +25,7 @@ from tinydiff.diffusion.sde import per_sample
 from tinydiff.tensor import array_of
 
 SDE = VESDE(25.0)
-PROCESSES = pytest.mark.parametrize("sde", [SDE, ConstantVP(6.0)], ids=["VE", "VP"])
+PROCESSES = pytest.mark.parametrize("sde", [SDE, constant_vp(6.0)], ids=["VE", "VP"])
 MEAN, VARIANCE = 0.5, 0.25
 
 # ---------------------------------------------------------------- inpainting: N(0, C), the second coordinate known
@@ -54,7 +54,7 @@ def law_of_inpainting(sde, steps, resample, eps, grid):
     times = grid(sde, steps, 1.0, eps)
     mu, cov, eye = (
         np.zeros(2),
-        np.eye(2) * (1.0 if isinstance(sde, ConstantVP) else sde.marginal_std(1.0) ** 2),
+        np.eye(2) * (1.0 if isinstance(sde, VPSDE) else sde.marginal_std(1.0) ** 2),
         np.eye(2),
     )
     for t, u in zip(times, times[1:]):

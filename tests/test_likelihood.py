@@ -5,10 +5,10 @@ import math
 
 import numpy as np
 import pytest
-from mixtures import SPEC, ConstantVP, erf, gaussian_score
+from mixtures import SPEC, constant_vp, erf, gaussian_score
 
 from tinydiff import Rng, Tensor, backend, no_grad
-from tinydiff.diffusion import VESDE
+from tinydiff.diffusion import VESDE, VPSDE
 from tinydiff.diffusion.edm import Denoiser, KarrasSDE
 from tinydiff.diffusion.likelihood import Average, average, bits_per_dimension, log_likelihood
 from tinydiff.diffusion.samplers import Counted, score_of
@@ -16,7 +16,7 @@ from tinydiff.diffusion.sde import per_sample
 from tinydiff.tensor import array_of
 
 EPS = 1e-4
-SDES = {"VE": VESDE(25.0), "VP": ConstantVP(), "EDM": KarrasSDE(20.0)}
+SDES = {"VE": VESDE(25.0), "VP": constant_vp(), "EDM": KarrasSDE(20.0)}
 processes = pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
 
 MEAN = np.array([0.5, -1.0, 2.0, 0.0])
@@ -42,7 +42,7 @@ def exact(x, sde, eps):
     (m, m1), (s, s1) = ([f(t) for t in (eps, sde.t_max)] for f in (sde.marginal_scale, sde.marginal_std))
     stretch = np.sqrt((m1**2 * variances + s1**2) / (m**2 * variances + s**2))
     y = m1 * MEAN + ((x - m * MEAN) @ vectors * stretch) @ vectors.T
-    std = 1.0 if isinstance(sde, ConstantVP) else s1
+    std = 1.0 if isinstance(sde, VPSDE) else s1
     prior = -0.5 * (y**2).sum(1) / std**2 - len(MEAN) * math.log(std * math.sqrt(2 * math.pi))
     return prior + np.log(stretch).sum()
 

@@ -1,12 +1,15 @@
 """What all samplers promise: their form, the stops, the last step, seeds, and errors at the call. Their laws are in
 test_samplers_ode.py and test_samplers_stochastic.py."""
 
+import kolmogorov
 import numpy as np
 import pytest
-from mixtures import ConstantVP, gaussian_score
+from mixtures import constant_vp, gaussian_score
 
 from tinydiff import Rng, Tensor, backend, grad_enabled, ops
-from tinydiff.diffusion import VESDE, Brownian, FlowSDE, KarrasSDE, euler_maruyama
+from tinydiff.data import GaussianMixture
+from tinydiff.diffusion import VESDE, Brownian, FlowSDE, KarrasSDE, euler_maruyama, process
+from tinydiff.diffusion.exact import Exact
 from tinydiff.diffusion.samplers import (
     SAMPLERS,
     Counted,
@@ -56,7 +59,7 @@ def test_the_callback_of_rk45_sees_a_time_a_sample():
 
 
 @every_sampler
-@pytest.mark.parametrize("sde", [SDE, ConstantVP()], ids=["VE", "VP"])
+@pytest.mark.parametrize("sde", [SDE, constant_vp()], ids=["VE", "VP"])
 def test_the_last_step_denoises(each_backend, name, sde):
     """What is returned is what the score takes x at t = eps to be, in closed form."""
     eps, mean, variance, last = 0.1, 0.5, 0.25, {}
@@ -150,7 +153,7 @@ def test_the_score_gets_tensors_a_time_a_sample_and_the_condition(name):
 
 
 @every_sampler
-@pytest.mark.parametrize("sde", [SDE, ConstantVP()], ids=["VE", "VP"])
+@pytest.mark.parametrize("sde", [SDE, constant_vp()], ids=["VE", "VP"])
 def test_a_denoiser_samples_as_its_score_does(each_backend, name, sde):
     """D = (variance x + sigma^2 mean) / (variance + sigma^2) is the denoiser of N(mean, variance)."""
 
@@ -171,7 +174,7 @@ def test_a_denoiser_samples_as_its_score_does(each_backend, name, sde):
 def test_what_works_in_sigma_is_the_same_for_every_process(each_backend, name, options):
     """From the same y = x / m over the same noise levels, VP and the process whose time is sigma give the same images,
     in so few steps that each scale in the wrong place shows."""
-    vp, eps = ConstantVP(4.0), 0.05
+    vp, eps = constant_vp(4.0), 0.05
     karras = KarrasSDE(sigma_at(vp, 1.0))
     y = Rng(0).normal((3, 2), "float64") * karras.t_max
 
@@ -187,7 +190,7 @@ def test_what_works_in_sigma_is_the_same_for_every_process(each_backend, name, o
 
 
 def test_the_denoiser_is_told_the_noise_beside_an_image_of_its_own_scale():
-    sde, seen = ConstantVP(), {}
+    sde, seen = constant_vp(), {}
 
     def denoise(x, sigma):
         seen.update(x=array_of(x), sigma=array_of(sigma))
@@ -315,3 +318,23 @@ def test_churn_is_only_heuns():
     heun(gaussian_score(0, 1, SDE), (2, 3), SDE, 0, steps=2, churn=1.0)
     with pytest.raises(TypeError, match="churn"):
         SAMPLERS["ddim"](gaussian_score(0, 1, SDE), (2, 3), SDE, 0, steps=2, churn=1.0)
+
+
+# ---------------------------------------------------------------- every sampler on every process
+
+KS_STEPS = {"euler_maruyama": 400, "predictor_corrector": 200, "ddpm": 400, "rk45": 1000}
+KS_PROCESSES = {name: process(name) for name in ("ve", "vp", "subvp", "flow", "karras")}
+MIXTURE = GaussianMixture([0.3, 0.5, 0.2], [-1.5, 0.0, 1.5], [0.04, 0.09, 0.04])
+
+
+@every_sampler
+@pytest.mark.parametrize("sde", KS_PROCESSES.values(), ids=KS_PROCESSES)
+def test_samples_have_the_law_of_the_data_under_every_process(name, sde):
+    """2,000 samples by the exact score, within the distance of Kolmogorov and Smirnov that samples of the very law
+    exceed in one of a thousand cases. Steps equal in t on the line of flow, whose noise level is infinite at its end,
+    and equal in sigma^(1/7) under EDM, whose t is sigma."""
+    n, options = 2000, {"steps": KS_STEPS.get(name, 100)}
+    if name != "rk45" and isinstance(sde, (FlowSDE, KarrasSDE)):
+        options["grid"] = uniform_times if isinstance(sde, FlowSDE) else rho_times
+    x = SAMPLERS[name](Exact(MIXTURE, sde).score, (n, 1), sde, 1, **options)
+    assert kolmogorov.distance(x, MIXTURE.cdf) < kolmogorov.threshold(n)

@@ -26,8 +26,8 @@ class GaussianMixture:
 
     weights (K,), positive, of sum 1. means (K,) for numbers, (K, D) for vectors. covariances (K, D, D), or variances
     (K,), the same in every direction; 0 is a point mass, which has a density only with noise.
-    Errors: ValueError for other shapes, weights that are no weights, numbers that are not finite, a covariance that is not symmetric or has a
-    negative variance in some direction.
+    Errors: ValueError for other shapes, weights that are no weights, numbers that are not finite, a covariance
+    that is not symmetric or has a negative variance in some direction.
     """
 
     def __init__(self, weights: Any, means: Any, covariances: Any):

@@ -172,9 +172,7 @@ def heun(
     0 <= churn_min <= churn_max.
     """
     if not (churn >= 0 and 0 <= churn_noise < math.inf):
-        raise ValueError(
-            f"heun: churn and churn_noise must be 0 or more, the latter finite, not {churn!r} and {churn_noise!r}"
-        )
+        raise ValueError(f"heun: needs churn >= 0 and a finite churn_noise >= 0, not {churn!r} and {churn_noise!r}")
     if not 0 <= churn_min <= churn_max:
         raise ValueError(f"heun: needs 0 <= churn_min <= churn_max, not {churn_min!r} and {churn_max!r}")
     run = Run(score, shape, sde, rng, steps, eps, first, start, callback, grid, condition)
