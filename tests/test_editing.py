@@ -215,8 +215,9 @@ def picture():
 
 @pytest.mark.parametrize("t", [1, np.float32(0.3), np.float64(0.3)], ids=repr)
 def test_the_time_of_image_to_image_may_be_of_any_type(each_backend, t):
-    images, score = Rng(0).normal((2, 3)), gaussian_score(MEAN, VARIANCE, SDE)
-    got, known = (image_to_image(score, images, SDE, 0, t=time, steps=3) for time in (t, float(t)))
+    sde, images = KarrasSDE(), Rng(0).normal((2, 3))  # whose s(t) is t itself
+    score = gaussian_score(MEAN, VARIANCE, sde)
+    got, known = (image_to_image(score, images, sde, 0, t=time, steps=3) for time in (t, float(t)))
     assert str(got.dtype) == "float32"
     np.testing.assert_array_equal(backend.to_host(got), backend.to_host(known))
 
