@@ -46,12 +46,14 @@ def main() -> int:
     if args.sample_only or args.compare or args.bits:
         state = saving.load(args.out / "checkpoint.npz")
         model.load_state_dict(state["model"])
-        if "ema" in state:
+        averaged = "ema" in state
+        if averaged:
             ema.load_state_dict(state["ema"])
         elif not args.sample_only:
             sys.exit(f"{args.out / 'checkpoint.npz'} has no average of the weights: it is of an older version")
         if args.sample_only:
-            paint(model, sde, args, args.steps)
+            with ema.applied() if averaged else contextlib.nullcontext():
+                paint(model, sde, args, args.steps)
         if args.compare:
             compare(model, ema, sde, args)
         if args.bits:
@@ -90,7 +92,8 @@ def main() -> int:
     )
     if not run.finished:
         return 130  # as a shell reports an interrupted program
-    paint(model, sde, args, args.steps)
+    with ema.applied():
+        paint(model, sde, args, args.steps)
     return 0
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinydiff import Rng, backend, ops
-from tinydiff.diffusion.sde import per_sample
+from tinydiff.diffusion.schedule import LinearSchedule
+from tinydiff.diffusion.sde import VPSDE, per_sample
 
 erf = np.vectorize(math.erf)
 
@@ -75,30 +76,6 @@ def gaussian_score(mean, variance, sde):
     return score
 
 
-class ConstantVP:
-    """A variance-preserving process, with the smallest schedule there is: f = -b x / 2, g = sqrt(b)."""
-
-    t_max = 1.0
-
-    def __init__(self, b=8.0):
-        self.b = b
-
-    def drift(self, x, t):
-        return x * (-self.b / 2)
-
-    def diffusion(self, t):
-        return math.sqrt(self.b) + 0.0 * t
-
-    def marginal_scale(self, t):
-        return math.exp(-self.b * t / 2) if isinstance(t, float) else ops.exp(t * (-self.b / 2))
-
-    def marginal_std(self, t):
-        return math.sqrt(-math.expm1(-self.b * t)) if isinstance(t, float) else ops.sqrt(-ops.expm1(t * -self.b))
-
-    def prior(self, shape, rng, *, first=0):
-        return Rng(rng).normal(shape, first=first) if isinstance(rng, int) else rng.normal(shape, first=first)
-
-    def prior_log_density(self, x):
-        return (x * x).reshape((x.shape[0], -1)).sum(axis=1) * -0.5 - math.prod(x.shape[1:]) * 0.5 * math.log(
-            2 * math.pi
-        )
+def constant_vp(b=8.0):
+    """The variance-preserving process with the simplest schedule there is: f = -b x / 2, g = sqrt(b)."""
+    return VPSDE(LinearSchedule(b, b))

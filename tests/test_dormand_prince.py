@@ -53,6 +53,20 @@ def test_it_goes_both_ways_and_each_row_at_its_own_pace(each_backend):
     assert backend.to_host(back) == pytest.approx(1, rel=1e-7)
 
 
+@pytest.mark.parametrize("rtol", [1e-4, 1e-8])
+def test_the_relative_tolerance_is_one_of_the_size(numpy_backend, rtol):
+    """y' = -y from 1e6: with the absolute tolerance alone, 1e-18 of that, no step would do."""
+    *_, (_, y) = solve(lambda y, t: -y, np.full((1, 1), 1e6), 0.0, 1.0, rtol=rtol, atol=1e-12)
+    error = abs(y.item() / (1e6 * np.exp(-1)) - 1)
+    assert 0.01 * rtol < error < 10 * rtol
+
+
+def test_numbers_of_numpy_leave_the_dtype_to_the_rows(numpy_backend):
+    begin, end, tolerance = np.float64(0.7), np.float64(1e-3), np.float64(1e-4)
+    *_, (t, y) = solve(lambda y, t: -y, np.ones((2, 1), np.float32), begin, end, rtol=tolerance, atol=tolerance)
+    assert t.dtype == y.dtype == np.float32 and (t == np.float32(1e-3)).all()
+
+
 def test_a_row_is_the_same_alone(each_backend):
     rate = backend.to_device(np.array([[1.0, 2.0], [30.0, 3.0]]))
     *_, (_, both) = solve(lambda y, t: -rate * y, backend.to_device(np.ones((2, 2))), 0.0, 1.0)
@@ -73,5 +87,8 @@ def test_no_rows_are_no_error(each_backend):
 
 
 def test_bad_arguments_are_quoted():
-    with pytest.raises(ValueError, match="steps 1 or more, not 1e-05, 1e-05 and 0"):
-        next(solve(lambda y, t: -y, np.ones((1, 1)), 0.0, 1.0, steps=0))
+    for steps in (0, 2.5):
+        with pytest.raises(ValueError, match=f"steps must be an integer of 1 or more, not {steps}"):
+            next(solve(lambda y, t: -y, np.ones((1, 1)), 0.0, 1.0, steps=steps))
+    with pytest.raises(ValueError, match="rtol and atol must be positive, not 0 and 1e-05"):
+        next(solve(lambda y, t: -y, np.ones((1, 1)), 0.0, 1.0, rtol=0))

@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from mixtures import ConstantVP, gaussian_score
+from mixtures import constant_vp, gaussian_score
 
 from tinydiff import Rng, backend
-from tinydiff.diffusion import VESDE
+from tinydiff.diffusion import VESDE, VPSDE
 from tinydiff.diffusion.editing import denoise, image_to_image, inpaint, interpolate, noise_level, spherical
 from tinydiff.diffusion.edm import Denoiser, KarrasSDE
 from tinydiff.diffusion.samplers import (
@@ -25,7 +25,7 @@ from tinydiff.diffusion.sde import per_sample
 from tinydiff.tensor import array_of
 
 SDE = VESDE(25.0)
-PROCESSES = pytest.mark.parametrize("sde", [SDE, ConstantVP(6.0)], ids=["VE", "VP"])
+PROCESSES = pytest.mark.parametrize("sde", [SDE, constant_vp(6.0)], ids=["VE", "VP"])
 MEAN, VARIANCE = 0.5, 0.25
 
 # ---------------------------------------------------------------- inpainting: N(0, C), the second coordinate known
@@ -54,7 +54,7 @@ def law_of_inpainting(sde, steps, resample, eps, grid):
     times = grid(sde, steps, 1.0, eps)
     mu, cov, eye = (
         np.zeros(2),
-        np.eye(2) * (1.0 if isinstance(sde, ConstantVP) else sde.marginal_std(1.0) ** 2),
+        np.eye(2) * (1.0 if isinstance(sde, VPSDE) else sde.marginal_std(1.0) ** 2),
         np.eye(2),
     )
     for t, u in zip(times, times[1:]):
@@ -199,11 +199,27 @@ def test_a_photo_is_denoised_in_closed_form(each_backend, sde):
     assert score.nfe == 3
 
 
+def test_the_noise_level_of_pure_noise(each_backend):
+    """65,025 differences, whose median has a standard error of less than 1 %: 0.67449 is told from 0.70."""
+    photos = 0.3 * Rng(0).normal((4, 256, 256, 1))
+    assert backend.to_host(noise_level(photos)) == pytest.approx(0.3, rel=0.02)
+    assert backend.to_host(noise_level(photos)).mean() == pytest.approx(0.3, rel=0.01)
+
+
 def picture():
     """A disc and a bar, (1, 64, 64, 1): edges, and smooth shading."""
     y, x = np.mgrid[0:64, 0:64] / 63
     image = 0.3 * x + 0.7 * ((x - 0.4) ** 2 + (y - 0.5) ** 2 < 0.06) + 0.5 * (abs(y - 0.8) < 0.05)
     return image[None, :, :, None].astype(np.float32)
+
+
+@pytest.mark.parametrize("t", [1, np.float32(0.3), np.float64(0.3)], ids=repr)
+def test_the_time_of_image_to_image_may_be_of_any_type(each_backend, t):
+    sde, images = KarrasSDE(), Rng(0).normal((2, 3))  # whose s(t) is t itself
+    score = gaussian_score(MEAN, VARIANCE, sde)
+    got, known = (image_to_image(score, images, sde, 0, t=time, steps=3) for time in (t, float(t)))
+    assert str(got.dtype) == "float32"
+    np.testing.assert_array_equal(backend.to_host(got), backend.to_host(known))
 
 
 @pytest.mark.parametrize("sigma", [0.05, 0.2, 0.8])
@@ -242,13 +258,15 @@ X, SCORE = np.zeros((2, 4, 4, 1), np.float32), gaussian_score(0, 1, SDE)
         (lambda: inpaint(SCORE, X, np.zeros(X.shape), SDE, 0), ValueError, "mask must be of bool .* not float64"),
         (lambda: inpaint(SCORE, X, np.zeros((2, 4, 5, 1), bool), SDE, 0), ValueError, r"fit \(2, 4, 4, 1\), .*4, 5, 1"),
         (lambda: inpaint(SCORE, X, np.zeros((4, 4, 1), bool), SDE, 0), ValueError, r"not bool of shape \(4, 4, 1\)"),
-        (lambda: inpaint(SCORE, X, X == 0, SDE, 0, resample=0), ValueError, "resample must be 1 or more, not 0"),
+        (lambda: inpaint(SCORE, X, X == 0, SDE, 0, resample=0), ValueError, "resample must be .* 1 or more, not 0"),
+        (lambda: inpaint(SCORE, X, X == 0, SDE, 0, resample=1.5), ValueError, "resample must be an integer .* not 1.5"),
         (lambda: inpaint(SCORE, X, X == 0, SDE, 0, steps=0), ValueError, "steps must be .* not 0"),
         (lambda: inpaint(SCORE, X.astype(np.uint8), X == 0, SDE, 0), TypeError, "inpaint: images must be .* not uint8"),
         (lambda: image_to_image(SCORE, X, SDE, 0, t=0), ValueError, "t must be above 0 and not above 1, not 0"),
         (lambda: image_to_image(SCORE, X, SDE, 0, t=1.5), ValueError, "t must be above 0 and not above 1, not 1.5"),
         (lambda: image_to_image(SCORE, X, SDE, 0, t=1e-4), ValueError, "t must be above eps=0.001 .* not 0.0001"),
-        (lambda: interpolate(SCORE, X[0], X[1], SDE, 1), ValueError, "count must be 2 or more, not 1"),
+        (lambda: interpolate(SCORE, X[0], X[1], SDE, 1), ValueError, "count must be .* 2 or more, not 1"),
+        (lambda: interpolate(SCORE, X[0], X[1], SDE, 2.5), ValueError, "count must be an integer .* not 2.5"),
         (lambda: interpolate(SCORE, X[0], X[1, 0], SDE, 3), ValueError, r"one shape, not \(4, 4, 1\) and \(4, 1\)"),
         (lambda: denoise(SCORE, X, SDE, sigma=-0.1), ValueError, "sigma must be positive, not -0.1"),
         (lambda: denoise(SCORE, X, SDE, sigma=float("nan")), ValueError, "sigma must be positive, not nan"),

@@ -80,6 +80,17 @@ def test_the_score_unet_trains_goes_on_and_samples(tmp_path, data_dir, skips, co
     first = (out / "samples.png").read_bytes()
     run(SCORE_UNET, *options, "--sample-only")
     assert (out / "samples.png").read_bytes() == first
+    if skips == "add":
+        checkpoint = (out / "checkpoint.npz").read_bytes()
+        state = saving.load(out / "checkpoint.npz")
+        averages = state.pop("ema")["averages"]
+        saving.save(out / "checkpoint.npz", state)  # as older ones are: the weights themselves
+        run(SCORE_UNET, *options, "--sample-only")
+        assert (out / "samples.png").read_bytes() != first
+        saving.save(out / "checkpoint.npz", {**state, "model": state["model"] | averages})
+        run(SCORE_UNET, *options, "--sample-only")
+        assert (out / "samples.png").read_bytes() == first  # what was painted was the average
+        (out / "checkpoint.npz").write_bytes(checkpoint)
     run(SCORE_UNET, *options, "--epochs", 2, "--resume")
     records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [(r["epoch"], r["step"], r["images"]) for r in records] == [(0, 2, 24), (1, 4, 24)]

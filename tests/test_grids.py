@@ -1,12 +1,12 @@
 """Where samplers stop."""
 
 import pytest
-from mixtures import ConstantVP
+from mixtures import constant_vp
 
 from tinydiff.diffusion import VESDE
 from tinydiff.diffusion.samplers import rho_times, sigma_at, time_at, uniform_times
 
-SDES = [VESDE(25.0), ConstantVP()]
+SDES = [VESDE(25.0), constant_vp()]
 
 
 @pytest.mark.parametrize("sde", SDES, ids=["VE", "VP"])
@@ -41,7 +41,7 @@ def test_grids_fall_from_the_beginning_to_the_end(grid, sde, steps):
 
 
 def test_grids_are_uniform_in_what_they_say():
-    sde = ConstantVP()
+    sde = constant_vp()
     assert uniform_times(sde, 4, 1.0, 0.2) == pytest.approx([1, 0.8, 0.6, 0.4, 0.2])
     roots = [sigma_at(sde, t) ** (1 / 7) for t in rho_times(sde, 4, 1.0, 0.2)]
     assert roots == pytest.approx([roots[0] + i / 4 * (roots[4] - roots[0]) for i in range(5)])

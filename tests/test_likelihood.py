@@ -5,10 +5,10 @@ import math
 
 import numpy as np
 import pytest
-from mixtures import SPEC, ConstantVP, erf, gaussian_score
+from mixtures import SPEC, constant_vp, erf, gaussian_score
 
 from tinydiff import Rng, Tensor, backend, no_grad
-from tinydiff.diffusion import VESDE
+from tinydiff.diffusion import VESDE, VPSDE
 from tinydiff.diffusion.edm import Denoiser, KarrasSDE
 from tinydiff.diffusion.likelihood import Average, average, bits_per_dimension, log_likelihood
 from tinydiff.diffusion.samplers import Counted, score_of
@@ -16,7 +16,7 @@ from tinydiff.diffusion.sde import per_sample
 from tinydiff.tensor import array_of
 
 EPS = 1e-4
-SDES = {"VE": VESDE(25.0), "VP": ConstantVP(), "EDM": KarrasSDE(20.0)}
+SDES = {"VE": VESDE(25.0), "VP": constant_vp(), "EDM": KarrasSDE(20.0)}
 processes = pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
 
 MEAN = np.array([0.5, -1.0, 2.0, 0.0])
@@ -42,7 +42,7 @@ def exact(x, sde, eps):
     (m, m1), (s, s1) = ([f(t) for t in (eps, sde.t_max)] for f in (sde.marginal_scale, sde.marginal_std))
     stretch = np.sqrt((m1**2 * variances + s1**2) / (m**2 * variances + s**2))
     y = m1 * MEAN + ((x - m * MEAN) @ vectors * stretch) @ vectors.T
-    std = 1.0 if isinstance(sde, ConstantVP) else s1
+    std = 1.0 if isinstance(sde, VPSDE) else s1
     prior = -0.5 * (y**2).sum(1) / std**2 - len(MEAN) * math.log(std * math.sqrt(2 * math.pi))
     return prior + np.log(stretch).sum()
 
@@ -168,6 +168,18 @@ def test_bits_are_the_likelihood_of_the_dequantised_image_and_do_not_depend_on_t
         np.testing.assert_allclose(again, bits, atol=1e-5)
 
 
+@pytest.mark.parametrize("change", [{"eps": 0.05}, {"rtol": 0.2}, {"atol": 0.2}], ids=str)
+def test_bits_are_by_the_eps_and_the_tolerances_asked_for(numpy_backend, change):
+    sde, images = VESDE(25.0), np.random.default_rng(0).integers(0, 256, (3, 2, 2), np.uint8)
+    score, options = gaussian_score(0.5, 0.1, sde), {"eps": 1e-3, "rtol": 1e-3, "atol": 1e-3}
+    bits, other = (bits_per_dimension(score, images, sde, 5, **o) for o in (options | change, options))
+    source = Rng(5)
+    x = (images + source.uniform(images.shape)) / 256
+    nats = log_likelihood(score, x.astype(np.float32), sde, source, **options | change)
+    np.testing.assert_allclose(bits, -nats / (4 * math.log(2)) + 8, atol=1e-5)
+    assert abs(bits - other).max() > 1e-4
+
+
 def test_a_condition_goes_with_its_image(numpy_backend):
     sde, images = VESDE(25.0), np.full((4, 2), 128, np.uint8)
 
@@ -201,7 +213,8 @@ def test_a_denoiser_has_a_likelihood(numpy_backend):
     "change, error, message",
     [
         ({"x": np.zeros((2, 3), np.uint8)}, TypeError, r"x must be \(N, ...\) of floats, not uint8 of shape \(2, 3\)"),
-        ({"probes": 0}, ValueError, "probes must be 1 or more, not 0"),
+        ({"probes": 0}, ValueError, "probes must be an integer of 1 or more, not 0"),
+        ({"probes": 1.5}, ValueError, "probes must be an integer of 1 or more, not 1.5"),
         ({"eps": 0}, ValueError, "eps must be between 0 and 1, not 0"),
         ({"eps": 2.0}, ValueError, "eps must be between 0 and 1, not 2.0"),
         ({"score": lambda x, t: x.sum()}, ValueError, r"the score returned shape \(\) for x of shape \(2, 3\)"),

@@ -2,11 +2,14 @@
 
 import math
 
+import kolmogorov
 import numpy as np
 import pytest
 
 from tinydiff import Rng, Tensor, backend, ops, tensor
-from tinydiff.diffusion import VESDE, score_matching_loss
+from tinydiff.diffusion import VESDE, Brownian, Denoiser, ScoreModel, denoising_loss, edm_loss, score_matching_loss
+from tinydiff.diffusion.loss import log_normal, logit_normal, uniform
+from tinydiff.diffusion.score_matching import explicit_loss, implicit_loss, sliced_loss
 from tinydiff.diffusion.sde import per_sample
 
 SDE = VESDE(25.0)
@@ -74,6 +77,40 @@ def test_times_lie_between_eps_and_one():
     score_matching_loss(model, zeros(4096, 1), SDE, Rng(0), eps=0.25)
     t = seen[0]
     assert t.shape == (4096,) and t.dtype == np.float32 and 0.25 <= t.min() < 0.26 and 0.99 < t.max() <= 1
+
+
+@pytest.mark.parametrize(
+    "times, cdf",
+    [
+        (uniform(0.25), lambda t: (t - 0.25) / (10 - 0.25)),
+        (logit_normal(0.5, 0.8), lambda t: (1 + ops.erf((ops.log(t / (10 - t)) - 0.5) / 0.8 / math.sqrt(2))) / 2),
+        (log_normal(-1.0, 0.7), lambda t: (1 + ops.erf((ops.log(t) + 1.0) / 0.7 / math.sqrt(2))) / 2),
+    ],
+    ids=["uniform", "logit-normal", "log-normal"],
+)
+def test_times_have_their_law_whatever_the_end_of_the_process(each_backend, times, cdf):
+    n, seen = 4096, []
+    model = ScoreModel(lambda x, t: (seen.append(t), x)[1], Brownian(1.0, t_max=10.0))
+    denoising_loss(model, zeros(n, 1), Rng(0), times=times)
+    assert kolmogorov.distance(seen[0].data, cdf) < kolmogorov.threshold(n)
+
+
+def test_the_score_is_learned_up_to_the_end_of_the_process(each_backend):
+    n, seen = 4096, []
+    score_matching_loss(lambda x, t: (seen.append(t), x)[1], zeros(n, 1), Brownian(1.0, t_max=10.0), Rng(0), eps=0.25)
+    assert kolmogorov.distance(seen[0].data, lambda t: (t - 0.25) / 9.75) < kolmogorov.threshold(n)
+
+
+def test_a_seed_for_an_rng_is_an_error():
+    """It would draw the same noise at every step."""
+    for loss in (score_matching_loss, explicit_loss, implicit_loss, sliced_loss):
+        options = {"score": gaussian_score(0, 1)} if loss is explicit_loss else {}
+        with pytest.raises(TypeError, match=r"draws anew at each step, so it takes an Rng, as Rng\(3\) .*, not 3"):
+            loss(gaussian_score(0, 1), zeros(2, 3), SDE, 3, **options)
+    with pytest.raises(TypeError, match="not 3"):
+        denoising_loss(ScoreModel(gaussian_score(0, 1), SDE), zeros(2, 3), 3)
+    with pytest.raises(TypeError, match="not 3"):
+        edm_loss(Denoiser(lambda x, t: x, 0.5), zeros(2, 3), 3)
 
 
 def test_the_gradient_reaches_the_model(each_backend):

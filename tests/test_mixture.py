@@ -140,6 +140,8 @@ def test_the_threshold_is_exceeded_as_often_as_it_says():
         (lambda: GaussianMixture([1], [[0, 1]], [[1, 2]]), r"covariances must be .* not \(1, 2\)"),
         (lambda: GaussianMixture([1], [[0, 1]], [[[1, 2], [0, 1]]]), "symmetric"),
         (lambda: GaussianMixture([1], [0], [-0.1]), "a variance is negative"),
+        (lambda: GaussianMixture([1], [float("nan")], [1]), r"must be finite, not \[.*nan.*\] and \[1.0\]"),
+        (lambda: GaussianMixture([1], [0], [float("inf")]), r"must be finite, not \[0.0\] and \[inf\]"),
         (lambda: TWO.density(np.zeros((3, 1))), r"x must be \(N, 2\), not \(3, 1\)"),
         (lambda: ONE.density(np.zeros((3, 2))), r"x must be \(N, 1\) or \(N,\), not \(3, 2\)"),
         (lambda: TWO.cdf(np.zeros((3, 2))), "not for vectors of 2"),

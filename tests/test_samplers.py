@@ -1,19 +1,22 @@
 """What all samplers promise: their form, the stops, the last step, seeds, and errors at the call. Their laws are in
 test_samplers_ode.py and test_samplers_stochastic.py."""
 
+import kolmogorov
 import numpy as np
 import pytest
-from mixtures import ConstantVP, gaussian_score
+from mixtures import constant_vp, gaussian_score
 
 from tinydiff import Rng, Tensor, backend, grad_enabled, ops
-from tinydiff.diffusion import VESDE, euler_maruyama
-from tinydiff.diffusion.edm import KarrasSDE
+from tinydiff.data import GaussianMixture
+from tinydiff.diffusion import VESDE, Brownian, FlowSDE, KarrasSDE, euler_maruyama, process
+from tinydiff.diffusion.exact import Exact
 from tinydiff.diffusion.samplers import (
     SAMPLERS,
     Counted,
     heun,
     rho_times,
     rk45,
+    sampler,
     score_of,
     sigma_at,
     steps_for,
@@ -56,7 +59,7 @@ def test_the_callback_of_rk45_sees_a_time_a_sample():
 
 
 @every_sampler
-@pytest.mark.parametrize("sde", [SDE, ConstantVP()], ids=["VE", "VP"])
+@pytest.mark.parametrize("sde", [SDE, constant_vp()], ids=["VE", "VP"])
 def test_the_last_step_denoises(each_backend, name, sde):
     """What is returned is what the score takes x at t = eps to be, in closed form."""
     eps, mean, variance, last = 0.1, 0.5, 0.25, {}
@@ -150,7 +153,7 @@ def test_the_score_gets_tensors_a_time_a_sample_and_the_condition(name):
 
 
 @every_sampler
-@pytest.mark.parametrize("sde", [SDE, ConstantVP()], ids=["VE", "VP"])
+@pytest.mark.parametrize("sde", [SDE, constant_vp()], ids=["VE", "VP"])
 def test_a_denoiser_samples_as_its_score_does(each_backend, name, sde):
     """D = (variance x + sigma^2 mean) / (variance + sigma^2) is the denoiser of N(mean, variance)."""
 
@@ -171,7 +174,7 @@ def test_a_denoiser_samples_as_its_score_does(each_backend, name, sde):
 def test_what_works_in_sigma_is_the_same_for_every_process(each_backend, name, options):
     """From the same y = x / m over the same noise levels, VP and the process whose time is sigma give the same images,
     in so few steps that each scale in the wrong place shows."""
-    vp, eps = ConstantVP(4.0), 0.05
+    vp, eps = constant_vp(4.0), 0.05
     karras = KarrasSDE(sigma_at(vp, 1.0))
     y = Rng(0).normal((3, 2), "float64") * karras.t_max
 
@@ -187,7 +190,7 @@ def test_what_works_in_sigma_is_the_same_for_every_process(each_backend, name, o
 
 
 def test_the_denoiser_is_told_the_noise_beside_an_image_of_its_own_scale():
-    sde, seen = ConstantVP(), {}
+    sde, seen = constant_vp(), {}
 
     def denoise(x, sigma):
         seen.update(x=array_of(x), sigma=array_of(sigma))
@@ -205,6 +208,44 @@ def test_the_denoiser_is_told_the_noise_beside_an_image_of_its_own_scale():
 def test_integers_of_numpy_are_integers():
     shape, n = (np.int64(2), np.uint8(3)), np.int32(2)
     assert euler_maruyama(gaussian_score(0, 1, SDE), shape, SDE, 0, steps=n).shape == (2, 3)
+
+
+@every_sampler
+def test_a_count_of_steps_may_be_the_largest_of_its_type(name):
+    """np.uint8(255) + 1 is 0."""
+    x, y = (backend.to_host(SAMPLERS[name](gaussian_score(0, 1, SDE), (2, 3), SDE, 0, steps=n))
+            for n in (np.uint8(255), 255))  # fmt: skip
+    np.testing.assert_array_equal(x, y)
+
+
+@every_sampler
+@pytest.mark.parametrize(
+    "eps, begin", [(1, 5), (np.float32(0.1), np.float32(5.3)), (np.float64(0.1), np.float64(5.3))], ids=repr
+)
+def test_times_of_any_type_are_as_floats(each_backend, name, eps, begin):
+    """An int must reach the score as a time a sample, and a float64 of NumPy must not lift float32 to its own dtype."""
+    sde, x, times = Brownian(t_max=10.0), Rng(0).normal((2, 3)), []
+    options = {"steps": steps(name, 5), "callback": lambda step, t, x, clean: times.append(t)}
+    if name == "heun":
+        options |= {"churn": 5.0}
+    got, known = (SAMPLERS[name](gaussian_score(0.2, 0.1, sde), (2, 3), sde, 0, eps=kind(eps), start=(x, kind(begin)),
+                                 **options) for kind in (lambda t: t, float))  # fmt: skip
+    assert str(got.dtype) == "float32"
+    assert {type(t) for t in times} <= {float, type(x)} and times[-1] == float(eps)
+    np.testing.assert_array_equal(backend.to_host(got), backend.to_host(known))
+
+
+@every_sampler
+def test_a_start_at_an_end_rounded_to_float32_is_at_the_end(name):
+    """0.999 becomes 0.99900001; with churn too, which raises noise up to that of the prior."""
+    sde, x = FlowSDE(), Rng(0).normal((2, 3))
+    options = {"steps": steps(name, 5)} | ({"churn": 5.0} if name == "heun" else {})
+    score = gaussian_score(0.2, 0.1, sde)
+    got, known = (
+        backend.to_host(SAMPLERS[name](score, (2, 3), sde, 0, start=(x, t), **options))
+        for t in (np.float32(0.999), 0.999)
+    )
+    np.testing.assert_array_equal(got, known)
 
 
 @every_sampler
@@ -253,9 +294,10 @@ def test_a_grid_that_is_none_is_quoted(grid):
 
 
 def test_an_unknown_sampler_names_the_choices():
-    with pytest.raises(KeyError, match="unknown sampler 'plms': choose one of euler_maruyama, .*, dpm_solver"):
-        SAMPLERS["plms"]
-    with pytest.raises(KeyError, match="unknown sampler 'plms'"):
+    assert {name: sampler(name) for name in SAMPLERS} == SAMPLERS
+    with pytest.raises(ValueError, match="unknown sampler 'plms': choose one of euler_maruyama, .*, dpm_solver"):
+        sampler("plms")
+    with pytest.raises(ValueError, match="unknown sampler 'plms'"):
         steps_for("plms", 35)
 
 
@@ -276,3 +318,23 @@ def test_churn_is_only_heuns():
     heun(gaussian_score(0, 1, SDE), (2, 3), SDE, 0, steps=2, churn=1.0)
     with pytest.raises(TypeError, match="churn"):
         SAMPLERS["ddim"](gaussian_score(0, 1, SDE), (2, 3), SDE, 0, steps=2, churn=1.0)
+
+
+# ---------------------------------------------------------------- every sampler on every process
+
+KS_STEPS = {"euler_maruyama": 400, "predictor_corrector": 200, "ddpm": 400, "rk45": 1000}
+KS_PROCESSES = {name: process(name) for name in ("ve", "vp", "subvp", "flow", "karras")}
+MIXTURE = GaussianMixture([0.3, 0.5, 0.2], [-1.5, 0.0, 1.5], [0.04, 0.09, 0.04])
+
+
+@every_sampler
+@pytest.mark.parametrize("sde", KS_PROCESSES.values(), ids=KS_PROCESSES)
+def test_samples_have_the_law_of_the_data_under_every_process(name, sde):
+    """2,000 samples by the exact score, within the distance of Kolmogorov and Smirnov that samples of the very law
+    exceed in one of a thousand cases. Steps equal in t on the line of flow, whose noise level is infinite at its end,
+    and equal in sigma^(1/7) under EDM, whose t is sigma."""
+    n, options = 2000, {"steps": KS_STEPS.get(name, 100)}
+    if name != "rk45" and isinstance(sde, (FlowSDE, KarrasSDE)):
+        options["grid"] = uniform_times if isinstance(sde, FlowSDE) else rho_times
+    x = SAMPLERS[name](Exact(MIXTURE, sde).score, (n, 1), sde, 1, **options)
+    assert kolmogorov.distance(x, MIXTURE.cdf) < kolmogorov.threshold(n)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from mixtures import SPEC, ConstantVP, gaussian_score
+from mixtures import SPEC, constant_vp, gaussian_score
 
 from tinydiff import Rng, backend
 from tinydiff.diffusion import VESDE
@@ -81,7 +81,7 @@ def test_rk45_evaluates_six_times_a_round_and_twice():
 
 
 @pytest.mark.parametrize("sampler", [probability_flow, ddim, heun, dpm_solver, rk45])
-@pytest.mark.parametrize("sde", [VESDE(25.0), ConstantVP()], ids=["VE", "VP"])
+@pytest.mark.parametrize("sde", [VESDE(25.0), constant_vp()], ids=["VE", "VP"])
 def test_any_process_ends_where_the_exact_map_does(each_backend, sampler, sde):
     """Gaussian data, for which the map is linear, with the scale m(t) that VE does not have. The tolerances are four
     times what the methods reach."""
@@ -100,7 +100,7 @@ def test_any_process_ends_where_the_exact_map_does(each_backend, sampler, sde):
 
 def test_ddim_is_equation_12_of_its_paper(numpy_backend):
     """In the letters of Song, Meng and Ermon: a = m^2, e = -s score; with and without fresh noise."""
-    sde, score, steps, eta = ConstantVP(), gaussian_score(0.7, 0.25, ConstantVP()), 7, 0.6
+    sde, score, steps, eta = constant_vp(), gaussian_score(0.7, 0.25, constant_vp()), 7, 0.6
     x, noise = Rng(3).normal((4, 2), "float64"), Rng(8)
     got = ddim(score, (4, 2), sde, Rng(8), steps=steps, eps=0.01, start=(x, 0.9), grid=uniform_times, eta=eta)
     times = np.linspace(0.9, 0.01, steps + 1)
@@ -168,10 +168,14 @@ def test_a_row_of_rk45_has_its_own_pace(each_backend):
     [
         (probability_flow, {"method": "midpoint"}, "unknown method 'midpoint': choose one of euler, heun"),
         (ddim, {"eta": 1.5}, "eta must be from 0 to 1, not 1.5"),
-        (heun, {"churn": -1}, "churn and churn_noise must not be negative, not -1"),
+        (heun, {"churn": -1}, "needs churn >= 0 and a finite churn_noise >= 0, not -1 and 1.003"),
+        (heun, {"churn_noise": float("inf")}, "not 0.0 and inf"),
+        (heun, {"churn_min": float("nan")}, "needs 0 <= churn_min <= churn_max, not nan and 50.0"),
+        (heun, {"churn_max": float("nan")}, "not 0.05 and nan"),
+        (heun, {"churn_min": -1.0}, "not -1.0 and 50.0"),
         (heun, {"churn": float("nan")}, "churn .* not nan"),
-        (rk45, {"rtol": 0}, "rtol and atol must be positive, .* not 0"),
-        (rk45, {"atol": -1e-5}, "rtol and atol must be positive, .* -1e-05"),
+        (rk45, {"rtol": 0}, "rtol and atol must be positive, not 0 and 1e-05"),
+        (rk45, {"atol": -1e-5}, "rtol and atol must be positive, not 1e-05 and -1e-05"),
     ],
 )
 def test_bad_options_are_quoted(sampler, options, message):

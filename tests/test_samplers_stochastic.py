@@ -5,21 +5,21 @@ import math
 
 import numpy as np
 import pytest
-from mixtures import SPEC, ConstantVP, gaussian_score, threshold
+from mixtures import SPEC, constant_vp, gaussian_score, threshold
 
 from tinydiff import Rng, backend
-from tinydiff.diffusion import VESDE
+from tinydiff.diffusion import VESDE, VPSDE
 from tinydiff.diffusion.samplers import ddim, ddpm, euler_maruyama, heun, predictor_corrector, uniform_times
 
 SDE = VESDE(25.0)
-PROCESSES = pytest.mark.parametrize("sde", [SDE, ConstantVP(6.0)], ids=["VE", "VP"])
+PROCESSES = pytest.mark.parametrize("sde", [SDE, constant_vp(6.0)], ids=["VE", "VP"])
 MEAN, VARIANCE, N = 0.5, 0.25, 20_000
 
 
 def law(sampler, sde, steps, eps):
     """Mean and variance that the algorithm must give for Gaussian data: a step is x <- a x + b + c z, with a, b, c
     written down from its paper."""
-    mu, var = 0.0, 1.0 if isinstance(sde, ConstantVP) else sde.marginal_std(1.0) ** 2
+    mu, var = 0.0, 1.0 if isinstance(sde, VPSDE) else sde.marginal_std(1.0) ** 2
 
     def move(a, b, c2):
         nonlocal mu, var
@@ -137,12 +137,12 @@ def test_the_test_can_fail(numpy_backend, sampler, score, sde, options):
 
 def test_ddpm_is_algorithm_2_of_ho_et_al(numpy_backend):
     """In their letters: a and b of a step, A the product of all a, e = -sqrt(1 - A) score, the variance b~."""
-    sde, steps = ConstantVP(), 9
+    sde, steps = constant_vp(), 9
     score = gaussian_score(0.7, 0.25, sde)
     x, noise = Rng(3).normal((4, 2), "float64"), Rng(8)
     got = ddpm(score, (4, 2), sde, Rng(8), steps=steps, eps=0.01, start=(x, 1.0))
     times = np.linspace(1.0, 0.01, steps + 1)
-    A = np.exp(-sde.b * times)
+    A = np.exp(-sde.schedule.low * times)
     for i in range(steps):
         a = A[i] / A[i + 1]
         b = 1 - a

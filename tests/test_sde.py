@@ -14,6 +14,7 @@ from tinydiff.diffusion import (
     Brownian,
     CosineSchedule,
     FlowSDE,
+    KarrasSDE,
     LinearSchedule,
     SubVPSDE,
     euler_maruyama,
@@ -30,6 +31,7 @@ PROCESS = {
     "subvp linear": SubVPSDE(LinearSchedule(0.5, 12.0)),
     "subvp cosine": SubVPSDE("cosine"),
     "flow": FlowSDE(),
+    "karras": KarrasSDE(50.0),
 }
 every_process = pytest.mark.parametrize("sde", PROCESS.values(), ids=PROCESS)
 
@@ -134,7 +136,7 @@ def test_float32_arrays_and_tensors_agree_with_floats(each_backend, sde):
                 np.testing.assert_allclose(out[i], exact, rtol=1e-5)
 
 
-@pytest.mark.parametrize("sde", [VESDE(25.0), Brownian(2.0)], ids=repr)
+@pytest.mark.parametrize("sde", [VESDE(25.0), Brownian(2.0), KarrasSDE()], ids=repr)
 def test_the_deviation_can_be_differentiated(each_backend, sde):
     """d(s^2)/dt = g^2 without a drift."""
     t = tensor([0.01, 0.3, 1.0], requires_grad=True)
@@ -215,7 +217,7 @@ def test_by_name():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: process("VE"), "unknown process 'VE': choose one of ve, vp, subvp, flow, brownian"),
+        (lambda: process("VE"), "unknown process 'VE': choose one of ve, vp, subvp, flow, karras, brownian"),
         (lambda: VPSDE("sine"), "unknown schedule 'sine': choose one of linear, cosine"),
         (lambda: LinearSchedule(3, 2), "not 3, 2"),
         (lambda: LinearSchedule(0, 0), "not 0, 0"),
@@ -224,6 +226,8 @@ def test_by_name():
         (lambda: CosineSchedule(0), "offset must be positive and finite, not 0"),
         (lambda: Brownian(0), "not 0, 1.0"),
         (lambda: Brownian(1, t_max=float("nan")), "not 1, nan"),
+        (lambda: KarrasSDE(-1.0), "sigma_max must be positive and finite, not -1.0"),
+        (lambda: KarrasSDE(float("inf")), "not inf"),
         (lambda: FlowSDE(1.0), "t_max must be between 0 and 1, not 1.0"),
         *[
             (lambda sigma=sigma: VESDE(sigma), f"sigma must be a finite number above 1, not {sigma!r}")

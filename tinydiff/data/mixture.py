@@ -26,8 +26,8 @@ class GaussianMixture:
 
     weights (K,), positive, of sum 1. means (K,) for numbers, (K, D) for vectors. covariances (K, D, D), or variances
     (K,), the same in every direction; 0 is a point mass, which has a density only with noise.
-    Errors: ValueError for other shapes, weights that are no weights, a covariance that is not symmetric or has a
-    negative variance in some direction.
+    Errors: ValueError for other shapes, weights that are no weights, numbers that are not finite, a covariance
+    that is not symmetric or has a negative variance in some direction.
     """
 
     def __init__(self, weights: Any, means: Any, covariances: Any):
@@ -36,6 +36,10 @@ class GaussianMixture:
             raise ValueError(f"GaussianMixture: weights must be positive and of sum 1, not {w.tolist()}")
         if mu.shape[:1] != w.shape or mu.ndim > 2:
             raise ValueError(f"GaussianMixture: means must be (K,) or (K, D) for K = {len(w)}, not {mu.shape}")
+        if not (np.isfinite(mu).all() and np.isfinite(cov).all()):
+            raise ValueError(
+                f"GaussianMixture: means and covariances must be finite, not {mu.tolist()} and {cov.tolist()}"
+            )
         self.shape = mu.shape[1:]  # of one sample
         mu = mu.reshape(len(w), -1)  # (K, D)
         d = mu.shape[1]

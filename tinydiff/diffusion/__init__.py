@@ -2,7 +2,7 @@
 
     sde = VESDE(sigma=25.0)                                           # or process("vp", schedule="cosine"), ...
     loss = score_matching_loss(model, x0, sde, rng)                   # x0 (N, ...), to be minimised
-    x = euler_maruyama(model, (64, 28, 28, 1), sde, Rng(0))           # 64 new images; seven other ways: samplers.py
+    x = euler_maruyama(model, (64, 28, 28, 1), sde, Rng(0))           # 64 new images; others: samplers.py
     bits = bits_per_dimension(model, images, sde, Rng(0))             # images (N, ...) of uint8; likelihood.py
     x = inpaint(model, x, mask, sde, Rng(0))                          # and other uses: editing.py
 
@@ -10,26 +10,36 @@ Times t run from 0 (data) to 1 (noise). A model, or any score, is a function sco
 """
 
 from .editing import inpaint
-from .likelihood import bits_per_dimension
+from .edm import Denoiser, edm_loss
+from .likelihood import bits_per_dimension, log_likelihood
 from .loss import denoising_loss, score_matching_loss
 from .parametrisation import ScoreModel
-from .samplers import euler_maruyama
+from .samplers import SAMPLERS, dpm_solver, euler_maruyama, heun, sampler, score_of
 from .schedule import CosineSchedule, LinearSchedule
-from .sde import VESDE, VPSDE, Brownian, FlowSDE, SubVPSDE, process
+from .sde import VESDE, VPSDE, Brownian, FlowSDE, KarrasSDE, SubVPSDE, process
 
 __all__ = [
     "Brownian",
     "CosineSchedule",
+    "Denoiser",
     "FlowSDE",
+    "KarrasSDE",
     "LinearSchedule",
+    "SAMPLERS",
     "ScoreModel",
     "SubVPSDE",
     "VESDE",
     "VPSDE",
     "bits_per_dimension",
     "denoising_loss",
+    "dpm_solver",
+    "edm_loss",
     "euler_maruyama",
+    "heun",
     "inpaint",
+    "log_likelihood",
     "process",
+    "sampler",
     "score_matching_loss",
+    "score_of",
 ]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..backend import Array, scalar, xp
+from .schedule import whole
 
 NODES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
 STAGES = (
@@ -42,8 +43,11 @@ def solve(
     Errors: ValueError for tolerances that are not positive, or steps < 1; RuntimeError, which says where they are, if
     rows have not arrived after so many rounds, or cannot: the step they would need is nothing beside t.
     """
-    if not (rtol > 0 and atol > 0) or steps < 1:
-        raise ValueError(f"rtol and atol must be positive, and steps 1 or more, not {rtol!r}, {atol!r} and {steps!r}")
+    steps = whole("steps", steps)
+    if not (rtol > 0 and atol > 0):
+        raise ValueError(f"rtol and atol must be positive, not {rtol!r} and {atol!r}")
+    # Python's floats leave the dtype to the arrays
+    begin, end, rtol, atol = float(begin), float(end), float(rtol), float(atol)
     rows, wide, inner = len(y), (-1,) + (1,) * (y.ndim - 1), tuple(range(1, y.ndim))
     t = xp.full(rows, begin, y.dtype)  # (N,)
     h = xp.full(rows, (end - begin) / 100, y.dtype)  # (N,)

@@ -19,6 +19,7 @@ from ..tensor import Tensor, array_of
 from .evaluation import Callback, Run, Score, checked
 from .grids import Grid, rho_times, time_at
 from .ode import heun, implicit_step
+from .schedule import whole
 from .sde import denoised, per_sample
 from .stochastic import ddpm
 
@@ -55,8 +56,7 @@ def inpaint(
     known, mask = _images("inpaint", known), to_device(array_of(mask))
     if mask.dtype != "bool" or mask.ndim != known.ndim or any(m not in (1, n) for m, n in zip(mask.shape, known.shape)):
         raise ValueError(f"inpaint: mask must be of bool and fit {known.shape}, not {mask.dtype} of shape {mask.shape}")
-    if resample < 1:
-        raise ValueError(f"inpaint: resample must be 1 or more, not {resample!r}")
+    resample = whole("inpaint: resample", resample)
     run = Run(score, known.shape, sde, rng, steps, eps, first, None, callback, grid, condition)
     x = run.x  # (N, ...)
     for step, (t, after) in enumerate(pairwise(run.times)):
@@ -98,6 +98,7 @@ def image_to_image(
     images, rng = _images("image_to_image", images), as_rng(rng)
     if not 0 < t <= sde.t_max:
         raise ValueError(f"image_to_image: t must be above 0 and not above {sde.t_max:g}, not {t!r}")
+    t = min(float(t), sde.t_max)  # as in Run
     noise = rng.normal(images.shape, images.dtype, first=first)
     x = sde.marginal_scale(t) * images + sde.marginal_std(t) * noise
     return sampler(score, images.shape, sde, rng, start=(x, t), first=first, **options)
@@ -113,8 +114,7 @@ def interpolate(
     Errors: ValueError for count < 2, shapes that differ, noises that are opposite; and the sampler's.
     Source: Song, Meng and Ermon 2021, "DDIM", section 5.3.
     """
-    if count < 2:
-        raise ValueError(f"interpolate: count must be 2 or more, not {count!r}")
+    count = whole("interpolate: count", count, 2)
     x = spherical(a, b, [i / (count - 1) for i in range(count)])
     return sampler(score, x.shape, sde, Rng(0), start=(x, sde.t_max), **options)  # an ODE draws nothing
 

@@ -23,40 +23,21 @@ from .. import nn, ops
 from ..backend import Array, to_device, xp
 from ..rng import Rng
 from ..tensor import Tensor, array_of
-from .sde import VESDE
+from .loss import log_normal, noised
+from .sde import KarrasSDE, per_sample
 
-
-class KarrasSDE(VESDE):
-    """The variance-exploding process whose time is the noise level: f = 0,  g(t) = sqrt(2 t),  m = 1,  s(t) = t, for t
-    from 0 to sigma_max, where the prior is N(0, sigma_max^2 I). Equal steps in t would spend nearly all of them where
-    there is nothing but noise: to samplers that take them give grid=rho_times.
-
-    Source: Karras et al. 2022, table 1, last column. Errors: ValueError for a sigma_max that is not positive.
-    """
-
-    def __init__(self, sigma_max: float = 80.0):
-        if not (sigma_max > 0 and math.isfinite(sigma_max)):
-            raise ValueError(f"KarrasSDE: sigma_max must be positive and finite, not {sigma_max!r}")
-        self.t_max = float(sigma_max)
-
-    def __repr__(self) -> str:
-        return f"KarrasSDE(sigma_max={self.t_max})"
-
-    def diffusion(self, t: Any) -> Any:
-        """g(t) = sqrt(2 t), in the shape of t."""
-        return math.sqrt(2 * t) if isinstance(t, (int, float)) else ops.sqrt(t * 2)
-
-    def marginal_std(self, t: Any) -> Any:
-        """s(t) = t."""
-        return t
+__all__ = ["Denoiser", "KarrasSDE", "edm_loss", "guided"]
 
 
 class Denoiser(nn.Module):
-    """D(x, sigma, **condition): the network's estimate of x0, given x = x0 + sigma z. sigma: (N,) or a number."""
+    """D(x, sigma, **condition): the network's estimate of x0, given x = x0 + sigma z. sigma: (N,) or a number.
+
+    Errors: ValueError for a sigma_data that is not positive and finite, or a net whose output has another shape than x.
+    """
 
     def __init__(self, net: nn.Module, sigma_data: float):
-        if not sigma_data > 0:
-            raise ValueError(f"Denoiser: sigma_data must be positive, not {sigma_data!r}")
+        if not 0 < sigma_data < math.inf:
+            raise ValueError(f"Denoiser: sigma_data must be positive and finite, not {sigma_data!r}")
         self.net, self.sigma_data = net, sigma_data
 
     def forward(self, x: Any, sigma: Any, **condition: Any) -> Tensor:
@@ -69,6 +50,8 @@ class Denoiser(nn.Module):
         sd, total = self.sigma_data, s**2 + self.sigma_data**2
         noise = ops.reshape(ops.log(s) / 4, shape=(-1,))
         f = self.net(x / xp.sqrt(total), noise, **condition)
+        if f.shape != x.shape:
+            raise ValueError(f"Denoiser: the net returned shape {f.shape} for x of shape {x.shape}")
         return x * (sd**2 / total) + f * (s * sd / xp.sqrt(total))
 
 
@@ -80,15 +63,14 @@ def edm_loss(
         (sigma^2 + sd^2) / (sigma sd)^2  |D(x0 + sigma z; sigma) - x0|^2
 
     averaged over pixels and batch (their eq. 2 and 8, table 1). With this weight it is the plain error of F, about 1
-    for a net that knows nothing. Errors: TypeError for an x0 that is not of floats.
+    for a net that knows nothing. x0 (N, ...). Of the same net and draws, `denoising_loss` of a ScoreModel that
+    predicts "edm", with times=log_normal(), is this times the number of values in a sample.
+    Errors: TypeError for an x0 that is not of floats, or an rng that is no Rng.
     """
-    if x0.dtype.kind != "f":
-        raise TypeError(f"edm_loss: x0 must be of floats (see data.to_float), not {x0.dtype} of shape {x0.shape}")
-    x0, n, sd = array_of(x0), x0.shape[0], denoiser.sigma_data
-    sigma = xp.exp(rng.normal((n, 1, 1, 1), first=first) * std + mean)
-    x = x0 + sigma * rng.normal(x0.shape, first=first)
-    weight = (sigma**2 + sd**2) / (sigma * sd) ** 2
-    return ops.mean(weight * ops.square(denoiser(Tensor(x), sigma.reshape(-1), **condition) - x0))
+    x0, sigma, _, x = noised(x0, KarrasSDE(), rng, log_normal(mean, std), first)
+    sd = denoiser.sigma_data
+    weight = per_sample((sigma**2 + sd**2) / (sigma * sd) ** 2, x)  # (N,) -> (N, 1, ..., 1)
+    return ops.mean(weight * ops.square(denoiser(Tensor(x), sigma, **condition) - x0))
 
 
 def guided(denoiser: Denoiser, weight: float, /, **condition: Any) -> Callable[[Any, Any], Array]:

@@ -17,6 +17,7 @@ from ..backend import Array, to_device, xp
 from ..rng import Rng, as_rng
 from ..tensor import Tensor, array_of
 from .grids import Grid
+from .schedule import whole
 from .sde import denoised, per_sample
 
 Score = Callable[..., Any]
@@ -47,10 +48,11 @@ class Run:
         condition: dict[str, Any],
     ):
         self.shape = _shape(shape)
-        if not isinstance(steps, Integral) or int(steps) < 1:
-            raise ValueError(f"steps must be an integer of 1 or more, not {steps!r}")
+        steps = whole("steps", steps)
         if not 0 < eps < sde.t_max:
             raise ValueError(f"eps must be between 0 and {sde.t_max:g}, not {eps!r}")
+        # From here on times are Python floats: float64 scalars of NumPy would lift float32 arrays to their own dtype.
+        eps = float(eps)
         self.given = score
         self.sde = sde
         self.rng = as_rng(rng)
@@ -58,7 +60,7 @@ class Run:
         self.callback = callback
         self.condition = condition
         if start is None:
-            self.x, begin = sde.prior(self.shape, self.rng, first=first), sde.t_max
+            self.x, begin = sde.prior(self.shape, self.rng, first=first), float(sde.t_max)
         else:
             self.x, begin = to_device(array_of(start[0])), start[1]
             if self.x.shape != self.shape or self.x.dtype.kind != "f":
@@ -67,7 +69,8 @@ class Run:
                 )
             if not eps < begin <= sde.t_max:
                 raise ValueError(f"start: t must be above eps={eps} and not above {sde.t_max:g}, not {begin!r}")
-        self.times = list(grid(sde, int(steps), begin, eps))
+            begin = min(float(begin), sde.t_max)  # t_max rounded to float32 may lie a little above it
+        self.times = [float(t) for t in grid(sde, steps, begin, eps)]
         falls = all(a > b for a, b in pairwise(self.times))
         if len(self.times) != steps + 1 or self.times[0] != begin or self.times[-1] != eps or not falls:
             raise ValueError(f"grid must give {steps + 1} times that fall from {begin} to {eps}, not {self.times}")

@@ -24,6 +24,7 @@ from ..rng import Rng, as_rng
 from ..tensor import Tensor, array_of
 from .dormand_prince import solve
 from .evaluation import Score, checked, flow
+from .schedule import whole
 
 
 def log_likelihood(
@@ -53,8 +54,7 @@ def log_likelihood(
     x = to_device(array_of(x))
     if x.dtype.kind != "f" or x.ndim == 0:
         raise TypeError(f"log_likelihood: x must be (N, ...) of floats, not {x.dtype} of shape {x.shape}")
-    if probes < 1:
-        raise ValueError(f"log_likelihood: probes must be 1 or more, not {probes!r}")
+    probes = whole("log_likelihood: probes", probes)
     if not 0 < eps < sde.t_max:
         raise ValueError(f"log_likelihood: eps must be between 0 and {sde.t_max:g}, not {eps!r}")
     shape, (n, d) = x.shape, (x.shape[0], math.prod(x.shape[1:]))

@@ -90,7 +90,7 @@ def rk45(
     def slope(x: Array, t: Array) -> Array:
         return flow(sde, x, t, run.score(x, t))
 
-    for step, (t, x) in enumerate(solve(slope, run.x, run.times[0], eps, rtol=rtol, atol=atol, steps=steps)):
+    for step, (t, x) in enumerate(solve(slope, run.x, run.times[0], run.times[-1], rtol=rtol, atol=atol, steps=steps)):
         if callback is not None:
             run.look(step, x, t)
     return run.finish(step + 1, x)
@@ -168,12 +168,15 @@ def heun(
 
     Noise is not raised beyond that of the prior, where the net has never been, so the first step has no churn.
     Source: Karras et al. 2022, algorithm 2 (algorithm 1 without churn); their N is steps + 1.
-    Errors: ValueError for a negative churn or churn_noise.
+    Errors: ValueError for a negative churn, a churn_noise that is negative or not finite, or unless
+    0 <= churn_min <= churn_max.
     """
-    if not (churn >= 0 and churn_noise >= 0):
-        raise ValueError(f"heun: churn and churn_noise must not be negative, not {churn!r} and {churn_noise!r}")
+    if not (churn >= 0 and 0 <= churn_noise < math.inf):
+        raise ValueError(f"heun: needs churn >= 0 and a finite churn_noise >= 0, not {churn!r} and {churn_noise!r}")
+    if not 0 <= churn_min <= churn_max:
+        raise ValueError(f"heun: needs 0 <= churn_min <= churn_max, not {churn_min!r} and {churn_max!r}")
     run = Run(score, shape, sde, rng, steps, eps, first, start, callback, grid, condition)
-    gamma, highest = min(churn / (steps + 1), math.sqrt(2) - 1), sigma_at(sde, sde.t_max)
+    gamma, highest = min(churn / len(run.times), math.sqrt(2) - 1), sigma_at(sde, sde.t_max)
     y = run.x / sde.marginal_scale(run.times[0])  # (N, ...)
     for step, (t, after) in enumerate(pairwise(run.times)):
         sigma, low = sigma_at(sde, t), sigma_at(sde, after)
@@ -185,7 +188,7 @@ def heun(
         euler = y + (low - sigma) * slope
         again = (euler - run.estimate(euler * sde.marginal_scale(after), after)[1]) / low
         y = y + (low - sigma) * (slope + again) / 2
-    return run.finish(step + 1, y * sde.marginal_scale(eps))
+    return run.finish(step + 1, y * sde.marginal_scale(run.times[-1]))
 
 
 @no_grad()
@@ -222,4 +225,4 @@ def dpm_solver(
         ahead = clean if last is None else clean + (clean - last) * (h / (2 * h_last))
         y = y * (low / high) - math.expm1(-h) * ahead
         last, h_last = clean, h
-    return run.finish(step + 1, y * sde.marginal_scale(eps))
+    return run.finish(step + 1, y * sde.marginal_scale(run.times[-1]))

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any
 
 from ..backend import Array, to_device, xp
 from ..rng import Rng, as_rng
 from ..tensor import array_of
+from .schedule import whole
 
 NoiseStrength = Callable[[float], float]
 
@@ -35,13 +35,14 @@ def forward_diffusion_1d(
     positive, or a noise strength that is negative or not finite.
     """
     x = _checked(x0, t_max, steps)
-    rng, dt = as_rng(rng), t_max / steps
+    rng, t_max, steps = as_rng(rng), float(t_max), int(steps)
+    dt = t_max / steps
     times, path = [0.0], [x]
     for step in range(steps):
         t = step * dt
         sigma = _strength(noise_strength, t)
         x = x + sigma * math.sqrt(dt) * rng.normal(x.shape, x.dtype, first=first)
-        times.append(t + dt if step + 1 < steps else float(t_max))
+        times.append(t + dt if step + 1 < steps else t_max)
         path.append(x)
     return times, xp.stack(path)
 
@@ -68,8 +69,9 @@ def reverse_diffusion_1d(
     Source: Anderson 1982, "Reverse-time diffusion equation models"; Song et al. 2021, equation 6.
     """
     x = _checked(x_end, t_max, steps)
-    rng, dt = as_rng(rng), t_max / steps
-    times, path = [float(t_max)], [x]
+    rng, t_max, steps = as_rng(rng), float(t_max), int(steps)
+    dt = t_max / steps
+    times, path = [t_max], [x]
     for step in range(steps):
         t = t_max - step * dt
         sigma, slope = _strength(noise_strength, t), array_of(score(x, t))
@@ -87,8 +89,7 @@ def _checked(x: Any, t_max: float, steps: int) -> Array:
         raise ValueError(f"diffusion in one dimension takes x (N,), not {x.shape}")
     if x.dtype.kind != "f":
         raise TypeError(f"diffusion takes x of floats, not {x.dtype} of shape {x.shape}")
-    if not isinstance(steps, Integral) or int(steps) < 1:
-        raise ValueError(f"steps must be an integer of 1 or more, not {steps!r}")
+    whole("steps", steps)
     if not 0 < t_max < math.inf:
         raise ValueError(f"t_max must be positive and finite, not {t_max!r}")
     return x

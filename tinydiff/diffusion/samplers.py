@@ -32,11 +32,12 @@ and whatever else each says.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
+from ..backend import Array
 from .evaluation import Counted, score_of
 from .grids import rho_times, sigma_at, time_at, uniform_times
 from .ode import ddim, dpm_solver, heun, probability_flow, rk45
+from .schedule import by_name
 from .stochastic import ddpm, euler_maruyama, predictor_corrector
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "probability_flow",
     "rho_times",
     "rk45",
+    "sampler",
     "score_of",
     "sigma_at",
     "steps_for",
@@ -59,35 +61,32 @@ __all__ = [
 ]
 
 
-class Choices(dict[str, Callable[..., Any]]):
-    """A dict whose error names what there is."""
+SAMPLERS: dict[str, Callable[..., Array]] = {
+    "euler_maruyama": euler_maruyama,
+    "predictor_corrector": predictor_corrector,
+    "ddpm": ddpm,
+    "probability_flow": probability_flow,
+    "rk45": rk45,
+    "ddim": ddim,
+    "heun": heun,
+    "dpm_solver": dpm_solver,
+}
 
-    def __missing__(self, name: str) -> Any:
-        raise KeyError(f"unknown sampler {name!r}: choose one of {', '.join(self)}")
 
-
-SAMPLERS = Choices(
-    euler_maruyama=euler_maruyama,
-    predictor_corrector=predictor_corrector,
-    ddpm=ddpm,
-    probability_flow=probability_flow,
-    rk45=rk45,
-    ddim=ddim,
-    heun=heun,
-    dpm_solver=dpm_solver,
-)
+def sampler(name: str) -> Callable[..., Array]:
+    """A sampler by name. Errors: ValueError for another name."""
+    return by_name("sampler", SAMPLERS, name)
 
 
 def steps_for(name: str, nfe: int) -> int:
     """How many steps of a sampler cost nfe evaluations, or the most that cost no more.
 
-    Errors: KeyError for an unknown name; ValueError for rk45, which decides for itself, and for an nfe too small for a
-    step.
+    Errors: ValueError for another name, for rk45, which decides for itself, and for an nfe too small for a step.
     """
-    sampler = SAMPLERS[name]
-    if sampler is rk45:
+    chosen = sampler(name)
+    if chosen is rk45:
         raise ValueError("rk45 takes as many evaluations as its tolerance asks for")
-    a_step = 2 if sampler in (predictor_corrector, probability_flow, heun) else 1
+    a_step = 2 if chosen in (predictor_corrector, probability_flow, heun) else 1
     if nfe <= a_step:
         raise ValueError(f"a step of {name} and the last one cost {a_step + 1} evaluations, but nfe is {nfe!r}")
     return (nfe - 1) // a_step

@@ -3,14 +3,15 @@
 A schedule is an object with `beta(t)` and `integral(t)`, for 0 <= t <= 1. The mean of the data shrinks as
 exp(-integral / 2), so everything else about the process follows from these two functions.
 
-Here also are the functions of a time that may be a number, an array or a Tensor: a number gives a Python float.
+Here also are two checks of arguments, and the functions of a time that may be a number, an array or a Tensor: a number
+gives a Python float.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from .. import ops
@@ -80,6 +81,13 @@ def by_name(what: str, choices: Mapping[str, Callable[..., Any]], name: str) -> 
     if name not in choices:
         raise ValueError(f"unknown {what} {name!r}: choose one of {', '.join(choices)}")
     return choices[name]
+
+
+def whole(what: str, n: Any, least: int = 1) -> int:
+    """n as an int. Errors: ValueError unless it is an integer, of `least` or more."""
+    if not isinstance(n, Integral) or int(n) < least:
+        raise ValueError(f"{what} must be an integer of {least} or more, not {n!r}")
+    return int(n)
 
 
 # ---------------------------------------------------------------- functions of a number, an array or a Tensor

@@ -138,6 +138,38 @@ class Brownian(SDE):
         return sqrt(self.inside(t)) * self.sigma
 
 
+class KarrasSDE(SDE):
+    """The variance-exploding process whose time is the noise level: f = 0,  g(t) = sqrt(2 t),  m = 1,  s(t) = t, for t
+    from 0 to sigma_max, where the prior is N(0, sigma_max^2 I). Equal steps in t would spend nearly all of them where
+    there is nothing but noise: to samplers that take them give grid=rho_times.
+
+    Errors: ValueError unless sigma_max is positive and finite.
+    Source: Karras et al. 2022, "EDM", table 1, last column.
+    """
+
+    def __init__(self, sigma_max: float = 80.0):
+        if not 0 < sigma_max < math.inf:
+            raise ValueError(f"KarrasSDE: sigma_max must be positive and finite, not {sigma_max!r}")
+        self.t_max = float(sigma_max)
+
+    def __repr__(self) -> str:
+        return f"KarrasSDE(sigma_max={self.t_max})"
+
+    def drift(self, x: Any, t: Any) -> float:
+        self.inside(t)
+        return 0.0
+
+    def diffusion(self, t: Any) -> Any:
+        return sqrt(2 * self.inside(t))
+
+    def marginal_scale(self, t: Any) -> float:
+        self.inside(t)
+        return 1.0
+
+    def marginal_std(self, t: Any) -> Any:
+        return self.inside(t)
+
+
 class VPSDE(SDE):
     """The variance-preserving SDE: the data shrinks as the noise comes, so that data of variance 1 keeps it.
 
@@ -220,11 +252,11 @@ class FlowSDE(SDE):
         return self.inside(t)
 
 
-PROCESSES = {"ve": VESDE, "vp": VPSDE, "subvp": SubVPSDE, "flow": FlowSDE, "brownian": Brownian}
+PROCESSES = {"ve": VESDE, "vp": VPSDE, "subvp": SubVPSDE, "flow": FlowSDE, "karras": KarrasSDE, "brownian": Brownian}
 
 
 def process(name: str, **options: Any) -> SDE:
-    """A process by name: "ve", "vp", "subvp", "flow" or "brownian". Errors: ValueError for another name."""
+    """A process by name: "ve", "vp", "subvp", "flow", "karras" or "brownian". Errors: ValueError for another name."""
     return by_name("process", PROCESSES, name)(**options)
 
 
