@@ -1,7 +1,7 @@
 """Four uses of one trained model: filling holes, redoing images, walking between them, removing noise.
 
     python examples/quickstart.py                          trains it, in a few minutes
-    python examples/04_using_a_model.py                    then this takes a minute at most
+    python examples/04_using_a_model.py                    then this takes about two minutes
     python examples/04_using_a_model.py --checkpoint runs/other/checkpoint.npz --out other.png
 
 The checkpoint is one of examples/quickstart.py, of glyphs or of MNIST. What is edited are images that it was not

@@ -50,8 +50,8 @@ NOISE = 0.5  # on what the judge sees
 
 def main() -> int:
     args = arguments()
-    real, others = real_images(args)
     model, sde = build(args.checkpoint), VESDE(SIGMA)
+    real, others = real_images(args)
     rows, first = [*CONTESTANTS, None], None
     print(f"| {args.samples} samples by | judge's loss, nats | above the first |\n|---|---|---|", flush=True)
     for row in rows:

@@ -14,13 +14,28 @@ from .edm import Denoiser, edm_loss
 from .likelihood import bits_per_dimension, log_likelihood
 from .loss import denoising_loss, score_matching_loss
 from .parametrisation import ScoreModel
-from .samplers import SAMPLERS, dpm_solver, euler_maruyama, heun, sampler, score_of
+from .samplers import (
+    SAMPLERS,
+    Counted,
+    ddim,
+    ddpm,
+    dpm_solver,
+    euler_maruyama,
+    heun,
+    predictor_corrector,
+    probability_flow,
+    rk45,
+    sampler,
+    score_of,
+    steps_for,
+)
 from .schedule import CosineSchedule, LinearSchedule
 from .sde import VESDE, VPSDE, Brownian, FlowSDE, KarrasSDE, SubVPSDE, process
 
 __all__ = [
     "Brownian",
     "CosineSchedule",
+    "Counted",
     "Denoiser",
     "FlowSDE",
     "KarrasSDE",
@@ -31,6 +46,8 @@ __all__ = [
     "VESDE",
     "VPSDE",
     "bits_per_dimension",
+    "ddim",
+    "ddpm",
     "denoising_loss",
     "dpm_solver",
     "edm_loss",
@@ -38,8 +55,12 @@ __all__ = [
     "heun",
     "inpaint",
     "log_likelihood",
+    "predictor_corrector",
+    "probability_flow",
     "process",
+    "rk45",
     "sampler",
     "score_matching_loss",
     "score_of",
+    "steps_for",
 ]
