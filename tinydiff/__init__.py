@@ -1,7 +1,7 @@
 """tinydiff: Stable Diffusion that can be read down to the last gradient.
 
-A tiny reverse-mode autograd over NumPy or CuPy (`TINYDIFF_BACKEND=cupy`), and on it diffusion models. Read in this order:
-backend, tensor, tape, backward, ops; then nn, optim, diffusion, models, training.
+A tiny reverse-mode autograd over NumPy or CuPy (`TINYDIFF_BACKEND=cupy`), and on it diffusion models. Read in this
+order: backend, tensor, tape, backward, ops; then nn, optim, diffusion, models, training.
 """
 
 from . import backend, nn, ops, optim
