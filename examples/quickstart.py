@@ -165,8 +165,8 @@ def arguments():
     add(
         "--images",
         type=integer(1),
-        help="images to learn from, in whole rounds through the data, at least one, which is 20000 (default: 60000), or of "
-        "MNIST 60000 (default: 120000)",
+        help="images to learn from, in whole rounds through the data, of 20000 or, of MNIST, 60000 "
+        "(default: 60000, of MNIST 120000)",
     )
     add(
         "--channels",
