@@ -226,7 +226,7 @@ def test_samplers_are_judged(tmp_path, data_dir, monkeypatch, capsys, skips):
     judge = runpy.run_path(str(JUDGE))
     few = [("euler_maruyama", 5, {}), ("heun", 5, {"churn": 10.0}), ("dpm_solver", 5, {})]
     monkeypatch.setitem(judge["main"].__globals__, "CONTESTANTS", few)
-    monkeypatch.setattr(judge["held_out_losses"], "__defaults__", (2,))  # steps of a judge, which need not judge well here
+    monkeypatch.setattr(judge["held_out_losses"], "__defaults__", (2,))  # steps of a judge, which only has to run
     options = ["--checkpoint", tmp_path / "checkpoint.npz", "--data-dir", data_dir, "--samples", 8, "--judges", 1]
     monkeypatch.setattr(sys, "argv", [str(JUDGE), *map(str, options)])
     assert judge["main"]() == 0
