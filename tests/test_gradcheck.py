@@ -20,6 +20,13 @@ pytestmark = pytest.mark.usefixtures("numpy_backend")
 random = np.random.default_rng(4)
 
 
+@pytest.fixture(autouse=True)
+def the_same_numbers() -> None:
+    """In every test, whichever ran before it."""
+    global random
+    random = np.random.default_rng(4)
+
+
 def N(*shape: int) -> Any:  # noqa: N802
     return np.asarray(random.normal(size=shape))
 
@@ -193,6 +200,16 @@ def test_only_one_wrong_element() -> None:
     assert report.worst.analytic / report.worst.numeric == pytest.approx(1.001)
     assert report.worst.relative_error == pytest.approx(0.001, rel=0.01)
     assert "worst: input 0 at (1, 2): analytic" in str(report) and "1 of 12 elements are wrong" in str(report)
+
+
+def test_only_one_wrong_element_and_it_is_small() -> None:
+    """Its error is below what tells two patterns apart: a factor of 1 fits all elements, and explains nothing."""
+
+    def rule(g: Any, z: Any, x: Any) -> Any:
+        return tanh_rule(g, z, x) * xp.asarray([1, 1, 1.001])
+
+    with pytest.raises(GradcheckError, match="1 of 3 elements are wrong"):
+        gradcheck(made(tanh, rule), np.array([0.1, 0.2, 4.0]))
 
 
 def test_the_cotangent_is_random() -> None:

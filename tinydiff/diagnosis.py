@@ -37,7 +37,8 @@ def diagnose(problem: Problem, k: int | None, a: Any, n: Any, wrong: Any) -> str
             if found:
                 return found
     factor = float((a * n).sum() / (n * n).sum()) if n.any() else 0.0
-    if factor and _close(a, factor * n):
+    # Where only a small element is wrong, the factor is next to 1: close, but it does not explain the error.
+    if factor and _close(a, factor * n) and np.abs(a - factor * n).max() < 0.1 * np.abs(a - n).max():
         return f"constant factor {factor:.6g}{_meaning(factor)}"
     if k is None:
         return "no pattern that random directions could show: check a smaller example"
