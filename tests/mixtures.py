@@ -1,9 +1,10 @@
 """A mixture of Gaussians in one dimension, about which everything is known exactly: the score under noise, the
-distribution function, its inverse, samples; and the test of Kolmogorov and Smirnov."""
+distribution function, its inverse, and samples."""
 
 import math
 from dataclasses import dataclass
 
+import kolmogorov
 import numpy as np
 
 from tinydiff import Rng, backend, ops
@@ -51,19 +52,12 @@ class Mixture:
         z = backend.to_host(Rng(seed + 1).normal(n))
         return np.array(self.means)[which] + np.array(self.deviations)[which] * z
 
-    def distance(self, x, m=1.0, s=0.0):
-        """The largest difference between the distribution function and that of the samples x (one-sample test)."""
-        x = np.sort(np.asarray(x, float).ravel())
-        exact, n = self.below(x, m, s), len(x)
-        return max(abs(exact - np.arange(n) / n).max(), abs(exact - np.arange(1, n + 1) / n).max())
+    def distance(self, x):
+        """That of Kolmogorov and Smirnov, from the samples x to the distribution function."""
+        return kolmogorov.distance(x, lambda x: self.below(backend.to_host(x)))
 
 
 SPEC = Mixture((0.3, 0.5, 0.2), (-2.0, 0.5, 3.0), (0.4, 0.3, 0.6))
-
-
-def threshold(n):
-    """A distance beyond it has probability 0.001 if n samples are of the law (Kolmogorov 1933)."""
-    return 1.95 / math.sqrt(n)
 
 
 def gaussian_score(mean, variance, sde):

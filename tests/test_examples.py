@@ -18,6 +18,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 ONE_DIMENSION, TWO_DIMENSIONS = EXAMPLES / "01_one_dimension.py", EXAMPLES / "02_two_dimensions.py"
 QUICKSTART, SCORE_UNET = EXAMPLES / "quickstart.py", EXAMPLES / "03_score_unet.py"
 USING, JUDGE = EXAMPLES / "04_using_a_model.py", EXAMPLES / "05_judge.py"
+LIKELIHOOD = EXAMPLES / "06_likelihood.py"
 
 
 @pytest.fixture
@@ -253,6 +254,28 @@ def test_samples_are_judged_as_a_file_has_them():
     )
 
 
+@pytest.mark.slow
+def test_the_likelihood_is_trained_measured_and_written_down(tmp_path, data_dir):
+    out = tmp_path / "run"
+    options = ["--data-dir", data_dir, "--out", out, "--batch-size", 8, "--micro-batch", 4, "--channels", 8, 16]
+    options += ["--bits", 2, "--rtol", 0.01]
+    text = run(LIKELIHOOD, *options, "--epochs", 1)
+    assert "1 rounds of 24 images" in text
+    names = ["bits.txt", "checkpoint.npz", "log.jsonl", "loss.png", "samples.png"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    first, picture = (out / "bits.txt").read_text(), (out / "samples.png").read_bytes()
+    assert re.fullmatch(
+        r"-?\d+\.\d{4} \+- \d+\.\d{4} \(.*\) bits per dimension on 2 test images, to a tolerance of 0.01\n", first
+    )
+    run(LIKELIHOOD, *options, "--measure")
+    assert (out / "bits.txt").read_text() == first and (out / "samples.png").read_bytes() == picture
+    run(LIKELIHOOD, *options, "--epochs", 2, "--resume")
+    records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [(r["epoch"], r["step"], r["images"]) for r in records] == [(0, 3, 24), (1, 6, 24)]
+    # a net that knows nothing beyond the first two moments, of pictures that are noise: nearly 8 bits, or more
+    assert records[0]["loss"] > 7.5 and (out / "bits.txt").read_text() != first
+
+
 def test_a_checkpoint_that_is_none_is_an_error_of_one_line(tmp_path, monkeypatch):
     assert "train a model first" in main(monkeypatch, USING, "--checkpoint", tmp_path / "none.npz")
     (tmp_path / "torn.npz").write_bytes(b"PK")
@@ -263,11 +286,14 @@ def test_a_checkpoint_that_is_none_is_an_error_of_one_line(tmp_path, monkeypatch
     )
 
 
-@pytest.mark.parametrize("example", [QUICKSTART, SCORE_UNET])
+@pytest.mark.parametrize("example", [QUICKSTART, SCORE_UNET, LIKELIHOOD])
 def test_errors_are_a_line_or_two_and_no_traceback(monkeypatch, tmp_path, example):
     for options, message in [
         (["--data", "mnist", "--data-dir", tmp_path], "lacks train-images-idx3-ubyte"),
-        (["--sample-only"], f"there is no {tmp_path / 'none' / 'checkpoint.npz'}"),
+        (
+            ["--measure" if example == LIKELIHOOD else "--sample-only"],
+            f"there is no {tmp_path / 'none' / 'checkpoint.npz'}",
+        ),
         (["--resume"], "there is no"),
     ]:
         assert message in main(monkeypatch, example, *options, "--out", tmp_path / "none")
@@ -290,6 +316,11 @@ def test_errors_are_a_line_or_two_and_no_traceback(monkeypatch, tmp_path, exampl
         (QUICKSTART, ["--guidance", "nan"], "argument --guidance: must be a finite number, not nan"),
         (QUICKSTART, ["--lr", 0], "argument --lr: must be positive, not 0"),
         (QUICKSTART, ["--data", "glyphs", "--data-dir", "x"], "--data-dir is read with --data mnist only"),
+        (LIKELIHOOD, ["--bits", 0], "argument --bits: must be 1 or more, not 0"),
+        (LIKELIHOOD, ["--rtol", 0], "argument --rtol: must be positive and finite, not 0"),
+        (LIKELIHOOD, ["--epochs", 0], "argument --epochs: must be 1 or more, not 0"),
+        (LIKELIHOOD, ["--channels", 12], "argument --channels: must be 8 or more, a multiple of 8, not 12"),
+        (LIKELIHOOD, ["--data", "glyphs", "--data-dir", "x"], "--data-dir is read with --data mnist only"),
         (SCORE_UNET, ["--data", "glyphs", "--data-dir", "x"], "--data-dir is read with --data mnist only"),
     ],
 )

@@ -12,8 +12,9 @@ from tinydiff import Rng, Tensor, backend, grad, nn, ops, tensor
 from tinydiff.data import GaussianMixture
 from tinydiff.diffusion import VESDE, Brownian, ScoreModel, denoising_loss, euler_maruyama, score_matching_loss
 from tinydiff.diffusion.exact import Exact, point_mass
+from tinydiff.diffusion.loss import log_normal
 from tinydiff.diffusion.one_d import forward_diffusion_1d, reverse_diffusion_1d
-from tinydiff.models.tutorial import Autoencoder
+from tinydiff.models.tutorial import Autoencoder, ScoreUNet
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 N = 10_000
@@ -121,6 +122,18 @@ def test_6_the_score_is_a_magnitude_too(steps, right):
     assert results[1] == pytest.approx(0.79, abs=0.04)
 
 
+def test_6_a_posterior_is_not_the_density():
+    """x = 2 z + 0.5 e, z and e ~ N(0, 1): by Bayes the latent of x is N(2 x, 0.25) / 4.25, as narrow for a rare x
+    as for the most frequent one. The densities of 0 and 6 differ by exp(6^2 / 8.5) = 69."""
+    z = backend.to_host(Rng(0).normal(4_000_000)).astype(float)
+    x = 2 * z + 0.5 * backend.to_host(Rng(1).normal(4_000_000)).astype(float)
+    near = {at: z[abs(x - at) < 0.1] for at in (0.0, 6.0)}
+    for at, latents in near.items():
+        assert latents.std() == pytest.approx(0.5 / math.sqrt(4.25), rel=0.03)
+        assert latents.mean() == pytest.approx(2 * at / 4.25, abs=0.02)
+    assert len(near[0.0]) / len(near[6.0]) == pytest.approx(math.exp(36 / 8.5), rel=0.05)
+
+
 def test_7_the_way_back_starts_at_the_root_of_the_time():
     """Data of variance 1, T = 10: started with variance T + 1 it comes back as 1.00, with variance T^2 as 1.74."""
     exact = Exact(GaussianMixture([1.0], [0.0], [1.0]), Brownian(1.0, t_max=10.0))
@@ -154,6 +167,26 @@ def test_8_the_last_step_must_not_go_past_the_data(n, left):
     assert std(mean) == pytest.approx(left, rel=CLOSE)  # both by the recursion of the variance
     ours = euler_maruyama(score, (N, 1), SDE, Rng(0), steps=n)
     assert std(ours) < 1e-4
+
+
+def test_9_the_black_of_the_wrong_range_is_grey():
+    """LPIPS takes images in [-1, 1], subtracts these shifts from red, green and blue, and divides by these scales
+    (Zhang et al. 2018, the ScalingLayer of its code)."""
+    shift, scale = np.array([-0.030, -0.088, -0.188]), np.array([0.458, 0.448, 0.450])
+    black, white, wrong = ((np.full(3, v) - shift) / scale for v in (-1.0, 1.0, 0.0))
+    assert black[0] == pytest.approx(-2.12, abs=0.01) and white[0] == pytest.approx(2.25, abs=0.01)
+    assert wrong[0] == pytest.approx(0.07, abs=0.01)
+    assert (white - wrong)[0] / (white - black)[0] == pytest.approx(0.5)  # the contrast
+
+
+def test_10_pixels_and_latents():
+    """A net of pixels refuses latents. And EDM's levels are for data of deviation 1/2: those above the deviation of
+    the data, at which it is decided what there will be, come up 1 time in 6, and for deviation 5 1 time in 100."""
+    with pytest.raises(ValueError, match=r"\(2, 10, 10, 4\)"):
+        ScoreUNet(SDE.marginal_std)(Tensor(zeros(2, 10, 10, 4)), Tensor(zeros(2)))
+    levels = backend.to_host(log_normal()(100_000, 80.0, Rng(0), "float32", 0))
+    assert (levels > 5).mean() == pytest.approx(0.0096, abs=0.0015)
+    assert (levels > 1).mean() == pytest.approx(0.159, abs=0.006)
 
 
 def test_10_batch_norm_while_encoding():

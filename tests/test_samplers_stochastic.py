@@ -5,7 +5,8 @@ import math
 
 import numpy as np
 import pytest
-from mixtures import SPEC, constant_vp, gaussian_score, threshold
+from kolmogorov import threshold
+from mixtures import SPEC, constant_vp, gaussian_score
 
 from tinydiff import Rng, backend
 from tinydiff.diffusion import VESDE, VPSDE

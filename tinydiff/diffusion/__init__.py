@@ -13,6 +13,7 @@ from .editing import inpaint
 from .edm import Denoiser, edm_loss
 from .likelihood import bits_per_dimension, log_likelihood
 from .loss import denoising_loss, score_matching_loss
+from .maximum_likelihood import likelihood_loss
 from .parametrisation import ScoreModel
 from .samplers import (
     SAMPLERS,
@@ -54,6 +55,7 @@ __all__ = [
     "euler_maruyama",
     "heun",
     "inpaint",
+    "likelihood_loss",
     "log_likelihood",
     "predictor_corrector",
     "probability_flow",

@@ -23,7 +23,7 @@ from ..tensor import Tensor, array_of
 
 
 class UNet(nn.Module):
-    """F(x, noise, **labels): (N, H, W, C) -> (N, H, W, C)
+    """F(x, noise, **labels): (N, H, W, C) -> (N, H, W, C), or as many channels as out_channels says
 
     channels: of each level, from fine to coarse; level i works at 1 / (patch 2^i) of the resolution.
     blocks: residual blocks a level, on the way down; as many on the way up.
@@ -38,6 +38,7 @@ class UNet(nn.Module):
         *,
         blocks: int = 1,
         patch: int = 2,
+        out_channels: int | None = None,
         labels: Mapping[str, int] | None = None,
         embedding: int = 192,
         groups: int = 8,
@@ -45,7 +46,7 @@ class UNet(nn.Module):
     ):
         rng = as_rng(rng)
         self.patch, self.in_channels, self.levels = patch, in_channels, len(channels)
-        folded = in_channels * patch**2
+        out_channels = in_channels if out_channels is None else out_channels
         self.frequencies = nn.FourierFeatures(64, scale=1.0, rng=rng)
         self.noise = nn.Sequential(
             nn.Linear(64, embedding, rng=rng), nn.SiLU(), nn.Linear(embedding, embedding, rng=rng)
@@ -53,7 +54,7 @@ class UNet(nn.Module):
         self.labels: dict[str, nn.Embedding] = {
             name: nn.Embedding(n + 1, embedding, rng=rng) for name, n in (labels or {}).items()
         }
-        self.first = nn.Conv2d(folded, channels[0], 3, padding=1, rng=rng)
+        self.first = nn.Conv2d(in_channels * patch**2, channels[0], 3, padding=1, rng=rng)
         self.down: list[nn.Module] = []
         self.up: list[nn.Module] = []
         for i, width in enumerate(channels):
@@ -69,7 +70,7 @@ class UNet(nn.Module):
             if i:
                 self.up.append(nn.ConvTranspose2d(width, channels[i - 1], 2, stride=2, rng=rng))
         self.norm = nn.GroupNorm(groups, channels[0])
-        self.last = _zero(nn.Conv2d(channels[0], folded, 3, padding=1, rng=rng))
+        self.last = _zero(nn.Conv2d(channels[0], out_channels * patch**2, 3, padding=1, rng=rng))
 
     def forward(self, x: Tensor, noise: Any, **labels: Any) -> Tensor:
         """noise: (N,), a slowly varying function of the noise level such as ln(sigma) / 4; labels: (N,) integers.

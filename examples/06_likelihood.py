@@ -1,0 +1,178 @@
+"""How many bits an image costs: a network trained by maximum likelihood, and what it needs for images it never saw.
+
+    python examples/06_likelihood.py                          MNIST, 5 rounds; half an hour on a CPU
+    python examples/06_likelihood.py --data glyphs            digits drawn here, without a download
+    python examples/06_likelihood.py --measure --bits 1000    no training: the checkpoint in --out, more images
+    TINYDIFF_BACKEND=cupy python examples/06_likelihood.py    on a GPU
+
+The loss is a bound on what is measured at the end (diffusion/maximum_likelihood.py), so the curve is in the same unit:
+bits per pixel, where an image of 8-bit greys, sent as it is, has 8. The directory of the run (runs/06_likelihood) gets
+loss.png, samples.png, log.jsonl, checkpoint.npz and bits.txt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+from tinydiff import Rng, data, parallel, plot, saving
+from tinydiff.diffusion import KarrasSDE, ScoreModel, bits_per_dimension, heun, likelihood_loss
+from tinydiff.diffusion.likelihood import average
+from tinydiff.models.fine import FineInputs
+from tinydiff.models.unet import UNet
+from tinydiff.optim import EMA, Adam, cosine, warmup
+from tinydiff.training import train
+
+EPS = 1e-3  # the least noise, where greys are 2/256 apart
+LOW, HIGH = -1.0, 1.0
+FINE = (1, 2, 3, 4, 5, 6)
+# On MNIST. The first is what it costs to send each pixel by how often it has each grey, whatever the others are.
+PUBLISHED = {"each pixel by itself": 1.650, "RealNVP, Glow": 1.06, "FFJORD": 0.99}
+
+
+def main() -> int:
+    args = arguments()
+    sde, images = KarrasSDE(), read(args, "train")[..., None]  # (n, 28, 28, 1) of bytes
+    sd = float(dequantised(images[:10_000], Rng(0)).std())
+    net = UNet(1 + 2 * len(FINE), args.channels, out_channels=1, rng=Rng(args.seed).child("model"))
+    model = ScoreModel(FineInputs(net, sd, FINE), sde, "edm", sigma_data=sd)
+    ema = EMA(model, 0.999)
+    d = images[0].size
+
+    def loss(greys, rng, first):
+        """In bits per dimension."""
+        x0 = dequantised(greys, rng, first)
+        return likelihood_loss(model, x0, rng, eps=EPS, first=first) / (d * math.log(2)) + 8 - math.log2(HIGH - LOW)
+
+    def pictures(run):
+        levels = PUBLISHED if args.data == "mnist" else {}
+        plot.loss_curve(
+            run.records, args.out / "loss.png", x="step", levels=levels, title=f"bits per dimension, {args.data}"
+        )
+
+    if args.measure:
+        state = saving.load(args.out / "checkpoint.npz")
+        model.load_state_dict(state["model"])
+        ema.load_state_dict(state["ema"])
+    else:
+        steps = args.epochs * -(-len(images) // args.batch_size)
+        print(f"{model.count():,} parameters, {args.epochs} rounds of {len(images):,} images; pictures and log go to "
+              f"{args.out}", file=sys.stderr)  # fmt: skip
+        run = train(
+            model,
+            loss,
+            (images,),
+            Adam(model.parameters(), lr=args.lr),
+            epochs=args.epochs,
+            batch_size=args.batch_size,
+            micro_batch=args.micro_batch,
+            threads=args.threads,
+            seed=args.seed,
+            schedule=warmup(100, cosine(steps)),
+            schedule_by="step",
+            ema=ema,
+            out=args.out,
+            resume=args.resume,
+            log_every=50,
+            save_every=500,
+            on_record=pictures,
+        )
+        if not run.finished:
+            return 130  # as a shell reports an interrupted program
+    with ema.applied():
+        paint(model, sde, args)
+        measure(model, sde, args)
+    return 0
+
+
+def read(args, split):
+    """uint8 (n, 28, 28), to learn from ("train") or others ("test")."""
+    if args.data == "glyphs":
+        return data.glyphs(20_000, args.seed + (split == "test")).images
+    try:
+        return data.mnist(args.data_dir, split).images
+    except (OSError, ValueError, data.DownloadError) as error:
+        sys.exit(f"{error}\nOr take --data glyphs, digits drawn here, which need no files.")
+
+
+def dequantised(greys, rng, first=0):
+    """A density has no use for single values: each grey k becomes the interval from k to k + 1, of 256."""
+    k = greys.astype("float32")
+    return (k + rng.uniform(k.shape, first=first)) * ((HIGH - LOW) / 256) + LOW
+
+
+def paint(model, sde, args):
+    def some(rows):
+        """These rows of the grid; sample i is the same whoever paints it."""
+        shape, rng = (rows.stop - rows.start, 28, 28, 1), Rng(args.seed).child("samples")
+        return heun(model, shape, sde, rng, steps=17, eps=2 * EPS, first=rows.start)
+
+    x = [image for part in parallel.over_shards(some, 64, 32, args.threads) for image in part]
+    plot.image_grid(x, args.out / "samples.png", low=LOW, high=HIGH)
+
+
+def measure(model, sde, args):
+    """Bits per dimension of the first images of the test set; bits.txt."""
+    images = read(args, "test")[: args.bits, :, :, None]  # (n, 28, 28, 1)
+
+    def progress(done, total, so_far):
+        print(f"\r{done} of {total} images, {so_far} bits per dimension", end="", file=sys.stderr, flush=True)
+
+    bits = bits_per_dimension(
+        model, images, sde, Rng(args.seed).child("bits"), low=LOW, high=HIGH, eps=EPS, rtol=args.rtol, atol=args.rtol,
+        threads=args.threads, progress=progress,
+    )  # fmt: skip
+    line = f"{average(bits)} bits per dimension on {len(images)} test images, to a tolerance of {args.rtol:g}"
+    print(f"\n{line}", file=sys.stderr)
+    (args.out / "bits.txt").write_text(line + "\n")
+
+
+def integer(least, multiple_of=1):
+    def whole(text):
+        if int(text) < least or int(text) % multiple_of:
+            raise argparse.ArgumentTypeError(
+                f"must be {least} or more{f', a multiple of {multiple_of}' if multiple_of > 1 else ''}, not {text}"
+            )
+        return int(text)
+
+    return whole
+
+
+def positive(text):
+    if not 0 < float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"must be positive and finite, not {text}")
+    return float(text)
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data", choices=["mnist", "glyphs"], default="mnist", help="MNIST, or digits drawn here (default: mnist)")
+    add("--data-dir", type=Path, help="where the four idx files of MNIST are (default: $TINYDIFF_DATA, else download)")
+    add("--epochs", type=integer(1), help="rounds through the data (default: 5, of glyphs 15)")
+    add("--channels", type=integer(8, multiple_of=8), nargs="+", default=[32, 64],
+        help="of the U-Net, from fine to coarse, multiples of 8 (default: 32 64)")  # fmt: skip
+    add("--batch-size", type=integer(1), default=64, help="images a step (default: %(default)s)")
+    add("--micro-batch", type=integer(1), help="images at a time (default: 32 or 64; a GPU takes the batch whole)")
+    add("--threads", type=integer(1), help="micro-batches at the same time (default: one a core; a GPU has one)")
+    add("--lr", type=positive, default=1.5e-3, help="of Adam, between a warm-up and a cosine (default: %(default)s)")
+    add("--bits", type=integer(1), default=256, metavar="N", help="test images to measure (default: %(default)s)")
+    add("--rtol", type=positive, default=1e-5, help="tolerance of the ODE in measuring (default: %(default)s)")
+    add("--seed", type=integer(0), default=0,
+        help="of the weights, the order of the data, the noise, the samples (default: %(default)s)")  # fmt: skip
+    add("--out", type=Path, default=Path("runs/06_likelihood"), help="directory of the run (default: %(default)s)")
+    add("--resume", action="store_true", help="go on from the checkpoint in --out")
+    add("--measure", action="store_true", help="no training: samples.png and bits.txt of the checkpoint in --out")
+    args = parser.parse_args()
+    args.epochs = args.epochs or {"mnist": 5, "glyphs": 15}[args.data]
+    if args.data_dir and args.data != "mnist":
+        parser.error("--data-dir is read with --data mnist only")
+    if (args.resume or args.measure) and not (args.out / "checkpoint.npz").exists():
+        sys.exit(f"there is no {args.out / 'checkpoint.npz'}: train first, without --resume and --measure")
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(main())
