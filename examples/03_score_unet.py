@@ -44,8 +44,11 @@ def main() -> int:
     model = ScoreUNet(sde.marginal_std, skips=args.skips, rng=Rng(args.seed).child("model"))
     ema = EMA(model, 0.999)
     if args.sample_only or args.compare or args.bits:
-        state = saving.load(args.out / "checkpoint.npz")
-        model.load_state_dict(state["model"])
+        try:
+            state = saving.load(args.out / "checkpoint.npz")
+            model.load_state_dict(state["model"])
+        except (ValueError, KeyError) as error:
+            sys.exit(f"{args.out / 'checkpoint.npz'} is not one of this example with these --skips: {error}")
         averaged = "ema" in state
         if averaged:
             ema.load_state_dict(state["ema"])

@@ -53,9 +53,12 @@ def main() -> int:
         )
 
     if args.measure:
-        state = saving.load(args.out / "checkpoint.npz")
-        model.load_state_dict(state["model"])
-        ema.load_state_dict(state["ema"])
+        try:
+            state = saving.load(args.out / "checkpoint.npz")
+            model.load_state_dict(state["model"])
+            ema.load_state_dict(state["ema"])
+        except (ValueError, KeyError) as error:
+            sys.exit(f"{args.out / 'checkpoint.npz'} is not one of this example with these --channels: {error}")
     else:
         steps = args.epochs * -(-len(images) // args.batch_size)
         print(f"{model.count():,} parameters, {args.epochs} rounds of {len(images):,} images; pictures and log go to "

@@ -286,6 +286,15 @@ def test_a_checkpoint_that_is_none_is_an_error_of_one_line(tmp_path, monkeypatch
     )
 
 
+@pytest.mark.parametrize("example", [SCORE_UNET, LIKELIHOOD])
+def test_a_checkpoint_of_another_example_is_an_error_of_one_line(tmp_path, data_dir, monkeypatch, example):
+    saving.save(tmp_path / "checkpoint.npz", {"model": {f"layer{i}.weight": np.zeros(3) for i in range(99)}})
+    options = ["--data-dir", data_dir, "--out", tmp_path, "--measure" if example == LIKELIHOOD else "--sample-only"]
+    message = main(monkeypatch, example, *options)
+    assert "checkpoint.npz is not one of this example with these --" in message and len(message) < 1000
+    assert "99 unexpected: layer0.weight (3,), layer1.weight (3,)" in message
+
+
 @pytest.mark.parametrize("example", [QUICKSTART, SCORE_UNET, LIKELIHOOD])
 def test_errors_are_a_line_or_two_and_no_traceback(monkeypatch, tmp_path, example):
     for options, message in [

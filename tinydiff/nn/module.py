@@ -124,7 +124,8 @@ class Module:
         """Take over the values of a state_dict (arrays of the host or of the device, or Tensors), each cast to the
         dtype in use.
 
-        Errors: ValueError that lists every missing, unexpected and wrongly shaped entry; then nothing is changed.
+        Errors: ValueError that says how many entries are missing, unexpected and wrongly shaped, and names the first
+        few of each; then nothing is changed.
         """
         own = dict(self.named_tensors())
         given = {name: _as_array(value) for name, value in state.items()}
@@ -136,7 +137,7 @@ class Module:
             if name in given and given[name].shape != t.shape
         ]
         wrong = [
-            f"{len(entries)} {what}: {', '.join(entries)}"
+            f"{len(entries)} {what}: {', '.join(entries[:5])}{', ...' if len(entries) > 5 else ''}"
             for what, entries in (("missing", missing), ("unexpected", unexpected), ("wrongly shaped", misshapen))
             if entries
         ]
