@@ -1,13 +1,13 @@
 """How many bits an image costs: a network trained by maximum likelihood, and what it needs for images it never saw.
 
-    python examples/06_likelihood.py                          MNIST, 5 rounds; half an hour on a CPU
+    python examples/06_likelihood.py                          MNIST, 5 rounds: @TIME@
     python examples/06_likelihood.py --data glyphs            digits drawn here, without a download
     python examples/06_likelihood.py --measure --bits 1000    no training: the checkpoint in --out, more images
     TINYDIFF_BACKEND=cupy python examples/06_likelihood.py    on a GPU
 
-The loss is a bound on what is measured at the end (diffusion/maximum_likelihood.py), so the curve is in the same unit:
-bits per pixel, where an image of 8-bit greys, sent as it is, has 8. The directory of the run (runs/06_likelihood) gets
-loss.png, samples.png, log.jsonl, checkpoint.npz and bits.txt.
+Bits are per pixel: an image of 8-bit greys, sent as it is, has 8. The loss is in bits too. It is a bound for the SDE
+(diffusion/maximum_likelihood.py); what is measured at the end is the density of the ODE (diffusion/likelihood.py). The
+directory of the run (runs/06_likelihood) gets loss.png, samples.png, log.jsonl, checkpoint.npz and bits.txt.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from tinydiff import Rng, data, parallel, plot, saving
+from tinydiff.backend import to_device
 from tinydiff.diffusion import KarrasSDE, ScoreModel, bits_per_dimension, heun, likelihood_loss
 from tinydiff.diffusion.likelihood import average
 from tinydiff.models.fine import FineInputs
@@ -28,18 +31,19 @@ from tinydiff.training import train
 EPS = 1e-3  # the least noise, where greys are 2/256 apart
 LOW, HIGH = -1.0, 1.0
 FINE = (1, 2, 3, 4, 5, 6)
-# On MNIST. The first is what it costs to send each pixel by how often it has each grey, whatever the others are.
-PUBLISHED = {"each pixel by itself": 1.650, "RealNVP, Glow": 1.06, "FFJORD": 0.99}
+PUBLISHED = {"RealNVP": 1.06, "FFJORD": 0.99}  # on MNIST: Grathwohl et al. 2019, table 2
 
 
 def main() -> int:
     args = arguments()
     sde, images = KarrasSDE(), read(args, "train")[..., None]  # (n, 28, 28, 1) of bytes
-    sd = float(dequantised(images[:10_000], Rng(0)).std())
+    sd = float(images[:10_000].std()) * (HIGH - LOW) / 256
     net = UNet(1 + 2 * len(FINE), args.channels, out_channels=1, rng=Rng(args.seed).child("model"))
     model = ScoreModel(FineInputs(net, sd, FINE), sde, "edm", sigma_data=sd)
     ema = EMA(model, 0.999)
     d = images[0].size
+    levels = {"each pixel by itself": by_itself(images, read(args, "test"))}
+    levels |= PUBLISHED if args.data == "mnist" else {}
 
     def loss(greys, rng, first):
         """In bits per dimension."""
@@ -47,10 +51,8 @@ def main() -> int:
         return likelihood_loss(model, x0, rng, eps=EPS, first=first) / (d * math.log(2)) + 8 - math.log2(HIGH - LOW)
 
     def pictures(run):
-        levels = PUBLISHED if args.data == "mnist" else {}
-        plot.loss_curve(
-            run.records, args.out / "loss.png", x="step", levels=levels, title=f"bits per dimension, {args.data}"
-        )
+        title = f"bits per dimension, {args.data}"
+        plot.loss_curve(run.records, args.out / "loss.png", x="step", levels=levels, title=title)
 
     if args.measure:
         try:
@@ -93,7 +95,7 @@ def main() -> int:
 def read(args, split):
     """uint8 (n, 28, 28), to learn from ("train") or others ("test")."""
     if args.data == "glyphs":
-        return data.glyphs(20_000, args.seed + (split == "test")).images
+        return data.glyphs(20_000, int(split == "test")).images  # the same for every --seed
     try:
         return data.mnist(args.data_dir, split).images
     except (OSError, ValueError, data.DownloadError) as error:
@@ -102,15 +104,25 @@ def read(args, split):
 
 def dequantised(greys, rng, first=0):
     """A density has no use for single values: each grey k becomes the interval from k to k + 1, of 256."""
-    k = greys.astype("float32")
+    k = to_device(greys).astype("float32")
     return (k + rng.uniform(k.shape, first=first)) * ((HIGH - LOW) / 256) + LOW
+
+
+def by_itself(train, test):
+    """Bits per dimension of the test images if each pixel is sent by how often it has each grey in training (and one
+    time more), whatever the other pixels are."""
+    total = 0.0
+    for seen, new in zip(train.reshape(len(train), -1).T, test.reshape(len(test), -1).T):
+        counts = np.bincount(seen, minlength=256) + 1
+        total -= np.log2(counts / counts.sum())[new].sum()
+    return total / test.size
 
 
 def paint(model, sde, args):
     def some(rows):
         """These rows of the grid; sample i is the same whoever paints it."""
         shape, rng = (rows.stop - rows.start, 28, 28, 1), Rng(args.seed).child("samples")
-        return heun(model, shape, sde, rng, steps=17, eps=2 * EPS, first=rows.start)
+        return heun(model, shape, sde, rng, steps=17, eps=EPS, first=rows.start)
 
     x = [image for part in parallel.over_shards(some, 64, 32, args.threads) for image in part]
     plot.image_grid(x, args.out / "samples.png", low=LOW, high=HIGH)
@@ -166,9 +178,14 @@ def arguments():
     add("--seed", type=integer(0), default=0,
         help="of the weights, the order of the data, the noise, the samples (default: %(default)s)")  # fmt: skip
     add("--out", type=Path, default=Path("runs/06_likelihood"), help="directory of the run (default: %(default)s)")
-    add("--resume", action="store_true", help="go on from the checkpoint in --out")
-    add("--measure", action="store_true", help="no training: samples.png and bits.txt of the checkpoint in --out")
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    one.add_argument(
+        "--measure", action="store_true", help="no training: samples.png and bits.txt of the checkpoint in --out"
+    )
     args = parser.parse_args()
+    if len(args.channels) > 2:
+        parser.error(f"--channels: 28x28 images have two levels, 14x14 and 7x7, not {len(args.channels)}")
     args.epochs = args.epochs or {"mnist": 5, "glyphs": 15}[args.data]
     if args.data_dir and args.data != "mnist":
         parser.error("--data-dir is read with --data mnist only")

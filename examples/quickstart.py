@@ -209,6 +209,8 @@ def arguments():
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
     add("--sample-only", action="store_true", help="no training: paint samples.png from the checkpoint in --out")
     args = parser.parse_args()
+    if len(args.channels) > 2:
+        parser.error(f"--channels: 28x28 images have two levels, 14x14 and 7x7, not {len(args.channels)}")
     args.images = args.images or {"glyphs": 60_000, "mnist": 120_000}[args.data]
     if args.data_dir and args.data != "mnist":
         parser.error("--data-dir is read with --data mnist only")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from tinydiff import Rng, data, saving, tensor
+from tinydiff import Rng, backend, data, saving, tensor
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ONE_DIMENSION, TWO_DIMENSIONS = EXAMPLES / "01_one_dimension.py", EXAMPLES / "02_two_dimensions.py"
@@ -286,6 +286,20 @@ def test_a_checkpoint_that_is_none_is_an_error_of_one_line(tmp_path, monkeypatch
     )
 
 
+def test_what_a_likelihood_is_of_and_what_it_is_compared_with(each_backend):
+    likelihood = runpy.run_path(str(LIKELIHOOD))
+    greys = np.array([[[[0]]], [[[255]]]], np.uint8)
+    x = np.concatenate([backend.to_host(likelihood["dequantised"](greys, Rng(i))) for i in range(500)], axis=1)
+    assert x.shape == (2, 500, 1, 1) and x.dtype == np.float32
+    for found, low in zip(x, (-1, 1 - 2 / 256)):  # a grey is all of its cell, and nothing else
+        assert low <= found.min() < low + 1e-4 and low + 2 / 256 - 1e-4 < found.max() < low + 2 / 256
+    # counted 255 times, and each grey once more: 256 of 511, and 1 of 511
+    train = np.full((255, 2, 1), 7, np.uint8)
+    assert likelihood["by_itself"](train, np.array([[[7], [9]]], np.uint8)) == pytest.approx(
+        -(np.log2(256 / 511) + np.log2(1 / 511)) / 2
+    )
+
+
 @pytest.mark.parametrize("example", [SCORE_UNET, LIKELIHOOD])
 def test_a_checkpoint_of_another_example_is_an_error_of_one_line(tmp_path, data_dir, monkeypatch, example):
     saving.save(tmp_path / "checkpoint.npz", {"model": {f"layer{i}.weight": np.zeros(3) for i in range(99)}})
@@ -328,6 +342,9 @@ def test_errors_are_a_line_or_two_and_no_traceback(monkeypatch, tmp_path, exampl
         (LIKELIHOOD, ["--bits", 0], "argument --bits: must be 1 or more, not 0"),
         (LIKELIHOOD, ["--rtol", 0], "argument --rtol: must be positive and finite, not 0"),
         (LIKELIHOOD, ["--epochs", 0], "argument --epochs: must be 1 or more, not 0"),
+        (LIKELIHOOD, ["--channels", 8, 16, 24], "--channels: 28x28 images have two levels, 14x14 and 7x7, not 3"),
+        (LIKELIHOOD, ["--resume", "--measure"], "argument --measure: not allowed with argument --resume"),
+        (QUICKSTART, ["--channels", 8, 16, 24], "--channels: 28x28 images have two levels, 14x14 and 7x7, not 3"),
         (LIKELIHOOD, ["--channels", 12], "argument --channels: must be 8 or more, a multiple of 8, not 12"),
         (LIKELIHOOD, ["--data", "glyphs", "--data-dir", "x"], "--data-dir is read with --data mnist only"),
         (SCORE_UNET, ["--data", "glyphs", "--data-dir", "x"], "--data-dir is read with --data mnist only"),

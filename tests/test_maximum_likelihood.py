@@ -60,6 +60,40 @@ def test_it_is_a_bound_an_error_of_the_net_is_added(numpy_backend):
     assert more.mean() > 1
 
 
+def test_it_is_no_bound_for_the_ode(numpy_backend):
+    """An error that is small and steep: F = 0.1 sin(20 y) where 0 is right, of N(0, 1). The bound rises by the square,
+    0.005 times the range of ln r; what the ODE makes of it, by its divergence, by more than a nat."""
+    sde, eps = KarrasSDE(), 0.01
+
+    def model(a):
+        return ScoreModel(lambda y, noise: a * ops.sin(20 * y), sde, "edm", sigma_data=1.0)
+
+    x = backend.to_device(np.random.default_rng(0).normal(size=(200, 1)))
+    many = backend.to_device(np.random.default_rng(1).normal(size=(50_000, 1)))
+    bound = [likelihood_loss(model(a), many, Rng(0), eps=eps).item() for a in (0.0, 0.1)]
+    ode = [-log_likelihood(model(a), x, sde, 0, exact=True, eps=eps).mean() for a in (0.0, 0.1)]
+    assert bound[1] - bound[0] == pytest.approx(0.1**2 / 2 * 4.6, abs=0.01)  # the range: ln(1 / eps)
+    assert ode[0] == pytest.approx(bound[0], abs=0.15) and ode[1] - ode[0] > 1
+
+
+def test_levels_near_the_largest_are_not_rounded_away(numpy_backend):
+    """ln r is -8e-9 there for data this small, and one minus its square is nothing in float32."""
+    seen = []
+
+    def net(y, noise):
+        seen.append(np.exp(4 * array_of(noise).astype(float)))
+        return y * 0
+
+    model = ScoreModel(net, KarrasSDE(80.0), "edm", sigma_data=0.01)
+    likelihood_loss(model, np.zeros((400_000, 1), np.float32), Rng(0))
+    u = np.sort(np.random.default_rng(0).uniform(size=400_000))
+    low, high = (-0.5 * math.log1p((0.01 / s) ** 2) for s in (1e-3, 80.0))
+    exact = 0.01 / np.sqrt(np.expm1(2 * ((1 - u) * (high - low) - high)))
+    for p in (0.5, 0.99, 0.9999):
+        assert np.quantile(seen[0], p) == pytest.approx(np.quantile(exact, p), rel=0.2 if p > 0.999 else 0.02)
+    assert seen[0].max() > 3 and np.isfinite(seen[0]).all()
+
+
 def test_a_sample_has_the_same_loss_alone_or_in_a_batch(each_backend):
     x0 = backend.to_device(np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32))
     whole = likelihood_loss(exact(), x0, Rng(3)).item()
@@ -110,11 +144,8 @@ def test_what_is_trained_by_it_needs_as_many_bits_as_the_loss_says(numpy_backend
         ({"eps": 0.0}, ValueError, "eps must be between 0 and 2, not 0.0"),
         ({"eps": 2.0}, ValueError, "eps must be between 0 and 2, not 2.0"),
         ({"model": ScoreModel(lambda x, t: x, KarrasSDE(), "noise")}, ValueError, "must predict .edm., not .noise."),
-        (
-            {"model": ScoreModel(lambda x, t: x, VESDE(), "edm", sigma_data=1.0)},
-            TypeError,
-            "of a KarrasSDE.* not of VESDE",
-        ),
+        ({"model": ScoreModel(lambda x, t: x, VESDE(), "edm", sigma_data=1.0)}, TypeError, "a KarrasSDE.* not VESDE"),
+        ({"model": nn.SiLU()}, TypeError, "must be a ScoreModel of a KarrasSDE, whose time is sigma, not SiLU"),
         ({"x0": np.zeros((2, 4), np.uint8)}, TypeError, "x0 must be of floats"),
     ],
 )
@@ -157,7 +188,7 @@ def test_fine_inputs_have_a_gradient_and_gone_where_noise_is_wide(each_backend):
     noise = xp.asarray([math.log(0.01) / 4, math.log(50.0) / 4])
     x = np.random.default_rng(0).normal(size=(2, 2, 2, 1))
     net = FineInputs(Seen(), 0.5, (1, 4))
-    assert gradcheck(lambda x: net(x, noise), x).ok
+    assert gradcheck(net, x, np.array([math.log(0.01) / 4, math.log(0.5) / 4])).ok  # by x, and by the noise
     x = backend.to_device(x)
     assert abs(net(x, noise).data[1, ..., 1:]).max() < 1e-6 < abs(net(x, noise).data[0, ..., 1:]).max()
 
@@ -168,6 +199,11 @@ def test_errors_of_fine_inputs():
             FineInputs(Seen(), sd)
     with pytest.raises(ValueError, match="powers must not be empty"):
         FineInputs(Seen(), 1.0, ())
+
+
+def test_errors_of_the_channels():
+    with pytest.raises(ValueError, match="out_channels must be 1 or more, not 0"):
+        UNet(1, (8, 16), out_channels=0)
 
 
 def test_a_unet_with_more_inputs_than_outputs(each_backend):

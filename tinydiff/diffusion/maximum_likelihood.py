@@ -6,18 +6,19 @@ entropy (de Bruijn's identity), and the score is the best guess of the noise, -E
     dH / d(sigma^2) = 1/2 E|grad ln p_sigma(x)|^2,      E|grad ln p_sigma(x)|^2 = (D - e(sigma)) / sigma^2
 
 where e(sigma) = E|z - E[z | x]|^2 is the error of that guess. As d(sigma^2) = 2 sigma^2 d(ln sigma), it follows that
-dH / d(ln sigma) = D - e(sigma). At sigma_max nothing but noise is left to describe, at a cost of
-E[-ln N(x; 0, sigma_max^2 I)], and from there down to eps
+dH / d(ln sigma) = D - e(sigma): the entropy at eps is that at sigma_max, less what the noise between them has made.
+With a prior N(0, sigma_max^2 I) for the data's own p at sigma_max, and the error of a network for the least one,
 
-    E[-ln p_eps(x)]  <=  D/2 ln(2 pi e eps^2)  +  E|x_0|^2 / (2 sigma_max^2)  +  integral of e(sigma) d(ln sigma)
+    D/2 ln(2 pi e eps^2)  +  E|x_0|^2 / (2 sigma_max^2)  +  integral of e(sigma) d(ln sigma),
 
-with equality if the prior is right; D ln(sigma_max / eps) has cancelled. A network guesses worse than E[z | x], so that
-with its own error the right side is larger: a bound, which training lowers. It is that of the SDE that the network
-defines (Song et al. 2021, "Maximum likelihood training of score-based diffusion models"; Kingma et al. 2021,
-"Variational diffusion models").
+where D ln(sigma_max) has cancelled, is at least H(eps), and equal to it only if both are right. It is a bound on
+E[-ln q(x)] at sigma = eps for the density q of the model, if that is the one of the SDE with the network's score (Song
+et al. 2021, "Maximum likelihood training of score-based diffusion models"; Kingma et al. 2021, "Variational diffusion
+models"). The ODE with the same score has a density of its own, which likelihood.py measures. It is the same if the
+score is right, but it depends on the slope of an error too: one that is small and steep raises it and not the bound.
 
-The integral is over levels, which so far were drawn where pictures gain by it. Nothing in it asks for the rare large
-ones: for the network F of EDM (edm.py), with r = sigma / sqrt(sigma^2 + sd^2),
+The integral is over levels, which EDM draws where it helps pictures. The network F of EDM (edm.py) makes it simple:
+with r = sigma / sqrt(sigma^2 + sd^2),
 
     |z - z_F|^2 = (1 - r^2) |F - target|^2      and      d(ln r) = (1 - r^2) d(ln sigma)
 
@@ -40,37 +41,42 @@ from .sde import KarrasSDE
 def likelihood_loss(
     model: ScoreModel, x0: Any, rng: Rng, *, eps: float = 1e-3, first: int = 0, **condition: Any
 ) -> Tensor:
-    """The bound above on E[-ln p_eps(x_0 + eps z)], in nats a sample: a Tensor of shape (), an estimate by one noise
-    level a sample.
+    """The bound above at x_0 + eps z, in nats a sample: a Tensor of shape (), an estimate by one noise level a sample.
 
     model: one that predicts "edm" under a KarrasSDE; x0 (N, ...) of floats; rng: two draws, as in score_matching_loss.
-    Pixels of bytes have no density: add u ~ U(0, 1) to each byte, anew each time, and take eps well below the width of
-    a grey. In bits a dimension this is loss / (D ln 2) + 8 - log2(high - low), as in likelihood.bits_per_dimension.
-    Errors: TypeError for another process, or x0 that is not of floats; ValueError for another prediction, or eps
-    outside (0, t_max).
+    Pixels of bytes have no density: add u ~ U(0, 1) to each byte, anew each time. In bits a dimension the loss is
+    loss / (D ln 2) + 8 - log2(high - low), of an image with noise; likelihood.bits_per_dimension asks the same density
+    (or the ODE's) about images without. For a grey all alone, with eps an eighth of its width, it has 0.33 bits
+    here and 0.18 there, for a perfect net.
+    Errors: TypeError for another model or process, or x0 that is not of floats; ValueError for another prediction, or
+    eps outside (0, t_max).
     """
-    sde = model.sde
-    if not isinstance(sde, KarrasSDE):
-        raise TypeError(f"likelihood_loss: the model must be one of a KarrasSDE, whose time is sigma, not of {sde!r}")
+    if not (isinstance(model, ScoreModel) and isinstance(model.sde, KarrasSDE)):
+        given = repr(model.sde) if isinstance(model, ScoreModel) else type(model).__name__
+        raise TypeError(
+            f"likelihood_loss: the model must be a ScoreModel of a KarrasSDE, whose time is sigma, not {given}"
+        )
     if model.predicts != "edm":
         raise ValueError(f"likelihood_loss: the model must predict 'edm', not {model.predicts!r}")
+    sde, sd = model.sde, model.sigma_data
     if not 0 < eps < sde.t_max:
         raise ValueError(f"likelihood_loss: eps must be between 0 and {sde.t_max:g}, not {eps!r}")
-    sd = model.sigma_data
     assert sd is not None  # ScoreModel has asked for it
-    low, high = (math.log(s / math.hypot(s, sd)) for s in (eps, sde.t_max))  # of ln r
-    error = denoising_loss(model, x0, rng, times=_times(sd, low, high), first=first, **condition)
+    low, high = (-0.5 * math.log1p((sd / s) ** 2) for s in (eps, sde.t_max))  # of ln r
     x0 = to_device(array_of(x0))
+    error = denoising_loss(model, x0, rng, times=_times(sd, low, high), first=first, **condition)
     d = math.prod(x0.shape[1:])
     prior = (x0**2).sum() / (2 * sde.t_max**2 * len(x0))
     return error * (high - low) + prior + d / 2 * math.log(2 * math.pi * math.e * eps**2)
 
 
-def _times(sigma_data: float, low: float, high: float) -> Times:
+def _times(sd: float, low: float, high: float) -> Times:
     """sigma, such that ln r ~ U(low, high)."""
 
     def times(n: int, t_max: float, rng: Rng, dtype: Any, first: int) -> Array:
-        r = xp.exp(rng.uniform(n, dtype, first=first) * (high - low) + low)
-        return sigma_data * r / xp.sqrt(1 - r * r)
+        less = (1 - rng.uniform(n, dtype, first=first)) * (
+            high - low
+        ) - high  # -ln r, which may be 1e-5: no digits lost
+        return sd / xp.sqrt(xp.expm1(2 * less))
 
     return times

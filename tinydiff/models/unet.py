@@ -23,7 +23,7 @@ from ..tensor import Tensor, array_of
 
 
 class UNet(nn.Module):
-    """F(x, noise, **labels): (N, H, W, C) -> (N, H, W, C), or as many channels as out_channels says
+    """F(x, noise, **labels): (N, H, W, C) -> (N, H, W, C or out_channels)
 
     channels: of each level, from fine to coarse; level i works at 1 / (patch 2^i) of the resolution.
     blocks: residual blocks a level, on the way down; as many on the way up.
@@ -47,6 +47,8 @@ class UNet(nn.Module):
         rng = as_rng(rng)
         self.patch, self.in_channels, self.levels = patch, in_channels, len(channels)
         out_channels = in_channels if out_channels is None else out_channels
+        if out_channels < 1:
+            raise ValueError(f"UNet: out_channels must be 1 or more, not {out_channels!r}")
         self.frequencies = nn.FourierFeatures(64, scale=1.0, rng=rng)
         self.noise = nn.Sequential(
             nn.Linear(64, embedding, rng=rng), nn.SiLU(), nn.Linear(embedding, embedding, rng=rng)
@@ -98,7 +100,7 @@ class UNet(nn.Module):
                 h = layer(ops.concatenate([h, skips.pop()], axis=3), e)
             else:
                 h = layer(h)
-        return unfold(self.last(self.norm(h, silu=True)), self.patch)  # (N, H, W, C)
+        return unfold(self.last(self.norm(h, silu=True)), self.patch)  # (N, H, W, out_channels)
 
     def _embed(self, noise: Any, labels: Mapping[str, Any], n: int) -> Tensor:
         e = self.noise(self.frequencies(noise))
