@@ -30,7 +30,6 @@ from tinydiff.training import train
 
 EPS = 1e-3  # the least noise, where greys are 2/256 apart
 LOW, HIGH = -1.0, 1.0
-FINE = (1, 2, 3, 4, 5, 6)
 PUBLISHED = {"RealNVP": 1.06, "FFJORD": 0.99}  # on MNIST: Grathwohl et al. 2019, table 2
 
 
@@ -38,8 +37,8 @@ def main() -> int:
     args = arguments()
     sde, images = KarrasSDE(), read(args, "train")[..., None]  # (n, 28, 28, 1) of bytes
     sd = float(images[:10_000].std()) * (HIGH - LOW) / 256
-    net = UNet(1 + 2 * len(FINE), args.channels, out_channels=1, rng=Rng(args.seed).child("model"))
-    model = ScoreModel(FineInputs(net, sd, FINE), sde, "edm", sigma_data=sd)
+    net = UNet(1 + 2 * len(args.waves), args.channels, out_channels=1, rng=Rng(args.seed).child("model"))
+    model = ScoreModel(FineInputs(net, sd, args.waves), sde, "edm", sigma_data=sd)
     ema = EMA(model, 0.999)
     d = images[0].size
     levels = {"each pixel by itself": by_itself(images, read(args, "test"))}
@@ -60,7 +59,9 @@ def main() -> int:
             model.load_state_dict(state["model"])
             ema.load_state_dict(state["ema"])
         except (ValueError, KeyError) as error:
-            sys.exit(f"{args.out / 'checkpoint.npz'} is not one of this example with these --channels: {error}")
+            sys.exit(
+                f"{args.out / 'checkpoint.npz'} is not one of this example with these --channels and --waves: {error}"
+            )
     else:
         steps = args.epochs * -(-len(images) // args.batch_size)
         print(f"{model.count():,} parameters, {args.epochs} rounds of {len(images):,} images; pictures and log go to "
@@ -169,6 +170,9 @@ def arguments():
     add("--epochs", type=integer(1), help="rounds through the data (default: 5, of glyphs 15)")
     add("--channels", type=integer(8, multiple_of=8), nargs="+", default=[32, 64],
         help="of the U-Net, from fine to coarse, multiples of 8 (default: 32 64)")  # fmt: skip
+    add("--waves", type=int, nargs="*", default=[1, 2, 3, 4, 5, 6], metavar="N",
+        help="the net is also given waves of the input, of frequency 2^N pi; none after --waves: it is not "
+        "(default: 1 2 3 4 5 6)")  # fmt: skip
     add("--batch-size", type=integer(1), default=64, help="images a step (default: %(default)s)")
     add("--micro-batch", type=integer(1), help="images at a time (default: 32 or 64; a GPU takes the batch whole)")
     add("--threads", type=integer(1), help="micro-batches at the same time (default: one a core; a GPU has one)")

@@ -175,6 +175,7 @@ def test_fine_inputs_are_what_noise_leaves_of_the_waves(each_backend):
     noise = xp.full(2, math.log(sigma) / 4)
     y = backend.to_host(net(x, noise, digit=3).data)
     assert y.shape == (2, 1, 1, 7) and net.net.condition == {"digit": 3}
+    assert FineInputs(Seen(), sd, ())(x, noise).shape == (2, 1, 1, 1)
     np.testing.assert_allclose(y[..., :1], backend.to_host(x))
     z = np.random.default_rng(0).normal(size=200_000)
     for i, value in enumerate((0.3, -0.9)):
@@ -197,8 +198,6 @@ def test_errors_of_fine_inputs():
     for sd in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match="sigma_data must be positive and finite, not"):
             FineInputs(Seen(), sd)
-    with pytest.raises(ValueError, match="powers must not be empty"):
-        FineInputs(Seen(), 1.0, ())
 
 
 def test_errors_of_the_channels():

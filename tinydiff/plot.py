@@ -5,6 +5,7 @@ Each function writes a file, whole or not at all, whose format is that of its na
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -118,8 +119,10 @@ def loss_curve(
     axes.set_yscale("log")
     for name, level in (levels or {}).items():
         axes.axhline(level, color=FAINT, linewidth=0.8, linestyle=":")
-        text, across = f"{name}, {level:g}", axes.get_yaxis_transform()
-        axes.annotate(text, (1, level), (-4, 3), across, "offset points", ha="right", color=FAINT, fontsize=8)
+        text, across = f"{name}, {level:.4g}", axes.get_yaxis_transform()
+        far = [abs(math.log(loss / level)) for loss in (losses[0], losses[-1])]  # of the curve, at either end
+        end, shift, side = (0, 4, "left") if far[0] > far[1] else (1, -4, "right")
+        axes.annotate(text, (end, level), (shift, 3), across, "offset points", ha=side, color=FAINT, fontsize=8)
     axes.plot(
         where, losses, color=BLUE, linewidth=1.8, marker="o", markersize=3 if len(losses) < 100 else 0, label="this run"
     )

@@ -25,8 +25,8 @@ class FineInputs(nn.Module):
     x is what a ScoreModel of "edm" or a Denoiser gives its net: data and r z, of variance 1 together. On average over
     the noise the wave of x is a times that of the data, E[cos(w (c + r z))] = a cos(w c), so a is how much it tells:
     where the noise is wider than a wave, nothing, and the wave is taken away.
-    noise: ln(sigma) / 4, as they give it. sigma_data: theirs; it is not compared.
-    Errors: ValueError for a sigma_data that is not positive and finite, or no powers.
+    noise: ln(sigma) / 4, as they give it. sigma_data: theirs; it is not compared. Without powers y is x alone.
+    Errors: ValueError for a sigma_data that is not positive and finite.
     Source: the sinusoids: Kingma et al. 2021, "Variational diffusion models", appendix C; what noise leaves of them:
     Barron et al. 2021, "Mip-NeRF", section 3.1.
     """
@@ -35,8 +35,6 @@ class FineInputs(nn.Module):
         if not 0 < sigma_data < math.inf:
             raise ValueError(f"FineInputs: sigma_data must be positive and finite, not {sigma_data!r}")
         self.net, self.sigma_data, self.powers = net, sigma_data, tuple(powers)
-        if not self.powers:
-            raise ValueError(f"FineInputs: powers must not be empty, not {powers!r}")
 
     def forward(self, x: Any, noise: Any, **condition: Any) -> Any:
         x, noise = (v if isinstance(v, Tensor) else Tensor(to_device(v)) for v in (x, noise))
