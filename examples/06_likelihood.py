@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from tinydiff import Rng, data, parallel, plot, saving
-from tinydiff.backend import to_device
+from tinydiff.backend import to_device, to_host
 from tinydiff.diffusion import KarrasSDE, ScoreModel, bits_per_dimension, heun, likelihood_loss
 from tinydiff.diffusion.likelihood import average
 from tinydiff.models.fine import FineInputs
@@ -123,9 +123,9 @@ def paint(model, sde, args):
     def some(rows):
         """These rows of the grid; sample i is the same whoever paints it."""
         shape, rng = (rows.stop - rows.start, 28, 28, 1), Rng(args.seed).child("samples")
-        return heun(model, shape, sde, rng, steps=17, eps=EPS, first=rows.start)
+        return to_host(heun(model, shape, sde, rng, steps=17, eps=EPS, first=rows.start))
 
-    x = [image for part in parallel.over_shards(some, 64, 32, args.threads) for image in part]
+    x = np.concatenate(list(parallel.over_shards(some, 64, 32, args.threads)))
     plot.image_grid(x, args.out / "samples.png", low=LOW, high=HIGH)
 
 
