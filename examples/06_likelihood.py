@@ -125,7 +125,7 @@ def paint(model, sde, args):
         shape, rng = (rows.stop - rows.start, 28, 28, 1), Rng(args.seed).child("samples")
         return to_host(heun(model, shape, sde, rng, steps=17, eps=EPS, first=rows.start))
 
-    x = np.concatenate(list(parallel.over_shards(some, 64, 32, args.threads)))
+    x = np.concatenate(list(parallel.over_shards(some, args.samples, 32, args.threads)))
     plot.image_grid(x, args.out / "samples.png", low=LOW, high=HIGH)
 
 
@@ -177,6 +177,7 @@ def arguments():
     add("--micro-batch", type=integer(1), help="images at a time (default: 32 or 64; a GPU takes the batch whole)")
     add("--threads", type=integer(1), help="micro-batches at the same time (default: one a core; a GPU has one)")
     add("--lr", type=positive, default=1.5e-3, help="of Adam, between a warm-up and a cosine (default: %(default)s)")
+    add("--samples", type=integer(1), default=64, help="images in samples.png (default: %(default)s)")
     add("--bits", type=integer(1), default=256, metavar="N", help="test images to measure (default: %(default)s)")
     add("--rtol", type=positive, default=1e-5, help="tolerance of the ODE in measuring (default: %(default)s)")
     add("--seed", type=integer(0), default=0,
