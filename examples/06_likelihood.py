@@ -170,7 +170,7 @@ def arguments():
     add("--epochs", type=integer(1), help="rounds through the data (default: 5, of glyphs 15)")
     add("--channels", type=integer(8, multiple_of=8), nargs="+", default=[32, 64],
         help="of the U-Net, from fine to coarse, multiples of 8 (default: 32 64)")  # fmt: skip
-    add("--waves", type=int, nargs="*", default=[1, 2, 3, 4, 5, 6], metavar="N",
+    add("--waves", type=int, nargs="*", choices=range(-4, 13), default=[1, 2, 3, 4, 5, 6], metavar="N",
         help="the net is also given waves of the input, of frequency 2^N pi; none after --waves: it is not "
         "(default: 1 2 3 4 5 6)")  # fmt: skip
     add("--batch-size", type=integer(1), default=64, help="images a step (default: %(default)s)")
@@ -179,7 +179,9 @@ def arguments():
     add("--lr", type=positive, default=1.5e-3, help="of Adam, between a warm-up and a cosine (default: %(default)s)")
     add("--samples", type=integer(1), default=64, help="images in samples.png (default: %(default)s)")
     add("--bits", type=integer(1), default=256, metavar="N", help="test images to measure (default: %(default)s)")
-    add("--rtol", type=positive, default=1e-5, help="tolerance of the ODE in measuring (default: %(default)s)")
+    add("--rtol", type=positive, default=1e-5,
+        help=f"tolerance of the ODE in measuring, below {EPS:g}; what it costs is not in the +- (default: %(default)s)"
+    )  # fmt: skip
     add("--seed", type=integer(0), default=0,
         help="of the weights, the order of the data, the noise, the samples (default: %(default)s)")  # fmt: skip
     add("--out", type=Path, default=Path("runs/06_likelihood"), help="directory of the run (default: %(default)s)")
@@ -191,6 +193,8 @@ def arguments():
     args = parser.parse_args()
     if len(args.channels) > 2:
         parser.error(f"--channels: 28x28 images have two levels, 14x14 and 7x7, not {len(args.channels)}")
+    if args.rtol >= EPS:
+        parser.error(f"--rtol must be below the least noise, {EPS:g}, not {args.rtol:g}")
     args.epochs = args.epochs or {"mnist": 5, "glyphs": 15}[args.data]
     if args.data_dir and args.data != "mnist":
         parser.error("--data-dir is read with --data mnist only")

@@ -258,14 +258,14 @@ def test_samples_are_judged_as_a_file_has_them():
 def test_the_likelihood_is_trained_measured_and_written_down(tmp_path, data_dir):
     out = tmp_path / "run"
     options = ["--data-dir", data_dir, "--out", out, "--batch-size", 8, "--micro-batch", 4, "--channels", 8, 16]
-    options += ["--bits", 2, "--rtol", 0.01, "--samples", 4]
+    options += ["--bits", 2, "--rtol", 1e-4, "--samples", 4]
     text = run(LIKELIHOOD, *options, "--epochs", 1)
     assert "1 rounds of 24 images" in text
     names = ["bits.txt", "checkpoint.npz", "log.jsonl", "loss.png", "samples.png"]
     assert sorted(path.name for path in out.iterdir()) == names
     first, picture = (out / "bits.txt").read_text(), (out / "samples.png").read_bytes()
     assert re.fullmatch(
-        r"-?\d+\.\d{4} \+- \d+\.\d{4} \(.*\) bits per dimension on 2 test images, to a tolerance of 0.01\n", first
+        r"-?\d+\.\d{4} \+- \d+\.\d{4} \(.*\) bits per dimension on 2 test images, to a tolerance of 0.0001\n", first
     )
     run(LIKELIHOOD, *options, "--measure")
     assert (out / "bits.txt").read_text() == first and (out / "samples.png").read_bytes() == picture
@@ -341,6 +341,7 @@ def test_errors_are_a_line_or_two_and_no_traceback(monkeypatch, tmp_path, exampl
         (QUICKSTART, ["--data", "glyphs", "--data-dir", "x"], "--data-dir is read with --data mnist only"),
         (LIKELIHOOD, ["--bits", 0], "argument --bits: must be 1 or more, not 0"),
         (LIKELIHOOD, ["--rtol", 0], "argument --rtol: must be positive and finite, not 0"),
+        (LIKELIHOOD, ["--rtol", 0.001], "--rtol must be below the least noise, 0.001, not 0.001"),
         (LIKELIHOOD, ["--epochs", 0], "argument --epochs: must be 1 or more, not 0"),
         (LIKELIHOOD, ["--channels", 8, 16, 24], "--channels: 28x28 images have two levels, 14x14 and 7x7, not 3"),
         (LIKELIHOOD, ["--resume", "--measure"], "argument --measure: not allowed with argument --resume"),

@@ -57,7 +57,7 @@ def some(n, seed=0):
 @processes
 def test_a_gaussian_is_exact_to_the_tolerance_of_the_ode(each_backend, sde):
     x = some(6)
-    for tolerance in (1e-4, 1e-9):
+    for tolerance in (5e-5, 1e-9):  # below the noise at EPS
         found = log_likelihood(
             correlated_score(sde), backend.to_device(x), sde, 0, exact=True, eps=EPS, rtol=tolerance, atol=tolerance
         )
@@ -90,6 +90,25 @@ def test_a_mixture_is_exact_in_one_dimension(each_backend):
             SPEC.score(sde), backend.to_device(x[:, None]), sde, 0, eps=EPS, rtol=1e-8, atol=1e-8, **options
         )
         np.testing.assert_allclose(backend.to_host(found)[:, 0], known, atol=1e-5)
+
+
+def test_the_integral_is_as_exact_as_the_image(each_backend):
+    """400 pixels of deviations from 0.003 to 1. Averaged over 401 numbers an error of the integral would be divided by
+    20, and 0.01 to 0.03 bits a pixel would pass."""
+    sde, eps, d = KarrasSDE(20.0), 1e-3, 400
+    random = np.random.default_rng(0)
+    sd = np.exp(random.uniform(math.log(0.003), math.log(1), d))
+    x, variance = random.normal(size=(4, d)) * sd, backend.to_device(sd**2)
+
+    def score(x, t):
+        return x * -1.0 / (variance + per_sample(t, x) ** 2)
+
+    stretch = np.sqrt((sd**2 + 20**2) / (sd**2 + eps**2))
+    known = -0.5 * ((x * stretch / 20) ** 2).sum(1) - d * math.log(20 * math.sqrt(2 * math.pi)) + np.log(stretch).sum()
+    found = log_likelihood(score, backend.to_device(x), sde, 0, eps=eps, rtol=1e-4, atol=1e-4)  # diagonal: exact
+    assert (abs(backend.to_host(found)[:, 0] - known) / (d * math.log(2)) < 1e-3).all()
+    with pytest.raises(ValueError, match="atol must be below the noise at eps=0.001, 0.001, not 0.001"):
+        log_likelihood(score, backend.to_device(x), sde, 0, eps=eps, rtol=1e-3, atol=1e-3)
 
 
 # ---------------------------------------------------------------- Hutchinson's estimator
@@ -168,7 +187,7 @@ def test_bits_are_the_likelihood_of_the_dequantised_image_and_do_not_depend_on_t
         np.testing.assert_allclose(again, bits, atol=1e-5)
 
 
-@pytest.mark.parametrize("change", [{"eps": 0.05}, {"rtol": 0.2}, {"atol": 0.2}], ids=str)
+@pytest.mark.parametrize("change", [{"eps": 0.05}, {"rtol": 0.2}, {"atol": 0.03}], ids=str)
 def test_bits_are_by_the_eps_and_the_tolerances_asked_for(numpy_backend, change):
     sde, images = VESDE(25.0), np.random.default_rng(0).integers(0, 256, (3, 2, 2), np.uint8)
     score, options = gaussian_score(0.5, 0.1, sde), {"eps": 1e-3, "rtol": 1e-3, "atol": 1e-3}

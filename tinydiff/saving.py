@@ -62,7 +62,8 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         structure = json.loads(arrays[STRUCTURE].tobytes())
         return _join(structure, arrays)
     except (zipfile.BadZipFile, ValueError, KeyError, EOFError, TypeError, AttributeError) as error:
-        raise ValueError(f"{os.fspath(path)!r} is no checkpoint of tinydiff, or it is damaged: {error}") from error
+        reason = "it is no .npz" if "pickle" in str(error) else error  # NumPy would advise to load it unsafely
+        raise ValueError(f"{os.fspath(path)!r} is no checkpoint of tinydiff, or it is damaged: {reason}") from error
 
 
 def _split(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:

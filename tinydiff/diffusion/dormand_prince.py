@@ -33,6 +33,7 @@ def solve(
     rtol: float = 1e-5,
     atol: float = 1e-5,
     steps: int = 1000,
+    apart: int = 0,
 ) -> Iterator[tuple[Array, Array]]:
     """dy/dt = slope(y, t) from begin to end, which may lie before it: yields (t, y) at the start and after each round;
     the last y is the solution.
@@ -40,6 +41,7 @@ def solve(
     y: (N, ...), t: (N,), a time a row. In a round every row tries a step of its own length. It is taken if the root
     mean square over the row of error / (atol + rtol |y|) is at most 1, and in any case the next is as long as that
     error allows, a fifth to five times this one. So a row does not depend on the others. 6 slopes a round, and one.
+    apart: so many of the last columns of y (N, D) are not averaged in, and have to be as exact each by itself.
     Errors: ValueError for tolerances that are not positive, or steps < 1; RuntimeError, which says where they are, if
     rows have not arrived after so many rounds, or cannot: the step they would need is nothing beside t.
     """
@@ -61,7 +63,9 @@ def solve(
             new = y + step * _combine(row, k)
             k.append(slope(new, t + node * h))
         error = abs(step * _combine(ERROR, k)) / (atol + rtol * xp.maximum(abs(y), abs(new)))
+        error, alone = (error[:, :-apart], error[:, -apart:]) if apart else (error, None)
         error = xp.sqrt((error * error).mean(axis=inner)) if inner else error  # (N, ...) -> (N,)
+        error = error if alone is None else xp.maximum(error, alone.max(axis=1))  # NaN if one of them is
         good = error <= 1  # not if it is NaN
         t = xp.where(good, xp.where(arrives, end, t + h), t)
         y = xp.where(good.reshape(wide), new, y)

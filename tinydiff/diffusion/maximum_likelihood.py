@@ -43,11 +43,12 @@ def likelihood_loss(
 ) -> Tensor:
     """The bound above at x_0 + eps z, in nats a sample: a Tensor of shape (), an estimate by one noise level a sample.
 
-    model: one that predicts "edm" under a KarrasSDE; x0 (N, ...) of floats; rng: two draws, as in score_matching_loss.
+    model: one that predicts "edm" under a KarrasSDE; x0 (N, ...) of floats; rng, first, condition: as in
+    score_matching_loss.
     Pixels of bytes have no density: add u ~ U(0, 1) to each byte, anew each time. In bits a dimension the loss is
     loss / (D ln 2) + 8 - log2(high - low), of an image with noise; likelihood.bits_per_dimension asks the same density
-    (or the ODE's) about images without. For a grey all alone, with eps an eighth of its width, it has 0.33 bits
-    here and 0.18 there, for a perfect net.
+    (or the ODE's) about images without. For a grey all alone, with eps an eighth of its width, a
+    perfect net has 0.33 bits here and 0.17 there.
     Errors: TypeError for another model or process, or x0 that is not of floats; ValueError for another prediction, or
     eps outside (0, t_max).
     """
