@@ -28,7 +28,7 @@ from tinydiff.diffusion.likelihood import average, bits_per_dimension
 from tinydiff.diffusion.samplers import SAMPLERS, Counted, steps_for
 from tinydiff.models.tutorial import ScoreUNet
 from tinydiff.optim import EMA, Adam, constant, exponential
-from tinydiff.training import train
+from tinydiff.training import OtherRun, train
 
 # As published; the loss beside which ours is printed is of the same settings.
 TUTORIAL = {
@@ -232,4 +232,7 @@ def arguments():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except OtherRun as error:  # --resume
+        sys.exit(str(error))

@@ -26,7 +26,7 @@ from tinydiff.diffusion.likelihood import average
 from tinydiff.models.fine import FineInputs
 from tinydiff.models.unet import UNet
 from tinydiff.optim import EMA, Adam, cosine, warmup
-from tinydiff.training import train
+from tinydiff.training import OtherRun, train
 
 EPS = 1e-3  # the least noise, where greys are 2/256 apart
 LOW, HIGH = -1.0, 1.0
@@ -204,4 +204,7 @@ def arguments():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except OtherRun as error:  # --resume
+        sys.exit(str(error))

@@ -309,6 +309,16 @@ def test_a_checkpoint_of_another_example_is_an_error_of_one_line(tmp_path, data_
     assert "99 unexpected: layer0.weight (3,), layer1.weight (3,)" in message
 
 
+@pytest.mark.slow
+def test_going_on_with_another_net_is_an_error_of_one_line(tmp_path, data_dir, monkeypatch):
+    options = ["--data", "mnist", "--data-dir", data_dir, "--out", tmp_path, "--batch-size", 8, "--steps", 1]
+    assert main(monkeypatch, QUICKSTART, *options, "--channels", 8, "--images", 1) == 0
+    message = main(monkeypatch, QUICKSTART, *options, "--channels", 16, "--images", 48, "--resume")
+    assert f"{tmp_path}/checkpoint.npz is of another model: this state does not fit Denoiser" in message
+    message = main(monkeypatch, QUICKSTART, *options, "--channels", 8, "--images", 48, "--resume", "--seed", 3)
+    assert message == f"{tmp_path}/checkpoint.npz is of another run: it has seed 0, not 3"
+
+
 @pytest.mark.parametrize("example", [QUICKSTART, SCORE_UNET, LIKELIHOOD])
 def test_errors_are_a_line_or_two_and_no_traceback(monkeypatch, tmp_path, example):
     for options, message in [

@@ -296,6 +296,10 @@ def clock(seconds: float) -> str:
 # ---------------------------------------------------------------- what it keeps
 
 
+class OtherRun(ValueError):
+    """The checkpoint to go on from is not one of this run, or of this model."""
+
+
 class Files:
     """log.jsonl and checkpoint.npz in the directory of a run; without a directory, nothing."""
 
@@ -339,12 +343,15 @@ class Files:
                 for k, v in self.settings.items()
                 if state["settings"].get(k) != v
             ]
-            raise ValueError(f"{self.out}/checkpoint.npz is of another run: it has {', '.join(changed)}")
+            raise OtherRun(f"{self.out}/checkpoint.npz is of another run: it has {', '.join(changed)}")
         if missing := [name for name, part in self.parts.items() if part is not None and name not in state]:
-            raise ValueError(f"{self.out}/checkpoint.npz has no {', '.join(missing)}")
+            raise OtherRun(f"{self.out}/checkpoint.npz has no {', '.join(missing)}")
         for name, part in self.parts.items():
             if part is not None:
-                part.load_state_dict(state[name])
+                try:
+                    part.load_state_dict(state[name])
+                except ValueError as error:
+                    raise OtherRun(f"{self.out}/checkpoint.npz is of another model: {error}") from error
         run = Run(**state["run"])
         self.saved_at = run.step
         lines = "".join(json.dumps(record) + "\n" for record in run.records)

@@ -25,8 +25,8 @@ class FineInputs(nn.Module):
     x is what a ScoreModel of "edm" or a Denoiser gives its net: c + r z, the image and the noise scaled to variance 1
     together. On average over z the wave of x is a times that of c, E[cos(w (c + r z))] = a cos(w c), so a is how much
     it tells: where the noise is wider than a wave, nothing, and the wave is taken away.
-    noise: ln(sigma) / 4, as they give it. sigma_data: theirs; it is not compared. powers: the n. Of digits in [-1, 1] the
-    wave of 1 is a third of the range long, that of 6 two and a half of 256 greys. Without powers y is x alone.
+    noise: ln(sigma) / 4, as they give it. sigma_data: theirs; it is not compared. powers: the n. Of digits in [-1, 1]
+    the wave of 1 is a third of the range long, that of 6 two and a half of 256 greys. Without powers y is x alone.
     Errors: ValueError for a sigma_data that is not positive and finite.
     Source: the sinusoids: Kingma et al. 2021, "Variational diffusion models", appendix C; what noise leaves of them:
     Barron et al. 2021, "Mip-NeRF", section 3.1.
