@@ -1,6 +1,6 @@
 """How many bits an image costs: a network trained by maximum likelihood, and what it needs for images it never saw.
 
-    python examples/06_likelihood.py                          MNIST, 5 rounds: @TIME@
+    python examples/06_likelihood.py                          MNIST, 5 rounds: a quarter of an hour on a CPU
     python examples/06_likelihood.py --data glyphs            digits drawn here, without a download
     python examples/06_likelihood.py --measure --bits 1000    no training: the checkpoint in --out, more images
     TINYDIFF_BACKEND=cupy python examples/06_likelihood.py    on a GPU

@@ -139,6 +139,7 @@ def test_average_is_the_mean_and_its_errors():
     assert average(a[:1]).mean == pytest.approx(a[0].mean()) and math.isnan(average(a[:1]).standard_error)
     assert math.isnan(average(a[:, :1]).probe_error)
     assert str(Average(1.5, 0.02, 0.001)) == "1.5000 +- 0.0200 (of which probes 0.0010)"
+    assert str(Average(1.5, 0.02, math.nan)) == "1.5000 +- 0.0200"
     for bad in (np.zeros((0, 1)), np.zeros(3)):
         with pytest.raises(ValueError, match=r"estimates must be \(N, probes\)"):
             average(bad)

@@ -105,7 +105,8 @@ class Average(NamedTuple):
     probe_error: float
 
     def __str__(self) -> str:
-        return f"{self.mean:.4f} +- {self.standard_error:.4f} (of which probes {self.probe_error:.4f})"
+        probes = "" if math.isnan(self.probe_error) else f" (of which probes {self.probe_error:.4f})"
+        return f"{self.mean:.4f} +- {self.standard_error:.4f}{probes}"
 
 
 def average(estimates: Any) -> Average:
