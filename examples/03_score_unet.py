@@ -1,7 +1,7 @@
 """The tutorial's score network: its own net, loss, learning rates and sampler, on MNIST.
 
-    python examples/03_score_unet.py                          75 epochs, the additive net; hours on a CPU
-    python examples/03_score_unet.py --epochs 21              an hour: strokes, not yet digits
+    python examples/03_score_unet.py                          75 epochs, the additive net; over an hour on a CPU
+    python examples/03_score_unet.py --epochs 21              twenty minutes: strokes, not yet digits
     python examples/03_score_unet.py --resume                 go on with a run that was interrupted (Ctrl-C saves)
     python examples/03_score_unet.py --compare                the trained net, sampled in eight ways
     python examples/03_score_unet.py --bits 1000              its bits per dimension on that many test images
@@ -28,7 +28,7 @@ from tinydiff.diffusion.likelihood import average, bits_per_dimension
 from tinydiff.diffusion.samplers import SAMPLERS, Counted, steps_for
 from tinydiff.models.tutorial import ScoreUNet
 from tinydiff.optim import EMA, Adam, constant, exponential
-from tinydiff.training import OtherRun, train
+from tinydiff.training import CannotResume, train
 
 # As published; the loss beside which ours is printed is of the same settings.
 TUTORIAL = {
@@ -234,5 +234,5 @@ def arguments():
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except OtherRun as error:  # --resume
+    except CannotResume as error:
         sys.exit(str(error))

@@ -1,6 +1,6 @@
 """Which sampler is better? A judge, that is a small network, learns to tell its samples from real digits.
 
-    python examples/03_score_unet.py                          trains the net whose samples are judged; hours on a CPU
+    python examples/03_score_unet.py                          trains the net whose samples are judged; over an hour
     python examples/05_judge.py                               then this: some minutes, most of them for one sampler
     python examples/05_judge.py --samples 128                 a look
     python examples/05_judge.py --checkpoint runs/other/checkpoint.npz
@@ -42,6 +42,7 @@ CONTESTANTS = [
     ("heun", 35, {"churn": 10.0}),  # as much as its algorithm allows, in 17 steps
     ("dpm_solver", 35, {}),
     ("ddim", 35, {}),
+    ("ddpm", 35, {}),
 ]
 SIGMA = 25.0  # of the process, as in 03_score_unet.py
 FOLDS = 4

@@ -26,7 +26,7 @@ from tinydiff.diffusion.likelihood import average
 from tinydiff.models.fine import FineInputs
 from tinydiff.models.unet import UNet
 from tinydiff.optim import EMA, Adam, cosine, warmup
-from tinydiff.training import OtherRun, train
+from tinydiff.training import CannotResume, train
 
 EPS = 1e-3  # the least noise, where greys are 2/256 apart
 LOW, HIGH = -1.0, 1.0
@@ -206,5 +206,5 @@ def arguments():
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except OtherRun as error:  # --resume
+    except CannotResume as error:
         sys.exit(str(error))

@@ -27,7 +27,7 @@ from tinydiff.diffusion.edm import Denoiser, KarrasSDE, edm_loss, guided
 from tinydiff.diffusion.samplers import heun, score_of
 from tinydiff.models.unet import UNet
 from tinydiff.optim import EMA, Adam, cosine, warmup
-from tinydiff.training import OtherRun, train
+from tinydiff.training import CannotResume, train
 
 VARIETY = "plain"  # of the glyphs: few enough styles for a few minutes
 UNSAID = 0.1  # how often the labels are kept from the net
@@ -222,5 +222,5 @@ def arguments():
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except OtherRun as error:  # --resume
+    except CannotResume as error:
         sys.exit(str(error))

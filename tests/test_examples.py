@@ -314,7 +314,7 @@ def test_going_on_with_another_net_is_an_error_of_one_line(tmp_path, data_dir, m
     options = ["--data", "mnist", "--data-dir", data_dir, "--out", tmp_path, "--batch-size", 8, "--steps", 1]
     assert main(monkeypatch, QUICKSTART, *options, "--channels", 8, "--images", 1) == 0
     message = main(monkeypatch, QUICKSTART, *options, "--channels", 16, "--images", 48, "--resume")
-    assert f"{tmp_path}/checkpoint.npz is of another model: this state does not fit Denoiser" in message
+    assert f"{tmp_path}/checkpoint.npz: its model is of another run: this state does not fit Denoiser" in message
     message = main(monkeypatch, QUICKSTART, *options, "--channels", 8, "--images", 48, "--resume", "--seed", 3)
     assert message == f"{tmp_path}/checkpoint.npz is of another run: it has seed 0, not 3"
 

@@ -57,7 +57,7 @@ def some(n, seed=0):
 @processes
 def test_a_gaussian_is_exact_to_the_tolerance_of_the_ode(each_backend, sde):
     x = some(6)
-    for tolerance in (5e-5, 1e-9):  # below the noise at EPS
+    for tolerance in (1e-5, 1e-9):  # below the noise at EPS
         found = log_likelihood(
             correlated_score(sde), backend.to_device(x), sde, 0, exact=True, eps=EPS, rtol=tolerance, atol=tolerance
         )
@@ -107,8 +107,9 @@ def test_the_integral_is_as_exact_as_the_image(each_backend):
     known = -0.5 * ((x * stretch / 20) ** 2).sum(1) - d * math.log(20 * math.sqrt(2 * math.pi)) + np.log(stretch).sum()
     found = log_likelihood(score, backend.to_device(x), sde, 0, eps=eps, rtol=1e-4, atol=1e-4)  # diagonal: exact
     assert (abs(backend.to_host(found)[:, 0] - known) / (d * math.log(2)) < 1e-3).all()
-    with pytest.raises(ValueError, match="atol must be below the noise at eps=0.001, 0.001, not 0.001"):
-        log_likelihood(score, backend.to_device(x), sde, 0, eps=eps, rtol=1e-3, atol=1e-3)
+    for rtol, atol in ((1e-5, 1e-3), (1e-3, 1e-5)):  # either way 0.15 bits a pixel would be lost at the first step
+        with pytest.raises(ValueError, match=r"must be below the noise at eps=0.001, 0.001, not 0.00\d+ \(atol="):
+            log_likelihood(score, backend.to_device(x), sde, 0, eps=eps, rtol=rtol, atol=atol)
 
 
 # ---------------------------------------------------------------- Hutchinson's estimator
@@ -139,7 +140,7 @@ def test_average_is_the_mean_and_its_errors():
     assert average(a[:1]).mean == pytest.approx(a[0].mean()) and math.isnan(average(a[:1]).standard_error)
     assert math.isnan(average(a[:, :1]).probe_error)
     assert str(Average(1.5, 0.02, 0.001)) == "1.5000 +- 0.0200 (of which probes 0.0010)"
-    assert str(Average(1.5, 0.02, math.nan)) == "1.5000 +- 0.0200"
+    assert str(Average(1.5, 0.02, math.nan)) == "1.5000 +- 0.0200" and str(Average(1.5, math.nan, math.nan)) == "1.5000"
     for bad in (np.zeros((0, 1)), np.zeros(3)):
         with pytest.raises(ValueError, match=r"estimates must be \(N, probes\)"):
             average(bad)
@@ -188,7 +189,7 @@ def test_bits_are_the_likelihood_of_the_dequantised_image_and_do_not_depend_on_t
         np.testing.assert_allclose(again, bits, atol=1e-5)
 
 
-@pytest.mark.parametrize("change", [{"eps": 0.05}, {"rtol": 0.2}, {"atol": 0.03}], ids=str)
+@pytest.mark.parametrize("change", [{"eps": 0.05}, {"rtol": 0.02}, {"atol": 0.03}], ids=str)
 def test_bits_are_by_the_eps_and_the_tolerances_asked_for(numpy_backend, change):
     sde, images = VESDE(25.0), np.random.default_rng(0).integers(0, 256, (3, 2, 2), np.uint8)
     score, options = gaussian_score(0.5, 0.1, sde), {"eps": 1e-3, "rtol": 1e-3, "atol": 1e-3}

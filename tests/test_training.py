@@ -12,7 +12,7 @@ from tinydiff import Rng, backend, detect_anomaly, nn, ops, saving, tensor, trai
 from tinydiff.diffusion import VESDE, score_matching_loss
 from tinydiff.models.tutorial import ScoreUNet
 from tinydiff.optim import EMA, SGD, Adam
-from tinydiff.training import OtherRun, gradients, train
+from tinydiff.training import CannotResume, gradients, train
 
 N, BATCH = 10, 4  # three steps an epoch, of 4, 4 and 2 samples
 X = np.random.default_rng(0).normal(size=(N, 3)).astype(np.float32)
@@ -380,7 +380,16 @@ def test_nothing_to_resume(tmp_path):
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     Task(tmp_path, ema=False).train(epochs=1)
-    with pytest.raises(OtherRun, match="is of another run: it has batch_size 4, not 5, seed 0, not 3"):
+    with pytest.raises(CannotResume, match="is of another run: it has batch_size 4, not 5, seed 0, not 3"):
         Task(tmp_path, ema=False).train(batch_size=5, seed=3, resume=True)
-    with pytest.raises(ValueError, match="has no ema"):
+    with pytest.raises(CannotResume, match="has no ema"):
         Task(tmp_path, ema=True).train(resume=True)
+    other = Task(tmp_path, ema=False)
+    other.model = nn.Linear(2, 1, rng=0)
+    with pytest.raises(
+        CannotResume, match="checkpoint.npz: its model is of another run: this state does not fit Linear"
+    ):
+        other.train(resume=True)
+    (tmp_path / "checkpoint.npz").write_bytes(b"PK")
+    with pytest.raises(CannotResume, match="is no checkpoint of tinydiff"):
+        Task(tmp_path, ema=False).train(resume=True)

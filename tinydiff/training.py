@@ -296,8 +296,8 @@ def clock(seconds: float) -> str:
 # ---------------------------------------------------------------- what it keeps
 
 
-class OtherRun(ValueError):
-    """The checkpoint to go on from is not one of this run, or of this model."""
+class CannotResume(ValueError):
+    """The checkpoint to go on from is damaged, or is not one of this run and this model."""
 
 
 class Files:
@@ -336,22 +336,25 @@ class Files:
             raise ValueError("train: resume needs `out`, the directory of the run")
         if not (self.out / "checkpoint.npz").exists():
             raise FileNotFoundError(f"nothing to resume: there is no {self.out / 'checkpoint.npz'}")
-        state = saving.load(self.out / "checkpoint.npz")
+        try:
+            state = saving.load(self.out / "checkpoint.npz")
+        except ValueError as error:
+            raise CannotResume(str(error)) from error
         if state["settings"] != self.settings:
             changed = [
                 f"{k} {state['settings'].get(k)}, not {v}"
                 for k, v in self.settings.items()
                 if state["settings"].get(k) != v
             ]
-            raise OtherRun(f"{self.out}/checkpoint.npz is of another run: it has {', '.join(changed)}")
+            raise CannotResume(f"{self.out}/checkpoint.npz is of another run: it has {', '.join(changed)}")
         if missing := [name for name, part in self.parts.items() if part is not None and name not in state]:
-            raise OtherRun(f"{self.out}/checkpoint.npz has no {', '.join(missing)}")
+            raise CannotResume(f"{self.out}/checkpoint.npz has no {', '.join(missing)}")
         for name, part in self.parts.items():
             if part is not None:
                 try:
                     part.load_state_dict(state[name])
                 except ValueError as error:
-                    raise OtherRun(f"{self.out}/checkpoint.npz is of another model: {error}") from error
+                    raise CannotResume(f"{self.out}/checkpoint.npz: its {name} is of another run: {error}") from error
         run = Run(**state["run"])
         self.saved_at = run.step
         lines = "".join(json.dumps(record) + "\n" for record in run.records)

@@ -41,7 +41,7 @@ def solve(
     y: (N, ...), t: (N,), a time a row. In a round every row tries a step of its own length. It is taken if the root
     mean square over the row of error / (atol + rtol |y|) is at most 1, and in any case the next is as long as that
     error allows, a fifth to five times this one. So a row does not depend on the others. 6 slopes a round, and one.
-    apart: so many of the last columns of y (N, D) are not averaged in, and have to be as exact each by itself.
+    apart: so many of the last columns of y (N, D), fewer than D, are not averaged in, but are as exact each by itself.
     Errors: ValueError for tolerances that are not positive, or steps < 1; RuntimeError, which says where they are, if
     rows have not arrived after so many rounds, or cannot: the step they would need is nothing beside t.
     """

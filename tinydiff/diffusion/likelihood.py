@@ -46,11 +46,11 @@ def log_likelihood(
 
     score(x, t, **condition): differentiable, made of ops on its Tensors; a denoiser becomes one by `score_of`.
     exact: the divergence itself, by a backward pass a dimension: (N, 1), for small D. rng: one draw a probe, whose row
-    i is that of sample `first + i`. rtol, atol, steps: of the ODE (dormand_prince.py), each sample at its own pace, for
-    all of x together and for the integral by itself, which a mean over them would hide. The error of the ODE is in no
-    standard error: to see it, ask for ten times less.
-    Errors: ValueError for probes < 1, eps outside (0, t_max), an atol that is not below the noise at eps, a score of
-    another shape; TypeError for an x that is not of floats, or a score without a gradient; RuntimeError if the
+    i is that of sample `first + i`. rtol, atol, steps: of the ODE (dormand_prince.py), each sample at its own pace, in
+    the mean over x and for the integral by itself. That error is in no standard error; to see it, call again with a
+    tenth of the tolerance.
+    Errors: ValueError for probes < 1, eps outside (0, t_max), a tolerance that is not below the noise at eps, a score
+    of another shape; TypeError for an x that is not of floats, or a score without a gradient; RuntimeError if the
     tolerance cannot be met.
     Source: Song et al. 2021, section 4.3 and appendix D.2.
     """
@@ -60,11 +60,11 @@ def log_likelihood(
     probes = whole("log_likelihood: probes", probes)
     if not 0 < eps < sde.t_max:
         raise ValueError(f"log_likelihood: eps must be between 0 and {sde.t_max:g}, not {eps!r}")
-    noise = float(sde.marginal_std(eps))
-    if not atol < noise:
+    noise, allowed = float(sde.marginal_std(eps)), atol + rtol * float(abs(to_host(x)).max(initial=0.0))
+    if not allowed < noise:
         raise ValueError(
-            f"log_likelihood: atol must be below the noise at eps={eps:g}, {noise:.2g}, not {atol!r}: what is finer "
-            "than atol may be stepped over"
+            f"log_likelihood: atol + rtol |x| must be below the noise at eps={eps:g}, {noise:.2g}, not {allowed:.2g} "
+            f"(atol={atol:g}, rtol={rtol:g}): what is finer than that may be stepped over"
         )
     shape, (n, d) = x.shape, (x.shape[0], math.prod(x.shape[1:]))
     if exact:
@@ -105,8 +105,9 @@ class Average(NamedTuple):
     probe_error: float
 
     def __str__(self) -> str:
+        error = "" if math.isnan(self.standard_error) else f" +- {self.standard_error:.4f}"
         probes = "" if math.isnan(self.probe_error) else f" (of which probes {self.probe_error:.4f})"
-        return f"{self.mean:.4f} +- {self.standard_error:.4f}{probes}"
+        return f"{self.mean:.4f}{error}{probes}"
 
 
 def average(estimates: Any) -> Average:
