@@ -41,8 +41,8 @@ def main() -> int:
     model = ScoreModel(FineInputs(net, sd, args.waves), sde, "edm", sigma_data=sd)
     ema = EMA(model, 0.999)
     d = images[0].size
-    levels = {"each pixel by itself": by_itself(images, read(args, "test"))}
-    levels |= PUBLISHED if args.data == "mnist" else {}
+    test = read(args, "test")[..., None]
+    levels = {"each pixel by itself": by_itself(images, test), **(PUBLISHED if args.data == "mnist" else {})}
 
     def loss(greys, rng, first):
         """In bits per dimension."""
@@ -89,7 +89,7 @@ def main() -> int:
             return 130  # as a shell reports an interrupted program
     with ema.applied():
         paint(model, sde, args)
-        measure(model, sde, args)
+        measure(model, sde, images, test[: args.bits], args)
     return 0
 
 
@@ -129,18 +129,18 @@ def paint(model, sde, args):
     plot.image_grid(x, args.out / "samples.png", low=LOW, high=HIGH)
 
 
-def measure(model, sde, args):
-    """Bits per dimension of the first images of the test set; bits.txt."""
-    images = read(args, "test")[: args.bits, :, :, None]  # (n, 28, 28, 1)
+def measure(model, sde, train, test, args):
+    """Bits per dimension of test images (n, 28, 28, 1), and of each pixel by itself; bits.txt."""
 
     def progress(done, total, so_far):
         print(f"\r{done} of {total} images, {so_far} bits per dimension", end="", file=sys.stderr, flush=True)
 
     bits = bits_per_dimension(
-        model, images, sde, Rng(args.seed).child("bits"), low=LOW, high=HIGH, eps=EPS, rtol=args.rtol, atol=args.rtol,
+        model, test, sde, Rng(args.seed).child("bits"), low=LOW, high=HIGH, eps=EPS, rtol=args.rtol, atol=args.rtol,
         threads=args.threads, progress=progress,
     )  # fmt: skip
-    line = f"{average(bits)} bits per dimension on {len(images)} test images, to a tolerance of {args.rtol:g}"
+    line = f"{average(bits)} bits per dimension on {len(test)} test images, to a tolerance of {args.rtol:g}"
+    line += f"; each pixel by itself {by_itself(train, test):.4f}"
     print(f"\n{line}", file=sys.stderr)
     (args.out / "bits.txt").write_text(line + "\n")
 
