@@ -46,9 +46,9 @@ def likelihood_loss(
     model: one that predicts "edm" under a KarrasSDE; x0 (N, ...) of floats; rng, first, condition: as in
     score_matching_loss.
     Pixels of bytes have no density: add u ~ U(0, 1) to each byte, anew each time. In bits a dimension the loss is
-    loss / (D ln 2) + 8 - log2(high - low), of an image with noise; likelihood.bits_per_dimension asks the same density
-    (or the ODE's) about images without. For a grey all alone, with eps an eighth of its width, a
-    perfect net has 0.33 bits here and 0.17 there.
+    loss / (D ln 2) + 8 - log2(high - low), of an image with noise; likelihood.bits_per_dimension asks the ODE's density
+    about images without. For a grey all alone, with eps an eighth of its width, a perfect net has 0.33 bits here and
+    0.17 there.
     Errors: TypeError for another model or process, or x0 that is not of floats; ValueError for another prediction, or
     eps outside (0, t_max).
     """
@@ -75,9 +75,8 @@ def _times(sd: float, low: float, high: float) -> Times:
     """sigma, such that ln r ~ U(low, high)."""
 
     def times(n: int, t_max: float, rng: Rng, dtype: Any, first: int) -> Array:
-        less = (1 - rng.uniform(n, dtype, first=first)) * (
-            high - low
-        ) - high  # -ln r, which may be 1e-5: no digits lost
+        # -ln r, which may be 1e-5 or less: as a sum of what is positive it keeps its digits.
+        less = (1 - rng.uniform(n, dtype, first=first)) * (high - low) - high
         return sd / xp.sqrt(xp.expm1(2 * less))
 
     return times
