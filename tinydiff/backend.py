@@ -9,6 +9,7 @@ that every wait for the device can be counted (`syncs`) and forbidden (`no_sync`
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 import threading
@@ -34,6 +35,7 @@ class Backend:
     to_host: Callable[[Array], numpy.ndarray]
     is_array: Callable[[Any], bool]
     kernels: str = "numpy"  # which file of tinydiff/kernels
+    fast: str | None = None  # under which name tinydiff/fast registers its versions; None: the plain ones run
     forbid_sync: Callable[[], Any] = contextlib.nullcontext  # context in which the array module itself refuses to wait
 
 
@@ -88,7 +90,14 @@ def _install(backend: Backend | None) -> None:
 
 
 def _numpy() -> Backend:
-    return Backend("numpy", numpy, numpy.asarray, numpy.asarray, lambda a: isinstance(a, numpy.ndarray))
+    return Backend(
+        "numpy", numpy, numpy.asarray, numpy.asarray, lambda a: isinstance(a, numpy.ndarray), fast=_fast("numpy")
+    )
+
+
+def _fast(name: str) -> str | None:
+    """The name, unless the environment says TINYDIFF_FAST=0: then everything runs as it stands on its page."""
+    return None if os.environ.get("TINYDIFF_FAST") == "0" else name
 
 
 def _cupy() -> Backend:
@@ -115,8 +124,9 @@ def _cupy() -> Backend:
             "check the driver and CUDA_VISIBLE_DEVICES, or unset TINYDIFF_BACKEND to run on the CPU"
         )
     return Backend(
-        "cupy", cupy, cupy.asarray, cupy.asnumpy, lambda a: isinstance(a, cupy.ndarray), "cuda", _no_cupy_sync
-    )
+        "cupy", cupy, cupy.asarray, cupy.asnumpy, lambda a: isinstance(a, cupy.ndarray), "cuda", _fast("cupy"),
+        _no_cupy_sync,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -137,6 +147,39 @@ def capture(step: Callable[..., Any]) -> Any:
     from .capture import Captured  # which stands far above, as it knows Tensors
 
     return Captured(step)
+
+
+class overridable:
+    """Decorator: a function of arrays, written plainly, for which fast/ may register a quicker version a backend:
+
+        @overridable
+        def clip_norm(gradients, max_norm): ...          # what a reader reads, and what runs without fast/
+
+        @clip_norm.fast("cupy")
+        def clip_norm_cupy(gradients, max_norm): ...     # in fast/, where nothing else knows of it
+
+    A fast version takes the same arguments and gives the same result; it may decline, by returning NotImplemented, and
+    then the plain one runs. (Ops have the same two methods of registration: engine.py.)
+    """
+
+    def __init__(self, plain: Callable[..., Any]):
+        self.plain = plain
+        self.versions: dict[str | None, Callable[..., Any]] = {}
+        functools.update_wrapper(self, plain)
+
+    def fast(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Decorator: the version for Backend.fast == name."""
+
+        def register(version: Callable[..., Any]) -> Callable[..., Any]:
+            self.versions[name] = version
+            return version
+
+        return register
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        version = self.versions.get(active().fast)
+        found = NotImplemented if version is None else version(*args, **options)
+        return self.plain(*args, **options) if found is NotImplemented else found
 
 
 def __getattr__(attribute: str) -> Any:
