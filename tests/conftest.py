@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # helpers beside the tests: stri
 
 import strict
 
-from tinydiff import backend, tape
-from tinydiff.tensor import OPS
+from tinydiff import backend, engine
+from tinydiff.operators import OPS
 
 BACKENDS = ["cupy"] if os.environ.get("TINYDIFF_BACKEND") == "cupy" else ["numpy", "strict"]
 
@@ -60,7 +60,7 @@ def op() -> Iterator[Any]:
     before = dict(OPS)
 
     def make(forward: Any, rule: Any = None, **options: Any) -> Any:
-        made = tape.primitive(forward, **options)
+        made = engine.op(forward, **options)
         if rule is not None:
             made.vjp(rule)
         return made

@@ -14,7 +14,7 @@ from conftest import BACKENDS, in_use
 import tinydiff
 from tinydiff import GradcheckError, Tensor, gradcheck, ops, tensor
 from tinydiff.backend import xp
-from tinydiff.tape import Primitive
+from tinydiff.tape import Op
 
 pytestmark = pytest.mark.usefixtures("numpy_backend")
 random = np.random.default_rng(4)
@@ -31,9 +31,9 @@ def N(*shape: int) -> Any:  # noqa: N802
     return np.asarray(random.normal(size=shape))
 
 
-def made(forward: Any, rule: Any) -> Primitive:
+def made(forward: Any, rule: Any) -> Op:
     """An op with this rule (g, out, *inputs), for better or worse."""
-    op = Primitive(forward)
+    op = Op(forward)
     op.vjp(rule)
     return op
 

@@ -203,17 +203,17 @@ def test_the_machine_is_measured(each_backend, monkeypatch):
 
 
 def test_everything_is_put_back_also_after_an_error():
-    before = tape.Primitive.__call__, tape.Node.cotangents
+    before = tape.Op.__call__, tape.Node.cotangents
     during = []
 
     def step():
-        during.append((tape.Primitive.__call__, tape.Node.cotangents))
+        during.append((tape.Op.__call__, tape.Node.cotangents))
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
         tinydiff.profile(step)
     assert during[0][0] is not before[0] and during[0][1] is not before[1]
-    assert (tape.Primitive.__call__, tape.Node.cotangents) == before
+    assert (tape.Op.__call__, tape.Node.cotangents) == before
     assert rows_of(lambda: ops.exp(leaf(2)))["exp"].calls == 1  # and it can be used again
 
 

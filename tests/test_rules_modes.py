@@ -16,7 +16,7 @@ from op_examples import NAMED, Example, apply, on_device
 from op_runs import as_tensors, every_example, outputs_of, pull_back, run
 
 from tinydiff import Tensor, backend, parallel
-from tinydiff.tensor import OPS
+from tinydiff.operators import OPS
 
 
 def bits(arrays: list[Any]) -> list[bytes]:

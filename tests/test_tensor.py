@@ -11,7 +11,7 @@ import pytest
 
 import tinydiff as td
 from tinydiff import backend, ops
-from tinydiff.tensor import OPS
+from tinydiff.operators import OPS
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 

@@ -25,7 +25,8 @@ import numpy
 
 from . import backend
 from .backward import grad
-from .modes import anomaly_detection, grad_enabled, recording
+from .anomaly import anomaly_detection
+from .engine import grad_enabled, set_grad_enabled as recording
 from .rng import current_shard, in_shard
 from .tensor import Tensor
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 from numbers import Integral
 from typing import Any
 
-from .. import replays
+from .. import backend
 from ..backend import Array, to_device, xp
 from ..rng import Rng, as_rng
 from ..tensor import Tensor, array_of
@@ -141,7 +141,7 @@ class Counted:
         self.given, self.nfe = score, 0
 
     def __call__(self, *args: Any, **condition: Any) -> Any:
-        replays.each_time(self._count)
+        backend.each_time(self._count)
         return self.given(*args, **condition)
 
     def _count(self) -> None:

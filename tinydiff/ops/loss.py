@@ -7,8 +7,7 @@ from typing import Any
 
 from ..backend import operand, xp
 from ..rng import Rng
-from ..tape import composite
-from ..tensor import Tensor
+from ..engine import Tensor, composite
 from .activation import softplus
 from .elementwise import square, where
 from .index import take_along_axis

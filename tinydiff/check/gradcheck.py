@@ -5,7 +5,7 @@
     right: order 1, complex step, 12 of 12 elements; largest relative error 0, input 0 at (0, 0)
 
 A wrong one raises GradcheckError, whose report names the worst element and says what the error looks like
-(diagnosis.py). The output is weighted with a random cotangent: ones would hide every error that sums to zero.
+(diagnosis.py). The output is weighted with a random adjoint: ones would hide every error that sums to zero.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from . import backend
-from .backward import grad
+from .. import backend
+from ..engine import AdjointShapeError, Tensor, grad
+from ..rng import Rng
 from .diagnosis import diagnose
-from .numeric import EPSILON, Problem, Slope
-from .rng import Rng
-from .tape import CotangentShapeError
-from .tensor import Tensor
+from .numbers import EPSILON, Derivative, Problem
 
 RTOL = {"complex step": 1e-8, "central differences": 1e-6}
 DIRECTIONS = 16
@@ -37,7 +35,7 @@ class Element:
     analytic: float
     numeric: float
     relative_error: float
-    kind: str = "smooth"  # or that of a place without a derivative: see numeric.Slope
+    kind: str = "smooth"  # or that of a place without a derivative: see numbers.Derivative
 
     @property
     def place(self) -> str:
@@ -60,7 +58,7 @@ class Report:
     checked: int = 0  # how many of them were compared one by one
     worst: Element | None = None
     wrong: list[Element] = field(default_factory=list)
-    # no derivative there: accepted between the slopes of the two sides
+    # no derivative there: accepted between the derivatives of the two sides
     kinks: list[Element] = field(default_factory=list)
     diagnosis: str = ""
     notes: list[str] = field(default_factory=list)
@@ -118,12 +116,12 @@ def gradcheck(
 
     fn takes Tensors and returns one, or several. Inputs that are float64 (arrays or Tensors) are differentiated;
     integers, None and whatever else goes to fn as it is. order=2 checks the gradient, and then the gradient of the
-    gradient, with respect to the inputs and to the cotangent.
+    gradient, with respect to the inputs and to the adjoint.
 
     The numbers are those of the complex step where fn can compute with complex arrays and agrees with central
     differences along a random direction; else central differences. An element where they say something else than
     the rule is tried again by central differences, which see kinks. At a kink the gradient may lie anywhere
-    between the slopes of the two sides, and the report lists it; at a jump, at the edge of the domain, or where
+    between the derivatives of the two sides, and the report lists it; at a jump, at the edge of the domain, or where
     no two differences agree, it is listed and not compared.
     Relative error: |analytic - numeric| over the larger of the two, or over a thousandth of the input's largest
     derivative for elements that are smaller; at most rtol (1e-8 for the complex step, 1e-6 for differences), beyond
@@ -144,17 +142,17 @@ def gradcheck(
     if order == 1:
         return report
 
-    cotangents = list(first.cotangents)
+    adjoints = list(first.adjoints)
 
     def gradient(create_graph: bool) -> Callable[..., list[Tensor]]:
         def run(*args: Any) -> list[Tensor]:
-            n = len(args) - len(cotangents)
+            n = len(args) - len(adjoints)
             return _pull_back(first.fn(*args[:n]), [args[i] for i in first.places], args[n:], create_graph)
 
         return run
 
-    names += [f"the cotangent of output {i}" for i in range(len(cotangents))]
-    second = Problem(gradient(create_graph=False), [*given, *cotangents], names)
+    names += [f"the adjoint of output {i}" for i in range(len(adjoints))]
+    second = Problem(gradient(create_graph=False), [*given, *adjoints], names)
     return _check(second, gradient(create_graph=True), 2, rtol, atol, rng, elements)
 
 
@@ -184,11 +182,11 @@ def _outputs(y: Any) -> list[Tensor]:
 
 
 def _pull_back(
-    outputs: Sequence[Tensor], xs: Sequence[Tensor], cotangents: Sequence[Any], create_graph: bool = False
+    outputs: Sequence[Tensor], xs: Sequence[Tensor], adjoints: Sequence[Any], create_graph: bool = False
 ) -> list[Tensor]:
-    """Each x's gradient of the sum over outputs of <cotangent, output>."""
+    """Each x's gradient of the sum over outputs of <adjoint, output>."""
     total: list[Any] = [None] * len(xs)
-    for y, v in zip(outputs, cotangents):
+    for y, v in zip(outputs, adjoints):
         if y.requires_grad:
             found = grad(y, xs, v, create_graph=create_graph)
             total = [g if t is None else t + g for t, g in zip(total, found)]
@@ -209,12 +207,12 @@ def _check(
             )
         if not np.allclose(y, same, rtol=1e-12, atol=1e-14):
             raise ValueError("gradcheck: the function gives another result each time: make its Rng anew inside it")
-    problem.cotangents = [_normal(rng, y.shape) for y in once]
+    problem.adjoints = [_normal(rng, y.shape) for y in once]
 
     report = Report(order, elements=sum(x.size for x in problem.arrays))
     try:
         analytic = _analytic(problem, fn)
-    except CotangentShapeError as error:
+    except AdjointShapeError as error:
         kind = "transposed" if sorted(error.given) == sorted(error.wanted) else "missing unbroadcast"
         report.diagnosis = f"{kind}: {error}"
         raise GradcheckError(report) from error
@@ -247,7 +245,7 @@ def _analytic(problem: Problem, fn: Callable[..., list[Tensor]]) -> list[Any]:
     xs = [Tensor(backend.to_device(x.copy()), True) for x in problem.arrays]
     for place, x in zip(problem.places, xs):
         given[place] = x
-    vs = [backend.to_device(v) for v in problem.cotangents]
+    vs = [backend.to_device(v) for v in problem.adjoints]
     return [backend.to_host(g._data) for g in _pull_back(fn(*given), xs, vs)]
 
 
@@ -267,15 +265,15 @@ def _method(problem: Problem, k: int, a: Any, noise: float, rng: Rng) -> tuple[s
             "central differences",
             f"no complex step, as the function raises {type(error).__name__} on complex arrays: {error}",
         )
-    slope = problem.by_central_differences(
+    derivative = problem.by_central_differences(
         k, d, 1 / max(float(np.abs(d).max()), 1.0), noise, 1e-8 * float(np.abs(a * d).sum())
     )
-    size = max(abs(by_step), abs(slope.value), float(np.abs(a * d).sum()))
-    if slope.kind == "smooth" and abs(by_step - slope.value) <= 1e-6 * size + 10 * slope.error:
+    size = max(abs(by_step), abs(derivative.value), float(np.abs(a * d).sum()))
+    if derivative.kind == "smooth" and abs(by_step - derivative.value) <= 1e-6 * size + 10 * derivative.error:
         return "complex step", ""
     why = (
         f"no complex step: along a random direction it gives {by_step:.6g}, "
-        f"differences {slope.value:.6g} ({slope.kind})"
+        f"differences {derivative.value:.6g} ({derivative.kind})"
     )
     return "central differences", why
 
@@ -306,7 +304,7 @@ def _compare_elements(
         one[index] = 1
         return one
 
-    def differences(index: tuple[int, ...]) -> Slope:
+    def differences(index: tuple[int, ...]) -> Derivative:
         goal = 0.01 * RTOL["central differences"] * max(abs(float(a[index])), size)
         return problem.by_central_differences(k, unit(index), max(1.0, abs(float(x[index]))), noise, goal)
 
@@ -319,22 +317,24 @@ def _compare_elements(
     else:
         doubtful = list(np.ndindex(*a.shape))
     for index in doubtful:
-        slope, step = differences(index), float(numeric[index])
-        if slope.kind != "smooth":
-            rough[index] = slope
-            numeric[index] = slope.value
-        elif method != "complex step" or not abs(step - slope.value) <= 10 * slope.error + 1e-6 * abs(step):
-            numeric[index] = slope.value
-            allowed[index] += 2 * slope.error + max(RTOL["central differences"] - rtol, 0.0) * abs(slope.value)
+        derivative, step = differences(index), float(numeric[index])
+        if derivative.kind != "smooth":
+            rough[index] = derivative
+            numeric[index] = derivative.value
+        elif method != "complex step" or not abs(step - derivative.value) <= 10 * derivative.error + 1e-6 * abs(step):
+            numeric[index] = derivative.value
+            allowed[index] += 2 * derivative.error + max(RTOL["central differences"] - rtol, 0.0) * abs(
+                derivative.value
+            )
 
     relative = _relative_error(a, numeric, allowed)
     wrong = ~(relative <= rtol)
-    for index, slope in rough.items():
-        low, high = min(slope.left, slope.right), max(slope.left, slope.right)
+    for index, derivative in rough.items():
+        low, high = min(derivative.left, derivative.right), max(derivative.left, derivative.right)
         slack = 1e-3 * max(abs(low), abs(high))
-        between = slope.kind != "kink" or low - slack <= a[index] <= high + slack
+        between = derivative.kind != "kink" or low - slack <= a[index] <= high + slack
         wrong[index] = not (between and np.isfinite(a[index]))
-    kinds = {index: slope.kind for index, slope in rough.items()}
+    kinds = {index: derivative.kind for index, derivative in rough.items()}
     elements = {
         index: Element(
             name, index, float(a[index]), float(numeric[index]), float(relative[index]), kinds.get(index, "smooth")
@@ -361,8 +361,8 @@ def _compare_directions(
         if method == "complex step":
             numeric, error = problem.by_complex_step(k, d), 0.0
         else:
-            slope = problem.by_central_differences(k, d, 1 / max(float(np.abs(d).max()), 1.0), noise, 1e-8 * size)
-            numeric, error = slope.value, slope.error
+            derivative = problem.by_central_differences(k, d, 1 / max(float(np.abs(d).max()), 1.0), noise, 1e-8 * size)
+            numeric, error = derivative.value, derivative.error
         away = max(abs(value - numeric) - atol - _rounding(method, noise, size) - 2 * error, 0.0)
         element = Element(name, None, value, numeric, away / max(abs(value), abs(numeric), size) if away else 0.0)
         pairs.append((value, numeric))

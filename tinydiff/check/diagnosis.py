@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from .numeric import Problem
-from .tensor import Tensor
+from .. import backend
+from ..engine import Tensor
+from .numbers import Problem
 
 CLOSE = 1e-5  # of the largest element
 MANY = 1024  # experiments are for inputs up to this size
@@ -91,7 +92,6 @@ class _Watched(Tensor):
 
 def _some_uses(problem: Problem, k: int, a: Any, n: Any) -> str:
     """Is it the gradient with one or more uses of the input held constant?"""
-    from . import backend
 
     def with_use(at: int, array: Any) -> tuple[list[Any], int]:
         watched = _Watched(backend.to_device(problem.arrays[k]), backend.to_device(array), at)
@@ -132,7 +132,7 @@ def _some_outputs(problem: Problem, k: int, a: Any, n: Any, wrong: Any) -> str:
         except Exception:  # not made for complex numbers; then there is no such evidence
             return ""
         unit[tuple(index)] = 0
-        terms = np.concatenate([(v * c).ravel() for v, c in zip(problem.cotangents, columns)])
+        terms = np.concatenate([(v * c).ravel() for v, c in zip(problem.adjoints, columns)])
         terms = terms[terms != 0]
         here, right = float(a[tuple(index)]), float(n[tuple(index)])
         if (
@@ -151,15 +151,15 @@ def _some_outputs(problem: Problem, k: int, a: Any, n: Any, wrong: Any) -> str:
 def _some_repetitions(problem: Problem, k: int, a: Any, n: Any) -> str:
     """Is it the gradient of some of the repetitions, or their mean? The gradient of each is that of an input which
     already has the output's shape."""
-    out = problem.cotangents[0].shape
+    out = problem.adjoints[0].shape
     extra = len(out) - a.ndim
-    if len(problem.cotangents) > 1 or extra < 0 or np.prod(out) > MANY:
+    if len(problem.adjoints) > 1 or extra < 0 or np.prod(out) > MANY:
         return ""
     stretched = [ax for ax in range(len(out)) if ax < extra or a.shape[ax - extra] == 1 != out[ax]]
     if not stretched or any(a.shape[ax - extra] != out[ax] for ax in range(len(out)) if ax not in stretched):
         return ""
     each = Problem(problem.fn, problem.inputs, problem.names)
-    each.cotangents = problem.cotangents
+    each.adjoints = problem.adjoints
     each.inputs[each.places[k]] = each.arrays[k] = np.array(np.broadcast_to(problem.arrays[k], out))
     full, unit = np.zeros(out), np.zeros(out)
     try:

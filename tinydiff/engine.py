@@ -1,0 +1,692 @@
+"""The engine: reverse-mode automatic differentiation, whole. Read it from top to bottom.
+
+An op computes z = f(x, y) on arrays. When a Tensor that requires a gradient goes in, the call leaves a `Node`: the op,
+where its inputs came from, and the arrays that its rule will read. For the final scalar L, the adjoint of x is
+x̄ = dL/dx. The rule of an op turns the adjoint of its output into those of its inputs (a vector-Jacobian product):
+
+    @op
+    def multiply(x, y):                 # arrays in, array out: it never sees a Tensor
+        return x * y
+
+    @multiply.vjp
+    def multiply_vjp(g, _z, x, y):      # the adjoint of the output, the output, the inputs
+        return lambda: g * y, lambda: g * x
+
+* A name with a leading underscore is handed over as shape and dtype alone, so its array is not kept until then.
+* An adjoint may be a function, which is called only if that gradient is wanted; None where there is no gradient.
+* An adjoint is summed to the shape of its input, and cast to its dtype, here and nowhere else (`unbroadcast`).
+* A rule is called with arrays, or, for `create_graph`, with Tensors, and then is itself recorded: so gradients have
+  gradients. It uses only operators and functions of tinydiff.ops, and writes into none of its arguments.
+
+`backward` passes adjoints from the newest node to the oldest. Why in that order? A node used twice gets an adjoint from
+each use, and must have their whole sum before it passes anything on. All uses of a node are younger than it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import itertools
+import operator
+import reprlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from . import backend, rng
+from .backend import Array
+from .operators import OPS, Operators, array_of
+
+clock = itertools.count(1)  # numbers nodes, and changes in place, in the order in which they happen
+
+
+class Mode(threading.local):
+    """What this thread is doing."""
+
+    recording = True
+
+
+mode = Mode()
+
+# ---------------------------------------------------------------- 1. Tensor
+
+
+class Tensor(Operators):
+    """An array that remembers how it was computed. Make one with `tinydiff.tensor`.
+
+    data: the array. grad: the gradient that `backward` leaves here. node: what computed it; None for a leaf.
+    Its operators and methods are NumPy's; each only names the op that it means.
+    """
+
+    __slots__ = ("_data", "_grad", "node", "_requires_grad", "changed", "hooks", "__weakref__")
+
+    def __init__(self, data: Array, requires_grad: bool = False, node: Node | None = None, changed: Any = None):
+        self._data = data
+        self._grad: Tensor | None = None
+        self.node = node
+        self._requires_grad = requires_grad
+        self.changed: list[int] = changed or [0]  # when it was last changed in place; a list, because views share it
+        self.hooks: list[Callable[..., Any]] | None = None
+
+    @property
+    def data(self) -> Array:
+        """The array. `x.data = a` and `x.data -= a` are seen by the engine; `x.data[0] = 1` is not, as in PyTorch."""
+        return self._data
+
+    @data.setter
+    def data(self, array: Array) -> None:
+        array = backend.to_device(array_of(array))
+        if array.shape != self._data.shape or array.dtype != self._data.dtype:
+            raise ValueError(
+                f"the data of a Tensor of shape {self.shape}, {self.dtype} cannot become an array of shape "
+                f"{array.shape}, {array.dtype}"
+            )
+        tell(self, "data", array)
+        self._data = array
+        self.changed[0] = next(clock)
+
+    @property
+    def grad(self) -> Tensor | None:
+        return self._grad
+
+    @grad.setter
+    def grad(self, g: Tensor | None) -> None:
+        tell(self, "grad", g)
+        self._grad = g
+
+    @property
+    def requires_grad(self) -> bool:
+        """Is a gradient of this Tensor wanted? May be set, on a floating Tensor."""
+        return self._requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, wanted: bool) -> None:
+        if wanted:
+            check_floating(self._data)
+        elif self.node is not None:
+            raise RuntimeError(
+                f"a Tensor of shape {self.shape} that {self.node.op.name} computed cannot stop requiring a gradient: "
+                "take x.detach()"
+            )
+        self._requires_grad = wanted
+
+    def detach(self) -> Tensor:
+        """The same array without its history."""
+        return Tensor(self._data, changed=self.changed)
+
+    def _changing(self, what: str, y: Any) -> Any:
+        """Note a change in place, and return the other operand's array."""
+        for name, x in (("x", self), ("y", y)):
+            if mode.recording and isinstance(x, Tensor) and x._requires_grad:
+                raise RuntimeError(
+                    f"{what}, where {name} has shape {x.shape} and requires a gradient, would lose that gradient: "
+                    "write a new Tensor (x = x + y, ops.where, ops.index_add), or do it inside tinydiff.no_grad()"
+                )
+        self.changed[0] = next(clock)
+        return backend.operand(array_of(y))
+
+    def backward(self, grad: Any = None, create_graph: bool = False, retain_graph: bool | None = None) -> None:
+        """Add the gradient of this Tensor by every leaf that requires one to the leaf's `.grad`; see `backward`."""
+        backward(self, grad, create_graph=create_graph, retain_graph=retain_graph)
+
+
+def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+    """A Tensor with a copy of the data: an array, a number, a nested list, or a Tensor (whose history is left behind).
+
+    Arrays keep their dtype; Python floats become float32, as everything does that was not told otherwise.
+    Errors: TypeError for data that is no array of numbers, or that requires a gradient and is not floating.
+    """
+    try:
+        array = backend.to_device(array_of(data))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"a Tensor holds an array of numbers, not {reprlib.repr(data)}: {error}") from error
+    if array.dtype.kind not in "fciub":
+        raise TypeError(f"a Tensor holds an array of numbers, not {reprlib.repr(data)}")
+    if dtype is None and not hasattr(data, "dtype") and array.dtype.kind == "f":
+        dtype = "float32"
+    array = array.astype(array.dtype if dtype is None else dtype)  # always a copy
+    if requires_grad:
+        check_floating(array)
+    return Tensor(array, requires_grad)
+
+
+def check_floating(array: Array) -> None:
+    """Errors: TypeError if the array is not of floating numbers, and so cannot have a gradient."""
+    if array.dtype.kind not in "fc":
+        raise TypeError(
+            f"only a floating Tensor can require a gradient, not {array.dtype} of shape "
+            f"{array.shape}: pass dtype='float32'"
+        )
+
+
+def describe(x: Any) -> str:
+    return f"a Tensor of shape {x.shape}" if isinstance(x, Tensor) else type(x).__name__
+
+
+# ---------------------------------------------------------------- 2. op
+
+
+class Op:
+    """A function of arrays with a rule. Called on arrays it returns an array; with a Tensor among its inputs it returns
+    a Tensor, and leaves a node if a gradient may be asked for."""
+
+    def __init__(self, forward: Callable[..., Any], holomorphic: bool = True, view: bool = False):
+        self.forward, self.name = forward, forward.__name__
+        self.holomorphic = holomorphic  # complex differentiable, so that the complex step can check it
+        self.view = view  # the output may share memory with the input
+        self.rule: Callable[..., Any] | None = None
+        self.keeps: Any = itertools.repeat(False)  # for each input: does the rule read its array?
+        self.keeps_out = False
+        self.fast_forwards: dict[str | None, Callable[..., Any]] = {}  # by backend: see fast/
+        self.fast_rules: dict[str | None, Callable[..., Any]] = {}
+        parameters = inspect.signature(forward).parameters.values()
+        self.defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+        functools.update_wrapper(self, forward)
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}>"
+
+    def __call__(self, *inputs: Any, **params: Any) -> Any:
+        if observers:
+            return observed("on_call", Op.apply)(self, inputs, params)
+        return self.apply(inputs, params)
+
+    def apply(self, inputs: tuple[Any, ...], params: dict[str, Any]) -> Any:
+        """Take the arrays out, compute, record a node."""
+        tensors = [x for x in inputs if isinstance(x, Tensor)]
+        if not tensors:
+            return self.compute(inputs, params)[0]
+        arrays = [x._data if isinstance(x, Tensor) else backend.operand(x) for x in inputs]
+        out, residuals = self.compute(arrays, params)
+        out = backend.as_array(out)
+        # A view shares its memory, and so the note of when that changed.
+        changed = tensors[0].changed if self.view and (out.base is not None or out is arrays[0]) else [0]
+        if not (mode.recording and any([x._requires_grad for x in tensors]) and out.dtype.kind in "fc"):
+            return Tensor(out, False, None, changed)
+        node = Node(self, inputs, arrays, {**self.defaults, **params}, out, residuals, changed)
+        return Tensor(out, True, node, changed)
+
+    def compute(self, arrays: Sequence[Any], params: dict[str, Any]) -> tuple[Any, Any]:
+        """The output; and what a fast version keeps for its rule, None if it was the page's forward that ran."""
+        if self.fast_forwards and (fast := self.fast_forwards.get(backend.active().fast)):
+            out = fast(*arrays, **params)
+            if out is not NotImplemented:
+                return out if type(out) is tuple else (out, ())
+        return self.forward(*arrays, **params), None
+
+    def vjp(self, rule: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorator: the rule (g, out, *inputs, **params) -> one adjoint per input."""
+        positional = [p for p in inspect.signature(rule).parameters.values() if p.kind is not p.KEYWORD_ONLY]
+        _, self.keeps_out, *keeps = [not p.name.startswith("_") for p in positional]
+        variadic = positional[-1].kind is inspect.Parameter.VAR_POSITIONAL
+        self.keeps = itertools.repeat(keeps[-1]) if variadic else keeps
+        self.rule = rule
+        return rule
+
+    def fast(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Decorator: the forward for the backend of that name. It may return (out, residuals), and then its own rule is
+        given these; it may decline, by returning NotImplemented, and then the page's forward runs."""
+        return lambda forward: self.fast_forwards.setdefault(name, forward)
+
+    def fast_vjp(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Decorator: the rule (g, out, *inputs, residuals, **params) on arrays, for calls whose forward was the fast
+        one. It may decline as well."""
+        return lambda rule: self.fast_rules.setdefault(name, rule)
+
+
+def op(forward: Any = None, *, holomorphic: bool = True, view: bool = False) -> Any:
+    """Decorator: make a function of arrays an op, and enter it in OPS. See the head of this file."""
+    if forward is None:
+        return functools.partial(op, holomorphic=holomorphic, view=view)
+    return register(Op(forward, holomorphic, view))
+
+
+def composite(function: Any) -> Any:
+    """Decorator: enter a function that is written in other ops, and so needs no rule, in OPS."""
+    return register(function)
+
+
+def register(function: Any) -> Any:
+    if function.__name__ in OPS:
+        raise ValueError(
+            f"there is an op named {function.__name__!r} already: choose another name, or take it out first, by "
+            f"tinydiff.engine.OPS.pop({function.__name__!r})"
+        )
+    OPS[function.__name__] = function
+    return function
+
+
+# ---------------------------------------------------------------- 3. Node
+
+
+class ShapeDtype:
+    """Stands for an array that a rule does not read."""
+
+    __slots__ = ("shape", "dtype")
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any):
+        self.shape, self.dtype = shape, dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+
+class Node(ShapeDtype):
+    """One recorded call, out = op(*inputs, **params). It has the shape and dtype of its output, so it stands for that.
+
+    parents: for each input that requires a gradient the node that made it, or itself if it is a leaf; else None.
+    values: for each input its array, if the rule reads it; else its shape and dtype. time: its number.
+    """
+
+    __slots__ = ("op", "params", "parents", "values", "out", "residuals", "watched", "time", "hooks", "__weakref__")
+
+    def __init__(
+        self,
+        op: Any,
+        inputs: Sequence[Any],
+        arrays: Sequence[Any],
+        params: dict,
+        out: Any,
+        residuals: Any,
+        changed: Any,
+    ):
+        self.op, self.params, self.residuals, self.hooks = op, params, residuals, None
+        self.shape, self.dtype, self.time = out.shape, out.dtype, next(clock)
+        parents: list[Any] = []
+        values: list[Any] = []
+        watched: list[Any] = []  # for each input whose array is kept, when that was last changed; else None
+        self.parents, self.values, self.watched = parents, values, watched
+        for x, a, keep in zip(inputs, arrays, op.keeps):
+            is_tensor = isinstance(x, Tensor)
+            parents.append((x.node or x) if is_tensor and x._requires_grad else None)
+            values.append(
+                a if keep or not hasattr(a, "shape") else (is_tensor and x.node) or ShapeDtype(a.shape, a.dtype)
+            )
+            watched.append(x.changed if is_tensor and keep else None)
+        self.out = out if op.keeps_out else self
+        watched.append(changed if op.keeps_out else None)
+        if params:
+            self._watch_options()
+
+    def _watch_options(self) -> None:
+        """Options have no gradient; but a rule may read them, such as the index of getitem."""
+        for name, value in self.params.items():
+            for part in value if type(value) is tuple else (value,):
+                if isinstance(part, Tensor):
+                    if part._requires_grad:
+                        raise TypeError(
+                            f"{self.op.name}: the option {name} has no gradient, but is a Tensor of shape "
+                            f"{part.shape} that requires one"
+                        )
+                    self.watched.append(part.changed)
+
+    def check_usable(self) -> None:
+        """Errors: RuntimeError if what was kept has been freed, or changed since."""
+        if self.values is None:
+            raise RuntimeError(
+                f"backward a second time through {self.op.name}: the arrays it had kept were freed by the first. "
+                "Pass retain_graph=True the first time, or compute the output again"
+            )
+        for i, changed in enumerate(self.watched):
+            if changed is not None and changed[0] > self.time:
+                n = len(self.parents)
+                what = f"input {i}" if i < n else "the output" if i == n else "an option"
+                raise RuntimeError(
+                    f"{what} of {self.op.name} was changed in place after it was used, and its gradient needs the old "
+                    "values: make a new array instead"
+                )
+
+    def adjoints(self, g: Any, wanted: Sequence[bool], create_graph: bool) -> list[Any]:
+        """The adjoint of each input that is wanted (None elsewhere), from that of the output, by the op's rule."""
+        self.check_usable()
+        found = self.apply_rule(g, create_graph)
+        found = found if isinstance(found, tuple) else (found,)
+        if len(found) != len(self.values):
+            raise ValueError(f"the rule of {self.op.name} gave {len(found)} adjoints for {len(self.values)} inputs")
+        result: list[Any] = []
+        for adjoint, x, want in zip(found, self.values, wanted):
+            adjoint = adjoint() if want and callable(adjoint) else adjoint
+            result.append(unbroadcast(adjoint, x, self.op.name, len(result)) if want and adjoint is not None else None)
+        return result
+
+    def apply_rule(self, g: Any, create_graph: bool) -> Any:
+        op, out, values = self.op, self.out, self.values
+        if create_graph:  # the page's rule, on Tensors with their history: what it computes is recorded in turn
+            out = out if out is self else Tensor(out, True, self)
+            values = [tensor_at(parent, value) for parent, value in zip(self.parents, values)]
+        elif op.fast_rules and self.residuals is not None and (fast := op.fast_rules.get(backend.active().fast)):
+            found = fast(g, out, *values, residuals=self.residuals, **self.params)
+            if found is not NotImplemented:
+                return found
+        if op.rule is None:
+            raise NotImplementedError(f"{op.name} has no rule, so no gradient passes through it")
+        return op.rule(g, out, *values, **self.params)
+
+    def free(self) -> None:
+        self.values = self.out = self.residuals = None  # type: ignore[assignment]
+        self.params = {}
+
+
+def tensor_at(parent: Any, value: Any) -> Any:
+    """An input of a node as a Tensor with its history; what had no gradient, or was not kept, as it is."""
+    if parent is None or isinstance(value, ShapeDtype):
+        return value
+    return parent if isinstance(parent, Tensor) else Tensor(value, True, parent)
+
+
+class AdjointShapeError(ValueError):
+    """A rule gave an adjoint that no sum over broadcast axes can bring to the shape of its input."""
+
+    def __init__(self, op: str, i: int, wanted: tuple[int, ...], given: tuple[int, ...]):
+        super().__init__(f"the rule of {op} gave input {i} of shape {wanted} an adjoint of shape {given}")
+        self.wanted, self.given = wanted, given
+
+
+def unbroadcast(adjoint: Any, x: Any, op: str, i: int) -> Any:
+    """The adjoint in the shape and dtype of its input. Broadcasting repeats x, so z = sum over its copies, and the
+    adjoint of x is the sum of the adjoints of its copies."""
+    shape = x.shape
+    try:
+        given = adjoint.shape
+    except AttributeError:
+        raise TypeError(
+            f"the rule of {op} gave input {i} of shape {shape} no array as an adjoint but {adjoint!r}"
+        ) from None
+    if given != shape:
+        extra = len(given) - len(shape)
+        stretched = [a for a in range(extra, len(given)) if shape[a - extra] == 1 != given[a]]
+        if extra < 0 or any(n != m for a, (n, m) in enumerate(zip(given[extra:], shape)) if a + extra not in stretched):
+            raise AdjointShapeError(op, i, shape, given)
+        adjoint = OPS["reshape"](OPS["sum"](adjoint, axis=(*range(extra), *stretched), keepdims=False), shape=shape)
+    return adjoint if adjoint.dtype == x.dtype else OPS["astype"](adjoint, dtype=x.dtype)
+
+
+# ---------------------------------------------------------------- 4. the backward pass
+
+
+def backward_pass(
+    output: Tensor, g: Any, targets: Sequence[Tensor] | None, create_graph: bool, keep: bool, stop: bool = False
+) -> list[tuple[Tensor, Tensor]]:
+    """(target, adjoint) for each target that the output depends on; targets None: every leaf. keep: the graph, for a
+    second pass. stop: do not go on beyond a target."""
+    goals = None if targets is None else {x.node or x: x for x in targets}
+
+    # 1. Every node that the output was computed from, oldest first.
+    nodes: set[Node] = set()
+    stack = [output.node] if output.node else []
+    while stack:
+        node = stack.pop()
+        if node not in nodes and not (stop and goals and node in goals):
+            nodes.add(node)
+            stack.extend([parent for parent in node.parents if isinstance(parent, Node)])
+    order = sorted(nodes, key=operator.attrgetter("time"))
+
+    # 2. Of these, the ones that lead to a target.
+    leading: set[Any] = set(goals or ())
+    if goals is not None:
+        leading.update(*([node] for node in order if not leading.isdisjoint(node.parents) and not leading.add(node)))
+
+    # 3. Adjoints, from the newest node to the oldest; at each the sum of what its uses have passed on.
+    adjoints: dict[Any, Any] = {output.node or output: g}
+    found: dict[Any, Any] = {}
+    pull_back = observed("on_rule", Node.adjoints) if observers else Node.adjoints
+    with set_grad_enabled(True) if create_graph else contextlib.nullcontext():
+        while order:
+            node = order.pop()
+            g = adjoints.pop(node, None)
+            if g is None:
+                continue
+            if node.hooks:
+                g = hooked(node, g)
+            if goals and node in goals:
+                found[node] = g
+            wanted = [p is not None and (goals is None or p in leading) for p in node.parents]
+            if True in wanted:
+                for parent, adjoint in zip(node.parents, pull_back(node, g, wanted, create_graph)):
+                    if adjoint is not None:
+                        adjoints[parent] = adjoints[parent] + adjoint if parent in adjoints else adjoint
+                if not keep:
+                    node.free()
+    found.update({x: hooked(x, g) if x.hooks else g for x, g in adjoints.items()})  # what is left belongs to leaves
+    tensors = {key: g if isinstance(g, Tensor) else Tensor(backend.as_array(g)) for key, g in found.items()}
+    return [(x, tensors[key]) for key, x in (goals or {x: x for x in tensors}).items() if key in tensors]
+
+
+def seed(output: Any, g: Any, create_graph: bool) -> Any:
+    """The adjoint at the output: what was given, or 1 for a scalar."""
+    if not (isinstance(output, Tensor) and output._requires_grad):
+        raise RuntimeError(
+            f"the output ({describe(output)}) does not depend on any Tensor that requires a gradient: "
+            "was requires_grad set, or was it computed inside no_grad() or detached?"
+        )
+    if g is None and output.size != 1:
+        raise RuntimeError(
+            f"the gradient of an output of shape {output.shape} needs an adjoint of that shape: "
+            "reduce it to a scalar first (.sum(), .mean()), or pass one"
+        )
+    g = backend.xp.ones_like(output._data) if g is None else g
+    g = g if isinstance(g, Tensor) else Tensor(backend.to_device(g))
+    if g.shape != output.shape:
+        raise RuntimeError(f"the adjoint has shape {g.shape}, but the output has shape {output.shape}")
+    g = g if g.dtype == output.dtype else g.astype(output.dtype)
+    return g if create_graph else g._data
+
+
+def hooked(owner: Any, g: Any) -> Any:
+    """The adjoint after the hooks of its Tensor."""
+    given = g if isinstance(g, Tensor) else Tensor(g)
+    for fn in owner.hooks:
+        given = given if (found := fn(given)) is None else found
+    return given if isinstance(g, Tensor) else given._data
+
+
+def owned(pairs: list[Any], given: Any, create_graph: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """The pairs (target, gradient), each gradient in memory of its own: a rule may hand one array to two inputs, or a
+    view, or the adjoint that the caller gave, and none of these may change when a gradient is scaled in place."""
+    taken = {id(array_of(given))}
+    for x, g in pairs:
+        if g._data.base is not None or id(g._data) in taken:
+            with set_grad_enabled(create_graph):
+                g = OPS["copy"](g)
+        taken.add(id(g._data))
+        yield x, g
+
+
+def backward(output: Tensor, g: Any = None, *, create_graph: bool = False, retain_graph: bool | None = None) -> None:
+    """Add d(output)/d(leaf), weighted with g, to `.grad` of every leaf that requires a gradient.
+
+    g: the adjoint of the output, an array or Tensor of its shape; 1 if the output has one element.
+    create_graph: record the pass itself, so that the gradients can be differentiated again.
+    retain_graph: keep what the graph saved, for a second pass; as create_graph unless given.
+    Errors: RuntimeError if the output needs no gradient, has several elements and no g, was computed from arrays that
+    have changed since, or was used already.
+    """
+    keep = create_graph if retain_graph is None else retain_graph
+    pairs = backward_pass(output, seed(output, g, create_graph), None, create_graph, keep)
+    for leaf, gradient in owned(pairs, g, create_graph):
+        leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+
+
+def grad(
+    output: Tensor,
+    inputs: Tensor | Sequence[Tensor],
+    grad_output: Any = None,
+    create_graph: bool = False,
+    retain_graph: bool = True,
+) -> tuple[Tensor, ...]:
+    """d(output)/d(input), weighted with grad_output, for each of the inputs; touches no `.grad`.
+
+    The inputs may be leaves or intermediate results. The gradient of one that the output does not depend on is zero.
+    create_graph, retain_graph: as for `backward`, but the graph is kept unless retain_graph is False.
+    Errors: as for `backward`; RuntimeError for an input that does not require a gradient.
+    """
+    inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    for i, x in enumerate(inputs):
+        if not (isinstance(x, Tensor) and x._requires_grad):
+            raise RuntimeError(f"grad: input {i} ({describe(x)}) does not require a gradient")
+    pairs = backward_pass(output, seed(output, grad_output, create_graph), inputs, create_graph, retain_graph)
+    found = {id(x.node or x): g for x, g in owned(pairs, grad_output, create_graph)}
+    keys = [id(x.node or x) for x in inputs]
+    return tuple(found[k] if k in found else Tensor(backend.xp.zeros_like(x._data)) for k, x in zip(keys, inputs))
+
+
+# ---------------------------------------------------------------- 5. modes
+
+
+def grad_enabled() -> bool:
+    """Are nodes being recorded in this thread?"""
+    return mode.recording
+
+
+@contextlib.contextmanager
+def set_grad_enabled(enabled: bool) -> Iterator[None]:
+    """Inside, nodes are recorded in this thread, or are not."""
+    before, mode.recording = mode.recording, enabled
+    try:
+        yield
+    finally:
+        mode.recording = before
+
+
+class no_grad:
+    """Inside `with no_grad():`, or a function or generator decorated with `@no_grad()`, nothing is recorded."""
+
+    def __init__(self) -> None:
+        self.before: list[bool] = []
+
+    def __enter__(self) -> None:
+        self.before.append(mode.recording)
+        mode.recording = False
+
+    def __exit__(self, *_error: Any) -> None:
+        mode.recording = self.before.pop()
+
+    def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(fn)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with set_grad_enabled(False):
+                return fn(*args, **kwargs)
+
+        @functools.wraps(fn)
+        def steps(*args: Any, **kwargs: Any) -> Any:
+            generator, sent = fn(*args, **kwargs), None
+            while True:  # while the generator waits, its caller's mode is the caller's own
+                try:
+                    with set_grad_enabled(False):
+                        value = generator.send(sent)
+                except StopIteration as end:
+                    return end.value
+                sent = yield value
+
+        return steps if inspect.isgeneratorfunction(fn) else call
+
+
+# ---------------------------------------------------------------- 6. observers
+
+
+class Observer:
+    """Who wants to know of every op: the profiler, anomaly detection, captured steps, checkpoint. Each stands around a
+    call or a rule, and runs it: override what is needed. thread: None for those of all threads."""
+
+    thread: int | None = None
+
+    def on_call(self, run: Callable[..., Any], op: Op, inputs: tuple[Any, ...], params: dict[str, Any]) -> Any:
+        return run(op, inputs, params)
+
+    def on_rule(self, run: Callable[..., Any], node: Node, g: Any, wanted: Sequence[bool], create_graph: bool) -> Any:
+        return run(node, g, wanted, create_graph)
+
+    def on_set(self, x: Tensor, name: str, value: Any) -> None:
+        """x.data or x.grad, as the name says, is about to become the value."""
+
+
+observers: list[Observer] = []  # empty in the usual case
+
+
+def observed(event: str, run: Callable[..., Any]) -> Callable[..., Any]:
+    """run, with this thread's observers around it."""
+    for observer in list(observers):
+        if observer.thread in (None, threading.get_ident()):
+            run = functools.partial(getattr(observer, event), run)
+    return run
+
+
+def tell(x: Tensor, name: str, value: Any) -> None:
+    """Let this thread's observers know what x.data or x.grad is about to become."""
+    for observer in list(observers):
+        if observer.thread in (None, threading.get_ident()):
+            observer.on_set(x, name, value)
+
+
+@contextlib.contextmanager
+def observing(observer: Any) -> Iterator[Any]:
+    """Inside, the observer is one of the observers."""
+    observers.append(observer)
+    try:
+        yield observer
+    finally:
+        observers.remove(observer)
+
+
+# ---------------------------------------------------------------- 7. checkpoint: memory for time
+
+
+def checkpoint(fn: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """fn(*inputs), without keeping what its backward pass reads: that is computed again when it is needed.
+
+    Gradients also reach Tensors that fn uses without being given them, such as the weights of a module; random numbers
+    are drawn again as they were. What fn changes itself changes twice, such as the statistics of a BatchNorm2d.
+    Errors: TypeError if fn returns anything but one Tensor. Source: Chen et al. 2016, "Training deep nets with
+    sublinear memory cost".
+    """
+    if not mode.recording:
+        return fn(*inputs)
+    with no_grad(), rng.recorded() as draws, observing(Used()) as used:
+        out = fn(*inputs)
+    if not isinstance(out, Tensor):
+        raise TypeError(f"checkpoint: the function must return one Tensor, not {type(out).__name__}")
+    sources = list(used.tensors.values())
+    if not sources or out._requires_grad or out.dtype.kind not in "fc":
+        return out  # nothing to compute again: no gradient is wanted, or fn gave back a Tensor that was there before
+    again = SimpleNamespace(fn=fn, inputs=inputs, sources=sources, draws=draws)
+    node = Node(recompute, sources, [x._data for x in sources], {"again": again}, out._data, None, out.changed)
+    node.watched += [x.changed for x in inputs if isinstance(x, Tensor)]  # also of those that need no gradient
+    return Tensor(out._data, True, node, out.changed)
+
+
+class Used(Observer):
+    """Notes the Tensors that this thread uses and that require a gradient."""
+
+    def __init__(self) -> None:
+        self.thread, self.tensors = threading.get_ident(), {}
+
+    def on_call(self, run: Callable[..., Any], op: Op, inputs: tuple[Any, ...], params: dict[str, Any]) -> Any:
+        self.tensors.update({id(x.node or x): x for x in inputs if isinstance(x, Tensor) and x._requires_grad})
+        return run(op, inputs, params)
+
+
+recompute = Op(lambda *sources, again: again.fn(*again.inputs))
+recompute.name = "checkpoint"
+
+
+@recompute.vjp
+def recompute_vjp(g: Any, _z: Any, *sources: Any, again: Any) -> Any:
+    """The function once more, with recording, and the adjoint passed back through that."""
+    with set_grad_enabled(True), rng.replayed(again.draws), rng.recorded() as draws:
+        out = again.fn(*again.inputs)
+    if rng.starts(draws) != rng.starts(again.draws):
+        raise RuntimeError(
+            "checkpoint: run again, the function drew other random numbers, "
+            f"{rng.starts(draws)} instead of {rng.starts(again.draws)}"
+        )
+    if not (isinstance(out, Tensor) and out._requires_grad and out.shape == g.shape):
+        raise RuntimeError(
+            f"checkpoint: run again, the function gave {describe(out)}, not one of shape {g.shape} with a gradient"
+        )
+    create_graph = isinstance(g, Tensor)
+    pairs = backward_pass(out, seed(out, g, create_graph), again.sources, create_graph, create_graph, stop=True)
+    found = {id(x): h if create_graph else h._data for x, h in pairs}
+    return tuple(found.get(id(x)) for x in again.sources)
