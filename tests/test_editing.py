@@ -22,7 +22,7 @@ from tinydiff.diffusion.samplers import (
     uniform_times,
 )
 from tinydiff.diffusion.sde import per_sample
-from tinydiff.tensor import array_of
+from tinydiff.engine import array_of
 
 SDE = VESDE(25.0)
 PROCESSES = pytest.mark.parametrize("sde", [SDE, constant_vp(6.0)], ids=["VE", "VP"])

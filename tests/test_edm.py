@@ -12,7 +12,7 @@ from tinydiff.diffusion.edm import Denoiser, KarrasSDE, edm_loss, guided
 from tinydiff.diffusion.loss import log_normal
 from tinydiff.diffusion.samplers import heun, rho_times, score_of
 from tinydiff.diffusion.sde import per_sample
-from tinydiff.tensor import array_of
+from tinydiff.engine import array_of
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 SD = 0.6

@@ -67,7 +67,7 @@ def exactly(arrays: list[np.ndarray | None]) -> list[Any]:
 
 
 def slopes(g: np.ndarray, arrays: list[Any], silu: bool) -> list[np.ndarray | None]:
-    """What each input's cotangent has to be, from the complex step, one element after the other."""
+    """What each input's adjoint has to be, from the complex step, one element after the other."""
     found: list[np.ndarray | None] = []
     for i, a in enumerate(arrays):
         if a is None:

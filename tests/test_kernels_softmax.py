@@ -154,7 +154,7 @@ def test_the_gradient_of_the_weights_equals_the_complex_step(dtype, shape, each_
 
 
 def test_values_with_samples_of_their_own(each_backend):
-    """The cotangent has more axes than the weights."""
+    """The adjoint has more axes than the weights."""
     s, g = draw(5, 7), draw(2, 3, 5, 7)
     found = kernels.attention_weights_backward(backend.to_device(g.copy()), weights(s, 1.0), 1.0)
     right = formula(s + 1e-20j * g).imag / 1e-20

@@ -13,7 +13,7 @@ from tinydiff.diffusion.edm import Denoiser, KarrasSDE
 from tinydiff.diffusion.likelihood import Average, average, bits_per_dimension, log_likelihood
 from tinydiff.diffusion.samplers import Counted, score_of
 from tinydiff.diffusion.sde import per_sample
-from tinydiff.tensor import array_of
+from tinydiff.engine import array_of
 
 EPS = 1e-4
 SDES = {"VE": VESDE(25.0), "VP": constant_vp(), "EDM": KarrasSDE(20.0)}

@@ -12,7 +12,7 @@ from tinydiff.diffusion import VESDE, KarrasSDE, ScoreModel, likelihood_loss, lo
 from tinydiff.models.fine import FineInputs
 from tinydiff.models.unet import UNet
 from tinydiff.optim import Adam
-from tinydiff.tensor import array_of
+from tinydiff.engine import array_of
 
 SD, SIGMA_MAX = 0.7, 2.0  # so small that the data is seen in the prior
 VARIANCES = np.array([1.0, 0.3, 0.01, 0.0001])  # of independent pixels

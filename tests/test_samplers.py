@@ -22,7 +22,7 @@ from tinydiff.diffusion.samplers import (
     steps_for,
     uniform_times,
 )
-from tinydiff.tensor import array_of
+from tinydiff.engine import array_of
 
 SDE = VESDE(25.0)
 every_sampler = pytest.mark.parametrize("name", SAMPLERS)

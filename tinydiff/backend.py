@@ -21,6 +21,7 @@ from typing import Any
 import numpy
 
 Array = Any  # an array of whichever module is in use; NumPy and CuPy share no base class
+HostArray = numpy.ndarray
 CHOICES = ("numpy", "cupy")
 PRECISIONS = ("float32", "tf32", "bf16")
 

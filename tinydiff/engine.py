@@ -31,6 +31,7 @@ import itertools
 import operator
 import reprlib
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -40,6 +41,7 @@ from .backend import Array
 from .operators import OPS, Operators, array_of
 
 clock = itertools.count(1)  # numbers nodes, and changes in place, in the order in which they happen
+changes: dict[int, tuple[int, Any]] = {}  # by the id of memory that was changed in place: when, and a weak reference
 
 
 class Mode(threading.local):
@@ -60,19 +62,18 @@ class Tensor(Operators):
     Its operators and methods are NumPy's; each only names the op that it means.
     """
 
-    __slots__ = ("_data", "_grad", "node", "_requires_grad", "changed", "hooks", "__weakref__")
+    __slots__ = ("_data", "_grad", "node", "_requires_grad", "hooks", "__weakref__")
 
-    def __init__(self, data: Array, requires_grad: bool = False, node: Node | None = None, changed: Any = None):
+    def __init__(self, data: Array, requires_grad: bool = False, node: Node | None = None):
         self._data = data
         self._grad: Tensor | None = None
         self.node = node
         self._requires_grad = requires_grad
-        self.changed: list[int] = changed or [0]  # when it was last changed in place; a list, because views share it
         self.hooks: list[Callable[..., Any]] | None = None
 
     @property
     def data(self) -> Array:
-        """The array. `x.data = a` and `x.data -= a` are seen by the engine; `x.data[0] = 1` is not, as in PyTorch."""
+        """The array. `x.data -= a` is seen as a change in place; `x.data[0] = 1` is not, as in PyTorch."""
         return self._data
 
     @data.setter
@@ -84,8 +85,9 @@ class Tensor(Operators):
                 f"{array.shape}, {array.dtype}"
             )
         tell(self, "data", array)
+        if array is self._data:
+            note_change(array)
         self._data = array
-        self.changed[0] = next(clock)
 
     @property
     def grad(self) -> Tensor | None:
@@ -114,7 +116,7 @@ class Tensor(Operators):
 
     def detach(self) -> Tensor:
         """The same array without its history."""
-        return Tensor(self._data, changed=self.changed)
+        return Tensor(self._data)
 
     def _changing(self, what: str, y: Any) -> Any:
         """Note a change in place, and return the other operand's array."""
@@ -124,7 +126,7 @@ class Tensor(Operators):
                     f"{what}, where {name} has shape {x.shape} and requires a gradient, would lose that gradient: "
                     "write a new Tensor (x = x + y, ops.where, ops.index_add), or do it inside tinydiff.no_grad()"
                 )
-        self.changed[0] = next(clock)
+        note_change(self._data)
         return backend.operand(array_of(y))
 
     def backward(self, grad: Any = None, create_graph: bool = False, retain_graph: bool | None = None) -> None:
@@ -150,6 +152,18 @@ def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     if requires_grad:
         check_floating(array)
     return Tensor(array, requires_grad)
+
+
+def memory_of(array: Array) -> Array:
+    """The array that owns the memory, which views share."""
+    return array.base if backend.active().is_array(array.base) else array
+
+
+def note_change(array: Array) -> None:
+    """Note that an array was changed in place: a rule that has yet to read it would read the wrong values."""
+    memory = memory_of(array)
+    key = id(memory)
+    changes[key] = next(clock), weakref.ref(memory, lambda _: changes.pop(key, None))
 
 
 def check_floating(array: Array) -> None:
@@ -195,18 +209,30 @@ class Op:
 
     def apply(self, inputs: tuple[Any, ...], params: dict[str, Any]) -> Any:
         """Take the arrays out, compute, record a node."""
-        tensors = [x for x in inputs if isinstance(x, Tensor)]
+        arrays: list[Any] = []
+        parents: list[Any] = []
+        tensors, required = 0, False
+        for x in inputs:
+            parent = None
+            if isinstance(x, Tensor):
+                tensors += 1
+                if x._requires_grad:
+                    parent, required = x.node or x, True
+                x = x._data
+            arrays.append(x)
+            parents.append(parent)
         if not tensors:
-            return self.compute(inputs, params)[0]
-        arrays = [x._data if isinstance(x, Tensor) else backend.operand(x) for x in inputs]
+            return self.compute(arrays, params)[0]
+        if tensors < len(arrays):
+            arrays = [a if type(a) is float else backend.operand(a) for a in arrays]
         out, residuals = self.compute(arrays, params)
-        out = backend.as_array(out)
-        # A view shares its memory, and so the note of when that changed.
-        changed = tensors[0].changed if self.view and (out.base is not None or out is arrays[0]) else [0]
-        if not (mode.recording and any([x._requires_grad for x in tensors]) and out.dtype.kind in "fc"):
-            return Tensor(out, False, None, changed)
-        node = Node(self, inputs, arrays, {**self.defaults, **params}, out, residuals, changed)
-        return Tensor(out, True, node, changed)
+        if type(out) is not backend.HostArray:
+            out = backend.as_array(out)
+        if not required or not mode.recording or out.dtype.kind not in "fc":
+            return Tensor(out)
+        if self.defaults:
+            params = {**self.defaults, **params}
+        return Tensor(out, True, Node(self, parents, arrays, params, out, residuals))
 
     def compute(self, arrays: Sequence[Any], params: dict[str, Any]) -> tuple[Any, Any]:
         """The output; and what a fast version keeps for its rule, None if it was the page's forward that ran."""
@@ -274,6 +300,9 @@ class ShapeDtype:
         return len(self.shape)
 
 
+shape_dtype = functools.lru_cache(1024)(ShapeDtype)
+
+
 class Node(ShapeDtype):
     """One recorded call, out = op(*inputs, **params). It has the shape and dtype of its output, so it stands for that.
 
@@ -281,47 +310,35 @@ class Node(ShapeDtype):
     values: for each input its array, if the rule reads it; else its shape and dtype. time: its number.
     """
 
-    __slots__ = ("op", "params", "parents", "values", "out", "residuals", "watched", "time", "hooks", "__weakref__")
+    __slots__ = ("op", "params", "parents", "values", "out", "residuals", "time", "hooks", "__weakref__")
 
-    def __init__(
-        self,
-        op: Any,
-        inputs: Sequence[Any],
-        arrays: Sequence[Any],
-        params: dict,
-        out: Any,
-        residuals: Any,
-        changed: Any,
-    ):
-        self.op, self.params, self.residuals, self.hooks = op, params, residuals, None
+    def __init__(self, op: Op, parents: list[Any], arrays: Sequence[Any], params: dict, out: Any, residuals: Any):
+        self.op, self.params, self.parents, self.residuals, self.hooks = op, params, parents, residuals, None
         self.shape, self.dtype, self.time = out.shape, out.dtype, next(clock)
-        parents: list[Any] = []
+        self.out = out if op.keeps_out else None
         values: list[Any] = []
-        watched: list[Any] = []  # for each input whose array is kept, when that was last changed; else None
-        self.parents, self.values, self.watched = parents, values, watched
-        for x, a, keep in zip(inputs, arrays, op.keeps):
-            is_tensor = isinstance(x, Tensor)
-            parents.append((x.node or x) if is_tensor and x._requires_grad else None)
-            values.append(
-                a if keep or not hasattr(a, "shape") else (is_tensor and x.node) or ShapeDtype(a.shape, a.dtype)
-            )
-            watched.append(x.changed if is_tensor and keep else None)
-        self.out = out if op.keeps_out else self
-        watched.append(changed if op.keeps_out else None)
+        for parent, a, keep in zip(parents, arrays, op.keeps):
+            if not keep and hasattr(a, "shape"):
+                a = parent if type(parent) is Node else shape_dtype(a.shape, a.dtype)
+            values.append(a)
+        self.values = values
         if params:
-            self._watch_options()
+            self.check_options()
 
-    def _watch_options(self) -> None:
-        """Options have no gradient; but a rule may read them, such as the index of getitem."""
+    def options(self) -> Iterator[tuple[str, Any]]:
+        """("the name", value) of each option, such as the index of getitem; tuples taken apart."""
         for name, value in self.params.items():
             for part in value if type(value) is tuple else (value,):
-                if isinstance(part, Tensor):
-                    if part._requires_grad:
-                        raise TypeError(
-                            f"{self.op.name}: the option {name} has no gradient, but is a Tensor of shape "
-                            f"{part.shape} that requires one"
-                        )
-                    self.watched.append(part.changed)
+                yield f"the {name}", part
+
+    def check_options(self) -> None:
+        """Errors: TypeError for an option that would need a gradient, as it has none."""
+        for name, x in self.options():
+            if isinstance(x, Tensor) and x._requires_grad:
+                raise TypeError(
+                    f"{self.op.name}: the option {name[4:]} has no gradient, but is a Tensor of shape {x.shape} "
+                    "that requires one"
+                )
 
     def check_usable(self) -> None:
         """Errors: RuntimeError if what was kept has been freed, or changed since."""
@@ -330,10 +347,11 @@ class Node(ShapeDtype):
                 f"backward a second time through {self.op.name}: the arrays it had kept were freed by the first. "
                 "Pass retain_graph=True the first time, or compute the output again"
             )
-        for i, changed in enumerate(self.watched):
-            if changed is not None and changed[0] > self.time:
-                n = len(self.parents)
-                what = f"input {i}" if i < n else "the output" if i == n else "an option"
+        kept = [*enumerate(self.values), ("the output", self.out), *self.options()] if changes else ()
+        for what, a in kept:
+            a = array_of(a)
+            if hasattr(a, "base") and changes.get(id(memory_of(a)), (0,))[0] > self.time:
+                what = f"input {what}" if isinstance(what, int) else what
                 raise RuntimeError(
                     f"{what} of {self.op.name} was changed in place after it was used, and its gradient needs the old "
                     "values: make a new array instead"
@@ -341,19 +359,27 @@ class Node(ShapeDtype):
 
     def adjoints(self, g: Any, wanted: Sequence[bool], create_graph: bool) -> list[Any]:
         """The adjoint of each input that is wanted (None elsewhere), from that of the output, by the op's rule."""
-        self.check_usable()
-        found = self.apply_rule(g, create_graph)
-        found = found if isinstance(found, tuple) else (found,)
-        if len(found) != len(self.values):
-            raise ValueError(f"the rule of {self.op.name} gave {len(found)} adjoints for {len(self.values)} inputs")
+        if self.values is None or changes:
+            self.check_usable()
+        values, found = self.values, self.apply_rule(g, create_graph)
+        if type(found) is not tuple:
+            found = (found,)
+        if len(found) != len(values):
+            raise ValueError(f"the rule of {self.op.name} gave {len(found)} adjoints for {len(values)} inputs")
         result: list[Any] = []
-        for adjoint, x, want in zip(found, self.values, wanted):
-            adjoint = adjoint() if want and callable(adjoint) else adjoint
-            result.append(unbroadcast(adjoint, x, self.op.name, len(result)) if want and adjoint is not None else None)
+        for adjoint, x, want in zip(found, values, wanted):
+            if want and callable(adjoint):
+                adjoint = adjoint()
+            if not want or adjoint is None:
+                result.append(None)
+            elif type(adjoint) is backend.HostArray and adjoint.shape == x.shape and adjoint.dtype is x.dtype:
+                result.append(adjoint)  # the usual case
+            else:
+                result.append(unbroadcast(adjoint, x, self.op.name, len(result)))
         return result
 
     def apply_rule(self, g: Any, create_graph: bool) -> Any:
-        op, out, values = self.op, self.out, self.values
+        op, out, values = self.op, self if self.out is None else self.out, self.values
         if create_graph:  # the page's rule, on Tensors with their history: what it computes is recorded in turn
             out = out if out is self else Tensor(out, True, self)
             values = [tensor_at(parent, value) for parent, value in zip(self.parents, values)]
@@ -421,13 +447,20 @@ def backward_pass(
         node = stack.pop()
         if node not in nodes and not (stop and goals and node in goals):
             nodes.add(node)
-            stack.extend([parent for parent in node.parents if isinstance(parent, Node)])
+            for parent in node.parents:
+                if type(parent) is Node:
+                    stack.append(parent)
     order = sorted(nodes, key=operator.attrgetter("time"))
 
-    # 2. Of these, the ones that lead to a target.
+    # 2. Which of their inputs lead to a target, so that an adjoint is wanted there.
+    wanted: dict[Node, list[bool]] = {}
     leading: set[Any] = set(goals or ())
-    if goals is not None:
-        leading.update(*([node] for node in order if not leading.isdisjoint(node.parents) and not leading.add(node)))
+    for node in order:
+        if goals is None:
+            wanted[node] = [parent is not None for parent in node.parents]
+        elif not leading.isdisjoint(node.parents):
+            leading.add(node)
+            wanted[node] = [parent in leading for parent in node.parents]
 
     # 3. Adjoints, from the newest node to the oldest; at each the sum of what its uses have passed on.
     adjoints: dict[Any, Any] = {output.node or output: g}
@@ -443,9 +476,8 @@ def backward_pass(
                 g = hooked(node, g)
             if goals and node in goals:
                 found[node] = g
-            wanted = [p is not None and (goals is None or p in leading) for p in node.parents]
-            if True in wanted:
-                for parent, adjoint in zip(node.parents, pull_back(node, g, wanted, create_graph)):
+            if node in wanted:
+                for parent, adjoint in zip(node.parents, pull_back(node, g, wanted[node], create_graph)):
                     if adjoint is not None:
                         adjoints[parent] = adjoints[parent] + adjoint if parent in adjoints else adjoint
                 if not keep:
@@ -651,10 +683,10 @@ def checkpoint(fn: Callable[..., Tensor], *inputs: Any) -> Tensor:
     sources = list(used.tensors.values())
     if not sources or out._requires_grad or out.dtype.kind not in "fc":
         return out  # nothing to compute again: no gradient is wanted, or fn gave back a Tensor that was there before
-    again = SimpleNamespace(fn=fn, inputs=inputs, sources=sources, draws=draws)
-    node = Node(recompute, sources, [x._data for x in sources], {"again": again}, out._data, None, out.changed)
-    node.watched += [x.changed for x in inputs if isinstance(x, Tensor)]  # also of those that need no gradient
-    return Tensor(out._data, True, node, out.changed)
+    read = [(x, x._data) for x in (*sources, *inputs) if isinstance(x, Tensor)]  # also those that need no gradient
+    again = SimpleNamespace(fn=fn, inputs=inputs, sources=sources, draws=draws, read=read, time=next(clock))
+    parents, arrays = [x.node or x for x in sources], [x._data for x in sources]
+    return Tensor(out._data, True, Node(recompute, parents, arrays, {"again": again}, out._data, None))
 
 
 class Used(Observer):
@@ -675,6 +707,12 @@ recompute.name = "checkpoint"
 @recompute.vjp
 def recompute_vjp(g: Any, _z: Any, *sources: Any, again: Any) -> Any:
     """The function once more, with recording, and the adjoint passed back through that."""
+    for x, array in again.read:
+        if x._data is not array or changes.get(id(memory_of(array)), (0,))[0] > again.time:
+            raise RuntimeError(
+                f"{describe(x)}, an input of checkpoint, was changed in place after it was used, and its gradient needs "
+                "the old values: make a new array instead"
+            )
     with set_grad_enabled(True), rng.replayed(again.draws), rng.recorded() as draws:
         out = again.fn(*again.inputs)
     if rng.starts(draws) != rng.starts(again.draws):

@@ -23,7 +23,7 @@ from typing import Any
 
 from . import backend
 from .backend import Array, overridable, xp
-from .engine import Tensor, clock
+from .engine import Tensor, note_change
 from .nn import Module
 from .operators import array_of
 
@@ -72,7 +72,7 @@ class Optimizer:
                         "compute the gradients inside the step, after zero_grad, or leave them in the same Tensors"
                     )
                 self.counts[i] += 1
-                p.changed[0] = next(clock)
+                note_change(p.data)
             return self._hyperparameters([self.counts[i] for i, _, _ in moving])
 
         if moving:
@@ -273,7 +273,7 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Array:
 
     def changed() -> None:
         for g in gradients:
-            g.changed[0] = next(clock)
+            note_change(g.data)
 
     backend.each_time(changed)
     return clip_norm([g._data for g in gradients], max_norm)

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 from . import backend, ops, parallel
 from .backend import xp
-from .engine import Node, Observer, Op, Tensor, observing
+from .engine import Node, Observer, Op, Tensor, observing, recompute
 from .operators import array_of
 
 Result = TypeVar("Result")
@@ -179,7 +179,7 @@ class _Watch(Observer):
         return out
 
     def on_rule(self, run: Callable[..., Any], node: Node, g: Any, wanted: Sequence[bool], create_graph: bool) -> Any:
-        if self._within():
+        if self._within() or node.op is recompute:  # what checkpoint runs again counts itself
             return run(node, g, wanted, create_graph)
         shapes = [getattr(x, "shape", ()) for x in node.values]
         moved = _bytes(g, *_kept_by(node))

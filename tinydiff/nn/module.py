@@ -110,7 +110,6 @@ class Module:
         for _, tensor in self.named_tensors():
             if tensor.dtype.kind == "f":
                 tensor._data = tensor._data.astype(dtype)
-                tensor.version[0] += 1
                 tensor.grad = None
         return self
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -136,7 +137,7 @@ def conv2d_weight_grad_vjp(g: Any, _w: Any, x: Any, y: Any, *, geometry: Geometr
 
 def by_group(a: Any, groups: int) -> Any:
     """(..., C) -> (G, M, C/G): rows of channels, a matrix for each group."""
-    rows = a.reshape(-1 if a.size else 0, groups, a.shape[-1] // groups)
+    rows = a.reshape(math.prod(a.shape[:-1]), groups, a.shape[-1] // groups)
     return rows.transpose(1, 0, 2)
 
 
