@@ -37,11 +37,19 @@ from types import SimpleNamespace
 from typing import Any
 
 from . import backend, rng
-from .backend import Array
+from .backend import Array, HostArray
 from .operators import OPS, Operators, array_of
 
 clock = itertools.count(1)  # numbers nodes, and changes in place, in the order in which they happen
-changes: dict[int, tuple[int, Any]] = {}  # by the id of memory that was changed in place: when, and a weak reference
+
+
+class Changes(dict[int, tuple[int, Any]]):
+    """By the id of memory that was changed in place: when, and a weak reference to it."""
+
+    latest = 0  # of those times
+
+
+changes = Changes()
 
 
 class Mode(threading.local):
@@ -163,7 +171,8 @@ def note_change(array: Array) -> None:
     """Note that an array was changed in place: a rule that has yet to read it would read the wrong values."""
     memory = memory_of(array)
     key = id(memory)
-    changes[key] = next(clock), weakref.ref(memory, lambda _: changes.pop(key, None))
+    changes.latest = now = next(clock)
+    changes[key] = now, weakref.ref(memory, lambda _: changes.pop(key, None))
 
 
 def check_floating(array: Array) -> None:
@@ -192,7 +201,7 @@ class Op:
         self.view = view  # the output may share memory with the input
         self.rule: Callable[..., Any] | None = None
         self.keeps: Any = itertools.repeat(False)  # for each input: does the rule read its array?
-        self.keeps_out = False
+        self.keeps_out = self.keeps_all = False
         self.fast_forwards: dict[str | None, Callable[..., Any]] = {}  # by backend: see fast/
         self.fast_rules: dict[str | None, Callable[..., Any]] = {}
         parameters = inspect.signature(forward).parameters.values()
@@ -225,8 +234,8 @@ class Op:
             return self.compute(arrays, params)[0]
         if tensors < len(arrays):
             arrays = [a if type(a) is float else backend.operand(a) for a in arrays]
-        out, residuals = self.compute(arrays, params)
-        if type(out) is not backend.HostArray:
+        out, residuals = self.compute(arrays, params) if self.fast_forwards else (self.forward(*arrays, **params), None)
+        if type(out) is not HostArray:
             out = backend.as_array(out)
         if not required or not mode.recording or out.dtype.kind not in "fc":
             return Tensor(out)
@@ -248,6 +257,7 @@ class Op:
         _, self.keeps_out, *keeps = [not p.name.startswith("_") for p in positional]
         variadic = positional[-1].kind is inspect.Parameter.VAR_POSITIONAL
         self.keeps = itertools.repeat(keeps[-1]) if variadic else keeps
+        self.keeps_all = all(keeps)
         self.rule = rule
         return rule
 
@@ -313,15 +323,19 @@ class Node(ShapeDtype):
     __slots__ = ("op", "params", "parents", "values", "out", "residuals", "time", "hooks", "__weakref__")
 
     def __init__(self, op: Op, parents: list[Any], arrays: Sequence[Any], params: dict, out: Any, residuals: Any):
-        self.op, self.params, self.parents, self.residuals, self.hooks = op, params, parents, residuals, None
-        self.shape, self.dtype, self.time = out.shape, out.dtype, next(clock)
+        self.op = op
+        self.params = params
+        self.parents = parents
         self.out = out if op.keeps_out else None
-        values: list[Any] = []
-        for parent, a, keep in zip(parents, arrays, op.keeps):
-            if not keep and hasattr(a, "shape"):
-                a = parent if type(parent) is Node else shape_dtype(a.shape, a.dtype)
-            values.append(a)
-        self.values = values
+        self.residuals = residuals
+        self.shape = out.shape
+        self.dtype = out.dtype
+        self.time = next(clock)
+        self.hooks = None
+        self.values = arrays if op.keeps_all else [
+            a if keep or not hasattr(a, "shape") else parent if type(parent) is Node else shape_dtype(a.shape, a.dtype)
+            for parent, a, keep in zip(parents, arrays, op.keeps)
+        ]  # fmt: skip
         if params:
             self.check_options()
 
@@ -347,7 +361,7 @@ class Node(ShapeDtype):
                 f"backward a second time through {self.op.name}: the arrays it had kept were freed by the first. "
                 "Pass retain_graph=True the first time, or compute the output again"
             )
-        kept = [*enumerate(self.values), ("the output", self.out), *self.options()] if changes else ()
+        kept = [*enumerate(self.values), ("the output", self.out), *self.options()]
         for what, a in kept:
             a = array_of(a)
             if hasattr(a, "base") and changes.get(id(memory_of(a)), (0,))[0] > self.time:
@@ -357,9 +371,9 @@ class Node(ShapeDtype):
                     "values: make a new array instead"
                 )
 
-    def adjoints(self, g: Any, wanted: Sequence[bool], create_graph: bool) -> list[Any]:
-        """The adjoint of each input that is wanted (None elsewhere), from that of the output, by the op's rule."""
-        if self.values is None or changes:
+    def adjoints(self, g: Any, wanted: Sequence[Any], create_graph: bool) -> list[Any]:
+        """The adjoint of each input, from that of the output, by the op's rule; None where `wanted` is None."""
+        if self.values is None or changes.latest > self.time:
             self.check_usable()
         values, found = self.values, self.apply_rule(g, create_graph)
         if type(found) is not tuple:
@@ -367,15 +381,15 @@ class Node(ShapeDtype):
         if len(found) != len(values):
             raise ValueError(f"the rule of {self.op.name} gave {len(found)} adjoints for {len(values)} inputs")
         result: list[Any] = []
-        for adjoint, x, want in zip(found, values, wanted):
-            if want and callable(adjoint):
+        for adjoint, x, parent in zip(found, values, wanted):
+            if parent is None:
+                adjoint = None
+            elif callable(adjoint):
                 adjoint = adjoint()
-            if not want or adjoint is None:
-                result.append(None)
-            elif type(adjoint) is backend.HostArray and adjoint.shape == x.shape and adjoint.dtype is x.dtype:
-                result.append(adjoint)  # the usual case
-            else:
-                result.append(unbroadcast(adjoint, x, self.op.name, len(result)))
+            # Usually it has the shape and dtype of its input already.
+            if type(adjoint) is not HostArray or adjoint.shape != x.shape or adjoint.dtype is not x.dtype:
+                adjoint = None if adjoint is None else unbroadcast(adjoint, x, self.op.name, len(result))
+            result.append(adjoint)
         return result
 
     def apply_rule(self, g: Any, create_graph: bool) -> Any:
@@ -440,8 +454,9 @@ def backward_pass(
     second pass. stop: do not go on beyond a target."""
     goals = None if targets is None else {x.node or x: x for x in targets}
 
-    # 1. Every node that the output was computed from, oldest first.
+    # 1. Every node that the output was computed from, oldest first, and the leaves.
     nodes: set[Node] = set()
+    leaves: set[Any] = set()
     stack = [output.node] if output.node else []
     while stack:
         node = stack.pop()
@@ -450,17 +465,19 @@ def backward_pass(
             for parent in node.parents:
                 if type(parent) is Node:
                     stack.append(parent)
+                elif parent is not None:
+                    leaves.add(parent)
     order = sorted(nodes, key=operator.attrgetter("time"))
 
-    # 2. Which of their inputs lead to a target, so that an adjoint is wanted there.
-    wanted: dict[Node, list[bool]] = {}
+    # 2. Which parents lead to a target, so that their adjoints are wanted; all do, where all leaves are targets.
     leading: set[Any] = set(goals or ())
-    for node in order:
-        if goals is None:
-            wanted[node] = [parent is not None for parent in node.parents]
-        elif not leading.isdisjoint(node.parents):
-            leading.add(node)
-            wanted[node] = [parent in leading for parent in node.parents]
+    wanted: dict[Node, list[Any]] | None = None
+    if goals is not None and not leaves <= leading:
+        wanted = {}
+        for node in order:
+            if not leading.isdisjoint(node.parents):
+                leading.add(node)
+                wanted[node] = [parent if parent in leading else None for parent in node.parents]
 
     # 3. Adjoints, from the newest node to the oldest; at each the sum of what its uses have passed on.
     adjoints: dict[Any, Any] = {output.node or output: g}
@@ -476,12 +493,14 @@ def backward_pass(
                 g = hooked(node, g)
             if goals and node in goals:
                 found[node] = g
-            if node in wanted:
-                for parent, adjoint in zip(node.parents, pull_back(node, g, wanted[node], create_graph)):
-                    if adjoint is not None:
-                        adjoints[parent] = adjoints[parent] + adjoint if parent in adjoints else adjoint
-                if not keep:
-                    node.free()
+            parents = node.parents if wanted is None else wanted.get(node)
+            if parents is None:  # none of them leads to a target
+                continue
+            for parent, adjoint in zip(parents, pull_back(node, g, parents, create_graph)):
+                if adjoint is not None:
+                    adjoints[parent] = adjoints[parent] + adjoint if parent in adjoints else adjoint
+            if not keep:
+                node.free()
     found.update({x: hooked(x, g) if x.hooks else g for x, g in adjoints.items()})  # what is left belongs to leaves
     tensors = {key: g if isinstance(g, Tensor) else Tensor(backend.as_array(g)) for key, g in found.items()}
     return [(x, tensors[key]) for key, x in (goals or {x: x for x in tensors}).items() if key in tensors]
@@ -628,7 +647,7 @@ class Observer:
     def on_call(self, run: Callable[..., Any], op: Op, inputs: tuple[Any, ...], params: dict[str, Any]) -> Any:
         return run(op, inputs, params)
 
-    def on_rule(self, run: Callable[..., Any], node: Node, g: Any, wanted: Sequence[bool], create_graph: bool) -> Any:
+    def on_rule(self, run: Callable[..., Any], node: Node, g: Any, wanted: Sequence[Any], create_graph: bool) -> Any:
         return run(node, g, wanted, create_graph)
 
     def on_set(self, x: Tensor, name: str, value: Any) -> None:
@@ -710,8 +729,8 @@ def recompute_vjp(g: Any, _z: Any, *sources: Any, again: Any) -> Any:
     for x, array in again.read:
         if x._data is not array or changes.get(id(memory_of(array)), (0,))[0] > again.time:
             raise RuntimeError(
-                f"{describe(x)}, an input of checkpoint, was changed in place after it was used, and its gradient needs "
-                "the old values: make a new array instead"
+                f"{describe(x)}, an input of checkpoint, was changed in place after it was used, and its gradient "
+                "needs the old values: make a new array instead"
             )
     with set_grad_enabled(True), rng.replayed(again.draws), rng.recorded() as draws:
         out = again.fn(*again.inputs)
