@@ -183,7 +183,7 @@ class _Watch(Observer):
             return run(node, g, wanted, create_graph)
         shapes = [getattr(x, "shape", ()) for x in node.values]
         moved = _bytes(g, *_kept_by(node))
-        flop = _flop(node.op.name, shapes, node.shape, node.params, wanted)
+        flop = _flop(node.op.name, shapes, node.shape, node.params, [p is not None for p in wanted])
         found, seconds = self._timed(lambda: run(node, g, wanted, create_graph))
         with self.lock:
             row = self._row(node.op.name, flop)
