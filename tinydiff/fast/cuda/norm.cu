@@ -216,12 +216,11 @@ struct Means {
 struct Channels {
   T rstd;
   Run offset, weight, bias;  // xhat = (x + offset) rstd,   u = xhat weight + bias
-  bool with_silu;
 
   __device__ Channels(
       const T* mean, const T* all_rstd, const Run* shift_or_null, const Run* weight_or_null, const Run* bias_or_null,
-      int of_samples, int with_silu, const Place& my, Index a)
-      : rstd(0), offset(), weight(), bias(), with_silu(with_silu) {
+      int of_samples, const Place& my, Index a)
+      : rstd(0), offset(), weight(), bias() {
     if (!my.busy) return;
     rstd = all_rstd[my.group_of_sample(a)];
     if (shift_or_null) offset = shift_or_null[my.of_sample(a)];
@@ -236,19 +235,21 @@ struct Channels {
     }
   }
   __device__ T xhat(T x, int i) const { return (x + offset.lane[i]) * rstd; }
-  __device__ T k(T g, T xhat, int i) const {
+  // with_silu is no member, so that the compiler makes two loops of those that ask for it.
+  __device__ T k(T g, T xhat, int i, int with_silu) const {
     return with_silu ? g * silu_derivative(xhat * weight.lane[i] + bias.lane[i]) : g;
   }
 };
 
 // Of what this thread reads of sample a.
-__device__ Sums sums_of_positions(const Run* g, const Run* x, const Channels& channels, const Place& my, Index a) {
+__device__ Sums sums_of_positions(
+    const Run* g, const Run* x, const Channels& channels, int with_silu, const Place& my, Index a) {
   Sums found = {};
   if (!my.busy) return found;
   for (int l = my.begin + my.row; l < my.end; l += my.rows) {
     const Run value = x[my.at(a, l)], adjoint = g[my.at(a, l)];
     for (int i = 0; i < LANES; ++i) {
-      const T xhat = channels.xhat(value.lane[i], i), k = channels.k(adjoint.lane[i], xhat, i);
+      const T xhat = channels.xhat(value.lane[i], i), k = channels.k(adjoint.lane[i], xhat, i, with_silu);
       found.k.lane[i] += k;
       found.k_xhat.lane[i] += k * xhat;
       found.xhat.lane[i] += xhat;
@@ -273,8 +274,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) sums(
   __shared__ Sums memory[THREADS / 2];
   const Place my(length, part, all_runs, runs, group_runs);
   const Index a = blockIdx.x;
-  const Channels channels(mean, rstd, shift_or_null, weight_or_null, bias_or_null, of_samples, with_silu, my, a);
-  Sums found = sums_of_positions(g, x, channels, my, a);
+  const Channels channels(mean, rstd, shift_or_null, weight_or_null, bias_or_null, of_samples, my, a);
+  Sums found = sums_of_positions(g, x, channels, with_silu, my, a);
   fold(found, memory, my.row, my.rows, runs);
   if (my.busy && my.row == 0) ((Sums*)parts)[my.of_part(a, blockIdx.z)] = found;
 }
@@ -293,9 +294,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) normalize_backward(
   const Place my(length, part, all_runs, runs, group_runs);
   Run weight_adjoint = {}, bias_adjoint = {};
   for (Index a = blockIdx.x; a < samples; a += gridDim.x) {
-    const Channels channels(mean, rstd, shift_or_null, weight_or_null, bias_or_null, of_samples, with_silu, my, a);
+    const Channels channels(mean, rstd, shift_or_null, weight_or_null, bias_or_null, of_samples, my, a);
     Sums found = parts_or_null ? sums_of_parts((const Sums*)parts_or_null, my, a)
-                               : sums_of_positions(g, x, channels, my, a);
+                               : sums_of_positions(g, x, channels, with_silu, my, a);
     fold(found, memory, my.row, my.rows, runs);
 
     Means means = {};
@@ -333,7 +334,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) normalize_backward(
       Run value = x[my.at(a, l)];
       const Run adjoint = g[my.at(a, l)];
       for (int i = 0; i < LANES; ++i) {
-        const T xhat = channels.xhat(value.lane[i], i), k = channels.k(adjoint.lane[i], xhat, i);
+        const T xhat = channels.xhat(value.lane[i], i), k = channels.k(adjoint.lane[i], xhat, i, with_silu);
         value.lane[i] = (k * channels.weight.lane[i] - means.h - xhat * means.h_xhat) * channels.rstd;
       }
       x_adjoint[my.at(a, l)] = value;

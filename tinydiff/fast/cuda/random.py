@@ -25,9 +25,10 @@ def random_integers(source: Array, rows: int, columns: int, first: int, n: int) 
     return _drawn("random_integers", "int64", source, rows, columns, first, n)
 
 
-def _drawn(name: str, dtype: str, source: Array, rows: int, columns: int, first: int, *highest: int) -> Array:
+def _drawn(name: str, dtype: str, source: Array, rows: int, columns: int, first: int, *others: int) -> Array:
     """Rows `first`, first + 1, ... of the draw at source = (seed, stream, step)."""
     target, blocks = cupy.empty((rows, columns), dtype), -(-columns // 8)
     if target.size:
-        _RANDOM[name].each_element(rows * blocks, source, first * blocks, blocks, columns, *highest, target)
+        numbers = [int(n) for n in (first * blocks, blocks, columns, *others)]  # NumPy's will do as well
+        _RANDOM[name].each_element(int(rows * blocks), source, *numbers, target)
     return target
