@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parent.parent / "tinydiff"
 HOUSE = [
     ["backend"],
     ["replays"],
-    ["kernels"],
+    ["fast", "kernels"],
     ["rng"],
     ["tensor"],
     ["modes"],
@@ -55,6 +55,7 @@ UPWARDS = {("tensor", "modes"), ("tensor", "backward"), ("backend", "capture")}
 HOST = {
     "backend",
     "replays",
+    "fast",
     "kernels",
     "rng",
     "data",
@@ -117,7 +118,7 @@ def test_only_the_host_side_imports_an_array_module(path: Path) -> None:
     here = part_of(path)
     if here not in HOST:
         assert "numpy" not in names, "use backend.xp"
-    if here not in ("backend", "kernels", "parallel"):
+    if here not in ("backend", "fast", "kernels", "parallel"):
         assert not names & {"cupy", "cupyx"}
     if here not in ("plot", "data"):
         assert "matplotlib" not in names

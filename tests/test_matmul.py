@@ -126,7 +126,7 @@ def test_views_that_cublas_can_read_are_not_copied_and_one_call_makes_a_batch() 
 def test_products_may_be_captured_on_any_stream_and_each_stream_has_its_workspace() -> None:
     import cupy
 
-    from tinydiff.kernels import cublas
+    from tinydiff.fast.cuda import cublas
 
     a, b = cupy.asarray(draw(2, 3, 4)), cupy.asarray(draw(2, 5, 4))
     expected = a.get() @ b.get().swapaxes(-1, -2)
@@ -153,7 +153,7 @@ def test_the_workspace_is_set_after_the_stream_which_would_take_it_away(monkeypa
     """The emulated cuBLAS works without one; a real one would allocate, at every replay of a graph."""
     import cupy
 
-    from tinydiff.kernels import cublas
+    from tinydiff.fast.cuda import cublas
 
     calls, real = [], cublas._library()
 
@@ -179,7 +179,7 @@ def test_the_workspace_is_set_after_the_stream_which_would_take_it_away(monkeypa
 
 @on_cupy
 def test_what_cublas_refuses_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tinydiff.kernels import cublas
+    from tinydiff.fast.cuda import cublas
 
     monkeypatch.setattr(cublas, "_pitch", lambda x: (0, 1))  # rows that overlap
     with pytest.raises(RuntimeError, match=r"cuBLAS refused the product of \(3, 4\) and \(4, 5\): invalid value \(7\)"):

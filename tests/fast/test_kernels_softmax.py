@@ -11,7 +11,7 @@ import pytest
 from tinydiff import backend, kernels, ops, tensor
 
 on_cupy = pytest.mark.skipif(
-    os.environ.get("TINYDIFF_BACKEND") != "cupy", reason="kernels/cuda_softmax.py runs on CuPy: TINYDIFF_BACKEND=cupy"
+    os.environ.get("TINYDIFF_BACKEND") != "cupy", reason="CUDA is for CuPy: TINYDIFF_BACKEND=cupy"
 )
 REAL = ["float32", "float64"]
 
@@ -146,7 +146,7 @@ def test_the_gradient_of_the_weights_equals_the_complex_step(dtype, shape, each_
     p = weights(s, 0.3)
     found = kernels.attention_weights_backward(backend.to_device(g.copy()), p, 0.3)
     assert found.shape == shape and found.dtype == dtype
-    # The matrix of slopes is symmetric: the gradient under g is the change along g.
+    # The Jacobian is symmetric: the gradient under g is the change along g.
     right = formula(0.3 * (s.astype("float64") + 1e-20j * g)).imag / 1e-20
     digits = 30 * np.finfo(dtype).eps
     np.testing.assert_allclose(backend.to_host(found), right, rtol=digits, atol=digits)

@@ -1,6 +1,6 @@
-"""kernels/cuda.py against kernels/numpy.py: the same names, the same arguments, the same numbers.
+"""fast/cuda against kernels/numpy.py: the same names, the same arguments, the same numbers.
 
-TINYDIFF_BACKEND=cupy python -m pytest tests/test_kernels.py
+TINYDIFF_BACKEND=cupy python -m pytest tests/fast/test_kernels.py
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tinydiff import backend, kernels
 from tinydiff.ops.conv import Geometry
 
 on_cupy = pytest.mark.skipif(
-    os.environ.get("TINYDIFF_BACKEND") != "cupy", reason="kernels/cuda.py runs on CuPy: TINYDIFF_BACKEND=cupy"
+    os.environ.get("TINYDIFF_BACKEND") != "cupy", reason="CUDA is for CuPy: TINYDIFF_BACKEND=cupy"
 )
 DTYPES = ["float32", "float64", "complex64", "complex128"]
 REAL = DTYPES[:2]
@@ -55,9 +55,9 @@ def twins(name: str, *arguments: Any, atol: float | None = None) -> None:
 
 
 def signatures(pattern: str) -> dict[str, list[str]]:
-    """The functions that files of tinydiff/kernels define, with their arguments."""
+    """The functions that files of the package define, with their arguments."""
     found: dict[str, list[str]] = {}
-    for path in (Path(tinydiff.__file__).parent / "kernels").glob(pattern):
+    for path in Path(tinydiff.__file__).parent.glob(pattern):
         body = ast.parse(path.read_text()).body
         found |= {f.name: [a.arg for a in f.args.args] for f in body if isinstance(f, ast.FunctionDef)}
     return found
@@ -72,9 +72,10 @@ def offered(name: str) -> set[str]:
 
 def test_both_backends_have_the_same_names_and_arguments():
     assert offered("numpy") == offered("cuda")
-    ours, theirs = signatures("numpy*.py"), signatures("cu*.py")
+    ours, theirs = signatures("kernels/numpy*.py"), signatures("fast/cuda/*.py")
     assert offered("numpy") <= set(ours)
-    for name in offered("cuda") & set(theirs):  # the others are NumPy's, taken over by name
+    assert offered("cuda") - set(theirs) == {"index_add", "sum"}  # which are NumPy's, taken over by name
+    for name in offered("cuda") & set(theirs):
         assert ours[name] == theirs[name], name
 
 
@@ -185,3 +186,34 @@ def test_index_add_counts_an_element_as_often_as_it_occurs(dtype):
     index = np.array([3, 0, 3, 3, 1])
     twins("index_add", draw(4, 6, dtype=dtype), index, draw(5, 6, dtype=dtype))
     twins("index_add", draw(4, 0, dtype=dtype), index, draw(5, 0, dtype=dtype))
+
+
+# ---------------------------------------------------------------- what is declined
+
+
+@on_cupy
+def test_a_function_that_declines_has_left_its_arguments_alone():
+    from tinydiff.fast.cuda import activation, cublas, norm, softmax
+
+    xp = backend.xp
+    x, none, whole = xp.asarray(draw(2, 3, 4, 5, dtype="complex128")), xp.zeros((0, 3, 4, 5)), xp.ones((3, 3), int)
+    large = xp.ones((1, 2, 1, 4097), "float32")
+    statistics = xp.ones((2, 1, 4), "complex128")
+    calls = {
+        "erf": (activation.erf, x),
+        "matmul, complex": (cublas.matmul, x, x.swapaxes(-1, -2)),
+        "matmul, integers": (cublas.matmul, whole, whole),
+        "softmax along another axis": (softmax.softmax, x.real.copy(), 1),
+        "softmax, complex": (softmax.softmax, x, -1),
+        "attention_weights": (softmax.attention_weights, x, 0.5, None),
+        "attention_weights of nothing": (softmax.attention_weights, none, 0.5, None),
+        "attention_weights_backward": (softmax.attention_weights_backward, x, x, 0.5),
+        "normalize": (norm.normalize, x, None, None, None, 1e-5, True),
+        "normalize of nothing": (norm.normalize, none, None, None, None, 1e-5, True),
+        "normalize of a large group": (norm.normalize, large, None, None, None, 1e-5, True),
+        "normalize_backward": (norm.normalize_backward, x, x, statistics, statistics, None, None, None, True),
+    }
+    for name, (function, *arguments) in calls.items():
+        before = [a.copy() if hasattr(a, "copy") else a for a in arguments]
+        assert function(*arguments) is NotImplemented, name
+        assert all((a == b).all() if hasattr(a, "all") else a is b for a, b in zip(arguments, before)), name

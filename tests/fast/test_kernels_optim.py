@@ -1,13 +1,12 @@
-"""The steps of optimisers over many arrays: kernels/cuda_optim.py against kernels/numpy_optim.py, and the latter, which
-works in parts, against the formula in one piece.
+"""The steps of optimisers over many arrays: fast/cuda/optim.py against kernels/numpy_optim.py, and the latter,
+which works in parts, against the formula in one piece.
 
-TINYDIFF_BACKEND=cupy python -m pytest tests/test_kernels_optim.py
+TINYDIFF_BACKEND=cupy python -m pytest tests/fast/test_kernels_optim.py
 """
 
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 from typing import Any
 
@@ -16,10 +15,10 @@ import numpy as np
 import pytest
 
 from tinydiff import Rng, Tensor, backend, kernels, optim
-from tinydiff.kernels import numpy_optim, numpy_random
+from tinydiff.kernels import numpy_optim
 
 on_cupy = pytest.mark.skipif(
-    os.environ.get("TINYDIFF_BACKEND") != "cupy", reason="cuda_optim.py: TINYDIFF_BACKEND=cupy"
+    os.environ.get("TINYDIFF_BACKEND") != "cupy", reason="CUDA is for CuPy: TINYDIFF_BACKEND=cupy"
 )
 DTYPES = ["float32", "float64"]
 # 0-d, empty, small, more than one part or block
@@ -101,29 +100,11 @@ def test_a_step_in_parts_is_that_of_the_whole_bit_for_bit(
         assert a.tobytes() == b.tobytes()
 
 
-def test_both_files_have_the_same_functions_with_the_same_arguments() -> None:
-    def arguments(module: Any) -> dict[str, list[str]]:
-        own = inspect.getmembers(module, lambda f: inspect.isfunction(f) and f.__module__ == module.__name__)
-        return {name: list(inspect.signature(f).parameters) for name, f in own}
-
-    if os.environ.get("TINYDIFF_BACKEND") != "cupy":
-        pytest.skip("kernels for CuPy can be imported where CuPy is")
-    from tinydiff.kernels import cublas, cuda, cuda_optim, cuda_random, numpy
-
-    for host, device in ((numpy_optim, cuda_optim), (numpy_random, cuda_random), (numpy, cublas)):
-        ours, theirs = arguments(host), arguments(device)
-        shared = set(theirs) & set(ours)
-        assert {name: theirs[name] for name in shared} == {name: ours[name] for name in shared}
-        assert {name for name in theirs if name[0] != "_"} <= shared | {"prepare"}  # which is for cuda_graph.py
-    # The cache is a matter of the CPU, and graphs of the GPU.
-    assert set(cuda.__all__) - {"Graph"} == set(numpy.__all__) - {"blocks"}
-
-
 @on_cupy
 def test_two_dtypes_and_more_tensors_than_a_table_holds() -> None:
-    from tinydiff.kernels import cuda_optim
+    from tinydiff.fast.cuda import table
 
-    shapes = [(3,), (2, 5)] * cuda_optim.MOST
+    shapes = [(3,), (2, 5)] * table.TENSORS
     narrow, wide = lists("float32", shapes), lists("float64", shapes)
     mixed = [[pair[i % 2] for i, pair in enumerate(zip(a, b))] for a, b in zip(narrow, wide)]
     for call in CALLS.values():

@@ -13,7 +13,7 @@ from tinydiff import backend, kernels
 
 EPS = 1e-5
 on_cupy = pytest.mark.skipif(
-    os.environ.get("TINYDIFF_BACKEND") != "cupy", reason="kernels/cuda_norm.py runs on CuPy: TINYDIFF_BACKEND=cupy"
+    os.environ.get("TINYDIFF_BACKEND") != "cupy", reason="CUDA is for CuPy: TINYDIFF_BACKEND=cupy"
 )
 VIEWS = [
     (2, 6, 3, 4),
@@ -66,21 +66,21 @@ def exactly(arrays: list[np.ndarray | None]) -> list[Any]:
     return [None if a is None else a.astype("complex128" if a.dtype.kind == "c" else "float64") for a in arrays]
 
 
-def slopes(g: np.ndarray, arrays: list[Any], silu: bool) -> list[np.ndarray | None]:
+def adjoints(g: np.ndarray, arrays: list[Any], silu: bool) -> list[np.ndarray | None]:
     """What each input's adjoint has to be, from the complex step, one element after the other."""
     found: list[np.ndarray | None] = []
     for i, a in enumerate(arrays):
         if a is None:
             found.append(None)
             continue
-        slope = np.empty(a.size)
+        adjoint = np.empty(a.size)
         for j in range(a.size):
             moved = a.astype(complex)
             moved.reshape(-1)[j] += 1e-20j
-            slope[j] = (
+            adjoint[j] = (
                 g * formula(*(moved if k == i else b for k, b in enumerate(arrays)), silu)[0].imag
             ).sum() / 1e-20
-        found.append(slope.reshape(a.shape))
+        found.append(adjoint.reshape(a.shape))
     return found
 
 
@@ -141,7 +141,7 @@ def test_forward(dtype, view, affine, shifted, silu, each_backend):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_gradients_equal_the_complex_step(dtype, view, affine, shifted, silu, each_backend):
     arrays, g = inputs(view, shifted, affine, dtype), draw(view, dtype, 4)
-    close(backward(g, arrays, silu), slopes(g.astype("float64"), exactly(arrays), silu), dtype, 300)
+    close(backward(g, arrays, silu), adjoints(g.astype("float64"), exactly(arrays), silu), dtype, 300)
 
 
 @pytest.mark.parametrize("affine", AFFINE)
@@ -167,7 +167,7 @@ def test_complex_numbers_for_the_complex_step(affine, each_backend):
 
 
 def test_silu_far_out(each_backend):
-    """Where e^-u overflows, silu(u) and its slope are 0."""
+    """Where e^-u overflows, silu(u) and its derivative are 0."""
     x, weight = draw((1, 20, 2, 4), "float32"), np.full(8, 1000, "float32")
     y, _, _ = forward([x, None, weight, weight - 1000], True)
     dx, _, dweight, dbias = backward(x, [x, None, weight, weight - 1000], True)
@@ -211,19 +211,19 @@ def test_a_group_with_a_nan_is_nan_and_the_others_are_not(stranger, each_backend
 @pytest.fixture
 def plans(monkeypatch):
     """What the kernels are launched with, and a way to ask for blocks of less than a large array would get."""
-    from tinydiff.kernels import cuda_norm
+    from tinydiff.fast.cuda import norm
 
-    made, plan = [], cuda_norm.plan_for
+    made, plan = [], norm.plan_for
 
     def remember(*arrays: Any) -> Any:
         made.append(plan(*arrays))
         return made[-1]
 
     def limits(part: int, busy: int) -> None:
-        monkeypatch.setattr(cuda_norm, "PART", part)
-        monkeypatch.setattr(cuda_norm, "BUSY", busy)
+        monkeypatch.setattr(norm, "PART", part)
+        monkeypatch.setattr(norm, "BUSY", busy)
 
-    monkeypatch.setattr(cuda_norm, "plan_for", remember)
+    monkeypatch.setattr(norm, "plan_for", remember)
     return limits, made
 
 
@@ -250,12 +250,12 @@ def test_blocks_that_take_several_samples(busy, affine, plans, each_backend):
     limits, _ = plans
     arrays, g = inputs((7, 6, 3, 4), True, affine), draw((7, 6, 3, 4), "float64", 4)
     limits(2**14, busy)
-    close(backward(g, arrays, True), slopes(g, arrays, True), "float64", 300)
+    close(backward(g, arrays, True), adjoints(g, arrays, True), "float64", 300)
 
 
 @on_cupy
 def test_a_plan_fills_blocks_and_covers_all_of_x(each_backend):
-    from tinydiff.kernels import cuda_norm
+    from tinydiff.fast.cuda import norm
 
     for view, dtype in [(v, t) for v in VIEWS if math.prod(v) for t in ("float32", "float64")] + [
         ((256, 784, 4, 8), "float32"),
@@ -264,7 +264,7 @@ def test_a_plan_fills_blocks_and_covers_all_of_x(each_backend):
         ((50_000, 1, 1, 256), "float32"),
     ]:
         x = backend.xp.broadcast_to(backend.xp.zeros(1, dtype), view)
-        plan = cuda_norm.plan_for(x)
+        plan = norm.plan_for(x)
         samples, length, groups, d = view
         if plan is None:
             assert d // math.gcd(d, 16 // x.itemsize) > 1024
@@ -333,7 +333,7 @@ def test_types_do_not_mix(each_backend):
         ((8, 49, 4, 8), "shared", ["normalize"], ["normalize_backward", "sum_rows"]),
         ((8, 49, 4, 8), "of samples", ["normalize"], ["normalize_backward"]),
         ((100, 1, 1, 64), "shared", ["normalize"], ["normalize_backward", "sum_rows"]),
-        ((1, 2**15, 4, 1), "shared", ["moments", "normalize_parts"], ["slopes", "normalize_backward_parts"]),
+        ((1, 2**15, 4, 1), "shared", ["moments", "normalize"], ["sums", "normalize_backward"]),
     ],
     ids=str,
 )

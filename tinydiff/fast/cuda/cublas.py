@@ -21,8 +21,8 @@ from typing import Any
 import cupy
 import numpy
 
-from .. import backend
-from ..backend import Array
+from ... import backend
+from ...backend import Array
 
 _INT_MAX = 2**31 - 1
 _FLOAT32, _FLOAT64 = 0, 1  # cudaDataType
@@ -48,12 +48,12 @@ def matmul(a: Array, b: Array, out: Array | None = None) -> Array:
     array of that shape and dtype, if it is given.
 
     float32 is multiplied in the precision of backend.precision. Views whose rows or columns are contiguous, and whose
-    leading axes lie at one distance, are read where they are; others are copied first. Complex numbers and integers go
-    to CuPy, and so not into a captured step. Errors: OverflowError beyond 2^31 - 1 rows, columns or products.
+    leading axes lie at one distance, are read where they are; others are copied first. Complex numbers and integers are
+    declined. Errors: OverflowError beyond 2^31 - 1 rows, columns or products.
     """
     dtype = numpy.result_type(a, b)
     if dtype.char not in "fd":
-        return cupy.matmul(a, b, out=out)
+        return NotImplemented
     n, k, m = a.shape[-2], a.shape[-1], b.shape[-1]
     batch = a.shape[:-2]
     if b.shape[:-2] != batch:

@@ -13,29 +13,48 @@ if os.environ.get("TINYDIFF_BACKEND") != "cupy":
 import cupy
 
 from tinydiff import kernels
-from tinydiff.kernels import launch
+from tinydiff.fast.cuda import launch
 from tinydiff.ops.conv import Geometry
+
+SOME = """
+#include "common.cuh"
+
+// y = scale x where it is allowed: a kernel (no other) with parameters of most kinds.
+/* extern "C" __global__ void __launch_bounds__(THREADS) not_a_kernel(int n) */
+extern "C" __global__ void __launch_bounds__(THREADS) some(
+    const Run* x, Run* y, const bool* allowed_or_null, const T* rest_or_null, T scale, int runs, Index threads) {
+  const Index thread = blockIdx.x * (Index)THREADS + threadIdx.x;
+  if (thread >= threads) return;
+  Run value = x[thread];
+  for (int i = 0; i < LANES; ++i) {
+    Index at = thread * LANES + i;
+    value.lane[i] *= allowed_or_null && !allowed_or_null[at] ? T(0) : scale;
+    if (rest_or_null) value.lane[i] += rest_or_null[at % runs];
+  }
+  y[thread] = value;
+}
+
+// Of the other kinds.
+extern "C" __global__ void __launch_bounds__(THREADS) other(
+    const double* wide, unsigned long long* large_or_null, double limit, unsigned int bits,
+    long long count) {
+}
+"""
 
 
 @pytest.fixture
-def kernel():
-    """y = scale x where it is allowed: a kernel with a parameter of every kind. It leaves the list afterwards."""
-    made = launch.Kernel(
-        "some",
-        "const Run* x, Run* y, const bool* allowed_or_null, const T* rest_or_null, T scale, int runs, Index threads",
-        launch.EACH_ELEMENT
-        + """
-        Run value = x[thread];
-        for (int i = 0; i < LANES; ++i) {
-          Index at = thread * LANES + i;
-          value.lane[i] *= allowed_or_null && !allowed_or_null[at] ? T(0) : scale;
-          if (rest_or_null) value.lane[i] += rest_or_null[at % runs];
-        }
-        y[thread] = value;
-        """,
-    )
+def source(tmp_path):
+    """A file with two kernels. It leaves the list afterwards."""
+    (tmp_path / "some.cu").write_text(SOME)
+    (tmp_path / "common.cuh").write_text((launch.FOLDER / "common.cuh").read_text())
+    made = launch.Source(tmp_path / "some.cu", TYPE=("float", "double"), LANES=(1, 2, 4), INDEX_BITS=(32, 64))
     yield made
-    launch.KERNELS.remove(made)
+    launch.SOURCES.remove(made)
+
+
+@pytest.fixture
+def kernel(source):
+    return source["some"]
 
 
 @pytest.fixture
@@ -70,9 +89,10 @@ def test_arguments_arrive(kernel, arguments, lanes):
         (lambda a: (*a[:2], a[0], *a[3:]), "const bool. allowed_or_null takes .* of bool, not cupy float32"),
         (lambda a: (*a[:3], a[2], *a[4:]), "const T. rest_or_null takes .* not cupy bool"),
         (lambda a: (*a[:4], a[0][0], *a[5:]), "T scale takes a Python number"),
-        (lambda a: (*a[:5], 10.0, a[6]), "int runs takes an int of 32 bits, not 10.0"),
+        (lambda a: (*a[:5], 10.0, a[6]), "int runs takes an int from -2147483648 to 2147483647, not 10.0"),
         (lambda a: (*a[:5], 2**31, a[6]), "int runs .* not 2147483648"),
         (lambda a: (*a[:6], np.int64(1)), "Index threads takes an int"),
+        (lambda a: (*a[:6], -1), "Index threads takes an int"),
     ],
 )
 def test_arguments_that_were_not_declared_are_refused(kernel, arguments, spoil, message):
@@ -80,9 +100,43 @@ def test_arguments_that_were_not_declared_are_refused(kernel, arguments, spoil, 
         kernel((4,), 256, *spoil(arguments))
 
 
-def test_a_size_of_block_that_was_not_declared_is_refused(kernel, arguments):
-    with pytest.raises(ValueError, match=r"kernel some runs in blocks of one of \(256,\) threads, not 128"):
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda a: (a[0].astype("float32"), *a[1:]), "const double. wide takes .* of float64, not cupy float32"),
+        (lambda a: (a[0][::2], *a[1:]), "const double. wide takes a C-contiguous CuPy array"),
+        (lambda a: (None, *a[1:]), "const double. wide takes .* not None"),
+        (lambda a: (a[0], a[0], *a[2:]), "unsigned long long. large_or_null takes .* of uint64, not cupy float64"),
+        (lambda a: (*a[:2], np.float32(1), *a[3:]), "double limit takes a Python number"),
+        (lambda a: (*a[:3], -1, a[4]), "unsigned int bits takes an int from 0 to 4294967295, not -1"),
+        (lambda a: (*a[:4], 2**63), "long long count takes an int from -9223372036854775808 to"),
+    ],
+)
+def test_so_are_arguments_of_the_other_kinds(source, spoil, message):
+    arguments = cupy.ones(3), cupy.ones(2, "uint64"), 0.5, 2**32 - 1, 2**40
+    source["other"]((1,), 256, *arguments)
+    source["other"]((1,), 256, arguments[0], None, *arguments[2:])
+    with pytest.raises(TypeError, match=message):
+        source["other"]((1,), 256, *spoil(arguments))
+
+
+def test_the_kernels_of_a_file_are_those_outside_of_comments(source):
+    assert list(source.kernels) == ["some", "other"]
+    assert [p.name for p in source["other"].parameters] == ["wide", "large_or_null", "limit", "bits", "count"]
+    assert [p.constant for p in source["some"].parameters] == [True, False, True, True, False, False, False]
+
+
+def test_what_the_file_was_not_declared_for_is_refused(kernel, arguments):
+    with pytest.raises(ValueError, match=r"some.cu is compiled for THREADS in \(256,\), not 128"):
         kernel((8,), 128, *arguments)
+    with pytest.raises(ValueError, match=r"some.cu is compiled for LANES in \(1, 2, 4\), not 8"):
+        kernel((1,), 256, *arguments, lanes=8)
+
+
+def test_a_change_of_a_header_is_a_change_of_the_text(source, tmp_path):
+    """CuPy keeps compiled kernels on disk, by their text."""
+    (tmp_path / "common.cuh").write_text("// changed\n")
+    assert "// changed" in launch.text_of(source.path) and "// changed" not in source.text
 
 
 def test_an_empty_grid_is_no_launch(kernel, arguments):
@@ -122,10 +176,11 @@ def test_more_than_2_to_31_elements_are_counted_in_64_bits(monkeypatch):
 
     narrow = list(results())
     launched: list[bool] = []
-    source = launch.Kernel.source
+    build = launch.Kernel.build
     monkeypatch.setattr(launch, "WIDE", 0)
-    monkeypatch.setattr(launch.Kernel, "source", lambda self, *key: launched.append(key[2]) or source(self, *key))
-    for kernel in launch.KERNELS:
-        kernel._built.clear()
+    monkeypatch.setattr(launch.Kernel, "build", lambda self, *key: launched.append(key[2]) or build(self, *key))
+    for source in launch.SOURCES:
+        for kernel in source.kernels.values():
+            kernel._built.clear()
     assert all((a == b).all() for a, b in zip(results(), narrow, strict=True))
     assert launched and all(launched)
