@@ -4,6 +4,12 @@ Nothing imports this folder but tinydiff/__init__.py. It may be deleted, and eve
 TINYDIFF_FAST=0 in the environment switches it off.
 """
 
-from . import cpu
+import importlib
 
-__all__ = ["cpu"]
+from .. import backend
+from . import capture, cpu
+
+# The folder needs CuPy: it comes when that is chosen.
+backend.loaders["cupy"] = lambda: importlib.import_module(".cuda", __name__)
+
+__all__ = ["capture", "cpu"]

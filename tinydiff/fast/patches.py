@@ -1,8 +1,9 @@
 """Convolution by patches: the algorithm that the CPU and the GPU share (fast/cpu, fast/cuda).
 
-The patch under each output pixel is gathered into a row (im2col), (N OH OW, kh kw C), and multiplied once by the weight,
-(kh kw C, O). The other two derivatives of the page are the same product with its factors in other roles; in that by the
-input, patches are added up where they were taken (col2im). A few images go through at a time: `Tools` says how many.
+The patch under each output pixel is gathered into a row (im2col), (N OH OW, kh kw C), and multiplied once by the
+weight, (kh kw C, O). The other two derivatives of the page are the same product with its factors in other roles; in
+that by the input, patches are added up where they were taken (col2im). A few images go through at a time: `Tools` says
+how many.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..backend import Array, xp
+from ..ops import conv as page
 from ..ops.conv import Geometry, by_group
+from .taken import is_real
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,25 @@ class Tools:
     patch_bytes: int  # of the patches that are in work at a time
 
 
+def register(name: str, tools: Tools) -> None:
+    """Let a backend's tools stand for the page."""
+
+    @page.conv2d_p.fast(name)
+    def conv2d_fast(x: Array, w: Array, b: Any, *, geometry: Geometry) -> Any:
+        return conv2d(tools, x, w, b, geometry) if is_real(x, w, b) else NotImplemented
+
+    @page.conv2d_input_grad.fast(name)
+    def conv2d_input_grad_fast(y: Array, w: Array, b: Any, *, geometry: Geometry) -> Any:
+        return conv2d_input_grad(tools, y, w, b, geometry) if is_real(y, w, b) else NotImplemented
+
+    @page.conv2d_weight_grad.fast(name)
+    def conv2d_weight_grad_fast(x: Array, y: Array, *, geometry: Geometry) -> Any:
+        return conv2d_weight_grad(tools, x, y, geometry) if is_real(x, y) else NotImplemented
+
+
 def mirrored(geometry: Geometry) -> Geometry | None:
-    """The geometry by which the transpose is a convolution too, with the kernel turned round: there is one for stride 1,
-    and padding that is not wider than the kernel reaches."""
+    """The geometry by which the transpose is a convolution too, with the kernel turned round: there is one for stride
+    1, and padding that is not wider than the kernel reaches."""
     reach = [d * (k - 1) for d, k in zip(geometry.dilation, geometry.kernel)]
     padding: Any = tuple((r - p, r - q) for r, (p, q) in zip(reach, geometry.padding))
     if geometry.stride != (1, 1) or min(map(min, padding)) < 0:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ...backend import Array
 from ...ops.activation import erf, sigmoid, silu
+from ..taken import is_real
 
 BLOCK_BYTES = 2**20  # an array's share; larger blocks spend less on starting each pass, smaller ones stay in the cache
 
@@ -22,11 +23,6 @@ def blocks(x: Array) -> Iterator[Any]:
     rows = len(x) if x.ndim else 1
     step = max(1, BLOCK_BYTES * rows // max(x.nbytes, 1))
     return (slice(i, i + step) if x.ndim else ... for i in range(0, rows, step))
-
-
-def is_real(*arrays: Any) -> bool:
-    """All of float32, or all of float64: others, such as the complex numbers of the complex step, are for the page."""
-    return all(isinstance(a, np.ndarray) for a in arrays) and {a.dtype.char for a in arrays} in ({"f"}, {"d"})
 
 
 @sigmoid.fast("numpy")

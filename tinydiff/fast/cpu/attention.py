@@ -1,4 +1,4 @@
-"""softmax and attention on NumPy: in place, with the weights kept for the rule."""
+"""softmax and the weights of attention on NumPy, in place."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from ...backend import Array
-from ...ops.attention import scaled_dot_product_attention
 from ...ops.shape import axis_of
 from ...ops.softmax import softmax
-from .activation import is_real
+from .. import attention
+from ..taken import is_real
 
 
 @softmax.fast("numpy")
@@ -25,25 +25,21 @@ def softmax_numpy(x: Array, *, axis: int = -1) -> Any:
     return z
 
 
-@scaled_dot_product_attention.fast("numpy")
-def attention_numpy(q: Array, k: Array, v: Array, *, mask: Any, scale: float) -> Any:
-    if not is_real(q, k, v):
-        return NotImplemented
-    s = q @ k.swapaxes(-1, -2)  # (.., L, D) x (.., D, S) -> (.., L, S)
+def attention_weights(s: Array, scale: float, mask: Array | None) -> Array:
+    """softmax(scale s + mask) along the last axis; s may be changed. A mask of bool says which s count."""
     s *= scale
     if mask is not None:
         s = np.where(mask, s, -math.inf) if mask.dtype.kind == "b" else s + mask.astype(s.dtype, copy=False)
-    p = softmax_numpy(s)
-    return p @ v, (p,)
+    return softmax_numpy(s)
 
 
-@scaled_dot_product_attention.fast_vjp("numpy")
-def attention_vjp_numpy(
-    g: Array, _y: Any, q: Array, k: Array, v: Array, *, mask: Any, scale: float, residuals: Any
-) -> Any:
-    (p,) = residuals
-    s = g @ v.swapaxes(-1, -2)  # the adjoint of p, and then, in place, of the scores times the scale
-    s -= np.einsum("...k,...k->...", s, p)[..., None]  # one pass, and no array of the products
-    s *= p
-    s *= scale
-    return lambda: s @ k, lambda: s.swapaxes(-1, -2) @ q, lambda: p.swapaxes(-1, -2) @ g
+def attention_weights_vjp(g: Array, p: Array, scale: float) -> Array:
+    """The adjoint of s from that of p, which is broadcast to it: scale p (g - sum(g p)) along the last axis; g may be
+    changed."""
+    g -= np.einsum("...k,...k->...", g, p)[..., None]  # one pass, and no array of the products
+    g *= p
+    g *= scale
+    return g
+
+
+attention.register("numpy", np.matmul, attention_weights, attention_weights_vjp)

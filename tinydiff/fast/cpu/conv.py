@@ -2,33 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ...backend import Array
-from ...ops.conv import Geometry, conv2d_input_grad, conv2d_p, conv2d_weight_grad
+from ...ops.conv import Geometry
 from .. import patches
-from .activation import is_real
-
-
-@conv2d_p.fast("numpy")
-def conv2d_numpy(x: Array, w: Array, b: Any, *, geometry: Geometry) -> Any:
-    if not is_real(x, w, *(() if b is None else (b,))):
-        return NotImplemented
-    return patches.conv2d(TOOLS, x, w, b, geometry)
-
-
-@conv2d_input_grad.fast("numpy")
-def conv2d_input_grad_numpy(y: Array, w: Array, b: Any, *, geometry: Geometry) -> Any:
-    if not is_real(y, w, *(() if b is None else (b,))):
-        return NotImplemented
-    return patches.conv2d_input_grad(TOOLS, y, w, b, geometry)
-
-
-@conv2d_weight_grad.fast("numpy")
-def conv2d_weight_grad_numpy(x: Array, y: Array, *, geometry: Geometry) -> Any:
-    return patches.conv2d_weight_grad(TOOLS, x, y, geometry) if is_real(x, y) else NotImplemented
 
 
 def im2col(x: Array, geometry: Geometry) -> Array:
@@ -87,4 +65,5 @@ def col2im(patches: Array, x: Array, geometry: Geometry) -> None:
         x[...] = whole[:, top : top + height, left : left + width]
 
 
-TOOLS = patches.Tools(im2col, col2im, np.matmul, patch_bytes=2**21)  # about the cache of a core
+# The patches in work at a time fill about the cache of a core.
+patches.register("numpy", patches.Tools(im2col, col2im, np.matmul, patch_bytes=2**21))

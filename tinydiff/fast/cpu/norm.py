@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import numpy as np
 
 from ...backend import Array
-from ...engine import ShapeDtype
-from ...ops.norm import normalize, shift_normalize_silu
-from .activation import BLOCK_BYTES, blocks, is_real, silu_derivative_of_negative, silu_of_negative
+from .. import grouped_norm
+from .activation import BLOCK_BYTES, blocks, silu_derivative_of_negative, silu_of_negative
 
 ROW = 1024  # elements: beside a row of these, what NumPy spends on starting it is little
 
@@ -245,67 +243,4 @@ def _to_channels(x: Array, d: int) -> Array:
     return x if d == 1 or x.shape[1] == 1 else np.repeat(x, d, axis=1)
 
 
-# ---------------------------------------------------------------- the page's arguments, seen as (A, L, G, D)
-
-
-@normalize.fast("numpy")
-def normalize_numpy(x: Array, weight: Any, bias: Any, *, axes: tuple[int, ...], eps: float) -> Any:
-    return shift_normalize_silu_numpy(x, None, weight, bias, axes=axes, eps=eps, silu=False)
-
-
-@normalize.fast_vjp("numpy")
-def normalize_vjp_numpy(g: Array, y: Any, x: Array, weight: Any, bias: Any, **options: Any) -> Any:
-    found = shift_normalize_silu_vjp_numpy(g, y, x, None, weight, bias, silu=False, **options)
-    return found if found is NotImplemented else (found[0], *found[2:])
-
-
-@shift_normalize_silu.fast("numpy")
-def shift_normalize_silu_numpy(
-    x: Array, shift: Any, weight: Any, bias: Any, *, axes: tuple[int, ...], eps: float, silu: bool
-) -> Any:
-    view = grouped_view(x, shift, weight, bias, axes)
-    if view is None:
-        return NotImplemented
-    y, mean, rstd = blocked_norm(x.reshape(view), *(flat(p, x, view) for p in (shift, weight, bias)), eps, silu)
-    return y.reshape(x.shape), (mean, rstd, view)
-
-
-@shift_normalize_silu.fast_vjp("numpy")
-def shift_normalize_silu_vjp_numpy(
-    g: Array, _y: Any, x: Array, shift: Any, weight: Any, bias: Any, *, axes: tuple[int, ...], eps: float, silu: bool,
-    residuals: Any,
-) -> Any:  # fmt: skip
-    mean, rstd, view = residuals
-    bias = weight if isinstance(bias, ShapeDtype) else bias  # where only its shape is read
-    parameters = [flat(p, x, view) for p in (shift, weight, bias)]
-    adjoints = blocked_norm_vjp(g.reshape(view), x.reshape(view), mean, rstd, *parameters, silu)
-    return tuple(a if p is None else a.reshape(p.shape) for a, p in zip(adjoints, (x, shift, weight, bias)))
-
-
-def grouped_view(x: Array, shift: Any, weight: Any, bias: Any, axes: tuple[int, ...]) -> tuple[int, ...] | None:
-    """x as (A, L, G, D), with sets over L and D; None for what these loops do not take."""
-    if not is_real(x, *(p for p in (shift, weight, bias) if p is not None)) or x.size == 0:
-        return None
-    if x.ndim == 4 and axes == (1, 3):  # group norm
-        a, _, groups, d = x.shape
-        fit = {(1, 1, groups, d), (a, 1, groups, d)}
-        if (shift is None or shift.shape == (a, 1, groups, d)) and (weight is None or weight.shape in fit):
-            return x.shape
-    elif shift is None and (weight is None or weight.shape == x.shape[-1:]):
-        if axes == (x.ndim - 1,):  # layer norm
-            return math.prod(x.shape[:-1]), 1, 1, x.shape[-1]
-        if axes == tuple(range(x.ndim - 1)):  # batch norm
-            return 1, math.prod(x.shape[:-1]), x.shape[-1], 1
-    return None
-
-
-def flat(p: Any, x: Array, view: tuple[int, ...]) -> Any:
-    """A shift (A, C), a weight or bias (C,) or (A, C)."""
-    if p is None:
-        return None
-    channels = view[2] * view[3]
-    return (
-        p.reshape(channels)
-        if p.size == channels and (p.ndim == 1 or len(p) == 1 != view[0])
-        else p.reshape(-1, channels)
-    )
+grouped_norm.register("numpy", blocked_norm, blocked_norm_vjp)

@@ -9,12 +9,17 @@ random.cu, optim.cu, clip.cu, sum_rows.cu, and what they share in .cuh files. Be
 checks what CUDA does not, table.py hands a list of tensors to one launch, and a file for each idea makes the plan and
 the arrays for its kernels.
 
-A function here may decline, by returning NotImplemented: then the plain version has to run. It has changed none of its
-arguments by then. Those that may are
+A function here may decline, by returning NotImplemented: then the page runs. It has changed none of its arguments by
+then. All decline complex numbers and integers; softmax another axis than the last; norms a group that is too large for a
+block.
 
-    erf                              complex numbers
-    matmul                           complex numbers and integers
-    softmax                          another axis than the last; complex numbers; no numbers at all
-    attention_weights(_backward)     complex numbers; no numbers at all
-    normalize(_backward)             complex numbers; no numbers at all; a group too large for a block
+This folder is imported when the backend is chosen, as it needs CuPy.
 """
+
+from .. import linalg
+from . import activation, conv, norm, optim, random, softmax
+from .cublas import matmul
+
+linalg.register("cupy", matmul)
+
+__all__ = ["activation", "conv", "norm", "optim", "random", "softmax"]

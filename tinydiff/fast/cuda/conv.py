@@ -7,9 +7,9 @@ from typing import Any
 import cupy
 
 from ...backend import Array
+from .. import patches as by_patches
+from .cublas import matmul
 from .launch import Kernel, Source, widest_run
-
-PATCH_BYTES = 2**28  # the patches of a convolution that are in work at a time: a matter of memory here, not of cache
 
 _CONV = Source("conv.cu", TYPE=("float", "double"), LANES=(1, 2, 4), INDEX_BITS=(32, 64))
 
@@ -40,3 +40,7 @@ def _gather(kernel: Kernel, source: Array, target: Array, geometry: Any) -> None
     (top, _), (left, _) = geometry.padding
     numbers = *geometry.size, *geometry.out, *geometry.kernel, *geometry.stride, top, left, *geometry.dilation
     kernel.each_element(target.size // lanes, source, target, source.shape[-1] // lanes, *numbers, lanes=lanes)
+
+
+# How many patches are in work at a time is a matter of memory here, not of a cache.
+by_patches.register("cupy", by_patches.Tools(im2col, col2im, matmul, patch_bytes=2**28))

@@ -12,6 +12,7 @@ from typing import Any
 import cupy
 
 from ...backend import Array
+from .. import grouped_norm
 from .launch import Source, widest_run
 
 LINE = 128  # bytes: what a block reads side by side, at least
@@ -84,7 +85,7 @@ def normalize(
     return y, mean, rstd
 
 
-def normalize_backward(
+def normalize_vjp(
     g: Array,
     x: Array,
     mean: Array,
@@ -134,3 +135,6 @@ def _sum_rows(a: Array) -> Array:
     sums = cupy.empty((n, columns), a.dtype)
     _SUM_ROWS["sum_rows"]((-(-columns // 32), n), SIZES[-1], a, sums, length, columns)
     return sums
+
+
+grouped_norm.register("cupy", normalize, normalize_vjp)

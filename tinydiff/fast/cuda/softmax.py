@@ -8,14 +8,18 @@ import cupy
 import numpy
 
 from ...backend import Array
+from ...ops.softmax import softmax
+from .. import attention
+from .cublas import matmul
 from .launch import THREADS, Source
 
 _SOFTMAX = Source("softmax.cu", TYPE=("float", "double"), INDEX_BITS=(32, 64))
 
 
-def softmax(x: Array, axis: int) -> Array:
+@softmax.fast("cupy")
+def softmax_cupy(x: Array, *, axis: int = -1) -> Any:
     """z = e^x / sum e^x along the axis; one launch along the last one."""
-    if axis % x.ndim != x.ndim - 1 or not _is_taken(x):
+    if not _is_taken(x) or axis not in (-1, x.ndim - 1):
         return NotImplemented
     x = cupy.ascontiguousarray(x)
     z = cupy.empty_like(x)
@@ -51,7 +55,7 @@ def attention_weights(s: Array, scale: float, mask: Array | None) -> Array:
     return s
 
 
-def attention_weights_backward(g: Array, p: Array, scale: float) -> Array:
+def attention_weights_vjp(g: Array, p: Array, scale: float) -> Array:
     """The adjoint of s from that of p, which is broadcast to it: scale p (g - sum(g p)) along the last axis; g may be
     changed."""
     if not _is_taken(p):
@@ -76,3 +80,6 @@ def _launch(kernel: str, x: Array, *arguments: Any) -> None:
         across *= 2
     lines = x.size // length
     _SOFTMAX[kernel]((-(-lines // (THREADS // across)),), THREADS, *arguments, length, across, lines)
+
+
+attention.register("cupy", matmul, attention_weights, attention_weights_vjp)
