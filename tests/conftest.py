@@ -31,6 +31,12 @@ def each_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     yield from in_use(request.param)
 
 
+@pytest.fixture(params=[name for name in BACKENDS if name != "strict"])
+def each_fast_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Those that have fast versions: on the strict backend the pages run."""
+    yield from in_use(request.param)
+
+
 @pytest.fixture
 def numpy_backend() -> Iterator[str]:
     """numpy, whatever the environment says: for what only NumPy has, such as read-only arrays."""

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import tinydiff
-from tinydiff import backend, kernels, ops
+import fast_kernels as kernels
+from tinydiff import backend, ops
 
 on_cupy = pytest.mark.skipif(os.environ.get("TINYDIFF_BACKEND") != "cupy", reason="cuBLAS: TINYDIFF_BACKEND=cupy")
 on_host = pytest.mark.skipif(os.environ.get("TINYDIFF_BACKEND") == "cupy", reason="the other side of this is on NumPy")

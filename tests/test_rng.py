@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import tinydiff as td
-import tinydiff.kernels.numpy_random as numpy_random
 from tinydiff import backend
+from tinydiff import rng as numpy_random
 from tinydiff.rng import as_rng
 
 pytestmark = pytest.mark.usefixtures("each_backend")

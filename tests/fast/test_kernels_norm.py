@@ -6,10 +6,11 @@ import math
 import os
 from typing import Any
 
+import fast_kernels as kernels
 import numpy as np
 import pytest
 
-from tinydiff import backend, kernels
+from tinydiff import backend
 
 EPS = 1e-5
 on_cupy = pytest.mark.skipif(
@@ -109,7 +110,7 @@ def forward(arrays: Any, silu: bool) -> Any:
 def backward(g: Any, arrays: Any, silu: bool) -> Any:
     x, shift, weight, bias = on_device(arrays)
     _, mean, rstd = kernels.normalize(x, shift, weight, bias, EPS, silu)
-    return kernels.normalize_backward(backend.to_device(g), x, mean, rstd, shift, weight, bias, silu)
+    return kernels.normalize_vjp(backend.to_device(g), x, mean, rstd, shift, weight, bias, silu)
 
 
 # ---------------------------------------------------------------- values
@@ -131,7 +132,7 @@ def in_every_form(test: Any) -> Any:
 @in_every_form
 @pytest.mark.parametrize("view", VIEWS, ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_forward(dtype, view, affine, shifted, silu, each_backend):
+def test_forward(dtype, view, affine, shifted, silu, each_fast_backend):
     arrays = inputs(view, shifted, affine, dtype)
     close(forward(arrays, silu), formula(*exactly(arrays), silu), dtype)
 
@@ -139,14 +140,14 @@ def test_forward(dtype, view, affine, shifted, silu, each_backend):
 @in_every_form
 @pytest.mark.parametrize("view", [v for v in VIEWS if math.prod(v) <= 700], ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_gradients_equal_the_complex_step(dtype, view, affine, shifted, silu, each_backend):
+def test_gradients_equal_the_complex_step(dtype, view, affine, shifted, silu, each_fast_backend):
     arrays, g = inputs(view, shifted, affine, dtype), draw(view, dtype, 4)
     close(backward(g, arrays, silu), adjoints(g.astype("float64"), exactly(arrays), silu), dtype, 300)
 
 
 @pytest.mark.parametrize("affine", AFFINE)
 @pytest.mark.parametrize("view", [v for v in VIEWS if math.prod(v) > 700], ids=str)
-def test_gradients_of_many_numbers_equal_the_complex_step_along_one_direction(view, affine, each_backend):
+def test_gradients_of_many_numbers_equal_the_complex_step_along_one_direction(view, affine, each_fast_backend):
     arrays, g = inputs(view, True, affine), draw(view, "float64", 4)
     found = backward(g, arrays, True)
     for i, a in enumerate(arrays):
@@ -158,7 +159,7 @@ def test_gradients_of_many_numbers_equal_the_complex_step_along_one_direction(vi
 
 
 @pytest.mark.parametrize("affine", AFFINE)
-def test_complex_numbers_for_the_complex_step(affine, each_backend):
+def test_complex_numbers_for_the_complex_step(affine, each_fast_backend):
     arrays = inputs((2, 6, 3, 4), True, affine, "complex128")
     for silu in (False, True):
         close(forward(arrays, silu), formula(*arrays, silu), "complex128")
@@ -166,7 +167,7 @@ def test_complex_numbers_for_the_complex_step(affine, each_backend):
         assert a is gradient is None or gradient.shape == a.shape and gradient.dtype == a.dtype
 
 
-def test_silu_far_out(each_backend):
+def test_silu_far_out(each_fast_backend):
     """Where e^-u overflows, silu(u) and its derivative are 0."""
     x, weight = draw((1, 20, 2, 4), "float32"), np.full(8, 1000, "float32")
     y, _, _ = forward([x, None, weight, weight - 1000], True)
@@ -180,22 +181,22 @@ def test_silu_far_out(each_backend):
 
 
 @pytest.mark.parametrize("view", [(2, 49, 4, 8), (1, 700, 5, 1), (7, 1, 1, 33)], ids=str)
-def test_a_large_mean_costs_few_digits_and_none_on_a_gpu(view, each_backend):
+def test_a_large_mean_costs_few_digits_and_none_on_a_gpu(view, each_fast_backend):
     """float32 has 7 digits, of which a mean of 10,000 leaves 3 to x itself: that noise is as it is, so the exact y of
     this x is well defined, and the kernel in CUDA finds it, as it subtracts a number of x before all else."""
     x = (1e4 + draw(view)).astype("float32")
     exact = formula(x.astype("float64"), None, None, None, False)
-    close(forward([x, None, None, None], False)[:1], exact[:1], "float32", 50 if each_backend == "cupy" else 3e4)
+    close(forward([x, None, None, None], False)[:1], exact[:1], "float32", 50 if each_fast_backend == "cupy" else 3e4)
     shift = np.full((view[0], view[2] * view[3]), 1e4, "float32")
     exact = formula(draw(view), shift.astype("float64"), None, None, False)
     y, mean, _ = forward([draw(view, "float32"), shift, None, None], False)
-    close([y], exact[:1], "float32", 50 if each_backend == "cupy" else 3e4)
-    if each_backend == "cupy":
+    close([y], exact[:1], "float32", 50 if each_fast_backend == "cupy" else 3e4)
+    if each_fast_backend == "cupy":
         close([mean], exact[1:2], "float32", 2)
 
 
 @pytest.mark.parametrize("stranger", [np.nan, np.inf])
-def test_a_group_with_a_nan_is_nan_and_the_others_are_not(stranger, each_backend):
+def test_a_group_with_a_nan_is_nan_and_the_others_are_not(stranger, each_fast_backend):
     x = draw((2, 10, 4, 3), "float32")
     x[1, 4, 2, 1] = stranger
     arrays = [x, None, None, None]
@@ -230,7 +231,7 @@ def plans(monkeypatch):
 @on_cupy
 @in_every_form
 @pytest.mark.parametrize("view", [(1, 500, 40, 1), (2, 49, 3, 4), (3, 25, 32, 2), (1, 11, 1, 6)], ids=str)
-def test_positions_in_parts(view, affine, shifted, silu, plans, each_backend):
+def test_positions_in_parts(view, affine, shifted, silu, plans, each_fast_backend):
     limits, made = plans
     arrays, g = inputs(view, shifted, affine), draw(view, "float64", 4)
     arrays[0] += 1e5
@@ -246,7 +247,7 @@ def test_positions_in_parts(view, affine, shifted, silu, plans, each_backend):
 @on_cupy
 @pytest.mark.parametrize("affine", AFFINE)
 @pytest.mark.parametrize("busy", [1, 2, 3])
-def test_blocks_that_take_several_samples(busy, affine, plans, each_backend):
+def test_blocks_that_take_several_samples(busy, affine, plans, each_fast_backend):
     limits, _ = plans
     arrays, g = inputs((7, 6, 3, 4), True, affine), draw((7, 6, 3, 4), "float64", 4)
     limits(2**14, busy)
@@ -254,7 +255,7 @@ def test_blocks_that_take_several_samples(busy, affine, plans, each_backend):
 
 
 @on_cupy
-def test_a_plan_fills_blocks_and_covers_all_of_x(each_backend):
+def test_a_plan_fills_blocks_and_covers_all_of_x(each_fast_backend):
     from tinydiff.fast.cuda import norm
 
     for view, dtype in [(v, t) for v in VIEWS if math.prod(v) for t in ("float32", "float64")] + [
@@ -279,7 +280,7 @@ def test_a_plan_fills_blocks_and_covers_all_of_x(each_backend):
 
 
 @on_cupy
-def test_arrays_that_are_not_contiguous_or_not_aligned(each_backend):
+def test_arrays_that_are_not_contiguous_or_not_aligned(each_fast_backend):
     xp = backend.xp
     x, g = (
         xp.asarray(draw((4, 3, 6, 8), "float32", s)).transpose(1, 2, 0, 3)[::-1, ::2] for s in (0, 1)
@@ -292,14 +293,14 @@ def test_arrays_that_are_not_contiguous_or_not_aligned(each_backend):
         again = kernels.normalize(a.copy(), shift.copy(), weight.copy(), bias.copy(), EPS, True)
         for mine, theirs in zip((y, mean, rstd), again):
             xp.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
-        found = kernels.normalize_backward(g, a, mean, rstd, shift, weight, bias, True)
+        found = kernels.normalize_vjp(g, a, mean, rstd, shift, weight, bias, True)
         copies = (p.copy() for p in (g, a, mean, rstd, shift, weight, bias))
-        for mine, theirs in zip(found, kernels.normalize_backward(*copies, True)):
+        for mine, theirs in zip(found, kernels.normalize_vjp(*copies, True)):
             xp.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
 
 
 @on_cupy
-def test_inputs_are_left_alone_and_the_same_numbers_come_out_every_time(plans, each_backend):
+def test_inputs_are_left_alone_and_the_same_numbers_come_out_every_time(plans, each_fast_backend):
     limits, _ = plans
     for part, busy in ((2**14, 1024), (16, 64), (2**14, 2)):
         limits(part, busy)
@@ -308,13 +309,13 @@ def test_inputs_are_left_alone_and_the_same_numbers_come_out_every_time(plans, e
         runs = []
         for _ in range(2):
             y, mean, rstd = kernels.normalize(*device, EPS, True)
-            runs.append((y, mean, rstd, *kernels.normalize_backward(g, device[0], mean, rstd, *device[1:], True)))
+            runs.append((y, mean, rstd, *kernels.normalize_vjp(g, device[0], mean, rstd, *device[1:], True)))
         assert all((a == b).all() for a, b in zip(*runs))
         assert all((backend.to_host(a) == b).all() for a, b in zip(device, arrays))
 
 
 @on_cupy
-def test_types_do_not_mix(each_backend):
+def test_types_do_not_mix(each_fast_backend):
     x, shift, weight, bias = on_device(inputs((2, 6, 3, 4), True, "shared", "float32"))
     with pytest.raises(TypeError, match="weight_or_null takes a C-contiguous CuPy array, all of float32"):
         kernels.normalize(x, shift, weight.astype("float64"), bias, EPS, False)
@@ -337,7 +338,7 @@ def test_types_do_not_mix(each_backend):
     ],
     ids=str,
 )
-def test_launches(view, affine, forward_launches, backward_launches, each_backend):
+def test_launches(view, affine, forward_launches, backward_launches, each_fast_backend):
     emulator = pytest.importorskip("cupy_on_cpu", reason="counts the launches of the emulated CuPy")
     x, shift, weight, bias = on_device(inputs(view, True, affine, "float32"))
     g = backend.to_device(draw(view, "float32", 4))
@@ -346,7 +347,7 @@ def test_launches(view, affine, forward_launches, backward_launches, each_backen
         _, mean, rstd = kernels.normalize(x, shift, weight, bias, EPS, True)
         assert emulator.kernels() == dict.fromkeys(forward_launches, 1)
         emulator.reset()
-        kernels.normalize_backward(g, x, mean, rstd, shift, weight, bias, True)
+        kernels.normalize_vjp(g, x, mean, rstd, shift, weight, bias, True)
         assert emulator.kernels() == dict.fromkeys(backward_launches, 1)
     counters = emulator.counters()
     assert counters["d2h"] == counters["h2d"] == counters["d2d"] == counters["syncs"] == 0

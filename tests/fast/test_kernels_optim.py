@@ -1,5 +1,5 @@
-"""The steps of optimisers over many arrays: fast/cuda/optim.py against kernels/numpy_optim.py, and the latter,
-which works in parts, against the formula in one piece.
+"""The steps of optimisers over many arrays: fast/cuda/optim.py against fast/cpu/optim.py, and the latter, which works
+in parts, against itself in one piece, and against the formulas in optim.py.
 
 TINYDIFF_BACKEND=cupy python -m pytest tests/fast/test_kernels_optim.py
 """
@@ -7,15 +7,17 @@ TINYDIFF_BACKEND=cupy python -m pytest tests/fast/test_kernels_optim.py
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from typing import Any
 
 import conftest
+import fast_kernels as kernels
 import numpy as np
 import pytest
 
-from tinydiff import Rng, Tensor, backend, kernels, optim
-from tinydiff.kernels import numpy_optim
+from tinydiff import Rng, Tensor, backend, optim
+from tinydiff.fast.cpu import optim as cpu_optim
 
 on_cupy = pytest.mark.skipif(
     os.environ.get("TINYDIFF_BACKEND") != "cupy", reason="CUDA is for CuPy: TINYDIFF_BACKEND=cupy"
@@ -93,11 +95,23 @@ def test_both_backends_make_the_same_step(call: Any, dtype: str) -> None:
 def test_a_step_in_parts_is_that_of_the_whole_bit_for_bit(
     numpy_backend: str, call: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(numpy_optim, "_RUN_BYTES", 2**12)
+    monkeypatch.setattr(cpu_optim, "_RUN_BYTES", 2**12)
     parts = run(call(*lists("float32")))
-    monkeypatch.setattr(numpy_optim, "_RUN_BYTES", 2**40)
+    monkeypatch.setattr(cpu_optim, "_RUN_BYTES", 2**40)
     for a, b in zip(parts, run(call(*lists("float32")))):
         assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_fast_step_is_that_of_the_formula(each_fast_backend: str, call: Any, dtype: str) -> None:
+    fast = run(call(*lists(dtype)))
+    before = backend.active()
+    backend._install(dataclasses.replace(before, fast=None))
+    try:
+        close(fast, run(call(*lists(dtype))))
+    finally:
+        backend._install(before)
 
 
 @on_cupy
@@ -159,7 +173,7 @@ def test_the_launcher_refuses_arrays_that_do_not_fit(spoil: Any, error: Any, mes
         kernels.sgd_step([p], [g], None, backend.xp.ones(3), False)
 
 
-def test_a_gradient_of_another_shape_is_an_error(each_backend: str) -> None:
+def test_a_gradient_of_another_shape_is_an_error(each_fast_backend: str) -> None:
     p = Tensor(Rng(0).normal((3, 4)), requires_grad=True)
     p.grad = Tensor(Rng(0).normal((4, 3)))
     with pytest.raises(ValueError, match=r"parameter 0 of shape \(3, 4\) has a gradient of shape \(4, 3\)"):
