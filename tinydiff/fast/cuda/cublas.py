@@ -5,8 +5,8 @@ tensor cores. So cuBLAS is called here directly, by one function: a batch of pro
 distances. Its matrices are column-major; a row-major matrix is its transpose seen that way, so Z = X Y is asked for as
 Z^T = Y^T X^T, and transposed views cost nothing.
 
-What cuBLAS needs beside the matrices is kept here too: a handle a thread and device, and a workspace a stream. Without
-a workspace of ours it allocates one itself, which a captured graph would do at every replay.
+What cuBLAS needs beside the matrices is kept here too: one handle per thread and device, one workspace per stream.
+Without a workspace of ours it allocates one itself, which a captured graph would do at every replay.
 """
 
 from __future__ import annotations

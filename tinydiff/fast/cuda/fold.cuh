@@ -7,7 +7,7 @@ What the threads of a block find together, through shared memory.
 // Add up, by +=, what `count` threads hold that are `apart` from one another; `place` is this thread's place among
 // them, at least `count` if it has none. The one at place 0 has the sum afterwards. The upper half is added to the
 // lower, again and again, so the order is always the same. All threads of the block must call it, and `memory` has room
-// for one value a thread.
+// for one value per thread.
 template <class Value>
 __device__ void fold(Value& mine, Value* memory, int place, int count, int apart) {
   while (count > 1) {

@@ -42,11 +42,11 @@ WIDE = 2**31  # from so many elements on, Index has 64 bits
 # What C calls things. T by the character of its dtype; arrays; ints, with the least and the most of them.
 TYPES = {"f": "float", "d": "double"}
 ARRAYS = {
-    "bool*": "bool",
-    "float*": "float32",
-    "double*": "float64",
-    "long long*": "int64",
-    "unsigned long long*": "uint64",
+    "bool*": numpy.dtype("bool"),
+    "float*": numpy.dtype("float32"),
+    "double*": numpy.dtype("float64"),
+    "long long*": numpy.dtype("int64"),
+    "unsigned long long*": numpy.dtype("uint64"),
 }
 INTEGERS: dict[str, tuple[Any, int, int]] = {
     "int": (numpy.int32, -(2**31), 2**31 - 1),
@@ -170,8 +170,8 @@ class Kernel:
     def __call__(
         self, grid: tuple[int, ...], block: int, *arguments: Any, lanes: int = 1, dtype: numpy.dtype | None = None
     ) -> None:
-        """Launch a grid of blocks of `block` threads. An empty grid is no launch. dtype: what T is, for a kernel that
-        has no arrays of T.
+        """Launch a grid of blocks of `block` threads. An empty grid is no launch. dtype: what T is, for a kernel whose
+        arrays of T are in a table.
 
         Errors: TypeError for arguments that are not what was declared; ValueError for another size of block.
         """
@@ -182,6 +182,8 @@ class Kernel:
             )
         if self._of_type is not None:
             dtype = getattr(arguments[self._of_type], "dtype", None)
+        elif self._tables and (dtype is None or dtype.char not in TYPES):
+            raise TypeError(f"kernel {self.name} must be told what T is, float32 or float64, not {dtype}")
         wide = self._counts_wide and any(
             a.size >= WIDE if isinstance(a, cupy.ndarray) else type(a) is int and a >= WIDE for a in arguments
         )

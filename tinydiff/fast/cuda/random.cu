@@ -53,13 +53,14 @@ __device__ void integers(const unsigned int* words, unsigned int n, long long* v
 
 // Block number `block` of the launch, in its place of its row.
 template <class Value>
-__device__ void write(const Value* values, Value* target, long long block, long long blocks_a_row, long long columns) {
-  const long long row = block / blocks_a_row, start = block % blocks_a_row * 8;
+__device__ void write(
+    const Value* values, Value* target, long long block, long long blocks_per_row, long long columns) {
+  const long long row = block / blocks_per_row, start = block % blocks_per_row * 8;
   for (int i = 0; i < 8 && start + i < columns; ++i) target[row * columns + start + i] = values[i];
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) random_normal(
-    const unsigned long long* origin, unsigned long long first_block, long long blocks_a_row, long long columns,
+    const unsigned long long* origin, unsigned long long first_block, long long blocks_per_row, long long columns,
     float* target, long long threads) {
   const long long thread = blockIdx.x * (long long)THREADS + threadIdx.x;
   if (thread >= threads) return;
@@ -67,11 +68,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) random_normal(
   float values[8];
   philox4x64(first_block + thread, origin, words);
   normals(words, values);
-  write(values, target, thread, blocks_a_row, columns);
+  write(values, target, thread, blocks_per_row, columns);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) random_uniform(
-    const unsigned long long* origin, unsigned long long first_block, long long blocks_a_row, long long columns,
+    const unsigned long long* origin, unsigned long long first_block, long long blocks_per_row, long long columns,
     float* target, long long threads) {
   const long long thread = blockIdx.x * (long long)THREADS + threadIdx.x;
   if (thread >= threads) return;
@@ -79,11 +80,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) random_uniform(
   float values[8];
   philox4x64(first_block + thread, origin, words);
   uniforms(words, values);
-  write(values, target, thread, blocks_a_row, columns);
+  write(values, target, thread, blocks_per_row, columns);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) random_integers(
-    const unsigned long long* origin, unsigned long long first_block, long long blocks_a_row, long long columns,
+    const unsigned long long* origin, unsigned long long first_block, long long blocks_per_row, long long columns,
     unsigned int n, long long* target, long long threads) {
   const long long thread = blockIdx.x * (long long)THREADS + threadIdx.x;
   if (thread >= threads) return;
@@ -91,5 +92,5 @@ extern "C" __global__ void __launch_bounds__(THREADS) random_integers(
   long long values[8];
   philox4x64(first_block + thread, origin, words);
   integers(words, n, values);
-  write(values, target, thread, blocks_a_row, columns);
+  write(values, target, thread, blocks_per_row, columns);
 }

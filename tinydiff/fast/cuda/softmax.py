@@ -73,7 +73,7 @@ def _is_taken(x: Array) -> bool:
 
 
 def _launch(kernel: str, x: Array, *arguments: Any) -> None:
-    """Give each row of x as many threads, a power of 2, as leave four numbers to each."""
+    """Give each row of x so many threads, a power of 2, that each has about four numbers."""
     length = x.shape[-1]
     across = 1
     while across < THREADS and 4 * across < length:

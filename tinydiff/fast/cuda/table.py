@@ -59,7 +59,7 @@ class TableKernel:
         if len(columns) != len(self.arrays):
             names = ", ".join(m.name for m in self.arrays)
             raise TypeError(
-                f"kernel {self.name} takes {len(self.arrays)} arrays a tensor ({names}), not {len(columns)}"
+                f"kernel {self.name} takes {len(self.arrays)} arrays per tensor ({names}), not {len(columns)}"
             )
         for arrays in zip(*columns, strict=True):
             if len({a.shape for a in arrays}) > 1:
