@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from tinydiff import backend, ops, optim
+from tinydiff import backend, fast, ops, optim
 
 # name: (where it is for NumPy, and for CuPy), below tinydiff.fast
 FUNCTIONS = {
@@ -15,12 +15,19 @@ FUNCTIONS = {
     "normalize_vjp": ("cpu.norm:blocked_norm_vjp", "cuda.norm:normalize_vjp"),
     "attention_weights": ("cpu.attention:attention_weights", "cuda.softmax:attention_weights"),
     "attention_weights_vjp": ("cpu.attention:attention_weights_vjp", "cuda.softmax:attention_weights_vjp"),
-    "matmul": ("", "cuda.cublas:matmul"),
 }
 
 
 def silu_vjp(g: Any, x: Any) -> Any:
     return ops.silu.fast_rules[backend.active().fast](g, None, x, residuals=())
+
+
+def matmul(a: Any, b: Any, out: Any = None) -> Any:
+    """Into an array that is there, the backend's own product; else the op."""
+    if out is None:
+        return ops.matmul(a, b)
+    product = fast.cuda.cublas.matmul if backend.active().fast == "cupy" else backend.xp.matmul
+    return product(a, b, out=out)
 
 
 OTHERS = {
@@ -41,7 +48,5 @@ def __getattr__(name: str) -> Any:
     if name not in FUNCTIONS:
         raise AttributeError(name)
     place = FUNCTIONS[name][backend.active().fast == "cupy"]
-    if not place:
-        return backend.xp.matmul
     module, _, function = place.partition(":")
     return getattr(importlib.import_module(f"tinydiff.fast.{module}"), function)

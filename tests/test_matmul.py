@@ -81,11 +81,11 @@ def test_two_dtypes_meet_in_the_wider(each_backend: str) -> None:
     check(draw(2, 3, 4), draw(4, 5, dtype="float32"))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "complex128"])
-def test_a_product_may_be_written_into_an_array_that_is_there(each_backend: str, dtype: str) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_product_may_be_written_into_an_array_that_is_there(each_fast_backend: str, dtype: str) -> None:
     a, b = draw(2, 3, 4, dtype=dtype), draw(4, 5, dtype=dtype)
     out = backend.xp.zeros((2, 3, 5), dtype)
-    assert kernels.matmul(backend.to_device(a), backend.to_device(b), out) is out
+    assert kernels.matmul(backend.to_device(a), backend.to_device(b), out=out) is out
     np.testing.assert_allclose(backend.to_host(out), a @ b, rtol=1e-5, atol=1e-5)
 
 
@@ -96,7 +96,7 @@ def test_an_array_that_does_not_fit_the_product_is_refused(out: Any) -> None:
     wrong = backend.xp.zeros(shape, dtype)
     with pytest.raises(ValueError, match=r"out must be contiguous, of shape \(3, 5\) and float32, not"):
         kernels.matmul(
-            *(backend.xp.ones(s, "float32") for s in ((3, 4), (4, 5))), wrong.T if shape == (5, 3) else wrong
+            *(backend.xp.ones(s, "float32") for s in ((3, 4), (4, 5))), out=wrong.T if shape == (5, 3) else wrong
         )
 
 

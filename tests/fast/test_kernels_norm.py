@@ -26,12 +26,9 @@ VIEWS = [
     (2, 40, 1, 6),  # one group
     (5, 1, 1, 7),  # layer norm
     (40, 1, 1, 64),
-    (1, 1, 1, 4100),  # more than one number a thread: the plain route
-    (2, 2, 2, 1027),
     (1, 30, 4, 1),  # batch norm
     (1, 500, 40, 1),
     (1, 1, 1, 1),
-    (0, 4, 2, 2),
 ]
 AFFINE = ["none", "shared", "of samples"]
 
@@ -351,3 +348,17 @@ def test_launches(view, affine, forward_launches, backward_launches, each_fast_b
         assert emulator.kernels() == dict.fromkeys(backward_launches, 1)
     counters = emulator.counters()
     assert counters["d2h"] == counters["h2d"] == counters["d2d"] == counters["syncs"] == 0
+
+
+@on_cupy
+@pytest.mark.parametrize("channels", [1027, 4100])
+def test_a_group_that_is_too_large_for_a_block_goes_through_the_page(channels):
+    from tinydiff import Tensor, grad, ops
+
+    x, g = draw((2, 3, channels)), draw((2, 3, channels), seed=1)
+    (dx,) = grad(*((y := ops.group_norm(t := Tensor(backend.to_device(x), True), groups=1, silu=True)), t), g)
+    view = x.reshape(2, 3, 1, channels)
+    np.testing.assert_allclose(y.numpy(), formula(view, None, None, None, True)[0].reshape(x.shape), rtol=1e-10)
+    d = draw((2, 3, channels), seed=2)
+    along = formula(view + 1e-20j * d.reshape(view.shape), None, None, None, True)[0].imag.reshape(x.shape) / 1e-20
+    np.testing.assert_allclose((dx.numpy() * d).sum(), (g * along).sum(), rtol=1e-8)

@@ -140,7 +140,7 @@ def test_a_query_with_nothing_to_attend_to_is_nan_and_the_others_are_not(each_fa
     assert lost[:, :, 2].all() and lost.sum() == 2 * 6
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (5, 7), (2, 64), (1, 2, 3, 700), (3, 1), (2, 0, 5, 7)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (5, 7), (2, 64), (1, 2, 3, 700), (3, 1)], ids=str)
 @pytest.mark.parametrize("dtype", REAL)
 def test_the_gradient_of_the_weights_equals_the_complex_step(dtype, shape, each_fast_backend):
     s, g, along = (draw(*shape, dtype=dtype, seed=seed) for seed in range(3))
