@@ -17,12 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tinydiff import Rng, Tensor, no_grad, parallel, plot
+from tinydiff import Rng, Tensor, no_grad, plot
 from tinydiff.backend import to_device, to_host, xp
 from tinydiff.data import GaussianMixture
 from tinydiff.diffusion import VESDE, Brownian, score_matching_loss
 from tinydiff.diffusion.exact import Exact, point_mass
 from tinydiff.diffusion.one_d import forward_diffusion_1d, reverse_diffusion_1d
+from tinydiff.microbatch import blas_threads
 from tinydiff.models.mlp import ScoreMLP
 from tinydiff.optim import EMA, Adam, cosine, warmup
 
@@ -208,5 +209,5 @@ def arguments():
 
 
 if __name__ == "__main__":
-    with parallel.blas_threads(1):  # as all products are small here
+    with blas_threads(1):  # as all products are small here
         sys.exit(main())

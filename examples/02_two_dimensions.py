@@ -20,12 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tinydiff import Rng, Tensor, no_grad, parallel, plot
+from tinydiff import Rng, Tensor, no_grad, plot
 from tinydiff.backend import to_device, to_host, xp
 from tinydiff.data import GaussianMixture
 from tinydiff.diffusion import VESDE, euler_maruyama, score_matching_loss
 from tinydiff.diffusion.exact import Exact
 from tinydiff.diffusion.score_matching import explicit_loss, implicit_loss, sliced_loss
+from tinydiff.microbatch import blas_threads
 from tinydiff.models.mlp import ScoreMLP
 from tinydiff.optim import EMA, Adam, cosine, warmup
 
@@ -192,5 +193,5 @@ def arguments():
 
 
 if __name__ == "__main__":
-    with parallel.blas_threads(1):  # as all products are small here
+    with blas_threads(1):  # as all products are small here
         sys.exit(main())

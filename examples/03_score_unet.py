@@ -63,8 +63,8 @@ def main() -> int:
             measure(model, ema, sde, args)
         return 0
 
-    def loss(x0, rng, first):
-        return score_matching_loss(model, x0, sde, rng, first=first)
+    def loss(x0, rng, sample_offset):
+        return score_matching_loss(model, x0, sde, rng, first=sample_offset)
 
     def pictures(run):
         """After each epoch: the loss curve, and a quick grid of samples."""
@@ -83,7 +83,7 @@ def main() -> int:
         Adam(model.parameters(), lr=settings["lr"]),
         epochs=args.epochs,
         batch_size=args.batch_size,
-        micro_batch=args.micro_batch,
+        microbatch=args.micro_batch,
         threads=args.threads,
         seed=args.seed,
         schedule=settings["schedule"],

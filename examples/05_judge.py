@@ -25,14 +25,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tinydiff import Rng, data, nn, no_grad, ops, parallel, saving
+from tinydiff import Rng, data, nn, no_grad, ops, saving
 from tinydiff.backend import to_device, to_host, xp
 from tinydiff.data.batches import Batches
 from tinydiff.diffusion import VESDE
 from tinydiff.diffusion.samplers import SAMPLERS, steps_for
+from tinydiff.microbatch import gradients, microbatch_size, over_microbatches
 from tinydiff.models.tutorial import ScoreUNet
 from tinydiff.optim import EMA, AdamW, cosine
-from tinydiff.training import gradients
 
 # (sampler, evaluations of the net, options); the others are compared with the first.
 CONTESTANTS = [
@@ -119,8 +119,8 @@ def trained_judge(real, fake, rng, steps):
     optimizer, schedule = AdamW(judge.parameters(), weight_decay=0.1), cosine(steps)
     order = Batches(len(real), 64, seed=rng.stream)
 
-    def loss(real, fake, rng, first):
-        return pair_losses(judge, real, fake, rng, first).mean()
+    def loss(real, fake, rng, sample_offset):
+        return pair_losses(judge, real, fake, rng, sample_offset).mean()
 
     for step in range(steps):
         rows = order.indices(step)
@@ -130,11 +130,11 @@ def trained_judge(real, fake, rng, steps):
     return judge
 
 
-def pair_losses(judge, real, fake, rng, first=0):
+def pair_losses(judge, real, fake, rng, sample_offset=0):
     """Cross-entropies, each of a real image and a fake one: 2 x (N, 28, 28, 1) -> (N,)."""
     losses = []
     for images, is_real in ((real, 1.0), (fake, 0.0)):
-        seen = to_device(images) + NOISE * rng.normal(images.shape, first=first)
+        seen = to_device(images) + NOISE * rng.normal(images.shape, first=sample_offset)
         logits = judge(seen).reshape((-1,))  # (N, 28, 28, 1) -> (N, 1, 1, 1) -> (N,)
         target = xp.full(logits.shape, is_real, "float32")
         losses.append(ops.binary_cross_entropy_with_logits(logits, target, reduction="none"))
@@ -149,13 +149,13 @@ def sample(model, sde, name, evaluations, options, args):
     n, steps = args.samples, steps_for(name, evaluations)
     label = ", ".join([f"{name}, {evaluations} evaluations", *(f"{key} {value:g}" for key, value in options.items())])
 
-    def of_shard(rows):
+    def some(rows):
         shape = (rows.stop - rows.start, 28, 28, 1)
         rng = Rng(args.seed).child("samples")
         return to_host(SAMPLERS[name](model, shape, sde, rng, steps=steps, first=rows.start, **options))
 
     parts, done = [], 0
-    for part in parallel.over_shards(of_shard, n, parallel.shard_size(n)):
+    for part in over_microbatches(some, n, microbatch_size(n)):
         parts.append(part)
         done += len(part)
         print(f"\r{label}: {done} of {n}", end="", file=sys.stderr, flush=True)

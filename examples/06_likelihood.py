@@ -19,10 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tinydiff import Rng, data, parallel, plot, saving
+from tinydiff import Rng, data, plot, saving
 from tinydiff.backend import to_device, to_host
 from tinydiff.diffusion import KarrasSDE, ScoreModel, bits_per_dimension, heun, likelihood_loss
 from tinydiff.diffusion.likelihood import average
+from tinydiff.microbatch import over_microbatches
 from tinydiff.models.fine import FineInputs
 from tinydiff.models.unet import UNet
 from tinydiff.optim import EMA, Adam, cosine, warmup
@@ -44,10 +45,14 @@ def main() -> int:
     test = read(args, "test")[..., None]
     levels = {"each pixel by itself": by_itself(images, test), **(PUBLISHED if args.data == "mnist" else {})}
 
-    def loss(greys, rng, first):
+    def loss(greys, rng, sample_offset):
         """In bits per dimension."""
-        x0 = dequantised(greys, rng, first)
-        return likelihood_loss(model, x0, rng, eps=EPS, first=first) / (d * math.log(2)) + 8 - math.log2(HIGH - LOW)
+        x0 = dequantised(greys, rng, sample_offset)
+        return (
+            likelihood_loss(model, x0, rng, eps=EPS, first=sample_offset) / (d * math.log(2))
+            + 8
+            - math.log2(HIGH - LOW)
+        )
 
     def pictures(run):
         title = f"bits per dimension, {args.data}"
@@ -73,7 +78,7 @@ def main() -> int:
             Adam(model.parameters(), lr=args.lr),
             epochs=args.epochs,
             batch_size=args.batch_size,
-            micro_batch=args.micro_batch,
+            microbatch=args.micro_batch,
             threads=args.threads,
             seed=args.seed,
             schedule=warmup(100, cosine(steps)),
@@ -103,10 +108,10 @@ def read(args, split):
         sys.exit(f"{error}\nOr take --data glyphs, digits drawn here, which need no files.")
 
 
-def dequantised(greys, rng, first=0):
+def dequantised(greys, rng, sample_offset=0):
     """A density has no use for single values: each grey k becomes the interval from k to k + 1, of 256."""
     k = to_device(greys).astype("float32")
-    return (k + rng.uniform(k.shape, first=first)) * ((HIGH - LOW) / 256) + LOW
+    return (k + rng.uniform(k.shape, first=sample_offset)) * ((HIGH - LOW) / 256) + LOW
 
 
 def by_itself(train, test):
@@ -125,7 +130,7 @@ def paint(model, sde, args):
         shape, rng = (rows.stop - rows.start, 28, 28, 1), Rng(args.seed).child("samples")
         return to_host(heun(model, shape, sde, rng, steps=17, eps=EPS, first=rows.start))
 
-    x = np.concatenate(list(parallel.over_shards(some, args.samples, 32, args.threads)))
+    x = np.concatenate(list(over_microbatches(some, args.samples, 32, args.threads)))
     plot.image_grid(x, args.out / "samples.png", low=LOW, high=HIGH)
 
 

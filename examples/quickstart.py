@@ -20,11 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tinydiff import Rng, data, parallel, plot, saving
+from tinydiff import Rng, data, plot, saving
 from tinydiff.backend import to_device, to_host, xp
 from tinydiff.data.glyphs import ATTRIBUTES, VARIETIES
 from tinydiff.diffusion.edm import Denoiser, KarrasSDE, edm_loss, guided
 from tinydiff.diffusion.samplers import heun, score_of
+from tinydiff.microbatch import over_microbatches
 from tinydiff.models.unet import UNet
 from tinydiff.optim import EMA, Adam, cosine, warmup
 from tinydiff.training import CannotResume, train
@@ -46,10 +47,10 @@ def main() -> int:
     denoiser = Denoiser(net, sigma_data=float(images.std()))
     ema = EMA(denoiser, 0.995)
 
-    def loss(x0, *values, rng, first):
-        said = rng.uniform(len(x0), first=first) >= UNSAID
+    def loss(x0, *values, rng, sample_offset):
+        said = rng.uniform(len(x0), first=sample_offset) >= UNSAID
         condition = {name: xp.where(said, value, -1) for name, value in zip(labels, values)}
-        return edm_loss(denoiser, x0, rng, first=first, **condition)
+        return edm_loss(denoiser, x0, rng, first=sample_offset, **condition)
 
     def pictures(run):
         plot.loss_curve(run.records, args.out / "loss.png", x="step", title=f"EDM loss on {args.data}")
@@ -74,7 +75,7 @@ def main() -> int:
             Adam(denoiser.parameters(), lr=args.lr),
             epochs=epochs,
             batch_size=args.batch_size,
-            micro_batch=args.micro_batch,
+            microbatch=args.micro_batch,
             seed=args.seed,
             schedule=warmup(100, cosine(steps)),
             schedule_by="step",
@@ -125,7 +126,7 @@ def paint(denoiser, args, steps):
         shape, rng = (rows.stop - rows.start, 28, 28, 1), Rng(args.seed).child("samples")
         return to_host(heun(score_of(told, sde), shape, sde, rng, steps=steps, eps=0.002, first=rows.start))
 
-    x = np.concatenate(list(parallel.over_shards(some, len(wanted), 20)))
+    x = np.concatenate(list(over_microbatches(some, len(wanted), 20)))
     plot.image_grid(x, args.out / "samples.png", rows=10, row_labels=list(ATTRIBUTES["digit"]), low=-1, high=1)
 
 

@@ -21,12 +21,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from . import backend, parallel, saving
+from . import backend, saving
 from .backend import Array, xp
 from .data.batches import Batches
 from .data.cache import write_atomically
+from .microbatch import gradients
 from .rng import Rng
-from .tensor import Tensor
 
 Record = dict[str, Any]
 
@@ -51,7 +51,7 @@ def train(
     *,
     epochs: int,
     batch_size: int,
-    micro_batch: int | None = None,
+    microbatch: int | None = None,
     threads: int | None = None,
     capture: bool = False,
     seed: int = 0,
@@ -68,11 +68,11 @@ def train(
 ) -> Run:
     """Minimise the loss over the data; an epoch is all of it once, in a new order.
 
-    data: host arrays of one length, (images, labels, ...). loss(*batch, rng, first) -> Tensor of shape ():
-    the mean over a batch, whose arrays are on the device; `rng` is another at each step, and the rows of a
-    batch count from `first`.
-    micro_batch: go through a batch in parts of this size and add up the gradients: the same mathematics in less memory.
-    None: parallel.shard_size, or the whole batch if a layer of the model needs it (BatchNorm2d, Dropout).
+    data: host arrays of one length, (images, labels, ...).
+    loss(*batch, rng=rng, sample_offset=i) -> Tensor of shape (): the mean over a batch, or the part of it from sample i
+    on, whose arrays are on the device; `rng` is another at each step.
+    microbatch: go through a batch in parts of this size and add up the gradients: the same mathematics in less memory.
+    None: microbatch_size, or the whole batch if a layer of the model needs it (BatchNorm2d, Dropout).
     threads: how many parts to work on at a time, on a CPU (None: one a core). With several parts it changes no bit of
     the result; a single one leaves the threads to the BLAS. It asks for a loss that changes no state.
     capture: on CuPy, repeat each step as one CUDA graph (see tinydiff/capture.py for what the loss may then not do).
@@ -93,7 +93,7 @@ def train(
         raise ValueError(f"train: the arrays of the data must have one length, not {lengths}")
     counts = {
         "epochs": epochs,
-        "micro_batch": micro_batch,
+        "microbatch": microbatch,
         "threads": threads,
         "log_every": log_every,
         "save_every": save_every,
@@ -102,8 +102,8 @@ def train(
         raise ValueError(f"train: these must be 1 or more: {bad}")
     if schedule_by not in ("epoch", "step"):
         raise ValueError(f"train: schedule_by must be 'epoch' or 'step', not {schedule_by!r}")
-    if micro_batch is None and any(layer.needs_whole_batch for _, layer in model.named_modules()):
-        micro_batch = batch_size
+    if microbatch is None and any(layer.needs_whole_batch for _, layer in model.named_modules()):
+        microbatch = batch_size
     order = Batches(lengths[0], batch_size, seed=seed, drop_last=False)
     noise, base_lr = Rng(seed).child("training"), optimizer.lr
     files = Files(out, model, optimizer, ema, {"images": lengths[0], "batch_size": batch_size, "seed": seed})
@@ -114,7 +114,7 @@ def train(
 
     def step(rng: Rng, *batch: Array) -> Array:
         nonlocal whole
-        value = gradients(loss, optimizer.parameters, batch, rng, micro_batch, threads)
+        value = gradients(loss, optimizer.parameters, batch, rng, microbatch, threads)
         whole = False
         optimizer.step()
         if ema is not None:
@@ -154,34 +154,6 @@ def train(
         files.save(run)
         progress.close(files.out)
     return run
-
-
-def gradients(
-    loss: Callable[..., Any],
-    parameters: Sequence[Tensor],
-    batch: Sequence[Any],
-    rng: Rng,
-    micro_batch: int | None = None,
-    threads: int | None = None,
-) -> Array:
-    """Leave the gradient of the mean loss over a batch in the parameters, and return that loss, on the device. The
-    batch goes through in parts of `micro_batch` samples (None: parallel.shard_size), so many threads at a time.
-    """
-    parameters = [p for p in parameters if p.requires_grad]
-    n = len(batch[0])
-    if n == 0:
-        raise ValueError(f"gradients: the batch is empty: its arrays have shapes {[a.shape for a in batch]}")
-
-    def of_part(rows: slice) -> Tensor:
-        arrays = [backend.to_device(a[rows]) for a in batch]
-        # Every part starts at the same counters: which numbers a sample draws depends on its row in
-        # the whole batch alone.
-        return loss(*arrays, rng=rng.copy(), first=rows.start) * (len(arrays[0]) / n)
-
-    total, found = parallel.gradients(of_part, parameters, n, micro_batch or parallel.shard_size(n), threads)
-    for p, g in zip(parameters, found):
-        p.grad = Tensor(g)
-    return total
 
 
 # ---------------------------------------------------------------- what it tells you
