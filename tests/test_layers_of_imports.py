@@ -41,6 +41,7 @@ HOUSE = [
     ["models"],
     ["metrics", "interop"],
     ["plot"],
+    ["training_log"],
     ["training"],
     ["__main__"],
     ["fast"],

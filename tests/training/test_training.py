@@ -3,12 +3,13 @@
 import io
 import json
 import signal
+import sys
 import threading
 
 import numpy as np
 import pytest
 
-from tinydiff import Rng, backend, detect_anomaly, nn, ops, saving, tensor, training
+from tinydiff import Rng, backend, detect_anomaly, nn, ops, saving, tensor, training_log
 from tinydiff.diffusion import VESDE, score_matching_loss
 from tinydiff.microbatch import gradients
 from tinydiff.models.tutorial import ScoreUNet
@@ -216,7 +217,7 @@ def test_a_step_never_waits_for_the_device(each_backend):
 
 def test_the_host_reads_losses_back_only_when_the_line_is_due(numpy_backend, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(training_log.time, "monotonic", lambda: now[0])
 
     def count(tick):
         before, task = backend.syncs, Task(at=lambda calls: now.__setitem__(0, now[0] + tick))
@@ -225,6 +226,29 @@ def test_the_host_reads_losses_back_only_when_the_line_is_due(numpy_backend, mon
 
     assert count(0.001) == 10  # at the end of each epoch
     assert count(0.3) == 10 + 20  # and after every second step of the five
+
+
+@pytest.mark.parametrize("microbatch", [None, 2])
+def test_few_frames_lie_between_the_loop_and_the_loss(each_backend, microbatch):
+    """A reader who steps into `train` with a debugger comes to the loss through at most four functions."""
+    between = []
+
+    def count():
+        frame, names = sys._getframe(2), []  # of the loss
+        while (frame := frame.f_back).f_code is not train.__code__:
+            names.append(frame.f_code.co_name)
+        between.append(names)
+
+    Task(at=lambda calls: count()).train(epochs=1, microbatch=microbatch, threads=1)
+    assert between and all(len(names) <= 4 for names in between), between
+
+
+def test_the_gradients_of_the_last_step_are_freed_before_the_next_ones_are_computed():
+    task = Task()
+    task.at = lambda calls: seen.append([p.grad for p in task.optimizer.parameters])
+    seen = []
+    task.train(epochs=1)
+    assert seen == [[None, None]] * 3
 
 
 def test_parameters_that_are_frozen_stay():
@@ -302,7 +326,7 @@ class Terminal(io.StringIO):
 @pytest.mark.parametrize("live", [True, False])
 def test_progress(numpy_backend, monkeypatch, live):
     now = [0.0]
-    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(training_log.time, "monotonic", lambda: now[0])
     task = Task(at=lambda calls: now.__setitem__(0, now[0] + 2.0))  # each step takes 2 s
     task.stream = Terminal() if live else io.StringIO()
     task.train(epochs=20, reference={1: 300.0})
@@ -323,7 +347,7 @@ def test_progress(numpy_backend, monkeypatch, live):
 
 def test_pictures_and_saving_are_not_training_time(numpy_backend, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(training_log.time, "monotonic", lambda: now[0])
     tick = lambda seconds: now.__setitem__(0, now[0] + seconds)  # noqa: E731
     run = Task(at=lambda calls: tick(2.0)).train(on_record=lambda run: tick(1000.0))
     assert run.seconds == pytest.approx(24)
@@ -331,7 +355,7 @@ def test_pictures_and_saving_are_not_training_time(numpy_backend, monkeypatch):
 
 @pytest.mark.parametrize("seconds, text", [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3723, "1:02:03")])
 def test_clock(seconds, text):
-    assert training.clock(seconds) == text
+    assert training_log.clock(seconds) == text
 
 
 # ---------------------------------------------------------------- errors
