@@ -18,14 +18,14 @@ samples, so it is what a perfect sampler gets; it is a little above ln 2, as the
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from pathlib import Path
 
+import common
 import numpy as np
 
-from tinydiff import Rng, data, nn, no_grad, ops, saving
+from tinydiff import Rng, data, nn, no_grad, ops
 from tinydiff.backend import to_device, to_host, xp
 from tinydiff.data.batches import Batches
 from tinydiff.diffusion import VESDE
@@ -123,9 +123,10 @@ def trained_judge(real, fake, rng, steps):
         return pair_losses(judge, real, fake, rng, sample_offset).mean()
 
     for step in range(steps):
-        rows = order.indices(step)
         optimizer.lr = 1e-3 * schedule(step)
-        gradients(loss, optimizer.parameters, (real[rows], fake[rows]), rng.child(step))
+        rows = order.indices(step)
+        optimizer.zero_grad()
+        gradients(loss, optimizer.parameters, (real[rows], fake[rows]), rng.child(step))  # forward and backward
         optimizer.step()
     return judge
 
@@ -169,10 +170,7 @@ def as_a_file_has_it(images):
 
 def real_images(args):
     """Two disjoint lots of N from the test set, at random, as its second half is more difficult."""
-    try:
-        images = data.mnist(args.data_dir, "test").images
-    except (OSError, ValueError, data.DownloadError) as error:
-        sys.exit(str(error))
+    images = common.mnist(args, "test").images
     if len(images) < 2 * args.samples:
         sys.exit(f"--samples {args.samples} takes twice as many real images, but the test set has {len(images)}")
     order = Rng(args.seed).child("real").permutation(len(images))
@@ -182,12 +180,7 @@ def real_images(args):
 
 def build(path):
     """The net of 03_score_unet.py with its averaged weights."""
-    try:
-        state = saving.load(path)
-    except FileNotFoundError:
-        sys.exit(f"there is no {path}: train a model first, python examples/03_score_unet.py")
-    except ValueError as error:
-        sys.exit(str(error))
+    state = common.checkpoint_of(path, "03_score_unet.py")
     weights = state.get("model", {})
     if "tconv1.weight" not in weights or "ema" not in state:
         sys.exit(f"{path} is not a checkpoint of examples/03_score_unet.py: it has no such net, or no average")
@@ -200,30 +193,17 @@ def build(path):
     return model
 
 
-def integer(least):
-    def whole(text):
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be {least} or more, not {text}")
-        return int(text)
-
-    return whole
-
-
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add(
-        "--checkpoint",
-        type=Path,
-        default=Path("runs/03_score_unet/checkpoint.npz"),
-        help="of examples/03_score_unet.py (default: %(default)s)",
-    )
-    add("--data-dir", type=Path, help="where the four idx files of MNIST are (default: $TINYDIFF_DATA, else download)")
-    add("--samples", type=integer(2 * FOLDS), default=512, help="of each sampler (default: %(default)s)")
-    add("--judges", type=integer(1), default=3, help="seeds of the judge, averaged over (default: %(default)s)")
-    add("--seed", type=integer(0), default=0, help="of the samples and the choice of real ones (default: %(default)s)")
-    return parser.parse_args()
+    parser = common.parser(__doc__)
+    add, integer = parser.add_argument, common.integer
+    add("--checkpoint", type=Path, default=Path("runs/03_score_unet/checkpoint.npz"), metavar="FILE",
+        help="of examples/03_score_unet.py")  # fmt: skip
+    common.add_data_dir(parser)
+    add("--samples", type=integer(2 * FOLDS), default=512, metavar="N", help="of each sampler")
+    add("--judges", type=integer(1), default=3, metavar="N", help="seeds of the judge, averaged over")
+    add("--seed", type=integer(0), default=0, metavar="N", help="of the samples and the choice of real images")
+    return common.parse(parser)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    common.run(main)
