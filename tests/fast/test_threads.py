@@ -164,7 +164,7 @@ def test_without_the_folder_or_with_it_switched_off_all_works_and_nothing_change
     def output(package, how, **environment):
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", SCRIPT, how], capture_output=True, text=True, cwd=package,
-            env={**os.environ, "PYTHONPATH": str(package), **environment},
+            env={**os.environ, "TINYDIFF_BACKEND": "numpy", "PYTHONPATH": str(package), **environment},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stdout
