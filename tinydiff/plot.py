@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import backend
-from .data.cache import write_atomically
+from .saving import write_atomically
 from .tensor import array_of
 
 INK, FAINT, BLUE, RED = "#222222", "#8a8a8a", "#1f6fb4", "#c8452f"

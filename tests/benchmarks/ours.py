@@ -20,7 +20,7 @@ from tinydiff.models.unet import UNet
 
 SDE, KARRAS = VESDE(), KarrasSDE()
 QUICKSTART_CHANNELS, QUICKSTART_LABELS = (32, 64), {"digit": 10, "face": 2, "weight": 2, "slant": 3}
-SIGMA_DATA, UNSAID = 0.5, 0.1  # the spread of the images, and how often labels are kept from the net
+SIGMA_DATA, LABEL_DROPOUT = 0.5, 0.1  # the spread of the images, and how often the condition is left out
 
 
 def wait() -> None:
@@ -56,8 +56,8 @@ def loss_of(name: str, net: Any) -> Callable[..., Any]:
     """loss(*batch, rng, sample_offset) -> Tensor of shape ()"""
 
     def quickstart(x0: Any, *labels: Any, rng: Rng, sample_offset: int) -> Any:
-        said = rng.uniform(len(x0), first=sample_offset) >= UNSAID
-        condition = {label: xp.where(said, values, -1) for label, values in zip(QUICKSTART_LABELS, labels)}
+        kept = rng.uniform(len(x0), first=sample_offset) >= LABEL_DROPOUT
+        condition = {label: xp.where(kept, values, -1) for label, values in zip(QUICKSTART_LABELS, labels)}
         return edm_loss(net, x0, rng, first=sample_offset, **condition)
 
     def autoencoder(x0: Any, rng: Rng, sample_offset: int) -> Any:
