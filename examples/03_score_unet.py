@@ -9,8 +9,8 @@
     TINYDIFF_BACKEND=cupy python examples/03_score_unet.py    on a GPU
 
 The directory of the run (runs/03_score_unet) gets samples.png, loss.png, log.jsonl and
-checkpoint.npz after every epoch, and compare.png: a row a sampler, all from the same noise and with the same number of
-evaluations of the net (its number in the label), by the running average of the weights (EMA) and, at the end, without.
+checkpoint.npz after every epoch, and compare.png: one row per sampler, all from the same noise and with the same number of
+evaluations of the net (which is in the label), by the running average of the weights (EMA) and, at the end, without.
 """
 
 from __future__ import annotations

@@ -99,10 +99,10 @@ def sampler(name: str, n: int, steps: int, threads: int, captured: bool = False)
             )
         return euler_maruyama(net, shape, SDE, rng, steps=steps, first=rows.start)
 
-    def paint(rng: Rng) -> list[Any]:
+    def sample(rng: Rng) -> list[Any]:
         return list(over_microbatches(lambda rows: some(rows, rng.child("samples")), n, microbatch_size(n), threads))
 
-    return _with_new_noise(paint, captured)
+    return _with_new_noise(sample, captured)
 
 
 def _with_new_noise(step: Callable[[Rng], Any], captured: bool) -> Run:
