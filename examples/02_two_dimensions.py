@@ -6,27 +6,26 @@
 scores.png    the score of a mixture of two Gaussians at four times, exact and learned
 samples.png   points of noise, their way back, and what they become, beside the data
 
-The table says how far each of the four nets is from the exact score. Explicit score matching is told the answer;
+The table says how far each of the four nets is from the exact score. Explicit score matching is given the answer;
 implicit and sliced score matching differentiate the score by its input, and then the loss by the weights, so they are
 also a test of second derivatives; denoising score matching, the loss of every diffusion model, needs neither.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
-from pathlib import Path
 
+import common
 import numpy as np
 
-from tinydiff import Rng, Tensor, no_grad, parallel, plot
+from tinydiff import Rng, Tensor, no_grad, plot
 from tinydiff.backend import to_device, to_host, xp
 from tinydiff.data import GaussianMixture
 from tinydiff.diffusion import VESDE, euler_maruyama, score_matching_loss
 from tinydiff.diffusion.exact import Exact
 from tinydiff.diffusion.score_matching import explicit_loss, implicit_loss, sliced_loss
-from tinydiff.models.mlp import ScoreMLP
+from tinydiff.microbatch import blas_threads
+from tinydiff.models.fourier import ScoreMLP
 from tinydiff.optim import EMA, Adam, cosine, warmup
 
 MIXTURE = GaussianMixture([0.5, 0.5], [[0, 1], [2, -1]], [[[1, 0], [0, 1]], [[2, 0.5], [0.5, 1]]])
@@ -75,10 +74,12 @@ def learn(loss, steps, rng):
     optimizer, ema, schedule = Adam(net.parameters(), lr=1e-2), EMA(net, 0.998), warmup(100, cosine(steps))
     data, noise = rng.child("data"), rng.child("noise")
     for step in range(steps):
-        value = loss(net, MIXTURE.sample(512, data), Rng(noise.seed, stream=noise.stream, step=4 * step))
-        net.zero_grad()
-        value.backward()
         optimizer.lr = 1e-2 * schedule(step)
+        x0 = MIXTURE.sample(512, data)
+        optimizer.zero_grad()
+        # Some losses draw more than others. So that all get the same times and noise, each step starts at its own.
+        value = loss(net, x0, Rng(noise.seed, stream=noise.stream, step=4 * step))
+        value.backward()
         optimizer.step()
         ema.update()
     ema.copy_to(net)
@@ -87,7 +88,7 @@ def learn(loss, steps, rng):
 
 @no_grad()
 def at(net, x, t):
-    """What the net says at points x (N, 2), all at the time t."""
+    """The net at points x (N, 2), all at the time t."""
     return to_host(net(Tensor(to_device(x)), Tensor(xp.full(len(x), t, "float32"))).data)
 
 
@@ -170,27 +171,14 @@ def extent(half):
     return 1 - half, 1 + half, -half, half
 
 
-def natural(text):
-    if int(text) < 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or more, not {text}")
-    return int(text)
-
-
-def positive(text):
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text}")
-    return int(text)
-
-
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     add = parser.add_argument
-    add("--steps", type=positive, default=4000, help="steps of training, for each loss (default: %(default)s)")
-    add("--seed", type=natural, default=0, help="of everything random (default: %(default)s)")
-    add("--out", type=Path, default=Path("runs/02_two_dimensions"), help="where the pictures go (default: %(default)s)")
-    return parser.parse_args()
+    add("--steps", type=common.integer(1), default=4000, metavar="N", help="steps of training, for each loss")
+    common.add_seed_and_out(parser, "02_two_dimensions", seed_help="of everything random")
+    return common.parse(parser)
 
 
 if __name__ == "__main__":
-    with parallel.blas_threads(1):  # as all products are small here
-        sys.exit(main())
+    with blas_threads(1):  # as all products are small here
+        common.run(main)

@@ -2,7 +2,7 @@
 
     python examples/03_score_unet.py                          trains the net whose samples are judged; over an hour
     python examples/05_judge.py                               then this: some minutes, most of them for one sampler
-    python examples/05_judge.py --samples 128                 a look
+    python examples/05_judge.py --samples 128                 a quick one
     python examples/05_judge.py --checkpoint runs/other/checkpoint.npz
 
 The figure is the judge's cross-entropy, in nats, on images that it has not learned from: ln 2 = 0.693 if it cannot tell
@@ -18,21 +18,21 @@ samples, so it is what a perfect sampler gets; it is a little above ln 2, as the
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from pathlib import Path
 
+import common
 import numpy as np
 
-from tinydiff import Rng, data, nn, no_grad, ops, parallel, saving
+from tinydiff import Rng, data, nn, no_grad, ops
 from tinydiff.backend import to_device, to_host, xp
 from tinydiff.data.batches import Batches
 from tinydiff.diffusion import VESDE
 from tinydiff.diffusion.samplers import SAMPLERS, steps_for
+from tinydiff.microbatch import gradients, microbatch_size, over_microbatches
 from tinydiff.models.tutorial import ScoreUNet
 from tinydiff.optim import EMA, AdamW, cosine
-from tinydiff.training import gradients
 
 # (sampler, evaluations of the net, options); the others are compared with the first.
 CONTESTANTS = [
@@ -119,22 +119,23 @@ def trained_judge(real, fake, rng, steps):
     optimizer, schedule = AdamW(judge.parameters(), weight_decay=0.1), cosine(steps)
     order = Batches(len(real), 64, seed=rng.stream)
 
-    def loss(real, fake, rng, first):
-        return pair_losses(judge, real, fake, rng, first).mean()
+    def loss(real, fake, rng, sample_offset):
+        return pair_losses(judge, real, fake, rng, sample_offset).mean()
 
     for step in range(steps):
-        rows = order.indices(step)
         optimizer.lr = 1e-3 * schedule(step)
-        gradients(loss, optimizer.parameters, (real[rows], fake[rows]), rng.child(step))
+        rows = order.indices(step)
+        optimizer.zero_grad()
+        gradients(loss, optimizer.parameters, (real[rows], fake[rows]), rng.child(step))  # forward and backward
         optimizer.step()
     return judge
 
 
-def pair_losses(judge, real, fake, rng, first=0):
+def pair_losses(judge, real, fake, rng, sample_offset=0):
     """Cross-entropies, each of a real image and a fake one: 2 x (N, 28, 28, 1) -> (N,)."""
     losses = []
     for images, is_real in ((real, 1.0), (fake, 0.0)):
-        seen = to_device(images) + NOISE * rng.normal(images.shape, first=first)
+        seen = to_device(images) + NOISE * rng.normal(images.shape, first=sample_offset)
         logits = judge(seen).reshape((-1,))  # (N, 28, 28, 1) -> (N, 1, 1, 1) -> (N,)
         target = xp.full(logits.shape, is_real, "float32")
         losses.append(ops.binary_cross_entropy_with_logits(logits, target, reduction="none"))
@@ -149,13 +150,13 @@ def sample(model, sde, name, evaluations, options, args):
     n, steps = args.samples, steps_for(name, evaluations)
     label = ", ".join([f"{name}, {evaluations} evaluations", *(f"{key} {value:g}" for key, value in options.items())])
 
-    def of_shard(rows):
+    def some(rows):
         shape = (rows.stop - rows.start, 28, 28, 1)
         rng = Rng(args.seed).child("samples")
         return to_host(SAMPLERS[name](model, shape, sde, rng, steps=steps, first=rows.start, **options))
 
     parts, done = [], 0
-    for part in parallel.over_shards(of_shard, n, parallel.shard_size(n)):
+    for part in over_microbatches(some, n, microbatch_size(n)):
         parts.append(part)
         done += len(part)
         print(f"\r{label}: {done} of {n}", end="", file=sys.stderr, flush=True)
@@ -169,10 +170,7 @@ def as_a_file_has_it(images):
 
 def real_images(args):
     """Two disjoint lots of N from the test set, at random, as its second half is more difficult."""
-    try:
-        images = data.mnist(args.data_dir, "test").images
-    except (OSError, ValueError, data.DownloadError) as error:
-        sys.exit(str(error))
+    images = common.mnist(args, "test").images
     if len(images) < 2 * args.samples:
         sys.exit(f"--samples {args.samples} takes twice as many real images, but the test set has {len(images)}")
     order = Rng(args.seed).child("real").permutation(len(images))
@@ -182,12 +180,7 @@ def real_images(args):
 
 def build(path):
     """The net of 03_score_unet.py with its averaged weights."""
-    try:
-        state = saving.load(path)
-    except FileNotFoundError:
-        sys.exit(f"there is no {path}: train a model first, python examples/03_score_unet.py")
-    except ValueError as error:
-        sys.exit(str(error))
+    state = common.checkpoint_of(path, "03_score_unet.py")
     weights = state.get("model", {})
     if "tconv1.weight" not in weights or "ema" not in state:
         sys.exit(f"{path} is not a checkpoint of examples/03_score_unet.py: it has no such net, or no average")
@@ -200,30 +193,17 @@ def build(path):
     return model
 
 
-def integer(least):
-    def whole(text):
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be {least} or more, not {text}")
-        return int(text)
-
-    return whole
-
-
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add(
-        "--checkpoint",
-        type=Path,
-        default=Path("runs/03_score_unet/checkpoint.npz"),
-        help="of examples/03_score_unet.py (default: %(default)s)",
-    )
-    add("--data-dir", type=Path, help="where the four idx files of MNIST are (default: $TINYDIFF_DATA, else download)")
-    add("--samples", type=integer(2 * FOLDS), default=512, help="of each sampler (default: %(default)s)")
-    add("--judges", type=integer(1), default=3, help="seeds of the judge, averaged over (default: %(default)s)")
-    add("--seed", type=integer(0), default=0, help="of the samples and the choice of real ones (default: %(default)s)")
-    return parser.parse_args()
+    parser = common.parser(__doc__)
+    add, integer = parser.add_argument, common.integer
+    add("--checkpoint", type=Path, default=Path("runs/03_score_unet/checkpoint.npz"), metavar="FILE",
+        help="of examples/03_score_unet.py")  # fmt: skip
+    common.add_data_dir(parser)
+    add("--samples", type=integer(2 * FOLDS), default=512, metavar="N", help="of each sampler")
+    add("--judges", type=integer(1), default=3, metavar="N", help="seeds of the judge, averaged over")
+    add("--seed", type=integer(0), default=0, metavar="N", help="of the samples and the choice of real images")
+    return common.parse(parser)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    common.run(main)

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinydiff import Rng, backend
-from tinydiff.ops.conv import Geometry
 from tinydiff.operators import OPS
+from tinydiff.ops.conv import Geometry
 
 draw = np.random.default_rng(2021)
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from captures import Images, batch, equal, host, on_cupy
+from tinydiff.capture import MOST_GRAPHS
 
 from tinydiff import Rng, Tensor, backend, nn, no_grad, ops, optim
-from tinydiff.capture import MOST_GRAPHS
 from tinydiff.diffusion.samplers import SAMPLERS
 
 pytestmark = pytest.mark.usefixtures("each_backend")

@@ -9,11 +9,11 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import fast_kernels as kernels
 import numpy as np
 import pytest
 
 import tinydiff
-import fast_kernels as kernels
 from tinydiff import backend, ops
 
 on_cupy = pytest.mark.skipif(os.environ.get("TINYDIFF_BACKEND") != "cupy", reason="cuBLAS: TINYDIFF_BACKEND=cupy")

@@ -14,14 +14,13 @@ from tinydiff.backend import to_device, xp
 from tinydiff.diffusion import VESDE, euler_maruyama, score_matching_loss
 from tinydiff.diffusion.edm import Denoiser, KarrasSDE, edm_loss
 from tinydiff.diffusion.samplers import heun, score_of
+from tinydiff.microbatch import gradients, microbatch_size, over_microbatches
 from tinydiff.models import tutorial
 from tinydiff.models.unet import UNet
-from tinydiff.parallel import over_shards, shard_size
-from tinydiff.training import gradients
 
 SDE, KARRAS = VESDE(), KarrasSDE()
 QUICKSTART_CHANNELS, QUICKSTART_LABELS = (32, 64), {"digit": 10, "face": 2, "weight": 2, "slant": 3}
-SIGMA_DATA, UNSAID = 0.5, 0.1  # the spread of the images, and how often labels are kept from the net
+SIGMA_DATA, LABEL_DROPOUT = 0.5, 0.1  # the spread of the images, and how often the condition is left out
 
 
 def wait() -> None:
@@ -54,18 +53,18 @@ def net_of(name: str) -> Any:
 
 
 def loss_of(name: str, net: Any) -> Callable[..., Any]:
-    """loss(*batch, rng, first) -> Tensor of shape ()"""
+    """loss(*batch, rng, sample_offset) -> Tensor of shape ()"""
 
-    def quickstart(x0: Any, *labels: Any, rng: Rng, first: int) -> Any:
-        said = rng.uniform(len(x0), first=first) >= UNSAID
-        condition = {label: xp.where(said, values, -1) for label, values in zip(QUICKSTART_LABELS, labels)}
-        return edm_loss(net, x0, rng, first=first, **condition)
+    def quickstart(x0: Any, *labels: Any, rng: Rng, sample_offset: int) -> Any:
+        kept = rng.uniform(len(x0), first=sample_offset) >= LABEL_DROPOUT
+        condition = {label: xp.where(kept, values, -1) for label, values in zip(QUICKSTART_LABELS, labels)}
+        return edm_loss(net, x0, rng, first=sample_offset, **condition)
 
-    def autoencoder(x0: Any, rng: Rng, first: int) -> Any:
+    def autoencoder(x0: Any, rng: Rng, sample_offset: int) -> Any:
         return ops.mse_loss(net(tensor(x0)), x0)
 
-    def score(x0: Any, *labels: Any, rng: Rng, first: int) -> Any:
-        return score_matching_loss(net, x0, SDE, rng, first=first, **({"labels": labels[0]} if labels else {}))
+    def score(x0: Any, *labels: Any, rng: Rng, sample_offset: int) -> Any:
+        return score_matching_loss(net, x0, SDE, rng, first=sample_offset, **({"labels": labels[0]} if labels else {}))
 
     return {"quickstart": quickstart, "autoencoder": autoencoder}.get(name, score)
 
@@ -100,10 +99,10 @@ def sampler(name: str, n: int, steps: int, threads: int, captured: bool = False)
             )
         return euler_maruyama(net, shape, SDE, rng, steps=steps, first=rows.start)
 
-    def paint(rng: Rng) -> list[Any]:
-        return list(over_shards(lambda rows: some(rows, rng.child("samples")), n, shard_size(n), threads))
+    def sample(rng: Rng) -> list[Any]:
+        return list(over_microbatches(lambda rows: some(rows, rng.child("samples")), n, microbatch_size(n), threads))
 
-    return _with_new_noise(paint, captured)
+    return _with_new_noise(sample, captured)
 
 
 def _with_new_noise(step: Callable[[Rng], Any], captured: bool) -> Run:
@@ -137,13 +136,13 @@ def single_op(
         parts = [a[rows] if i < batched else a for i, a in enumerate(arrays)]
         leaves[start] = [Tensor(a, requires_grad=True) for a in parts], cotangent[rows]
 
-    def of_shard(rows: slice) -> list[Any]:
+    def of_microbatch(rows: slice) -> list[Any]:
         xs, g = leaves[rows.start]
         return [found.data for found in grad(op(*xs), xs, g, retain_graph=False)]
 
     def run() -> list[Any]:
         sums: list[Any] = []
-        for found in over_shards(of_shard, n, size, threads):
+        for found in over_microbatches(of_microbatch, n, size, threads):
             if not sums:
                 sums = found[batched:]
             else:

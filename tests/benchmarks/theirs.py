@@ -77,10 +77,12 @@ def loss(name: str, net: Any, batch: tuple[Any, ...], draws: tuple[Any, ...]) ->
         return F.mse_loss(net(x0), x0)
     if name == "quickstart":
         u, e, z = draws
-        told = {label: torch.where(u >= ours.UNSAID, v, -1) for label, v in zip(ours.QUICKSTART_LABELS, labels)}
+        condition = {
+            label: torch.where(u >= ours.LABEL_DROPOUT, v, -1) for label, v in zip(ours.QUICKSTART_LABELS, labels)
+        }
         sigma, sd = torch.exp(1.2 * e - 1.2), ours.SIGMA_DATA
         weight = ((sigma**2 + sd**2) / (sigma * sd) ** 2)[:, None, None, None]
-        return (weight * (net(x0 + sigma[:, None, None, None] * z, sigma, told) - x0).square()).mean()
+        return (weight * (net(x0 + sigma[:, None, None, None] * z, sigma, condition) - x0).square()).mean()
     u, z = draws
     t = u * (1 - 1e-5) + 1e-5
     s = twins.std(t)[:, None, None, None]
@@ -108,7 +110,7 @@ def sampler(name: str, n: int, steps: int, memory_format: Any, compiled: bool = 
     """The same algorithms as tinydiff.diffusion.euler_maruyama and edm.heun."""
     net = net_of("quickstart" if name == "heun" else "concat").to(memory_format=memory_format)
     x, *labels = batch_of("quickstart", n, memory_format)
-    told = dict(zip(ours.QUICKSTART_LABELS, labels))
+    condition = dict(zip(ours.QUICKSTART_LABELS, labels))
     net = compile_or_say_why(net) if compiled else net
 
     def heun() -> Any:
@@ -116,10 +118,10 @@ def sampler(name: str, n: int, steps: int, memory_format: Any, compiled: bool = 
         levels = [(top + i / (steps - 1) * (low - top)) ** 7 for i in range(steps)] + [0.0]
         y = torch.randn_like(x) * levels[0]
         for sigma, following in zip(levels, levels[1:]):
-            slope = (y - net(y, torch.full((n,), sigma, device=DEVICE), told)) / sigma
+            slope = (y - net(y, torch.full((n,), sigma, device=DEVICE), condition)) / sigma
             moved = y + (following - sigma) * slope
             if following > 0:
-                again = (moved - net(moved, torch.full((n,), following, device=DEVICE), told)) / following
+                again = (moved - net(moved, torch.full((n,), following, device=DEVICE), condition)) / following
                 moved = y + (following - sigma) / 2 * (slope + again)
             y = moved
         return y

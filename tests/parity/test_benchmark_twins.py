@@ -38,7 +38,7 @@ def pair(theirs: Any, name: str) -> tuple[Any, Any]:
 def test_the_twins_have_the_same_loss(theirs: Any, name: str) -> None:
     (net, twin), n = pair(theirs, name), 5
     batch = ours.batch_of(name, n)
-    value = ours.loss_of(name, net)(*batch, rng=Rng(7), first=0)
+    value = ours.loss_of(name, net)(*batch, rng=Rng(7), sample_offset=0)
 
     rng = Rng(7)  # draws as the loss does: uniform, (normal,) noise
     draws = [] if name == "autoencoder" else [rng.uniform(n)]

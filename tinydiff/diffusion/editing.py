@@ -13,9 +13,9 @@ from itertools import pairwise
 from typing import Any
 
 from ..backend import Array, scalar, to_device, to_host, xp
-from ..modes import no_grad
+from ..engine import Tensor, no_grad
+from ..operators import array_of
 from ..rng import Rng, as_rng
-from ..tensor import Tensor, array_of
 from .evaluation import Callback, Run, Score, checked
 from .grids import Grid, rho_times, time_at
 from .ode import heun, implicit_step

@@ -21,8 +21,9 @@ from typing import Any
 
 from .. import nn, ops
 from ..backend import Array, to_device, xp
+from ..engine import Tensor
+from ..operators import array_of
 from ..rng import Rng
-from ..tensor import Tensor, array_of
 from .loss import log_normal, noised
 from .sde import KarrasSDE, per_sample
 

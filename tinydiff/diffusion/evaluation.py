@@ -14,8 +14,9 @@ from typing import Any
 
 from .. import backend
 from ..backend import Array, to_device, xp
+from ..engine import Tensor
+from ..operators import array_of
 from ..rng import Rng, as_rng
-from ..tensor import Tensor, array_of
 from .grids import Grid
 from .schedule import whole
 from .sde import denoised, per_sample

@@ -16,12 +16,11 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .. import parallel
 from ..backend import Array, to_device, to_host, xp
-from ..backward import grad
-from ..modes import recording
+from ..engine import Tensor, grad, set_grad_enabled
+from ..microbatch import over_microbatches
+from ..operators import array_of
 from ..rng import Rng, as_rng
-from ..tensor import Tensor, array_of
 from .dormand_prince import solve
 from .evaluation import Score, checked, flow
 from .schedule import whole
@@ -75,7 +74,7 @@ def log_likelihood(
 
     def slope(state: Array, t: Array) -> Array:
         """Of x and of the integrals, side by side: (N, D + columns)."""
-        with recording(True):
+        with set_grad_enabled(True):
             here = Tensor(state[:, :d].reshape(shape), requires_grad=True)
             s = score(here, Tensor(t), **condition)
             checked(s, here)
@@ -146,7 +145,7 @@ def bits_per_dimension(
     An image of bytes has a probability and a model a density; its mean over the cell of an image, an edge of 1/256 (so
     the 8 bits), is a probability, and the mean of the logarithm a lower bound of that mean's.
     low, high: what the bytes 0 and 255 were in training, as in data.to_float; each byte here fills a cell of its own.
-    batch_size, threads: as in parallel.over_shards; the estimates do not depend on them, but for rounding.
+    batch_size, threads: as in microbatch.over_microbatches; the estimates do not depend on them, but for rounding.
     progress(done, N, average so far): called after each batch. condition: arrays (N,), one value an image.
     Errors: TypeError for images that are not of uint8, ValueError for none, or a high that is not above low; and those
     of log_likelihood.
@@ -164,7 +163,7 @@ def bits_per_dimension(
     rng = as_rng(rng)
     n, d, state = len(images), math.prod(images.shape[1:]), rng.state()
 
-    def of_shard(rows: slice) -> Any:
+    def of_microbatch(rows: slice) -> Any:
         source = Rng(**state)
         k = to_device(images[rows]).astype("float32")
         x = low + (high - low) * (k + source.uniform(k.shape, first=rows.start)) / 256
@@ -175,7 +174,7 @@ def bits_per_dimension(
         return to_host(nats / (-d * math.log(2)) + (8 - math.log2(high - low)))
 
     parts: list[Any] = []
-    for part in parallel.over_shards(of_shard, n, batch_size, threads):
+    for part in over_microbatches(of_microbatch, n, batch_size, threads):
         parts.extend(part)
         if progress is not None:
             progress(len(parts), n, average(parts))

@@ -7,8 +7,9 @@ from typing import Any
 
 from .. import ops
 from ..backend import Array, to_device, xp
+from ..engine import Tensor
+from ..operators import array_of
 from ..rng import Rng
-from ..tensor import Tensor, array_of
 from .parametrisation import ScoreModel
 from .sde import per_sample
 

@@ -31,8 +31,9 @@ import math
 from typing import Any
 
 from ..backend import Array, to_device, xp
+from ..engine import Tensor
+from ..operators import array_of
 from ..rng import Rng
-from ..tensor import Tensor, array_of
 from .loss import Times, denoising_loss
 from .parametrisation import ScoreModel
 from .sde import KarrasSDE

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from ..backend import Array
-from ..modes import no_grad
+from ..engine import no_grad
 from ..rng import Rng
 from .dormand_prince import solve
 from .evaluation import Callback, Run, Score, Start, flow

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ..backend import Array, to_device, xp
+from ..operators import array_of
 from ..rng import Rng, as_rng
-from ..tensor import array_of
 from .schedule import whole
 
 NoiseStrength = Callable[[float], float]

@@ -29,7 +29,7 @@ from typing import Any
 
 from .. import nn, ops
 from ..backend import xp
-from ..tensor import Tensor
+from ..engine import Tensor
 from .schedule import by_name, sqrt
 from .sde import per_sample
 

@@ -28,9 +28,8 @@ from typing import Any
 
 from .. import ops
 from ..backend import Array
-from ..backward import grad
+from ..engine import Tensor, grad
 from ..rng import Rng
-from ..tensor import Tensor
 from .loss import noised, score_at, uniform
 from .sde import per_sample
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from ..backend import Array
-from ..modes import no_grad
+from ..engine import no_grad
 from ..rng import Rng
 from .evaluation import Callback, Run, Score, Start
 from .grids import Grid, uniform_times

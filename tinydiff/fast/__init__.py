@@ -7,9 +7,9 @@ TINYDIFF_FAST=0 in the environment switches it off.
 import importlib
 
 from .. import backend
-from . import capture, cpu
+from . import capture, cpu, threads
 
 # The folder needs CuPy: it comes when that is chosen.
 backend.loaders["cupy"] = lambda: importlib.import_module(".cuda", __name__)
 
-__all__ = ["capture", "cpu"]
+__all__ = ["capture", "cpu", "threads"]

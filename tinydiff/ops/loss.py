@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 from ..backend import operand, xp
-from ..rng import Rng
 from ..engine import Tensor, composite
+from ..rng import Rng
 from .activation import softplus
 from .elementwise import square, where
 from .index import take_along_axis

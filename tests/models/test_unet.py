@@ -9,7 +9,7 @@ import tinydiff
 from tinydiff import Rng, Tensor, backend, ops, tensor
 from tinydiff.backend import to_device, to_host
 from tinydiff.diffusion.edm import Denoiser, edm_loss
-from tinydiff.models.unet import UNet, fold, unfold
+from tinydiff.models.unet import UNet, pixel_shuffle, pixel_unshuffle
 from tinydiff.optim import EMA, Adam, clip_grad_norm
 
 pytestmark = pytest.mark.usefixtures("each_backend")
@@ -38,12 +38,12 @@ def test_output_has_the_shape_of_the_input_and_starts_at_zero():
     assert abs(to_host(y.data)).max() == 0
 
 
-def test_folding_keeps_patches_together_and_has_an_inverse():
+def test_pixel_unshuffle_keeps_patches_together_and_has_an_inverse():
     x = tensor(np.arange(2 * 4 * 6 * 3.0).reshape(2, 4, 6, 3))
-    y = fold(x, 2)
+    y = pixel_unshuffle(x, 2)
     assert y.shape == (2, 2, 3, 12)
     np.testing.assert_array_equal(y.numpy()[1, 1, 2].reshape(2, 2, 3), x.numpy()[1, 2:4, 4:6])
-    np.testing.assert_array_equal(unfold(y, 2).numpy(), x.numpy())
+    np.testing.assert_array_equal(pixel_shuffle(y, 2).numpy(), x.numpy())
 
 
 def test_every_parameter_has_a_gradient_and_it_is_right():
@@ -83,12 +83,12 @@ def test_a_training_step_never_waits_wherever_its_labels_lie():
     assert not np.array_equal(to_host(before["net.last.weight"]), to_host(denoiser.net.last.weight.data))
 
 
-def test_a_label_left_out_is_one_not_said_and_labels_matter():
+def test_a_label_left_out_is_the_null_class_and_labels_matter():
     net = awake(small())
     x, noise = Tensor(Rng(0).normal((4, 8, 8, 1))), Rng(1).normal(4)
     left_out = net(x, noise, digit=labels(4)["digit"]).numpy()
-    unsaid = net(x, noise, digit=labels(4)["digit"], face=to_device(np.full(4, -1))).numpy()
-    np.testing.assert_array_equal(left_out, unsaid)
+    null_class = net(x, noise, digit=labels(4)["digit"], face=to_device(np.full(4, -1))).numpy()
+    np.testing.assert_array_equal(left_out, null_class)
     assert abs(left_out - net(x, noise, **labels(4)).numpy()).max() > 1e-3
 
 
@@ -108,6 +108,6 @@ def test_bad_input_is_quoted(shape, options, quoted):
 
 
 @pytest.mark.parametrize(("digits", "quoted"), [([1, 10], "runs from 1 to 10"), ([-2, 3], "runs from -2 to 3")])
-def test_a_label_out_of_range_is_not_taken_for_not_said(digits, quoted):
-    with pytest.raises(IndexError, match=f"'digit' must be 0 to 9, or -1 for not said, but {quoted}"):
+def test_a_label_out_of_range_is_not_taken_for_the_null_class(digits, quoted):
+    with pytest.raises(IndexError, match=f"'digit' must be 0 to 9, or -1 for the null class, but {quoted}"):
         small()(Tensor(Rng(0).normal((2, 8, 8, 1))), Rng(1).normal(2), digit=np.array(digits))

@@ -186,6 +186,73 @@ def test_loading_is_seen_by_the_tape() -> None:
         y.backward()
 
 
+def test_loading_copies_into_the_arrays_that_are_there() -> None:
+    """So that a captured step, an optimiser and a view go on with what was loaded."""
+    net = Net(1)
+    arrays = {name: t.data for name, t in net.named_tensors()}
+    versions = {name: t.version[0] for name, t in net.named_tensors()}
+    view = net.scale[0:1]
+    other = Net(2).state_dict()
+    other["scale"] = np.array([7.0])
+    net.load_state_dict(other)
+    for name, t in net.named_tensors():
+        assert t.data is arrays[name] and t.version[0] > versions[name]
+        assert np.array_equal(host(t), host(other[name]))
+    assert host(view) == 7
+
+
+# ---------------------------------------------------------------- hooks
+
+
+def test_a_hook_sees_the_inputs_and_the_output_and_may_replace_it() -> None:
+    net, x, seen = Net(), normal(4, 3), []
+    plain = host(net(x))
+    one = net.heads["a"].register_forward_hook(lambda module, inputs, output: seen.append((module, inputs, output)))
+    assert np.array_equal(host(net(x)), plain)
+    ((module, inputs, output),) = seen
+    assert module is net.heads["a"] and len(inputs) == 1 and inputs[0].shape == (4, 3)
+    assert np.array_equal(host(output), plain)
+
+    two = net.heads["a"].register_forward_hook(lambda module, inputs, output: output * 2)
+    three = net.heads["a"].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    assert np.array_equal(host(net(x)), 2 * plain)
+    assert np.array_equal(host(seen[1][2]), plain) and np.array_equal(host(seen[2]), 2 * plain), "in their order"
+    for handle in (two, one, two):  # removed twice: nothing happens
+        handle.remove()
+    assert np.array_equal(host(net(x)), plain) and len(seen) == 4
+    three.remove()
+    net(x)
+    assert len(seen) == 4
+
+
+def test_hooks_leave_no_trace_in_the_state_nor_in_other_modules() -> None:
+    net, seen = Net(), []
+    other = copy.deepcopy(net)
+    handle = net.register_forward_hook(lambda *call: seen.append(call))
+    assert list(net.state_dict()) == NAMES and not nn.Module._forward_hooks
+    other(normal(2, 3)), Net()(normal(2, 3))
+    assert seen == []
+    net(normal(2, 3))
+    assert len(seen) == 1
+    handle.remove()
+
+
+def test_a_hook_may_remove_itself_and_gradients_flow_through_a_replacement() -> None:
+    layer = nn.Linear(3, 1, rng=0)
+
+    def once(module: Any, inputs: Any, output: Any) -> Any:
+        handle.remove()
+        return output * 3
+
+    handle = layer.register_forward_hook(once)
+    x = normal(2, 3)
+    layer(x).sum().backward()
+    tripled = host(layer.weight.grad).copy()
+    layer.zero_grad()
+    layer(x).sum().backward()
+    assert np.allclose(tripled, 3 * host(layer.weight.grad))
+
+
 # ---------------------------------------------------------------- Sequential, print
 
 
@@ -325,6 +392,16 @@ def test_batch_norm_follows_the_statistics_and_uses_them_in_evaluation() -> None
     assert list(norm.state_dict()) == ["weight", "bias", "running_mean", "running_var"]
 
 
+def test_batch_norm_changes_its_statistics_in_place() -> None:
+    """So that a captured step finds them where they were."""
+    norm = nn.BatchNorm2d(3)
+    arrays, versions = (norm.running_mean.data, norm.running_var.data), norm.running_mean.version[0]
+    norm(normal(4, 2, 2, 3))
+    assert norm.running_mean.data is arrays[0] and norm.running_var.data is arrays[1]
+    assert norm.running_mean.version[0] == versions + 1 and host(norm.running_mean).any()
+    assert not norm.running_mean.requires_grad
+
+
 def test_dropout_only_while_training_and_each_layer_its_own_mask() -> None:
     rng = Rng(0)
     a, b = nn.Dropout(0.5, rng=rng), nn.Dropout(0.5, rng=rng)
@@ -399,7 +476,7 @@ def test_attention_dropout_acts_on_the_weights() -> None:
         (lambda: nn.GroupNorm(2, 4)(normal(2, 5)), ValueError, r"4 channels .* not \(2, 5\)"),
         (lambda: nn.LayerNorm(4)(normal(2, 5)), ValueError, r"not \(2, 5\)"),
         (lambda: nn.BatchNorm2d(4)(normal(2, 4)), ValueError, r"4 axes or more, channels last, not \(2, 4\)"),
-        (lambda: nn.BatchNorm2d(4)(normal(1, 1, 1, 4)), ValueError, r"\(1, 1, 1, 4\) has one value a channel"),
+        (lambda: nn.BatchNorm2d(4)(normal(1, 1, 1, 4)), ValueError, r"\(1, 1, 1, 4\) has one value per channel"),
         (lambda: nn.FourierFeatures(5), ValueError, "not 5"),
         (lambda: nn.FourierFeatures(4)(normal(2, 1)), ValueError, r"\(2, 1\)"),
         (lambda: nn.MultiHeadAttention(6, 4), ValueError, "num_heads=4 must divide embed_dim=6"),

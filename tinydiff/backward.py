@@ -1,1 +1,0 @@
-from .engine import backward, grad  # noqa

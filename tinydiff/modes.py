@@ -1,1 +1,0 @@
-from .engine import grad_enabled, no_grad, set_grad_enabled as recording  # noqa

@@ -1,1 +1,0 @@
-from .engine import composite, op as primitive  # noqa
