@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tinydiff as td
-from tinydiff import anomaly, backend, engine, ops
+from tinydiff import anomaly, backend, observers, ops
 
 pytestmark = [pytest.mark.usefixtures("each_backend"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 HERE = str(Path(__file__))
@@ -184,4 +184,4 @@ def test_what_is_fine_stays_fine_and_the_mode_ends() -> None:
     ops.log(leaf(-1.0))
     with pytest.raises(ZeroDivisionError), td.detect_anomaly():
         raise ZeroDivisionError
-    assert not engine.observers
+    assert not observers.observers

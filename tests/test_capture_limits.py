@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from captures import Images, batch, equal, host, on_cupy
-from tinydiff.capture import MOST_GRAPHS
+from tinydiff.fast.capture import MOST_GRAPHS
 
 from tinydiff import Rng, Tensor, backend, nn, no_grad, ops, optim
 from tinydiff.diffusion.samplers import SAMPLERS

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tinydiff
-from tinydiff import Rng, engine, nn, ops, tensor
+from tinydiff import Rng, nn, observers, ops, tensor
 from tinydiff.microbatch import gradients
 
 module = importlib.import_module("tinydiff.profile")  # tinydiff.profile is the function
@@ -209,12 +209,12 @@ def test_everything_is_put_back_also_after_an_error():
     during = []
 
     def step():
-        during.extend(engine.observers)
+        during.extend(observers.observers)
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
         tinydiff.profile(step)
-    assert len(during) == 1 and not engine.observers
+    assert len(during) == 1 and not observers.observers
     assert rows_of(lambda: ops.exp(leaf(2)))["exp"].calls == 1  # and it can be used again
 
 

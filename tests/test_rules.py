@@ -167,7 +167,8 @@ def test_an_adjoint_of_any_memory_order_gives_the_same(example: Example, each_ba
 
 
 def watch_rules(monkeypatch: pytest.MonkeyPatch, before: Any = None, after: Any = None) -> None:
-    """Call before(arrays that a rule is given) and after(op, adjoint, input) around every rule that runs, on the page or fast."""
+    """Call before(arrays that a rule is given) and after(op, adjoint, input) around every rule that runs, on the page
+    or fast."""
 
     def watched(op: Op, rule: Any) -> Any:
         def run_rule(g: Any, out: Any, *inputs: Any, **params: Any) -> Any:

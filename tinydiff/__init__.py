@@ -10,8 +10,9 @@ import os
 from . import backend, nn, ops, optim
 from .anomaly import detect_anomaly
 from .check import GradcheckError, gradcheck
-from .engine import Tensor, checkpoint, grad, grad_enabled, no_grad, tensor
+from .engine import Tensor, grad, grad_enabled, no_grad, tensor
 from .profile import profile
+from .recompute import checkpoint
 from .rng import Rng
 
 if os.environ.get("TINYDIFF_FAST") != "0" and importlib.util.find_spec(".fast", __name__):

@@ -1,6 +1,6 @@
 """Where does the first NaN come from? `detect_anomaly` watches every op, and names the one that made it, and your line.
 
-It is an observer of the engine (engine.Observer), and costs nothing outside its `with`.
+It is an observer of the engine (observers.py), and costs nothing outside its `with`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from . import backend
-from .engine import Node, Observer, Op, Tensor, observers, observing
+from .engine import Node, Op, Tensor
+from .observers import Observer, observers, observing
 from .operators import array_of
 
 _HERE = os.path.dirname(__file__) + os.sep
@@ -24,8 +25,8 @@ _HERE = os.path.dirname(__file__) + os.sep
 
 @contextlib.contextmanager
 def detect_anomaly() -> Iterator[None]:
-    """Inside, in this thread, the first NaN or Inf, forward or backward, is an error that names the op and your line; so
-    is a kept array that was written into. Slow: every result is read back to the host.
+    """Inside, in this thread, the first NaN or Inf, forward or backward, is an error that names the op and your line.
+    So is a kept array that was written into. Slow: every result is read back to the host.
 
     Errors: FloatingPointError for a NaN or Inf; RuntimeError for an array that has changed.
     """
@@ -73,7 +74,9 @@ class Anomalies(Observer):
         try:
             adjoints = run(node, g, wanted, create_graph)
         except RuntimeError as error:
-            raise RuntimeError(f"{error}{made_at}") if type(error) is RuntimeError and made_at else error
+            if type(error) is not RuntimeError or not made_at:
+                raise
+            raise RuntimeError(f"{error}{made_at}") from error
         finally:
             self.in_rule = before
         for i, adjoint in enumerate(adjoints):

@@ -33,11 +33,11 @@ import reprlib
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from types import SimpleNamespace
 from typing import Any
 
-from . import backend, rng
+from . import backend
 from .backend import Array, HostArray
+from .observers import observed, observers, tell
 from .operators import OPS, Operators, array_of
 
 clock = itertools.count(1)  # numbers nodes, and changes in place, in the order in which they happen
@@ -633,117 +633,3 @@ class no_grad:
                 sent = yield value
 
         return steps if inspect.isgeneratorfunction(fn) else call
-
-
-# ---------------------------------------------------------------- 6. observers
-
-
-class Observer:
-    """Who wants to know of every op: the profiler, anomaly detection, captured steps, checkpoint. Each stands around a
-    call or a rule, and runs it: override what is needed. thread: None for those of all threads."""
-
-    thread: int | None = None
-
-    def on_call(self, run: Callable[..., Any], op: Op, inputs: tuple[Any, ...], params: dict[str, Any]) -> Any:
-        return run(op, inputs, params)
-
-    def on_rule(self, run: Callable[..., Any], node: Node, g: Any, wanted: Sequence[Any], create_graph: bool) -> Any:
-        return run(node, g, wanted, create_graph)
-
-    def on_set(self, x: Tensor, name: str, value: Any) -> None:
-        """x.data or x.grad, as the name says, is about to become the value."""
-
-
-observers: list[Observer] = []  # empty in the usual case
-
-
-def observed(event: str, run: Callable[..., Any]) -> Callable[..., Any]:
-    """run, with this thread's observers around it."""
-    for observer in list(observers):
-        if observer.thread in (None, threading.get_ident()):
-            run = functools.partial(getattr(observer, event), run)
-    return run
-
-
-def tell(x: Tensor, name: str, value: Any) -> None:
-    """Let this thread's observers know what x.data or x.grad is about to become."""
-    for observer in list(observers):
-        if observer.thread in (None, threading.get_ident()):
-            observer.on_set(x, name, value)
-
-
-@contextlib.contextmanager
-def observing(observer: Any) -> Iterator[Any]:
-    """Inside, the observer is one of the observers."""
-    observers.append(observer)
-    try:
-        yield observer
-    finally:
-        observers.remove(observer)
-
-
-# ---------------------------------------------------------------- 7. checkpoint: memory for time
-
-
-def checkpoint(fn: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """fn(*inputs), without keeping what its backward pass reads: that is computed again when it is needed.
-
-    Gradients also reach Tensors that fn uses without being given them, such as the weights of a module; random numbers
-    are drawn again as they were. What fn changes itself changes twice, such as the statistics of a BatchNorm2d.
-    Errors: TypeError if fn returns anything but one Tensor. Source: Chen et al. 2016, "Training deep nets with
-    sublinear memory cost".
-    """
-    if not mode.recording:
-        return fn(*inputs)
-    with no_grad(), rng.recorded() as draws, observing(Used()) as used:
-        out = fn(*inputs)
-    if not isinstance(out, Tensor):
-        raise TypeError(f"checkpoint: the function must return one Tensor, not {type(out).__name__}")
-    sources = list(used.tensors.values())
-    if not sources or out._requires_grad or out.dtype.kind not in "fc":
-        return out  # nothing to compute again: no gradient is wanted, or fn gave back a Tensor that was there before
-    read = [(x, x._data) for x in (*sources, *inputs) if isinstance(x, Tensor)]  # also those that need no gradient
-    again = SimpleNamespace(fn=fn, inputs=inputs, sources=sources, draws=draws, read=read, time=next(clock))
-    parents, arrays = [x.node or x for x in sources], [x._data for x in sources]
-    return Tensor(out._data, True, Node(recompute, parents, arrays, {"again": again}, out._data, None))
-
-
-class Used(Observer):
-    """Notes the Tensors that this thread uses and that require a gradient."""
-
-    def __init__(self) -> None:
-        self.thread, self.tensors = threading.get_ident(), {}
-
-    def on_call(self, run: Callable[..., Any], op: Op, inputs: tuple[Any, ...], params: dict[str, Any]) -> Any:
-        self.tensors.update({id(x.node or x): x for x in inputs if isinstance(x, Tensor) and x._requires_grad})
-        return run(op, inputs, params)
-
-
-recompute = Op(lambda *sources, again: again.fn(*again.inputs))
-recompute.name = "checkpoint"
-
-
-@recompute.vjp
-def recompute_vjp(g: Any, _z: Any, *sources: Any, again: Any) -> Any:
-    """The function once more, with recording, and the adjoint passed back through that."""
-    for x, array in again.read:
-        if x._data is not array or changes.get(id(memory_of(array)), (0,))[0] > again.time:
-            raise RuntimeError(
-                f"{describe(x)}, an input of checkpoint, was changed in place after it was used, and its gradient "
-                "needs the old values: make a new array instead"
-            )
-    with set_grad_enabled(True), rng.replayed(again.draws), rng.recorded() as draws:
-        out = again.fn(*again.inputs)
-    if rng.starts(draws) != rng.starts(again.draws):
-        raise RuntimeError(
-            "checkpoint: run again, the function drew other random numbers, "
-            f"{rng.starts(draws)} instead of {rng.starts(again.draws)}"
-        )
-    if not (isinstance(out, Tensor) and out._requires_grad and out.shape == g.shape):
-        raise RuntimeError(
-            f"checkpoint: run again, the function gave {describe(out)}, not one of shape {g.shape} with a gradient"
-        )
-    create_graph = isinstance(g, Tensor)
-    pairs = backward_pass(out, seed(out, g, create_graph), again.sources, create_graph, create_graph, stop=True)
-    found = {id(x): h if create_graph else h._data for x, h in pairs}
-    return tuple(found.get(id(x)) for x in again.sources)

@@ -5,7 +5,7 @@
     op                calls  forward ms  backward ms  share  moved MB  kept MB  GFLOP  GFLOP/s  GB/s  limit ms
     conv2d_p             16        41.2         78.9    38%       ...
 
-The profiler is an observer of the engine (engine.Observer): when it is off, it costs nothing at all. What an op calls (a
+The profiler is an observer of the engine (observers.py): when it is off, it costs nothing at all. What an op calls (a
 rule is made of ops) belongs to that op. `conv2d` and other composites have no row: their parts do, here `conv2d_p`.
 
 limit ms is the roofline (Williams et al. 2009): the longer of the time that the products would take at the rate of a
@@ -26,9 +26,11 @@ from typing import Any, TypeVar
 
 from . import backend, ops
 from .backend import xp
-from .engine import Node, Observer, Op, Tensor, observing, recompute
+from .engine import Node, Op, Tensor
 from .microbatch import over_microbatches
+from .observers import Observer, observing
 from .operators import array_of
+from .recompute import recompute
 
 Result = TypeVar("Result")
 Shape = tuple[int, ...]

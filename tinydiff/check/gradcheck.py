@@ -1,4 +1,4 @@
-"""Is this gradient right? The tape's gradient, held against numerical derivatives, element by element.
+"""Is this gradient right? The engine's gradient, held against numerical derivatives, element by element.
 
     >>> report = tinydiff.gradcheck(ops.softmax, x)        # x in float64
     >>> print(report)
@@ -240,7 +240,7 @@ def _check(
 
 
 def _analytic(problem: Problem, fn: Callable[..., list[Tensor]]) -> list[Any]:
-    """The gradients by the tape."""
+    """The gradients by the engine."""
     given = list(problem.inputs)
     xs = [Tensor(backend.to_device(x.copy()), True) for x in problem.arrays]
     for place, x in zip(problem.places, xs):

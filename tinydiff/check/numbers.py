@@ -28,8 +28,8 @@ EPSILON = float(np.finfo(np.float64).eps)
 
 @dataclass(frozen=True)
 class Derivative:
-    """A derivative by central differences. kind: "smooth", or why there is none: "kink" (the sides have different derivatives),
-    "jump", "edge" (one side is outside of the domain), "rough" (no two steps agree)."""
+    """A derivative by central differences. kind: "smooth", or why there is none: "kink" (the two sides have different
+    ones), "jump", "edge" (one side is outside of the domain), "rough" (no two steps agree)."""
 
     value: float
     error: float  # an estimate, of truncation and of rounding

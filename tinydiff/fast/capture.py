@@ -29,7 +29,8 @@ import numpy
 from .. import backend
 from ..anomaly import anomaly_detection
 from ..backend import Array
-from ..engine import Observer, Op, Tensor, grad_enabled, observing
+from ..engine import Op, Tensor, grad_enabled
+from ..observers import Observer, observing
 from ..rng import Rng
 
 MOST_GRAPHS = 8  # of one step: each keeps all memory that the step needs

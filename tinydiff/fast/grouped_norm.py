@@ -1,5 +1,5 @@
-"""The norms of the page (ops/norm.py) as one function of x (A, L, G, D), whose sets lie over L and D: what the CPU and the
-GPU share. Group norm is that already; layer norm is (rows, 1, 1, C), batch norm (1, N H W, C, 1).
+"""The norms of the page (ops/norm.py) as one function of x (A, L, G, D), whose sets lie over L and D: what the CPU and
+the GPU share. Group norm is that already; layer norm is (rows, 1, 1, C), batch norm (1, N H W, C, 1).
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ View = tuple[int, ...]
 def register(name: str, norm: Callable[..., Any], norm_vjp: Callable[..., Any]) -> None:
     """Let a backend's functions stand for the page:
 
-    norm(x, shift, weight, bias, eps, silu) -> y, mean, rstd     shift (A, G D) or None; weight, bias (G D,), (A, G D) or
-    None; mean and rstd (A, 1, G)
+    norm(x, shift, weight, bias, eps, silu) -> y, mean, rstd
     norm_vjp(g, x, mean, rstd, shift, weight, bias, silu) -> the adjoints of x, shift, weight, bias
-    Either may return NotImplemented.
+
+    shift (A, G D) or None; weight and bias (G D,), (A, G D) or None; mean and rstd (A, 1, G). Either function may
+    decline.
     """
 
     @shift_normalize_silu.fast(name)

@@ -6,6 +6,6 @@ from typing import Any
 
 
 def is_real(*arrays: Any) -> bool:
-    """Are these arrays all of float32, or all of float64? None does not count. Others, such as the complex numbers of the
-    complex step, and Python's numbers, are for the page."""
+    """Are these arrays all of float32, or all of float64? None does not count. Others, such as the complex numbers of
+    the complex step, and Python's numbers, are for the page."""
     return {getattr(getattr(a, "dtype", None), "char", None) for a in arrays if a is not None} in ({"f"}, {"d"})

@@ -63,7 +63,7 @@ __all__ = [
     "dropout", "einsum", "embedding", "erf", "exp", "expand_dims", "expm1", "flip", "gelu", "getitem", "group_norm",
     "index_add", "layer_norm", "log", "log1p", "log_softmax", "logsumexp", "matmul", "max", "max_pool2d", "maximum",
     "mean", "min", "minimum", "mse_loss", "multiply", "negative", "pad", "power", "prod", "relu", "reshape", "roll",
-    "scatter_add", "sigmoid", "sign", "silu", "sin", "softmax", "softplus", "split", "sqrt", "square", "squeeze", "stack",
-    "subtract", "sum", "swapaxes", "take", "take_along_axis", "tanh", "tile", "transpose", "tril", "triu",
+    "scatter_add", "sigmoid", "sign", "silu", "sin", "softmax", "softplus", "split", "sqrt", "square", "squeeze",
+    "stack", "subtract", "sum", "swapaxes", "take", "take_along_axis", "tanh", "tile", "transpose", "tril", "triu",
     "upsample_nearest2d", "var", "where",
 ]  # fmt: skip

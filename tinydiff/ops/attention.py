@@ -18,7 +18,7 @@ from .softmax import softmax
 
 @op
 def scaled_dot_product_attention(q: Any, k: Any, v: Any, *, mask: Any, scale: float) -> Any:
-    """y = p v,   p = softmax(s),   s = scale q k^T (+ mask): for each query the mean of the values, weighted by how well
+    """y = p v,   p = softmax(s),   s = scale q k^T (+ mask): for each query a mean of the values, weighted by how well
     their keys agree with it
 
     dy = dp v + p dv                        p̄ = ȳ v^T,   v̄ = p^T ȳ

@@ -4,14 +4,14 @@ Everything here is one trilinear form in an image x, a weight w and an image y,
 
     F(x, w, y) = sum over n, i, j, a, b, c, o of   x[n, s i + d a - p, s j + d b - p, c] w[a, b, c, o] y[n, i, j, o]
 
-with stride s, dilation d, padding p (x is 0 in the padding). The convolution y(x, w) is the derivative of F by y, so that
-F(x, w, ȳ) = sum ȳ y(x, w). As F is linear in each of its three arguments, the adjoints are its other two derivatives:
+with stride s, dilation d, padding p (x is 0 in the padding). The convolution y(x, w) is the derivative of F by its last
+argument, so sum(ȳ y(x, w)) = F(x, w, ȳ). As F is linear in each argument, the adjoints are its other two derivatives:
 
     x̄ = dF/dx (w, ȳ) = conv2d_input_grad(ȳ, w)          also the transposed convolution
     w̄ = dF/dw (x, ȳ) = conv2d_weight_grad(x, ȳ)
 
-and the rule of each of the three consists of the other two. So all derivatives, of any order, are these three functions.
-For one tap (a, b) of the kernel, each is a product of matrices: rows of pixels times w[a, b], which is (C, O).
+and the rule of each of the three consists of the other two. So all derivatives, of any order, are these three
+functions. For one tap (a, b) of the kernel, each is a product of matrices: rows of pixels times w[a, b], (C, O).
 """
 
 from __future__ import annotations

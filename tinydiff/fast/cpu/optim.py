@@ -63,8 +63,8 @@ def adam_step_numpy(
 ) -> None:
     """m = b1 m + (1 - b1) g,   v = b2 v + (1 - b2) g^2,   p = shrink p - rate m / (sqrt(v) + eps)
 
-    First g += decay p. hyperparameters: [rate, eps, shrink, decay, b1, b2] for each parameter; the corrections for the number
-    of its steps are in the first two.
+    First g += decay p. hyperparameters: [rate, eps, shrink, decay, b1, b2] for each parameter; the corrections for the
+    number of its steps are in the first two.
     """
     for p, g, m, v, (rate, eps, shrink, decay, b1, b2) in zip(ps, gs, ms, vs, hyperparameters.tolist()):
         for part, gradient, mean, square in _runs(p, g, m, v):

@@ -10,8 +10,8 @@ checks what CUDA does not, table.py hands a list of tensors to one launch, and a
 the arrays for its kernels.
 
 A function here may decline, by returning NotImplemented: then the page runs. It has changed none of its arguments by
-then. All decline complex numbers and integers; softmax another axis than the last; norms a group that is too large for a
-block.
+then. All decline complex numbers and integers; softmax another axis than the last; norms a group that is too large for
+a block.
 
 This folder is imported when the backend is chosen, as it needs CuPy.
 """

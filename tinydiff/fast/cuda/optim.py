@@ -44,8 +44,8 @@ def adam_step(
 ) -> None:
     """m = b1 m + (1 - b1) g,   v = b2 v + (1 - b2) g^2,   p = shrink p - rate m / (sqrt(v) + eps)
 
-    First g += decay p. hyperparameters: [rate, eps, shrink, decay, b1, b2] for each parameter; the corrections for the number
-    of its steps are in the first two.
+    First g += decay p. hyperparameters: [rate, eps, shrink, decay, b1, b2] for each parameter; the corrections for the
+    number of its steps are in the first two.
     """
     _ADAM([ps, gs, ms, vs], hyperparameters)
 

@@ -1,0 +1,89 @@
+"""Memory for time: `checkpoint` keeps the inputs of a function and nothing of what happens inside."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from . import rng
+from .engine import (
+    Node,
+    Op,
+    Tensor,
+    backward_pass,
+    changes,
+    clock,
+    describe,
+    memory_of,
+    mode,
+    no_grad,
+    seed,
+    set_grad_enabled,
+)
+from .observers import Observer, observing
+
+
+def checkpoint(fn: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """fn(*inputs), without keeping what its backward pass reads: that is computed again when it is needed.
+
+    Gradients also reach Tensors that fn uses without being given them, such as the weights of a module; random numbers
+    are drawn again as they were. What fn changes itself changes twice, such as the statistics of a BatchNorm2d.
+    Errors: TypeError if fn returns anything but one Tensor. Source: Chen et al. 2016, "Training deep nets with
+    sublinear memory cost".
+    """
+    if not mode.recording:
+        return fn(*inputs)
+    with no_grad(), rng.recorded() as draws, observing(Used()) as used:
+        out = fn(*inputs)
+    if not isinstance(out, Tensor):
+        raise TypeError(f"checkpoint: the function must return one Tensor, not {type(out).__name__}")
+    sources = list(used.tensors.values())
+    if not sources or out._requires_grad or out.dtype.kind not in "fc":
+        return out  # nothing to compute again: no gradient is wanted, or fn gave back a Tensor that was there before
+    read = [(x, x._data) for x in (*sources, *inputs) if isinstance(x, Tensor)]  # also those that need no gradient
+    again = SimpleNamespace(fn=fn, inputs=inputs, sources=sources, draws=draws, read=read, time=next(clock))
+    parents, arrays = [x.node or x for x in sources], [x._data for x in sources]
+    return Tensor(out._data, True, Node(recompute, parents, arrays, {"again": again}, out._data, None))
+
+
+class Used(Observer):
+    """Notes the Tensors that this thread uses and that require a gradient."""
+
+    def __init__(self) -> None:
+        self.thread, self.tensors = threading.get_ident(), {}
+
+    def on_call(self, run: Callable[..., Any], op: Op, inputs: tuple[Any, ...], params: dict[str, Any]) -> Any:
+        self.tensors.update({id(x.node or x): x for x in inputs if isinstance(x, Tensor) and x._requires_grad})
+        return run(op, inputs, params)
+
+
+recompute = Op(lambda *sources, again: again.fn(*again.inputs))
+recompute.name = "checkpoint"
+
+
+@recompute.vjp
+def recompute_vjp(g: Any, _z: Any, *sources: Any, again: Any) -> Any:
+    """The function once more, with recording, and the adjoint passed back through that."""
+    for x, array in again.read:
+        if x._data is not array or changes.get(id(memory_of(array)), (0,))[0] > again.time:
+            raise RuntimeError(
+                f"{describe(x)}, an input of checkpoint, was changed in place after it was used, and its gradient "
+                "needs the old values: make a new array instead"
+            )
+    with set_grad_enabled(True), rng.replayed(again.draws), rng.recorded() as draws:
+        out = again.fn(*again.inputs)
+    if rng.starts(draws) != rng.starts(again.draws):
+        raise RuntimeError(
+            "checkpoint: run again, the function drew other random numbers, "
+            f"{rng.starts(draws)} instead of {rng.starts(again.draws)}"
+        )
+    if not (isinstance(out, Tensor) and out._requires_grad and out.shape == g.shape):
+        raise RuntimeError(
+            f"checkpoint: run again, the function gave {describe(out)}, not one of shape {g.shape} with a gradient"
+        )
+    create_graph = isinstance(g, Tensor)
+    pairs = backward_pass(out, seed(out, g, create_graph), again.sources, create_graph, create_graph, stop=True)
+    found = {id(x): h if create_graph else h._data for x, h in pairs}
+    return tuple(found.get(id(x)) for x in again.sources)
