@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from captures import Images, batch, equal, host, on_cupy
-from tinydiff.fast.capture import MOST_GRAPHS
 
 from tinydiff import Rng, Tensor, backend, nn, no_grad, ops, optim
 from tinydiff.diffusion.samplers import SAMPLERS
+from tinydiff.fast.capture import MOST_GRAPHS
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 

@@ -195,10 +195,9 @@ class Op:
     """A function of arrays with a rule. Called on arrays it returns an array; with a Tensor among its inputs it returns
     a Tensor, and leaves a node if a gradient may be asked for."""
 
-    def __init__(self, forward: Callable[..., Any], holomorphic: bool = True, view: bool = False):
+    def __init__(self, forward: Callable[..., Any], holomorphic: bool = True):
         self.forward, self.name = forward, forward.__name__
         self.holomorphic = holomorphic  # complex differentiable, so that the complex step can check it
-        self.view = view  # the output may share memory with the input
         self.rule: Callable[..., Any] | None = None
         self.keeps: Any = itertools.repeat(False)  # for each input: does the rule read its array?
         self.keeps_out = self.keeps_all = False
@@ -264,19 +263,22 @@ class Op:
     def fast(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorator: the forward for the backend of that name. It may return (out, residuals), and then its own rule is
         given these; it may decline, by returning NotImplemented, and then the page's forward runs."""
-        return lambda forward: self.fast_forwards.setdefault(name, forward)
+        return functools.partial(entered, self.fast_forwards, name)
 
     def fast_vjp(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorator: the rule (g, out, *inputs, residuals, **params) on arrays, for calls whose forward was the fast
         one. It may decline as well."""
-        return lambda rule: self.fast_rules.setdefault(name, rule)
+        return functools.partial(entered, self.fast_rules, name)
 
 
-def op(forward: Any = None, *, holomorphic: bool = True, view: bool = False) -> Any:
+def entered(table: dict[Any, Any], name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    table[name] = function
+    return function
+
+
+def op(forward: Any = None, *, holomorphic: bool = True) -> Any:
     """Decorator: make a function of arrays an op, and enter it in OPS. See the head of this file."""
-    if forward is None:
-        return functools.partial(op, holomorphic=holomorphic, view=view)
-    return register(Op(forward, holomorphic, view))
+    return register(Op(forward, holomorphic)) if forward else functools.partial(op, holomorphic=holomorphic)
 
 
 def composite(function: Any) -> Any:
@@ -285,13 +287,13 @@ def composite(function: Any) -> Any:
 
 
 def register(function: Any) -> Any:
-    if function.__name__ in OPS:
+    name = function.__name__
+    if name in OPS:
         raise ValueError(
-            f"there is an op named {function.__name__!r} already: choose another name, or take it out first, by "
-            f"tinydiff.engine.OPS.pop({function.__name__!r})"
+            f"there is an op named {name!r} already: choose another name, or take it out first, by "
+            f"tinydiff.engine.OPS.pop({name!r})"
         )
-    OPS[function.__name__] = function
-    return function
+    return entered(OPS, name, function)
 
 
 # ---------------------------------------------------------------- 3. Node

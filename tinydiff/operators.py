@@ -53,7 +53,7 @@ class Operators:
     def tolist(self) -> Any: return self.numpy().tolist()
 
     def __neg__(self) -> Tensor: return OPS["negative"](self)
-    def __pos__(self) -> Tensor: return self
+    def __pos__(self) -> Any: return self
     def __abs__(self) -> Tensor: return OPS["abs"](self)
     def __add__(self, y: Any) -> Tensor: return OPS["add"](self, y)
     def __radd__(self, y: Any) -> Tensor: return OPS["add"](y, self)
@@ -103,10 +103,10 @@ class Operators:
     def squeeze(self, axis: Any = None) -> Tensor: return OPS["squeeze"](self, axis=axis)
 
     # In place, as in NumPy: the array is the same one afterwards.
-    def __iadd__(self, y: Any) -> Tensor: self._data += self._changing("x += y", y); return self  # noqa: E702
-    def __isub__(self, y: Any) -> Tensor: self._data -= self._changing("x -= y", y); return self  # noqa: E702
-    def __imul__(self, y: Any) -> Tensor: self._data *= self._changing("x *= y", y); return self  # noqa: E702
-    def __itruediv__(self, y: Any) -> Tensor: self._data /= self._changing("x /= y", y); return self  # noqa: E702
+    def __iadd__(self, y: Any) -> Any: self._data += self._changing("x += y", y); return self  # noqa: E702
+    def __isub__(self, y: Any) -> Any: self._data -= self._changing("x -= y", y); return self  # noqa: E702
+    def __imul__(self, y: Any) -> Any: self._data *= self._changing("x *= y", y); return self  # noqa: E702
+    def __itruediv__(self, y: Any) -> Any: self._data /= self._changing("x /= y", y); return self  # noqa: E702
     # fmt: on
 
     def __setitem__(self, index: Any, y: Any) -> None:

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 from . import backend, ops
 from .backend import xp
-from .engine import Node, Op, Tensor
+from .engine import Node, Op, Tensor, memory_of
 from .microbatch import over_microbatches
 from .observers import Observer, observing
 from .operators import array_of
@@ -168,7 +168,7 @@ class _Watch(Observer):
         out, seconds = self._timed(lambda: run(op, inputs, params))
         shapes = [getattr(x, "shape", ()) for x in inputs]
         array = array_of(out)
-        moved = 0 if op.view and array.base is not None else _bytes(*inputs, array)
+        moved = 0 if _is_view(array, inputs) else _bytes(*inputs, array)
         with self.lock:
             row = self._row(op.name, _flop(op.name, shapes, array.shape, params, None))
             row.calls += 1
@@ -247,6 +247,11 @@ def _kept_by(node: Node) -> list[Any]:
 def _owner(array: Any) -> Any:
     """The array whose memory it is; the memory of a file or of bytes is no array."""
     return array.base if backend.active().is_array(array.base) else array
+
+
+def _is_view(array: Any, inputs: Sequence[Any]) -> bool:
+    given = [a for a in map(array_of, inputs) if backend.active().is_array(a)]
+    return any(memory_of(array) is memory_of(a) for a in given)
 
 
 def _bytes(*values: Any) -> int:

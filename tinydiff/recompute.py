@@ -52,7 +52,8 @@ class Used(Observer):
     """Notes the Tensors that this thread uses and that require a gradient."""
 
     def __init__(self) -> None:
-        self.thread, self.tensors = threading.get_ident(), {}
+        self.thread = threading.get_ident()
+        self.tensors: dict[int, Tensor] = {}
 
     def on_call(self, run: Callable[..., Any], op: Op, inputs: tuple[Any, ...], params: dict[str, Any]) -> Any:
         self.tensors.update({id(x.node or x): x for x in inputs if isinstance(x, Tensor) and x._requires_grad})

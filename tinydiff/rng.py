@@ -146,7 +146,7 @@ def recorded() -> Iterator[dict[int, tuple[Rng, int]]]:
         _local.log = before
         if before is not None:
             for key in [key for key in log if key not in before]:
-                each_time(lambda key=key: before.update({key: log[key]}))  # type: ignore[misc]
+                each_time(lambda key=key: before.update({key: log[key]}))
 
 
 def starts(log: dict[int, tuple[Rng, int]]) -> list[tuple[int, int, int]]:

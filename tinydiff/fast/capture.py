@@ -103,7 +103,7 @@ class Recording(Observer):
         self.given[id(x)] = x
         self.actions.append(lambda: setattr(x, "_grad", value))
 
-    def carry(self, x: Tensor, g: Tensor) -> None:
+    def carry(self, x: Tensor, g: Any) -> None:
         """Note a gradient that was there before the step: the graph will read it where it is now."""
         self.carried[id(x)] = (x, g)
 

@@ -10,7 +10,7 @@ from ..operators import array_of
 from .shape import axis_of, reshape
 
 
-@op(view=True)
+@op
 def getitem(x: Any, *, index: Any) -> Any:
     """z = x[index]; NumPy's indexing: slices, numbers, None, `...`, arrays of integers or of bool
 

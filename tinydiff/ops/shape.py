@@ -32,7 +32,7 @@ def axes_of(axis: Any, ndim: int, what: str) -> tuple[int, ...]:
     return axes
 
 
-@op(view=True)
+@op
 def reshape(x: Any, *, shape: int | tuple[int, ...]) -> Any:
     """z = the elements of x, in order, in another shape; one length may be -1
 
@@ -51,7 +51,7 @@ def reshape_vjp(g: Any, _z: Any, _x: Any, *, shape: Any) -> Any:
     return reshape(g, shape=_x.shape)
 
 
-@op(view=True)
+@op
 def transpose(x: Any, *, axes: tuple[int, ...] | None = None) -> Any:
     """z = x with its axes in another order (None: reversed): z[i_a0, i_a1, ...] = x[i_0, i_1, ...]
 
@@ -99,7 +99,7 @@ def squeeze(x: Any, *, axis: int | tuple[int, ...] | None = None) -> Any:
     return reshape(x, shape=tuple(n for a, n in enumerate(x.shape) if a not in axes))
 
 
-@op(view=True)
+@op
 def broadcast_to(x: Any, *, shape: tuple[int, ...]) -> Any:
     """z = x, repeated along new axes and axes of length 1
 
