@@ -216,11 +216,15 @@ def test_gradients_that_are_not_those_of_the_graph_are_refused() -> None:
     ],
 )
 def test_inputs_of_another_kind_are_named(inputs: Any, message: str) -> None:
+    if backend.active().fast is None:
+        pytest.skip("without fast/ a captured step is the step itself, which takes anything")
     with pytest.raises(TypeError, match=message):
         backend.capture(lambda *inputs: None)(*inputs)
 
 
 def test_tensors_are_no_inputs_and_numbers_are_no_outputs() -> None:
+    if backend.active().fast is None:
+        pytest.skip("without fast/ a captured step is the step itself, which takes anything")
     x = backend.xp.ones(3)
     with pytest.raises(TypeError, match="not Tensor: pass x.data, and make a Tensor of it inside"):
         backend.capture(lambda x: x)(Tensor(x))

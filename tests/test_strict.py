@@ -24,7 +24,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # strict is a package beside this file, however pytest imports
 strict = importlib.import_module("strict")
 ON_CUPY = os.environ.get("TINYDIFF_BACKEND") == "cupy"
-NUMPY1 = int(np.__version__.split(".")[0]) < 2
 
 
 class Refusal(NamedTuple):
@@ -129,9 +128,7 @@ REFUSALS = [
     Refusal("xp.nanquantile(f, 0.5)", AttributeError, "has no attribute 'nanquantile'"),
     Refusal("xp.linalg.multi_dot([f, f.T])", AttributeError, r"'cupy.linalg' has no attribute 'multi_dot'"),
     Refusal("xp.lib.format", AttributeError, "has no attribute 'format'"),
-    Refusal(
-        "xp.trapz(f)" if not NUMPY1 else "xp.is_available()", AttributeError, "tinydiff runs on both", why=READS_BOTH
-    ),
+    Refusal("xp.trapz(f)", AttributeError, "tinydiff runs on both", why=READS_BOTH),
     Refusal("xp.random", AttributeError, "not offered", why="tinydiff.rng draws by counter, the same on every backend"),
     Refusal("xp.ElementwiseKernel", AttributeError, "tinydiff runs on both", why=READS_BOTH),
     Refusal("xp.asnumpy(f)", AttributeError, "has no 'asnumpy'", why="there is one way out, backend.to_host"),
@@ -586,8 +583,7 @@ def test_agrees_with_numpy(code: str, device: Any) -> None:
         or isinstance(got, device.xp.ndarray)
     ):
         assert isinstance(got, device.xp.ndarray), "not an array of the device"
-        if not NUMPY1:  # NumPy 1 lets values decide dtypes; CuPy and strict do not
-            assert got.dtype == np.asarray(want).dtype
+        assert got.dtype == np.asarray(want).dtype
         assert got.shape == np.shape(want)
         np.testing.assert_allclose(device.to_host(got), want, rtol=1e-6)
     else:
@@ -595,7 +591,7 @@ def test_agrees_with_numpy(code: str, device: Any) -> None:
 
 
 def test_nep50_dtypes(device: Any) -> None:
-    """Python numbers are weak, NumPy's scalars and 0-d arrays are not: on every NumPy."""
+    """Python numbers are weak, NumPy's scalars and 0-d arrays are not."""
     xp, f = device.xp, _names(device)["f"]
     zero_d, wide = f.sum(), f.astype("f8").sum()
     i, b = device.to_device([0, 1, 2]), f > 2

@@ -10,7 +10,6 @@ import numpy as np
 from ._core import (
     API,
     NUMBERS,
-    NUMPY1,
     OWNERS,
     State,
     Wrapped,
@@ -21,7 +20,6 @@ from ._core import (
     give,
     guarded,
     has_mask,
-    nep50,
     poison,
     refuse,
     repeats_vary,
@@ -287,13 +285,7 @@ PROMISED = ("flatten", "ravel", "reshape", "view")
 def real_only(raw: Any, named: Any) -> Any:
     if any(isinstance(a, np.ndarray) and a.dtype.kind == "c" for a in (*raw, *named.values())):
         raise TypeError("Wrong type (complex) of arguments for cupy_clip: CuPy clips real numbers only")
-    return nep50_some(raw) if NUMPY1 else raw
-
-
-def nep50_some(raw: list[Any]) -> list[Any]:
-    given = [a for a in raw if isinstance(a, (np.ndarray, np.generic, *NUMBERS))]
-    kept = iter(nep50(given))
-    return [next(kept) if isinstance(a, (np.ndarray, np.generic, *NUMBERS)) else a for a in raw]
+    return raw
 
 
 for _name in METHODS.split():
@@ -342,8 +334,6 @@ def _operator(function: Callable[..., Any], reflected: bool = False, in_place: b
         if in_place:
             function(a, b, out=a)
             return self
-        if NUMPY1:
-            a, b = nep50((a, b))
         result = function(b, a) if reflected else function(a, b)
         if type(result) is np.ndarray and not State.scrambled:
             return wrap(result)

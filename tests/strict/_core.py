@@ -7,7 +7,6 @@ and method is made by `guarded`, from NumPy's function and CuPy's parameters.
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import json
 import threading
@@ -19,7 +18,6 @@ from typing import Any
 import numpy as np
 
 API = json.loads(Path(__file__).with_name("cupy_api.json").read_text())
-NUMPY1 = int(np.__version__.split(".")[0]) < 2
 NUMBERS = (bool, int, float, complex)
 HOST_NUMBERS = (*NUMBERS, np.generic)
 DTYPES = frozenset("?bBhHiIlLqQefdFD")
@@ -197,30 +195,6 @@ def has_mask(key: Any) -> bool:
     if type(key) is tuple:
         return any(map(has_mask, key))
     return isinstance(key, (bool, np.bool_)) or isinstance(key, np.ndarray) and key.dtype.kind == "b"
-
-
-# ---------------------------------------------------------------- dtypes before NumPy 2
-
-
-def nep50(operands: Any) -> Any:
-    """The operands in one dtype, by the rules of NumPy 2 (NEP 50) which CuPy 14 has too: Python numbers are weak,
-    0-d arrays and NumPy scalars are not. For NumPy 1, which looks at values."""
-    strong = [a.dtype for a in operands if isinstance(a, (np.ndarray, np.generic))]
-    weak = [a for a in operands if isinstance(a, NUMBERS) and not isinstance(a, np.generic)]
-    if not strong or not weak and all(getattr(a, "ndim", 0) for a in operands):
-        return operands
-    dtype = functools.reduce(np.promote_types, strong)
-    for number in weak:
-        kind = dtype.kind
-        if isinstance(number, complex):
-            dtype = np.promote_types(dtype if kind in "fc" else np.float64, np.complex64)
-        elif isinstance(number, float):
-            dtype = dtype if kind in "fc" else np.dtype(np.float64)
-        elif kind == "b" and not isinstance(number, bool):
-            dtype = np.dtype(np.int64)
-        elif kind in "iu" and not np.iinfo(dtype).min <= number <= np.iinfo(dtype).max:
-            raise OverflowError(f"Python integer {number} out of bounds for {dtype}")
-    return [a if a is None else np.asarray(a, dtype) for a in operands]
 
 
 # ---------------------------------------------------------------- guarding a function

@@ -11,7 +11,6 @@ import numpy as np
 from ._array import StrictArray, real_only
 from ._core import (
     API,
-    NUMPY1,
     Wrapped,
     accept,
     accept_index,
@@ -20,7 +19,6 @@ from ._core import (
     check_dtype,
     give,
     guarded,
-    nep50,
     poison,
     refuse,
     repeats_vary,
@@ -53,8 +51,6 @@ class StrictUfunc:
         if not nin <= len(args) <= nin + self.nout:
             raise TypeError(f"Wrong number of arguments for {self.__name__}: {len(args)}")
         raw = [a._a if type(a) is StrictArray else self._operand(a) for a in args[:nin]]
-        if NUMPY1 and self.__name__ != "ldexp":
-            raw = list(nep50(raw))
         if "dtype" not in kwargs:
             self._check_loops(raw)
         if len(args) == nin and not kwargs:
@@ -168,9 +164,6 @@ def result_type(*arrays_and_dtypes: Any) -> np.dtype:
     raw = [a._a if isinstance(a, Wrapped) else a for a in arrays_and_dtypes]
     if any(isinstance(a, np.ndarray) for a in arrays_and_dtypes):
         raise refuse(arrays_and_dtypes, "result_type")
-    if NUMPY1:
-        raw = [np.zeros((), a) if isinstance(a, (str, type, np.dtype)) else a for a in raw]
-        return np.result_type(*(getattr(a, "dtype", a) for a in nep50(raw)))
     return np.result_type(*raw)
 
 
@@ -184,8 +177,7 @@ def where(condition: Any, x: Any = None, y: Any = None) -> Any:
     if x is None and y is None:
         sync("where(condition)")
         return give(np.where(condition._a))
-    operands = [accept("where", "x", x), accept("where", "y", y)]
-    return give(np.where(condition._a, *(nep50(operands) if NUMPY1 else operands)))
+    return give(np.where(condition._a, accept("where", "x", x), accept("where", "y", y)))
 
 
 OWN = {
