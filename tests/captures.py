@@ -48,7 +48,7 @@ class Images:
         self.ema = optim.EMA(self.net, 0.9)
 
     def loss(self, x: Any, labels: Any, rng: Rng, first: int) -> Tensor:
-        return score_matching_loss(self.net, x, self.sde, rng, first=first, digit=labels)
+        return score_matching_loss(self.net, x, self.sde, rng, sample_offset=first, digit=labels)
 
     def step(self, x: Any, labels: Any, rng: Rng) -> Any:
         value = gradients(self.loss, self.optimizer.parameters, (x, labels), rng)

@@ -204,7 +204,7 @@ def test_a_step_never_waits_for_the_device(each_backend):
     optimizer, ema = Adam(model.parameters(), lr=1e-3), EMA(model)
     x0 = Rng(0).uniform((3, 28, 28, 1))
     batch = [backend.to_host(x0)]
-    loss = lambda x, rng, first: score_matching_loss(model, x, sde, rng, first=first)  # noqa: E731
+    loss = lambda x, rng, first: score_matching_loss(model, x, sde, rng, sample_offset=first)  # noqa: E731
     with backend.no_sync():
         value = gradients(loss, optimizer.parameters, batch, Rng(1), 2)
         optimizer.step()

@@ -105,7 +105,7 @@ def training_step(name: str, n: int, memory_format: Any, compiled: bool = False,
 
 
 def sampler(name: str, n: int, steps: int, memory_format: Any, compiled: bool = False) -> Run:
-    """The same algorithms as tinydiff.diffusion.euler_maruyama and edm.heun."""
+    """The same algorithms as tinydiff.diffusion.euler_maruyama and heun."""
     net = net_of("quickstart" if name == "heun" else "concat").to(memory_format=memory_format)
     x, *labels = batch_of("quickstart", n, memory_format)
     told = dict(zip(ours.QUICKSTART_LABELS, labels))
