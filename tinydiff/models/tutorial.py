@@ -32,7 +32,7 @@ PUBLISHED_LOSS: dict[str, dict[int, float]] = {
 }
 
 # For scale: the same loss, on the test images, of scores that need no net.
-SIMPLE_LOSS: dict[str, float] = {"zero score": 784.0, "a Gaussian a pixel": 56.8, "best affine denoiser": 31.1}
+SIMPLE_LOSS: dict[str, float] = {"zero score": 784.0, "a Gaussian per pixel": 56.8, "best affine denoiser": 31.1}
 
 
 class ScoreUNet(nn.Module):
