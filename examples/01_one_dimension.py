@@ -10,19 +10,17 @@ learned.png   a tiny network learns the score of the two kinds from samples alon
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
-from pathlib import Path
 
+import common
 import numpy as np
 
-from tinydiff import Rng, Tensor, no_grad, parallel, plot
+from tinydiff import Rng, Tensor, no_grad, plot
 from tinydiff.backend import to_device, to_host, xp
 from tinydiff.data import GaussianMixture
 from tinydiff.diffusion import VESDE, Brownian, score_matching_loss
-from tinydiff.diffusion.exact import Exact, point_mass
-from tinydiff.diffusion.one_d import forward_diffusion_1d, reverse_diffusion_1d
+from tinydiff.diffusion.exact import Exact, forward_diffusion_1d, point_mass, reverse_diffusion_1d
+from tinydiff.microbatch import blas_threads
 from tinydiff.models.mlp import ScoreMLP
 from tinydiff.optim import EMA, Adam, cosine, warmup
 
@@ -48,7 +46,7 @@ def main() -> int:
     net = learn(exact, args.steps, rng.child("net"))
     start = exact.sample(args.walkers // 2, 1.0, rng.child("start"))
     _, path = reverse_diffusion_1d(
-        start, exact.sde.diffusion, score_of(net), t_max=1.0, steps=500, rng=rng.child("learned")
+        start, exact.process.diffusion, score_of(net), t_max=1.0, steps=500, rng=rng.child("learned")
     )
     draw_learned(net, exact, path[-1], args.out / "learned.png")
     print(f"point.png, mixture.png and learned.png in {args.out} after {time.monotonic() - began:.0f} s")
@@ -60,7 +58,7 @@ def main() -> int:
 
 def walk(exact, n, steps, rng):
     """Forward from the data and back from the exact law at the end: (times, x (steps + 1, N)) of each."""
-    sde, end = exact.sde, exact.sde.t_max
+    sde, end = exact.process, exact.process.t_max
     x0 = exact.mixture.sample(n, rng.child("data"))
     forward = forward_diffusion_1d(x0, sde.diffusion, t_max=end, steps=steps, rng=rng.child("forward"))
     start = exact.sample(n, end, rng.child("start"))
@@ -73,15 +71,15 @@ def walk(exact, n, steps, rng):
 
 def learn(exact, steps, rng):
     """Denoising score matching: the loss knows the noise that was added to each sample, and nothing of the density."""
-    sde, began = exact.sde, time.monotonic()
+    sde, began = exact.process, time.monotonic()
     net = ScoreMLP(sde.marginal_std, 1, rng=rng.child("weights"))
     optimizer, ema, schedule = Adam(net.parameters(), lr=5e-3), EMA(net, 0.998), warmup(100, cosine(steps))
     for step in range(steps):
-        x0 = exact.mixture.sample(512, rng).reshape((512, 1))
-        loss = score_matching_loss(net, x0, sde, rng)
-        net.zero_grad()
-        loss.backward()
         optimizer.lr = 5e-3 * schedule(step)
+        x0 = exact.mixture.sample(512, rng).reshape((512, 1))
+        optimizer.zero_grad()
+        loss = score_matching_loss(net, x0, sde, rng)
+        loss.backward()
         optimizer.step()
         ema.update()
         if (step + 1) % 1000 == 0:
@@ -116,7 +114,7 @@ def draw_walks(walks, exact, path, what, height):
         middle = figure.add_subplot(grid[row, 1])
         t, x = np.array(times), to_host(x)
         if not exact.mixture.variances.any():  # a point: one and two standard deviations around it
-            spread = np.array([exact.sde.marginal_std(float(u)) for u in t])
+            spread = np.array([exact.process.marginal_std(float(u)) for u in t])
             for n, shade in ((2, "#eef3f8"), (1, "#dbe7f2")):
                 middle.fill_between(t, -n * spread, n * spread, color=shade, linewidth=0)
         middle.plot(t, x[:, :5], linewidth=0.9)
@@ -164,11 +162,11 @@ def draw_learned(net, exact, samples, path):
         seen = density > 2e-3 * density.max()
         x, density = x[seen], density[seen]
         truth = to_host(exact.score(to_device(x), t))
-        said = to_host(score_of(net)(to_device(x.astype(np.float32)), t))
+        learned = to_host(score_of(net)(to_device(x.astype(np.float32)), t))
         low, high = truth.min() * 1.2, truth.max() * 1.2
         axes.fill_between(x, low, low + density / density.max() * (high - low) * 0.4, color="#e3eaf1")
         axes.plot(x, truth, color=plot.RED, linewidth=1.4, label="exact")
-        axes.plot(x, said, color=plot.BLUE, linewidth=1.4, linestyle=(0, (4, 2)), label="learned")
+        axes.plot(x, learned, color=plot.BLUE, linewidth=1.4, linestyle=(0, (4, 2)), label="learned")
         axes.set_ylim(low, high)
         plot.frame(axes, f"t = {t:g}", x="x", y="score" if i == 0 else "")
         if i == 0:
@@ -185,28 +183,15 @@ def draw_learned(net, exact, samples, path):
     plot.save(figure, path)
 
 
-def natural(text):
-    if int(text) < 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or more, not {text}")
-    return int(text)
-
-
-def positive(text):
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text}")
-    return int(text)
-
-
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     add = parser.add_argument
-    add("--walkers", type=positive, default=20_000, help="for the histograms; 5 are drawn (default: %(default)s)")
-    add("--steps", type=positive, default=6000, help="steps of training (default: %(default)s)")
-    add("--seed", type=natural, default=0, help="of everything random (default: %(default)s)")
-    add("--out", type=Path, default=Path("runs/01_one_dimension"), help="where the pictures go (default: %(default)s)")
-    return parser.parse_args()
+    add("--walkers", type=common.integer(1), default=20_000, metavar="N", help="for the histograms; 5 are drawn")
+    add("--steps", type=common.integer(1), default=6000, metavar="N", help="steps of training")
+    common.add_seed_and_out(parser, "01_one_dimension", seed_help="of everything random")
+    return common.parse(parser)
 
 
 if __name__ == "__main__":
-    with parallel.blas_threads(1):  # as all products are small here
-        sys.exit(main())
+    with blas_threads(1):  # as all products are small here
+        common.run(main)

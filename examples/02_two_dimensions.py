@@ -13,19 +13,18 @@ also a test of second derivatives; denoising score matching, the loss of every d
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
-from pathlib import Path
 
+import common
 import numpy as np
 
-from tinydiff import Rng, Tensor, no_grad, parallel, plot
+from tinydiff import Rng, Tensor, no_grad, plot
 from tinydiff.backend import to_device, to_host, xp
 from tinydiff.data import GaussianMixture
-from tinydiff.diffusion import VESDE, euler_maruyama, score_matching_loss
+from tinydiff.diffusion import VESDE, sample, score_matching_loss
 from tinydiff.diffusion.exact import Exact
-from tinydiff.diffusion.score_matching import explicit_loss, implicit_loss, sliced_loss
+from tinydiff.diffusion.loss import explicit_loss, implicit_loss, sliced_loss
+from tinydiff.microbatch import blas_threads
 from tinydiff.models.mlp import ScoreMLP
 from tinydiff.optim import EMA, Adam, cosine, warmup
 
@@ -37,19 +36,19 @@ SHADES = [(1 - 0.09 * i, 1 - 0.055 * i, 1 - 0.025 * i) for i in range(1, 8)]  # 
 
 
 def denoising(net, x0, rng):
-    return score_matching_loss(net, x0, EXACT.sde, rng)
+    return score_matching_loss(net, x0, EXACT.process, rng)
 
 
 def explicit(net, x0, rng):
-    return explicit_loss(net, x0, EXACT.sde, rng, score=EXACT.score)
+    return explicit_loss(net, x0, EXACT.process, rng, score=EXACT.score)
 
 
 def implicit(net, x0, rng):
-    return implicit_loss(net, x0, EXACT.sde, rng)
+    return implicit_loss(net, x0, EXACT.process, rng)
 
 
 def sliced(net, x0, rng):
-    return sliced_loss(net, x0, EXACT.sde, rng)
+    return sliced_loss(net, x0, EXACT.process, rng)
 
 
 def main() -> int:
@@ -71,14 +70,16 @@ def main() -> int:
 
 
 def learn(loss, steps, rng):
-    net = ScoreMLP(EXACT.sde.marginal_std, 2, rng=rng.child("weights"))
+    net = ScoreMLP(EXACT.process.marginal_std, 2, rng=rng.child("weights"))
     optimizer, ema, schedule = Adam(net.parameters(), lr=1e-2), EMA(net, 0.998), warmup(100, cosine(steps))
     data, noise = rng.child("data"), rng.child("noise")
     for step in range(steps):
-        value = loss(net, MIXTURE.sample(512, data), Rng(noise.seed, stream=noise.stream, step=4 * step))
-        net.zero_grad()
-        value.backward()
         optimizer.lr = 1e-2 * schedule(step)
+        x0 = MIXTURE.sample(512, data)
+        optimizer.zero_grad()
+        # Some losses draw more than others. So that all get the same times and noise, each step starts at its own.
+        value = loss(net, x0, Rng(noise.seed, stream=noise.stream, step=4 * step))
+        value.backward()
         optimizer.step()
         ema.update()
     ema.copy_to(net)
@@ -87,7 +88,7 @@ def learn(loss, steps, rng):
 
 @no_grad()
 def at(net, x, t):
-    """What the net says at points x (N, 2), all at the time t."""
+    """The net at points x (N, 2), all at the time t."""
     return to_host(net(Tensor(to_device(x)), Tensor(xp.full(len(x), t, "float32"))).data)
 
 
@@ -95,7 +96,7 @@ def error(net, t, rng):
     """sqrt(E |s (net - score)|^2 / E |s score|^2) over the noised data at a time, or over times uniform in (0, 1)."""
     top = bottom = 0.0
     for u in np.linspace(0.005, 0.995, 100) if t is None else [t]:
-        x, s = EXACT.sample(2000, float(u), rng), EXACT.sde.marginal_std(float(u))
+        x, s = EXACT.sample(2000, float(u), rng), EXACT.process.marginal_std(float(u))
         truth = to_host(EXACT.score(x, float(u)))
         top += (s * s * (at(net, x, u) - truth) ** 2).sum()
         bottom += (s * s * truth**2).sum()
@@ -110,7 +111,7 @@ def draw_scores(net, path):
     figure = plot.new_figure(11, 5.7, dpi=100)
     grid = figure.add_gridspec(2, len(TIMES), hspace=0.2, wspace=0.2, left=0.06, right=0.99, top=0.95, bottom=0.09)
     for column, t in enumerate(TIMES):
-        half = 3.2 + 2 * EXACT.sde.marginal_std(t)  # of the window
+        half = 3.2 + 2 * EXACT.process.marginal_std(t)  # of the window
         fine, coarse = window(half, 81), window(half * 0.92, 11)
         density = to_host(EXACT.density(to_device(fine), t)).reshape(81, 81)
         truth = to_host(EXACT.score(to_device(coarse), t))
@@ -130,7 +131,8 @@ def draw_scores(net, path):
 def draw_samples(net, rng, path):
     """Noise, some ways back, what it becomes, and the data."""
     n, frames = 2000, []
-    made = euler_maruyama(net, (n, 2), EXACT.sde, rng.child("noise"), steps=300, callback=lambda *a: frames.append(a))
+    made = sample(net, (n, 2), EXACT.process, rng.child("noise"), method="euler_maruyama", steps=300,
+                  callback=lambda *a: frames.append(a))  # fmt: skip
     ways = np.stack([to_host(x[:WAYS]) for _, _, x, _ in frames] + [to_host(made[:WAYS])])  # (302, 5, 2)
     data = to_host(MIXTURE.sample(n, rng.child("data")))
     figure = plot.new_figure(11, 3.1, dpi=100)
@@ -170,27 +172,14 @@ def extent(half):
     return 1 - half, 1 + half, -half, half
 
 
-def natural(text):
-    if int(text) < 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or more, not {text}")
-    return int(text)
-
-
-def positive(text):
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text}")
-    return int(text)
-
-
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     add = parser.add_argument
-    add("--steps", type=positive, default=4000, help="steps of training, for each loss (default: %(default)s)")
-    add("--seed", type=natural, default=0, help="of everything random (default: %(default)s)")
-    add("--out", type=Path, default=Path("runs/02_two_dimensions"), help="where the pictures go (default: %(default)s)")
-    return parser.parse_args()
+    add("--steps", type=common.integer(1), default=4000, metavar="N", help="steps of training, for each loss")
+    common.add_seed_and_out(parser, "02_two_dimensions", seed_help="of everything random")
+    return common.parse(parser)
 
 
 if __name__ == "__main__":
-    with parallel.blas_threads(1):  # as all products are small here
-        sys.exit(main())
+    with blas_threads(1):  # as all products are small here
+        common.run(main)

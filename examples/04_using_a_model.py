@@ -5,36 +5,46 @@
     python examples/04_using_a_model.py --checkpoint runs/other/checkpoint.npz --out other.png
 
 The checkpoint is one of examples/quickstart.py, of glyphs or of MNIST. What is edited are images that it was not
-trained on, one of each digit. The model is told which digit, and nothing of the style; with --untold, nothing at all.
-One figure is painted (--out):
+trained on, one of each digit. The condition is the digit, and nothing of the style; with --unconditional there is none.
+One figure is drawn (--out):
 
     given, with a hole, filled, filled again     inpainting: the lower half is to be guessed from the upper
     redone from noise 0.7, 1.5, 4                image-to-image: the more noise, the less of the image is left
     a walk, another                              from the image of one noise to that of another, with guidance
-    photo, mean, one possibility                 denoising, at a level estimated from the photo itself
+    noisy, mean, one possibility                 denoising, at a level estimated from the noisy image itself
 
-With --compare 11, the figure is of new images instead: a row a sampler, each with that many evaluations of the net.
+With --compare 11, the figure is of new images instead: one row per method, each with that many evaluations of the net.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from pathlib import Path
 
+import common
 import numpy as np
 
-from tinydiff import Rng, data, plot, saving
+from tinydiff import Rng, data, plot
 from tinydiff.backend import to_device, to_host
-from tinydiff.diffusion.editing import denoise, image_to_image, inpaint, interpolate, noise_level
-from tinydiff.diffusion.edm import Denoiser, KarrasSDE, guided
-from tinydiff.diffusion.samplers import SAMPLERS, Counted, heun, rho_times, rk45, score_of, steps_for, time_at
+from tinydiff.diffusion import (
+    METHODS,
+    Counted,
+    Denoiser,
+    Guided,
+    KarrasSDE,
+    karras_times,
+    rk45,
+    sample,
+    steps_for,
+    time_at,
+)
+from tinydiff.diffusion.edit import denoise, image_to_image, inpaint, interpolate, noise_level
 from tinydiff.models.unet import UNet
 from tinydiff.optim import EMA
 
-EPS = 0.002  # where the samplers stop, as in quickstart.py
-PHOTO_NOISE = 0.5  # of images from -1 to 1
+EPS = 0.002  # where sampling stops, as in quickstart.py
+NOISE = 0.5  # standard deviation, on images from -1 to 1
 
 
 def main() -> int:
@@ -55,71 +65,66 @@ def main() -> int:
 
 def use(denoiser, sde, images, digits, args):
     """Twelve rows, {label: images}."""
-    rng, score = Rng(args.seed), score_of(denoiser, sde)
-    told = {} if args.untold else {"digit": to_device(digits)}
+    rng = Rng(args.seed)
+    condition = {} if args.unconditional else {"digit": to_device(digits)}
     rows: dict[str, np.ndarray] = {"given": images}
 
-    def paint(name, picture, what):
+    def add(name, made, what):
         print(what, file=sys.stderr)
-        rows[name] = to_host(picture)
+        rows[name] = to_host(made)
 
     x = to_device(images)  # (10, 28, 28, 1) in [-1, 1]
     known = np.zeros((1, 28, 28, 1), bool)
     known[:, :14] = True
     rows["with a hole"] = np.where(known, images, 0.0)
     for name in ("filled", "filled again"):
-        filled = inpaint(score, x, known, sde, rng.child(name), steps=args.steps, resample=5, eps=EPS, **told)
-        paint(name, filled, "inpainting")
+        filled = inpaint(denoiser, x, known, sde, rng.child(name), steps=args.steps, resample=5, eps=EPS, **condition)
+        add(name, filled, "inpainting")
 
     for sigma in (0.7, 1.5, 4.0):
         redone = image_to_image(
-            score, x, sde, rng.child("redo"), t=sigma, sampler=heun, steps=args.steps // 2, eps=EPS, **told
+            denoiser, x, sde, rng.child("redo"), t=sigma, method="heun", steps=args.steps // 2, eps=EPS, **condition
         )
-        paint(f"redone, noise {sigma:g}", redone, "image to image")
+        add(f"redone, noise {sigma:g}", redone, "image to image")
 
     for name, digit in (("a walk", 2), ("another", 8)):
         a, b = sde.prior((2, 28, 28, 1), rng.child(name))
         one_digit = {"digit": to_device(np.full(len(images), digit))}
-        walker = denoiser if args.untold else guided(denoiser, 1.0, **one_digit)
-        paint(name, interpolate(score_of(walker, sde), a, b, sde, len(images), steps=17, eps=EPS), "interpolation")
+        walker = denoiser if args.unconditional else Guided(denoiser, 1.0, **one_digit)
+        add(name, interpolate(walker, a, b, sde, len(images), steps=17, eps=EPS), "interpolation")
 
-    photos = x + PHOTO_NOISE * rng.child("photo").normal(x.shape)
-    sigma = float(to_host(noise_level(photos)).mean())
-    paint("photo", photos, f"noise of {PHOTO_NOISE} in the photos, estimated as {sigma:.3f}")
-    paint("mean", denoise(score, photos, sde, sigma=sigma, **told), "denoising")
-    one = heun(
-        score, photos.shape, sde, rng, start=(photos, time_at(sde, sigma)), steps=args.steps // 2, eps=EPS, **told
-    )
-    paint("one possibility", one, "denoising")
+    noisy = x + NOISE * rng.child("photo").normal(x.shape)
+    sigma = float(to_host(noise_level(noisy)).mean())
+    add("noisy", noisy, f"noise of {NOISE}, estimated as {sigma:.3f}")
+    add("mean", denoise(denoiser, noisy, sde, sigma=sigma, **condition), "denoising")
+    one = sample(denoiser, noisy.shape, sde, rng, start=(noisy, time_at(sde, sigma)), steps=args.steps // 2, eps=EPS,
+                 **condition)  # fmt: skip
+    add("one possibility", one, "denoising")
     return rows
 
 
 def compare(denoiser, sde, args):
-    """A row a sampler, {label: one image of each digit}, all from the same noise; rk45 takes what it needs."""
+    """One row per method, {label: one image of each digit}, all from the same noise; rk45 takes what it needs."""
     rows = {}
-    score = score_of(guided(denoiser, 1.0, digit=to_device(np.arange(10))), sde)
-    for name, sampler in SAMPLERS.items():
-        if sampler is rk45:
-            options = {"rtol": 1e-3, "atol": 1e-3}  # finer than the 256 greys of a picture
+    model = Guided(denoiser, 1.0, digit=to_device(np.arange(10)))
+    for name, method in METHODS.items():
+        if method is rk45:
+            options = {"method": rk45(rtol=1e-3, atol=1e-3)}  # finer than the 256 greys of a picture
         else:
-            options = {"steps": steps_for(name, args.compare), "grid": rho_times}
-        counted = Counted(score)
-        x = sampler(counted, (10, 28, 28, 1), sde, Rng(args.seed).child("samples"), eps=EPS, **options)
+            options = {"method": method, "steps": steps_for(method, args.compare), "timesteps": karras_times}
+        counted = Counted(model)
+        x = sample(counted, (10, 28, 28, 1), sde, Rng(args.seed).child("samples"), eps=EPS, **options)
         rows[f"{name}, {counted.nfe}"] = to_host(x)
         print(f"{name}, {counted.nfe} evaluations", file=sys.stderr)
     return rows
 
 
 def read(path):
-    try:
-        state = saving.load(path)
-    except FileNotFoundError:
-        sys.exit(f"there is no {path}: train a model first, python examples/quickstart.py")
-    except ValueError as error:
-        sys.exit(str(error))
+    state = common.checkpoint_of(path, "quickstart.py")
     if "net.labels.digit.weight" not in state.get("model", {}) or "ema" not in state:
         sys.exit(
-            f"{path} is not a checkpoint of examples/quickstart.py: it has no net that is told digits, or no average"
+            f"{path} is not a checkpoint of examples/quickstart.py: it has no net whose condition is the digit, or no "
+            "average of the weights"
         )
     return state
 
@@ -147,41 +152,25 @@ def load(state, args):
         train, test = (data.glyphs(n, s, variety="plain") for n, s in ((20_000, seed), (200, seed + 1)))
         train, test, labels = train.images, test.images, test.labels["digit"]
     else:
-        try:
-            train, test = data.mnist(args.data_dir), data.mnist(args.data_dir, "test")
-        except (OSError, ValueError, data.DownloadError) as error:
-            sys.exit(str(error))
+        train, test = common.mnist(args), common.mnist(args, "test")
         train, test, labels = train.images, test.images, test.labels.astype(np.int64)
     chosen = [int(np.flatnonzero(labels == digit)[0]) for digit in range(10)]
     return data.to_float(train, -1, 1), data.to_float(test[chosen], -1, 1), labels[chosen]
 
 
-def integer(least):
-    def whole(text):
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be {least} or more, not {text}")
-        return int(text)
-
-    return whole
-
-
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add(
-        "--checkpoint",
-        type=Path,
-        default=Path("runs/quickstart/checkpoint.npz"),
-        help="of examples/quickstart.py (default: %(default)s)",
-    )
-    add("--out", type=Path, default=Path("runs/04_using_a_model.png"), help="the figure (default: %(default)s)")
-    add("--data-dir", type=Path, help="where the four idx files of MNIST are, if it was trained on them")
-    add("--untold", action="store_true", help="do not tell the model which digit each image is")
-    add("--steps", type=integer(2), default=40, help="of inpainting; half for the others (default: %(default)s)")
-    add("--compare", type=integer(3), metavar="N", help="paint new images by every sampler, N evaluations each")
-    add("--seed", type=integer(0), default=0, help="of the noise (default: %(default)s)")
-    return parser.parse_args()
+    parser = common.parser(__doc__)
+    add, integer = parser.add_argument, common.integer
+    add("--checkpoint", type=Path, default=Path("runs/quickstart/checkpoint.npz"), metavar="FILE",
+        help="of examples/quickstart.py")  # fmt: skip
+    add("--out", type=Path, default=Path("runs/04_using_a_model.png"), metavar="FILE", help="the figure")
+    common.add_data_dir(parser)
+    add("--unconditional", "--untold", action="store_true", help="do not give the model the digit as its condition")
+    add("--steps", type=integer(2), default=40, metavar="N", help="of inpainting; half for the others")
+    add("--compare", type=integer(3), metavar="N", help="draw new images by every method, N evaluations each")
+    add("--seed", type=integer(0), default=0, metavar="N", help="of the noise")
+    return common.parse(parser)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    common.run(main)

@@ -1,7 +1,7 @@
-"""Which sampler is better? A judge, that is a small network, learns to tell its samples from real digits.
+"""Which method of sampling is better? A judge, that is a small network, learns to tell its samples from real digits.
 
     python examples/03_score_unet.py                          trains the net whose samples are judged; over an hour
-    python examples/05_judge.py                               then this: some minutes, most of them for one sampler
+    python examples/05_judge.py                               then this: some minutes, most of them for one method
     python examples/05_judge.py --samples 128                 a look
     python examples/05_judge.py --checkpoint runs/other/checkpoint.npz
 
@@ -9,37 +9,36 @@ The figure is the judge's cross-entropy, in nats, on images that it has not lear
 the two kinds apart, 0 if it always can, so higher is better. It is a classifier two-sample test (Lopez-Paz and Oquab
 2017). Compare figures within a table only, as more samples make a better judge.
 
-All samplers get the same net (its averaged weights), noise to start from, real images (of the test set, which the net
+All methods get the same net (its averaged weights), noise to start from, real images (of the test set, which the net
 has not seen) and judges. Samples and real images are treated alike: clipped to [0, 1], rounded to the 256 greys of a
 file, and given noise of standard deviation 0.5 before the judge sees them. Without it a grey of 1/255 on the black
 around a digit would give every sample away, and all figures would be 0. The last row has other real images in place of
-samples, so it is what a perfect sampler gets; it is a little above ln 2, as the judge believes a little too much.
+samples, so it is what a perfect method gets; it is a little above ln 2, as the judge believes a little too much.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from pathlib import Path
 
+import common
 import numpy as np
 
-from tinydiff import Rng, data, nn, no_grad, ops, parallel, saving
+from tinydiff import Rng, data, nn, no_grad, ops
 from tinydiff.backend import to_device, to_host, xp
 from tinydiff.data.batches import Batches
-from tinydiff.diffusion import VESDE
-from tinydiff.diffusion.samplers import SAMPLERS, steps_for
+from tinydiff.diffusion import METHODS, VESDE, sample, steps_for
+from tinydiff.microbatch import gradients, microbatch_size, over_microbatches
 from tinydiff.models.tutorial import ScoreUNet
 from tinydiff.optim import EMA, AdamW, cosine
-from tinydiff.training import gradients
 
-# (sampler, evaluations of the net, options); the others are compared with the first.
+# (method, evaluations of the net, options); the others are compared with the first.
 CONTESTANTS = [
     ("euler_maruyama", 500, {}),
     ("euler_maruyama", 35, {}),
     ("heun", 35, {}),
-    ("heun", 35, {"churn": 10.0}),  # as much as its algorithm allows, in 17 steps
+    ("heun", 35, {"s_churn": 10.0}),  # as much as its algorithm allows, in 17 steps
     ("dpm_solver", 35, {}),
     ("ddim", 35, {}),
     ("ddpm", 35, {}),
@@ -59,7 +58,7 @@ def main() -> int:
         if row is None:
             label, images = "(other real images)", others
         else:
-            label, images = sample(model, sde, *row, args)
+            label, images = samples_by(model, sde, *row, args)
         print(f"\r{label}: judging\033[K", end="", file=sys.stderr, flush=True)
         losses = np.mean(
             [held_out_losses(real, images, Rng(i).child("judge")) for i in range(args.judges)], axis=0
@@ -119,22 +118,23 @@ def trained_judge(real, fake, rng, steps):
     optimizer, schedule = AdamW(judge.parameters(), weight_decay=0.1), cosine(steps)
     order = Batches(len(real), 64, seed=rng.stream)
 
-    def loss(real, fake, rng, first):
-        return pair_losses(judge, real, fake, rng, first).mean()
+    def loss(real, fake, rng, sample_offset):
+        return pair_losses(judge, real, fake, rng, sample_offset).mean()
 
     for step in range(steps):
-        rows = order.indices(step)
         optimizer.lr = 1e-3 * schedule(step)
-        gradients(loss, optimizer.parameters, (real[rows], fake[rows]), rng.child(step))
+        rows = order.indices(step)
+        optimizer.zero_grad()
+        gradients(loss, optimizer.parameters, (real[rows], fake[rows]), rng.child(step))  # forward and backward
         optimizer.step()
     return judge
 
 
-def pair_losses(judge, real, fake, rng, first=0):
+def pair_losses(judge, real, fake, rng, sample_offset=0):
     """Cross-entropies, each of a real image and a fake one: 2 x (N, 28, 28, 1) -> (N,)."""
     losses = []
     for images, is_real in ((real, 1.0), (fake, 0.0)):
-        seen = to_device(images) + NOISE * rng.normal(images.shape, first=first)
+        seen = to_device(images) + NOISE * rng.normal(images.shape, first=sample_offset)
         logits = judge(seen).reshape((-1,))  # (N, 28, 28, 1) -> (N, 1, 1, 1) -> (N,)
         target = xp.full(logits.shape, is_real, "float32")
         losses.append(ops.binary_cross_entropy_with_logits(logits, target, reduction="none"))
@@ -144,18 +144,18 @@ def pair_losses(judge, real, fake, rng, first=0):
 # ---------------------------------------------------------------- what it judges
 
 
-def sample(model, sde, name, evaluations, options, args):
+def samples_by(model, sde, name, evaluations, options, args):
     """The row's label, and its images (N, 28, 28, 1): those of rows i to j are worked on together, for the cache."""
-    n, steps = args.samples, steps_for(name, evaluations)
+    n, method, steps = args.samples, METHODS[name](**options), steps_for(name, evaluations)
     label = ", ".join([f"{name}, {evaluations} evaluations", *(f"{key} {value:g}" for key, value in options.items())])
 
-    def of_shard(rows):
+    def some(rows):
         shape = (rows.stop - rows.start, 28, 28, 1)
         rng = Rng(args.seed).child("samples")
-        return to_host(SAMPLERS[name](model, shape, sde, rng, steps=steps, first=rows.start, **options))
+        return to_host(sample(model, shape, sde, rng, method=method, steps=steps, sample_offset=rows.start))
 
     parts, done = [], 0
-    for part in parallel.over_shards(of_shard, n, parallel.shard_size(n)):
+    for part in over_microbatches(some, n, microbatch_size(n)):
         parts.append(part)
         done += len(part)
         print(f"\r{label}: {done} of {n}", end="", file=sys.stderr, flush=True)
@@ -169,10 +169,7 @@ def as_a_file_has_it(images):
 
 def real_images(args):
     """Two disjoint lots of N from the test set, at random, as its second half is more difficult."""
-    try:
-        images = data.mnist(args.data_dir, "test").images
-    except (OSError, ValueError, data.DownloadError) as error:
-        sys.exit(str(error))
+    images = common.mnist(args, "test").images
     if len(images) < 2 * args.samples:
         sys.exit(f"--samples {args.samples} takes twice as many real images, but the test set has {len(images)}")
     order = Rng(args.seed).child("real").permutation(len(images))
@@ -182,12 +179,7 @@ def real_images(args):
 
 def build(path):
     """The net of 03_score_unet.py with its averaged weights."""
-    try:
-        state = saving.load(path)
-    except FileNotFoundError:
-        sys.exit(f"there is no {path}: train a model first, python examples/03_score_unet.py")
-    except ValueError as error:
-        sys.exit(str(error))
+    state = common.checkpoint_of(path, "03_score_unet.py")
     weights = state.get("model", {})
     if "tconv1.weight" not in weights or "ema" not in state:
         sys.exit(f"{path} is not a checkpoint of examples/03_score_unet.py: it has no such net, or no average")
@@ -200,30 +192,17 @@ def build(path):
     return model
 
 
-def integer(least):
-    def whole(text):
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be {least} or more, not {text}")
-        return int(text)
-
-    return whole
-
-
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add(
-        "--checkpoint",
-        type=Path,
-        default=Path("runs/03_score_unet/checkpoint.npz"),
-        help="of examples/03_score_unet.py (default: %(default)s)",
-    )
-    add("--data-dir", type=Path, help="where the four idx files of MNIST are (default: $TINYDIFF_DATA, else download)")
-    add("--samples", type=integer(2 * FOLDS), default=512, help="of each sampler (default: %(default)s)")
-    add("--judges", type=integer(1), default=3, help="seeds of the judge, averaged over (default: %(default)s)")
-    add("--seed", type=integer(0), default=0, help="of the samples and the choice of real ones (default: %(default)s)")
-    return parser.parse_args()
+    parser = common.parser(__doc__)
+    add, integer = parser.add_argument, common.integer
+    add("--checkpoint", type=Path, default=Path("runs/03_score_unet/checkpoint.npz"), metavar="FILE",
+        help="of examples/03_score_unet.py")  # fmt: skip
+    common.add_data_dir(parser)
+    add("--samples", type=integer(2 * FOLDS), default=512, metavar="N", help="of each method")
+    add("--judges", type=integer(1), default=3, metavar="N", help="seeds of the judge, averaged over")
+    add("--seed", type=integer(0), default=0, metavar="N", help="of the samples and the choice of real images")
+    return common.parse(parser)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    common.run(main)

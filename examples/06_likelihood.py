@@ -6,27 +6,26 @@
     TINYDIFF_BACKEND=cupy python examples/06_likelihood.py    on a GPU
 
 Bits are per pixel: an image of 8-bit greys, sent as it is, has 8. The loss is in bits too. It is a bound for the SDE
-(diffusion/maximum_likelihood.py); what is measured at the end is the density of the ODE (diffusion/likelihood.py). The
+(diffusion/loss.py); what is measured at the end is the density of the ODE (diffusion/likelihood.py). The
 directory of the run (runs/06_likelihood) gets loss.png, samples.png, log.jsonl, checkpoint.npz and bits.txt.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
-from pathlib import Path
 
+import common
 import numpy as np
 
-from tinydiff import Rng, data, parallel, plot, saving
-from tinydiff.backend import to_device, to_host
-from tinydiff.diffusion import KarrasSDE, ScoreModel, bits_per_dimension, heun, likelihood_loss
+from tinydiff import Rng, plot
+from tinydiff.backend import to_device
+from tinydiff.diffusion import KarrasSDE, ScoreModel, bits_per_dimension, likelihood_loss, sample
 from tinydiff.diffusion.likelihood import average
 from tinydiff.models.fine import FineInputs
 from tinydiff.models.unet import UNet
 from tinydiff.optim import EMA, Adam, cosine, warmup
-from tinydiff.training import CannotResume, train
+from tinydiff.training import train
 
 EPS = 1e-3  # the least noise, where greys are 2/256 apart
 LOW, HIGH = -1.0, 1.0
@@ -35,45 +34,42 @@ PUBLISHED = {"RealNVP": 1.06, "FFJORD": 0.99}  # on MNIST: Grathwohl et al. 2019
 
 def main() -> int:
     args = arguments()
-    sde, images = KarrasSDE(), read(args, "train")[..., None]  # (n, 28, 28, 1) of bytes
+    sde, images = KarrasSDE(), common.images(args)[..., None]  # (n, 28, 28, 1) of bytes
     sd = float(images[:10_000].std()) * (HIGH - LOW) / 256
-    net = UNet(1 + 2 * len(args.waves), args.channels, out_channels=1, rng=Rng(args.seed).child("model"))
-    model = ScoreModel(FineInputs(net, sd, args.waves), sde, "edm", sigma_data=sd)
+    net = UNet(1 + 2 * len(args.fourier), args.channels, out_channels=1, rng=Rng(args.seed).child("model"))
+    model = ScoreModel(FineInputs(net, sd, args.fourier), sde, "edm", sigma_data=sd)
     ema = EMA(model, 0.999)
     d = images[0].size
-    test = read(args, "test")[..., None]
+    test = common.images(args, "test")[..., None]
     levels = {"each pixel by itself": by_itself(images, test), **(PUBLISHED if args.data == "mnist" else {})}
 
-    def loss(greys, rng, first):
+    def loss(greys, rng, sample_offset):
         """In bits per dimension."""
-        x0 = dequantised(greys, rng, first)
-        return likelihood_loss(model, x0, rng, eps=EPS, first=first) / (d * math.log(2)) + 8 - math.log2(HIGH - LOW)
+        x0 = dequantised(greys, rng, sample_offset)
+        return (
+            likelihood_loss(model, x0, rng, eps=EPS, sample_offset=sample_offset) / (d * math.log(2))
+            + 8
+            - math.log2(HIGH - LOW)
+        )
 
-    def pictures(run):
+    def pictures(state):
         title = f"bits per dimension, {args.data}"
-        plot.loss_curve(run.records, args.out / "loss.png", x="step", levels=levels, title=title)
+        plot.loss_curve(state.records, args.out / "loss.png", x="step", levels=levels, title=title)
 
     if args.measure:
-        try:
-            state = saving.load(args.out / "checkpoint.npz")
-            model.load_state_dict(state["model"])
-            ema.load_state_dict(state["ema"])
-        except (ValueError, KeyError) as error:
-            sys.exit(
-                f"{args.out / 'checkpoint.npz'} is not one of this example with these --channels and --waves: {error}"
-            )
+        common.load_checkpoint(args.out / "checkpoint.npz", "--channels and --fourier", model=model, ema=ema)
     else:
         steps = args.epochs * -(-len(images) // args.batch_size)
         print(f"{model.count():,} parameters, {args.epochs} rounds of {len(images):,} images; pictures and log go to "
               f"{args.out}", file=sys.stderr)  # fmt: skip
-        run = train(
+        state = train(
             model,
             loss,
             (images,),
             Adam(model.parameters(), lr=args.lr),
             epochs=args.epochs,
             batch_size=args.batch_size,
-            micro_batch=args.micro_batch,
+            microbatch=args.microbatch,
             threads=args.threads,
             seed=args.seed,
             schedule=warmup(100, cosine(steps)),
@@ -85,28 +81,18 @@ def main() -> int:
             save_every=500,
             on_record=pictures,
         )
-        if not run.finished:
+        if not state.finished:
             return 130  # as a shell reports an interrupted program
     with ema.applied():
-        paint(model, sde, args)
+        draw_samples(model, sde, args)
         measure(model, sde, images, test[: args.bits], args)
     return 0
 
 
-def read(args, split):
-    """uint8 (n, 28, 28), to learn from ("train") or others ("test")."""
-    if args.data == "glyphs":
-        return data.glyphs(20_000, int(split == "test")).images  # the same for every --seed
-    try:
-        return data.mnist(args.data_dir, split).images
-    except (OSError, ValueError, data.DownloadError) as error:
-        sys.exit(f"{error}\nOr take --data glyphs, digits drawn here, which need no files.")
-
-
-def dequantised(greys, rng, first=0):
+def dequantised(greys, rng, sample_offset=0):
     """A density has no use for single values: each grey k becomes the interval from k to k + 1, of 256."""
     k = to_device(greys).astype("float32")
-    return (k + rng.uniform(k.shape, first=first)) * ((HIGH - LOW) / 256) + LOW
+    return (k + rng.uniform(k.shape, first=sample_offset)) * ((HIGH - LOW) / 256) + LOW
 
 
 def by_itself(train, test):
@@ -119,25 +105,17 @@ def by_itself(train, test):
     return total / test.size
 
 
-def paint(model, sde, args):
-    def some(rows):
-        """These rows of the grid; sample i is the same whoever paints it."""
-        shape, rng = (rows.stop - rows.start, 28, 28, 1), Rng(args.seed).child("samples")
-        return to_host(heun(model, shape, sde, rng, steps=17, eps=EPS, first=rows.start))
-
-    x = np.concatenate(list(parallel.over_shards(some, args.samples, 32, args.threads)))
+def draw_samples(model, sde, args):
+    shape, rng = (args.samples, 28, 28, 1), Rng(args.seed).child("samples")
+    x = sample(model, shape, sde, rng, steps=17, eps=EPS, microbatch=32, threads=args.threads)
     plot.image_grid(x, args.out / "samples.png", low=LOW, high=HIGH)
 
 
 def measure(model, sde, train, test, args):
     """Bits per dimension of test images (n, 28, 28, 1), and of each pixel by itself; bits.txt."""
-
-    def progress(done, total, so_far):
-        print(f"\r{done} of {total} images, {so_far} bits per dimension", end="", file=sys.stderr, flush=True)
-
     bits = bits_per_dimension(
         model, test, sde, Rng(args.seed).child("bits"), low=LOW, high=HIGH, eps=EPS, rtol=args.rtol, atol=args.rtol,
-        threads=args.threads, progress=progress,
+        threads=args.threads, progress=common.show_bits,
     )  # fmt: skip
     line = f"{average(bits)} bits per dimension on {len(test)} test images, to a tolerance of {args.rtol:g}"
     line += f"; each pixel by itself {by_itself(train, test):.4f}"
@@ -145,66 +123,33 @@ def measure(model, sde, train, test, args):
     (args.out / "bits.txt").write_text(line + "\n")
 
 
-def integer(least, multiple_of=1):
-    def whole(text):
-        if int(text) < least or int(text) % multiple_of:
-            raise argparse.ArgumentTypeError(
-                f"must be {least} or more{f', a multiple of {multiple_of}' if multiple_of > 1 else ''}, not {text}"
-            )
-        return int(text)
-
-    return whole
-
-
-def positive(text):
-    if not 0 < float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"must be positive and finite, not {text}")
-    return float(text)
-
-
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--data", choices=["mnist", "glyphs"], default="mnist", help="MNIST, or digits drawn here (default: mnist)")
-    add("--data-dir", type=Path, help="where the four idx files of MNIST are (default: $TINYDIFF_DATA, else download)")
-    add("--epochs", type=integer(1), help="rounds through the data (default: 5, of glyphs 15)")
-    add("--channels", type=integer(8, multiple_of=8), nargs="+", default=[32, 64],
-        help="of the U-Net, from fine to coarse, multiples of 8 (default: 32 64)")  # fmt: skip
-    add("--waves", type=int, nargs="*", choices=range(-4, 13), default=[1, 2, 3, 4, 5, 6], metavar="N",
-        help="the net is also given waves of the input, of frequency 2^N pi; none after --waves: it is not "
-        "(default: 1 2 3 4 5 6)")  # fmt: skip
-    add("--batch-size", type=integer(1), default=64, help="images a step (default: %(default)s)")
-    add("--micro-batch", type=integer(1), help="images at a time (default: 32 or 64; a GPU takes the batch whole)")
-    add("--threads", type=integer(1), help="micro-batches at the same time (default: one a core; a GPU has one)")
-    add("--lr", type=positive, default=1.5e-3, help="of Adam, between a warm-up and a cosine (default: %(default)s)")
-    add("--samples", type=integer(1), default=64, help="images in samples.png (default: %(default)s)")
-    add("--bits", type=integer(1), default=256, metavar="N", help="test images to measure (default: %(default)s)")
-    add("--rtol", type=positive, default=1e-5,
-        help=f"tolerance of the ODE in measuring, below {EPS:g}; what it costs is not in the +- (default: %(default)s)"
-    )  # fmt: skip
-    add("--seed", type=integer(0), default=0,
-        help="of the weights, the order of the data, the noise, the samples (default: %(default)s)")  # fmt: skip
-    add("--out", type=Path, default=Path("runs/06_likelihood"), help="directory of the run (default: %(default)s)")
-    one = parser.add_mutually_exclusive_group()
-    one.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
-    one.add_argument(
-        "--measure", action="store_true", help="no training: samples.png and bits.txt of the checkpoint in --out"
-    )
-    args = parser.parse_args()
-    if len(args.channels) > 2:
-        parser.error(f"--channels: 28x28 images have two levels, 14x14 and 7x7, not {len(args.channels)}")
+    parser = common.parser(__doc__)
+    add, integer = parser.add_argument, common.integer
+    common.add_data(parser, "mnist")
+    add("--epochs", type=integer(1), metavar="N", help="rounds through the data (default: 5, of glyphs 15)")
+    add("--channels", type=integer(8, multiple_of=8), nargs="+", default=[32, 64], metavar="N",
+        help="of the U-Net, from fine to coarse, multiples of 8")  # fmt: skip
+    add("--fourier", "--waves", type=int, nargs="*", choices=range(-4, 13), default=[1, 2, 3, 4, 5, 6], metavar="N",
+        help="the net is also given Fourier features of the input, of frequency 2^N pi; no N: it is not")  # fmt: skip
+    common.add_training(parser, batch_size=64)
+    add("--lr", type=common.positive, default=1.5e-3, metavar="X", help="of Adam, between a warm-up and a cosine")
+    add("--samples", type=integer(1), default=64, metavar="N", help="images in samples.png")
+    add("--bits", type=integer(1), default=256, metavar="N", help="test images to measure")
+    add("--rtol", type=common.positive, default=1e-5, metavar="X",
+        help=f"tolerance of the ODE in measuring, below {EPS:g}; what it costs is not in the +-")  # fmt: skip
+    common.add_seed_and_out(parser, "06_likelihood")
+    add("--measure", action="store_true", help="no training: samples.png and bits.txt of the checkpoint in --out")
+    args = common.parse(parser)
+    common.check_channels(parser, args.channels)
+    if args.resume and args.measure:
+        parser.error("argument --measure: not allowed with argument --resume")
     if args.rtol >= EPS:
         parser.error(f"--rtol must be below the least noise, {EPS:g}, not {args.rtol:g}")
+    common.check_checkpoint(args, "--resume", "--measure")
     args.epochs = args.epochs or {"mnist": 5, "glyphs": 15}[args.data]
-    if args.data_dir and args.data != "mnist":
-        parser.error("--data-dir is read with --data mnist only")
-    if (args.resume or args.measure) and not (args.out / "checkpoint.npz").exists():
-        sys.exit(f"there is no {args.out / 'checkpoint.npz'}: train first, without --resume and --measure")
     return args
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except CannotResume as error:
-        sys.exit(str(error))
+    common.run(main)

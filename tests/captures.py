@@ -12,8 +12,8 @@ import pytest
 
 from tinydiff import Rng, Tensor, backend, optim
 from tinydiff.diffusion import VESDE, score_matching_loss
+from tinydiff.microbatch import gradients
 from tinydiff.models.unet import UNet
-from tinydiff.training import gradients
 
 on_cupy = pytest.mark.skipif(os.environ.get("TINYDIFF_BACKEND") != "cupy", reason="a graph: TINYDIFF_BACKEND=cupy")
 
@@ -47,8 +47,8 @@ class Images:
         self.optimizer = make(self.net.parameters(), 1e-3)
         self.ema = optim.EMA(self.net, 0.9)
 
-    def loss(self, x: Any, labels: Any, rng: Rng, first: int) -> Tensor:
-        return score_matching_loss(self.net, x, self.sde, rng, sample_offset=first, digit=labels)
+    def loss(self, x: Any, labels: Any, rng: Rng, sample_offset: int) -> Tensor:
+        return score_matching_loss(self.net, x, self.sde, rng, sample_offset=sample_offset, digit=labels)
 
     def step(self, x: Any, labels: Any, rng: Rng) -> Any:
         value = gradients(self.loss, self.optimizer.parameters, (x, labels), rng)

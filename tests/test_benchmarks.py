@@ -24,7 +24,7 @@ import ours  # noqa: E402
 import report  # noqa: E402
 
 
-def test_an_op_in_shards_runs_every_row_and_adds_up_what_the_rows_share(each_backend):
+def test_an_op_in_microbatches_runs_every_row_and_adds_up_what_the_rows_share(each_backend):
     seen = []
 
     def op(x, w):

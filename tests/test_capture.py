@@ -16,8 +16,9 @@ from captures import Images, batch, both, counted, equal, host, on_cupy
 
 from tinydiff import Rng, Tensor, backend, checkpoint, nn, ops, optim
 from tinydiff.diffusion import METHODS, Counted, Denoiser, Guided, KarrasSDE, sample
+from tinydiff.microbatch import gradients
 from tinydiff.rng import recorded, replayed
-from tinydiff.training import gradients, train
+from tinydiff.training import train
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
@@ -279,14 +280,14 @@ def test_averages_may_be_applied_inside() -> None:
 # ---------------------------------------------------------------- training
 
 
-@pytest.mark.parametrize("micro_batch", [None, 2])
-def test_train_captured_is_train(micro_batch: int | None) -> None:
+@pytest.mark.parametrize("microbatch", [None, 2])
+def test_train_captured_is_train(microbatch: int | None) -> None:
     """Ten images in batches of 4, 4 and 2, three epochs, and a rate that changes at every step."""
 
     def run(capture: bool) -> tuple[list[np.ndarray], list[Any]]:
         task, data = Images(optim.Adam), batch(10, 0)
         run = train(
-            task.net, task.loss, data, task.optimizer, epochs=3, batch_size=4, micro_batch=micro_batch,
+            task.net, task.loss, data, task.optimizer, epochs=3, batch_size=4, microbatch=microbatch,
             schedule=lambda step: 1 / (1 + step), schedule_by="step", ema=task.ema, capture=capture,
             stream=io.StringIO(),
         )  # fmt: skip

@@ -19,6 +19,8 @@ ONE_DIMENSION, TWO_DIMENSIONS = EXAMPLES / "01_one_dimension.py", EXAMPLES / "02
 QUICKSTART, SCORE_UNET = EXAMPLES / "quickstart.py", EXAMPLES / "03_score_unet.py"
 USING, JUDGE = EXAMPLES / "04_using_a_model.py", EXAMPLES / "05_judge.py"
 LIKELIHOOD = EXAMPLES / "06_likelihood.py"
+ALL = [ONE_DIMENSION, TWO_DIMENSIONS, QUICKSTART, SCORE_UNET, USING, JUDGE, LIKELIHOOD]
+sys.path.insert(0, str(EXAMPLES))  # as Python does for a script: what they share lies beside them
 
 
 @pytest.fixture
@@ -225,7 +227,7 @@ def test_samplers_are_judged(tmp_path, data_dir, monkeypatch, capsys, skips):
     train = ["--skips", skips, "--data-dir", data_dir, "--out", tmp_path, "--batch-size", 24, "--epochs", 1]
     run(SCORE_UNET, *train, "--steps", 2, "--samples", 1)
     judge = runpy.run_path(str(JUDGE))
-    few = [("euler_maruyama", 5, {}), ("heun", 5, {"churn": 10.0}), ("dpm_solver", 5, {})]
+    few = [("euler_maruyama", 5, {}), ("heun", 5, {"s_churn": 10.0}), ("dpm_solver", 5, {})]
     monkeypatch.setitem(judge["main"].__globals__, "CONTESTANTS", few)
     monkeypatch.setattr(judge["held_out_losses"], "__defaults__", (2,))  # steps of a judge, which only has to run
     options = ["--checkpoint", tmp_path / "checkpoint.npz", "--data-dir", data_dir, "--samples", 8, "--judges", 1]
@@ -235,7 +237,7 @@ def test_samplers_are_judged(tmp_path, data_dir, monkeypatch, capsys, skips):
     lines = text.splitlines()
     assert lines[0].startswith("| 8 samples by") and len(lines) == 6
     assert lines[2].startswith("| euler_maruyama, 5 evaluations |") and lines[2].endswith("| 0.000 +- 0.000 |")
-    assert "heun, 5 evaluations, churn 10" in lines[3] and "(other real images)" in lines[5]
+    assert "heun, 5 evaluations, s_churn 10" in lines[3] and "(other real images)" in lines[5]
     assert judge["main"]() == 0 and capsys.readouterr().out == text
     assert "takes twice as many real images" in main(monkeypatch, JUDGE, *options, "--samples", 13)
 
@@ -321,6 +323,27 @@ def test_going_on_with_another_net_is_an_error_of_one_line(tmp_path, data_dir, m
     assert message == f"{tmp_path}/checkpoint.npz is of another run: it has seed 0, not 3"
 
 
+@pytest.mark.parametrize("example", ALL, ids=lambda path: path.stem)
+def test_help_says_what_the_example_is_for_and_what_every_option_does(monkeypatch, capsys, example):
+    assert main(monkeypatch, example, "--help") == 0
+    text = capsys.readouterr().out
+    assert runpy.run_path(str(example))["__doc__"].strip() in text
+    options = re.findall(r"^  (--\S+.*)((?:\n {8,}.*)*)", text, re.MULTILINE)
+    assert {"--seed", "--out"} - {option.split()[0] for option, _ in options} <= {"--out"} and "None" not in text
+    for option, more in options:
+        assert re.search(r"\S {2,}\S", option) or more.strip(), f"{option} has no help"
+
+
+@pytest.mark.parametrize("example", ALL, ids=lambda path: path.stem)
+def test_an_example_has_its_own_loop_or_calls_train(example):
+    """And never a third thing: whoever opens one sees how it learns."""
+    text = example.read_text()
+    loop = all(f"optimizer.{call}()" in text for call in ("zero_grad", "step")) and (
+        ".backward()" in text or "gradients(" in text
+    )
+    assert loop + ("    state = train(" in text) == (example != USING)  # which learns nothing
+
+
 @pytest.mark.parametrize("example", [QUICKSTART, SCORE_UNET, LIKELIHOOD])
 def test_errors_are_a_line_or_two_and_no_traceback(monkeypatch, tmp_path, example):
     for options, message in [
@@ -349,7 +372,7 @@ def test_errors_are_a_line_or_two_and_no_traceback(monkeypatch, tmp_path, exampl
         (QUICKSTART, ["--images", -5], "argument --images: must be 1 or more, not -5"),
         (QUICKSTART, ["--channels", 8, 12], "argument --channels: must be 8 or more, a multiple of 8, not 12"),
         (QUICKSTART, ["--guidance", "nan"], "argument --guidance: must be a finite number, not nan"),
-        (QUICKSTART, ["--lr", 0], "argument --lr: must be positive, not 0"),
+        (QUICKSTART, ["--lr", 0], "argument --lr: must be positive and finite, not 0"),
         (QUICKSTART, ["--data", "glyphs", "--data-dir", "x"], "--data-dir is read with --data mnist only"),
         (LIKELIHOOD, ["--bits", 0], "argument --bits: must be 1 or more, not 0"),
         (LIKELIHOOD, ["--rtol", 0], "argument --rtol: must be positive and finite, not 0"),

@@ -33,7 +33,7 @@ HOUSE = [
     ["viewer"],
     ["nn"],
     ["optim"],
-    ["parallel"],
+    ["microbatch"],
     ["profile"],
     ["saving"],
     ["data"],
@@ -41,8 +41,10 @@ HOUSE = [
     ["models"],
     ["metrics", "interop"],
     ["plot"],
+    ["training_log"],
     ["training"],
     ["__main__"],
+    ["fast"],
     ["__init__"],
 ]
 LEVEL = {part: level for level, parts in enumerate(HOUSE) for part in parts}
@@ -50,8 +52,8 @@ LEVEL = {part: level for level, parts in enumerate(HOUSE) for part in parts}
 # Down, but for what is imported when it is called: methods of Tensor whose meaning is the tape's, and backend.capture.
 UPWARDS = {("tensor", "modes"), ("tensor", "backward"), ("backend", "capture")}
 
-# Who may import NumPy: the doors, what makes or reads numbers on the host and what compares them there, and `parallel`,
-# which sets the threads of NumPy's BLAS.
+# Who may import NumPy: the doors, what makes or reads numbers on the host and what compares them there, and `fast`,
+# which knows NumPy's BLAS.
 HOST = {
     "backend",
     "replays",
@@ -65,7 +67,7 @@ HOST = {
     "numeric",
     "diagnosis",
     "gradcheck",
-    "parallel",
+    "fast",
 }
 
 
@@ -117,7 +119,7 @@ def test_only_the_host_side_imports_an_array_module(path: Path) -> None:
     here = part_of(path)
     if here not in HOST:
         assert "numpy" not in names, "use backend.xp"
-    if here not in ("backend", "kernels", "parallel"):
+    if here not in ("backend", "kernels", "fast"):
         assert not names & {"cupy", "cupyx"}
     if here not in ("plot", "data"):
         assert "matplotlib" not in names

@@ -1,4 +1,4 @@
-"""The matrix once more, with what makes a step fast switched on: each op in shards over threads, and each op as a
+"""The matrix once more, with what makes a step fast switched on: each op in microbatches over threads, and each op as a
 captured step, gives what it gives without. (Fused ops are held against their definitions in test_rules.py.)"""
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from conftest import BACKENDS
 from op_examples import NAMED, Example, apply, on_device
 from op_runs import as_tensors, every_example, outputs_of, pull_back, run
 
-from tinydiff import Tensor, backend, parallel
+from tinydiff import Tensor, backend
+from tinydiff.microbatch import over_microbatches
 from tinydiff.tensor import OPS
 
 
@@ -24,11 +25,11 @@ def bits(arrays: list[Any]) -> list[bytes]:
 
 
 @every_example
-def test_in_shards_over_threads(example: Example, numpy_backend: str) -> None:
-    """Four shards at a time, which are all the same: a kernel that shared a buffer would mix them up."""
+def test_in_microbatches_over_threads(example: Example, numpy_backend: str) -> None:
+    """Four microbatches at a time, which are all the same: a kernel that shared a buffer would mix them up."""
     alone = [*map(bits, run(example, example.on_device()))]
-    shards = parallel.over_shards(lambda rows: run(example, example.on_device()), 4, 1, threads=2)
-    assert [[*map(bits, found)] for found in shards] == [alone] * 4
+    parts = over_microbatches(lambda rows: run(example, example.on_device()), 4, 1, threads=2)
+    assert [[*map(bits, found)] for found in parts] == [alone] * 4
 
 
 # What a graph cannot hold, and says so: CuPy's einsum of several arrays calls its own cuBLAS; an index of bool is

@@ -4,6 +4,9 @@ A tiny reverse-mode autograd over NumPy or CuPy (`TINYDIFF_BACKEND=cupy`), and o
 order: backend, tensor, tape, backward, ops; then nn, optim, diffusion, models, training.
 """
 
+import importlib.util
+import os
+
 from . import backend, nn, ops, optim
 from .backward import grad
 from .gradcheck import GradcheckError, gradcheck
@@ -31,3 +34,7 @@ __all__ = [
     "profile",
     "tensor",
 ]
+
+# The folder fast/ may be deleted: then everything runs as it is written, slower.
+if os.environ.get("TINYDIFF_FAST") != "0" and importlib.util.find_spec("tinydiff.fast") is not None:
+    from . import fast as fast

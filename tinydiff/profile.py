@@ -26,8 +26,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from . import backend, ops, parallel
+from . import backend, ops
 from .backend import xp
+from .microbatch import over_microbatches
 from .tape import Node, Primitive
 from .tensor import Tensor, array_of
 
@@ -113,9 +114,9 @@ _HEAD = [
 def profile(step: Callable[[], Any], *, repeat: int = 1, show: bool = True) -> Report:
     """Run step() once to warm up, then `repeat` times, and print what each op took, the longest first.
 
-    All threads count, such as those of the shards of `training.gradients`. An array that is kept counts once, with the
-    first op whose rule reads it; leaves (parameters, data) do not count, as they would be there anyway, and neither
-    does what `checkpoint` keeps. On CuPy the profiler waits for the device after each op, so that launches do not
+    All threads count, such as those of the microbatches of a batch. An array that is kept counts once, with the first
+    op whose rule reads it; leaves (parameters, data) do not count, as they would be there anyway, and neither does what
+    `checkpoint` keeps. On CuPy the profiler waits for the device after each op, so that launches do not
     overlap: the parts are right, the sum is longer than the step; not inside backend.no_sync, nor with a captured step.
     With create_graph a fused op appears as the ops of its reference.
     show: print the table. Returns the Report.
@@ -286,7 +287,7 @@ def machine_rates(threads: int) -> tuple[float, float]:
         product = _fastest(lambda: ops.matmul(x, x))
         return 2 * _SIDE**3 / product, 2 * _COPY / _fastest(lambda: xp.copyto(target, source))
 
-    found = list(parallel.over_shards(rates, threads, 1, threads if threads > 1 else None))
+    found = list(over_microbatches(rates, threads, 1, threads if threads > 1 else None))
     return sum(f for f, _ in found) / threads, sum(b for _, b in found) / threads
 
 

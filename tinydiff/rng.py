@@ -27,7 +27,7 @@ import numpy
 from . import backend, kernels, replays
 from .kernels.numpy_random import words as philox_words
 
-_local = threading.local()  # .log: where `recorded` notes the draws of this thread; .shard: which one it is in
+_local = threading.local()  # .log: where `recorded` notes the draws of this thread; .microbatch: which one it is in
 
 
 class Rng:
@@ -41,7 +41,7 @@ class Rng:
             if not isinstance(n, (int, numpy.integer)) or isinstance(n, bool) or not 0 <= n < 2**64:
                 raise ValueError(f"{what} must be an int from 0 to 2**64 - 1, not {n!r}")
         self.seed, self.stream, self.step = int(seed), int(stream), int(step)
-        self._shard = current_shard()
+        self._microbatch = current_microbatch()
 
     def __repr__(self) -> str:
         return f"Rng(seed={self.seed}, stream={self.stream}, step={self.step})"
@@ -102,10 +102,10 @@ class Rng:
 
     def _draw(self) -> Any:
         """(seed, stream, step) of the next draw, for a kernel."""
-        if current_shard() is not None and self._shard is not current_shard():
+        if current_microbatch() is not None and self._microbatch is not current_microbatch():
             raise RuntimeError(
-                f"{self} is shared by the shards of a batch (micro-batches), and would draw in the order in which "
-                "they come: make a source in each, rng.copy(), and draw with first="
+                f"{self} is shared by the microbatches of a batch, and would draw in the order in which they come: "
+                "make a source in each, rng.copy(), and draw with first="
             )
         log = getattr(_local, "log", None)
         if log is not None and id(self) not in log:
@@ -174,20 +174,20 @@ def replayed(log: dict[int, tuple[Rng, int]]) -> Iterator[None]:
         replays.each_time(go_on)
 
 
-def current_shard() -> Any:
-    """Which of several shards of a batch this thread is working on; None for none. Whatever changes a state that
-    all of them share, as a draw does, must not do so there: the result would depend on who comes first."""
-    return getattr(_local, "shard", None)
+def current_microbatch() -> Any:
+    """Which of several microbatches of a batch this thread is working on; None for none. Whatever changes a state
+    that all of them share, as a draw does, must not do so there: the result would depend on which comes first."""
+    return getattr(_local, "microbatch", None)
 
 
 @contextlib.contextmanager
-def in_shard(shard: Any) -> Iterator[None]:
-    """Inside, `current_shard` is this one."""
-    before, _local.shard = current_shard(), shard
+def in_microbatch(microbatch: Any) -> Iterator[None]:
+    """Inside, `current_microbatch` is this one."""
+    before, _local.microbatch = current_microbatch(), microbatch
     try:
         yield
     finally:
-        _local.shard = before
+        _local.microbatch = before
 
 
 def as_rng(rng: Rng | int | None) -> Rng:

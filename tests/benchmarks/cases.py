@@ -276,7 +276,7 @@ def all_ops() -> Iterator[Op]:
 
 def single_ops(options: Options) -> Iterator[Case]:
     for op in all_ops():
-        # the batch in as many shards as a training step has at 256: four
+        # the batch in as many microbatches as a training step has at 256: four
         size = op.batch // 4
 
         def mine(size: int | None, op: Op = op) -> Run:

@@ -11,17 +11,14 @@ from measure import Run
 
 from tinydiff import Rng, Tensor, backend, grad, ops, optim, tensor
 from tinydiff.backend import to_device, xp
-from tinydiff.diffusion import VESDE, euler_maruyama, score_matching_loss
-from tinydiff.diffusion.edm import Denoiser, KarrasSDE, edm_loss
-from tinydiff.diffusion.samplers import heun, score_of
+from tinydiff.diffusion import VESDE, Denoiser, KarrasSDE, edm_loss, sample, score_matching_loss
+from tinydiff.microbatch import gradients, microbatch_size, over_microbatches
 from tinydiff.models import tutorial
 from tinydiff.models.unet import UNet
-from tinydiff.parallel import over_shards, shard_size
-from tinydiff.training import gradients
 
 SDE, KARRAS = VESDE(), KarrasSDE()
 QUICKSTART_CHANNELS, QUICKSTART_LABELS = (32, 64), {"digit": 10, "face": 2, "weight": 2, "slant": 3}
-SIGMA_DATA, UNSAID = 0.5, 0.1  # the spread of the images, and how often labels are kept from the net
+SIGMA_DATA, LABEL_DROPOUT = 0.5, 0.1  # the spread of the images, and how often labels are kept from the net
 
 
 def wait() -> None:
@@ -54,18 +51,19 @@ def net_of(name: str) -> Any:
 
 
 def loss_of(name: str, net: Any) -> Callable[..., Any]:
-    """loss(*batch, rng, first) -> Tensor of shape ()"""
+    """loss(*batch, rng, sample_offset) -> Tensor of shape ()"""
 
-    def quickstart(x0: Any, *labels: Any, rng: Rng, first: int) -> Any:
-        said = rng.uniform(len(x0), first=first) >= UNSAID
-        condition = {label: xp.where(said, values, -1) for label, values in zip(QUICKSTART_LABELS, labels)}
-        return edm_loss(net, x0, rng, first=first, **condition)
+    def quickstart(x0: Any, *labels: Any, rng: Rng, sample_offset: int) -> Any:
+        kept = rng.uniform(len(x0), first=sample_offset) >= LABEL_DROPOUT
+        condition = {label: xp.where(kept, values, -1) for label, values in zip(QUICKSTART_LABELS, labels)}
+        return edm_loss(net, x0, rng, sample_offset=sample_offset, **condition)
 
-    def autoencoder(x0: Any, rng: Rng, first: int) -> Any:
+    def autoencoder(x0: Any, rng: Rng, sample_offset: int) -> Any:
         return ops.mse_loss(net(tensor(x0)), x0)
 
-    def score(x0: Any, *labels: Any, rng: Rng, first: int) -> Any:
-        return score_matching_loss(net, x0, SDE, rng, first=first, **({"labels": labels[0]} if labels else {}))
+    def score(x0: Any, *labels: Any, rng: Rng, sample_offset: int) -> Any:
+        condition = {"labels": labels[0]} if labels else {}
+        return score_matching_loss(net, x0, SDE, rng, sample_offset=sample_offset, **condition)
 
     return {"quickstart": quickstart, "autoencoder": autoencoder}.get(name, score)
 
@@ -90,20 +88,14 @@ def sampler(name: str, n: int, steps: int, threads: int, captured: bool = False)
     net = net_of("quickstart" if name == "heun" else "concat")
     labels = {label: to_device(a) for label, a in zip(QUICKSTART_LABELS, batch_of("quickstart", n)[1:])}
 
-    def some(rows: slice, rng: Rng) -> Any:
-        shape = (rows.stop - rows.start, 28, 28, 1)
-        if name == "heun":
-            condition = {label: values[rows] for label, values in labels.items()}
-            # `steps` noise levels above 0, as Karras et al. count
-            return heun(
-                score_of(net, KARRAS), shape, KARRAS, rng, steps=steps - 1, eps=0.002, first=rows.start, **condition
-            )
-        return euler_maruyama(net, shape, SDE, rng, steps=steps, first=rows.start)
+    shape, parts = (n, 28, 28, 1), {"microbatch": microbatch_size(n), "threads": threads}
 
-    def paint(rng: Rng) -> list[Any]:
-        return list(over_shards(lambda rows: some(rows, rng.child("samples")), n, shard_size(n), threads))
+    def images(rng: Rng) -> Any:
+        if name == "heun":  # `steps` noise levels above 0, as Karras et al. count
+            return sample(net, shape, KARRAS, rng, method="heun", steps=steps - 1, eps=0.002, **labels, **parts)
+        return sample(net, shape, SDE, rng, method="euler_maruyama", steps=steps, **parts)
 
-    return _with_new_noise(paint, captured)
+    return _with_new_noise(images, captured)
 
 
 def _with_new_noise(step: Callable[[Rng], Any], captured: bool) -> Run:
@@ -137,13 +129,13 @@ def single_op(
         parts = [a[rows] if i < batched else a for i, a in enumerate(arrays)]
         leaves[start] = [Tensor(a, requires_grad=True) for a in parts], cotangent[rows]
 
-    def of_shard(rows: slice) -> list[Any]:
+    def of_microbatch(rows: slice) -> list[Any]:
         xs, g = leaves[rows.start]
         return [found.data for found in grad(op(*xs), xs, g, retain_graph=False)]
 
     def run() -> list[Any]:
         sums: list[Any] = []
-        for found in over_shards(of_shard, n, size, threads):
+        for found in over_microbatches(of_microbatch, n, size, threads):
             if not sums:
                 sums = found[batched:]
             else:

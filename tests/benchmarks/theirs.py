@@ -77,10 +77,11 @@ def loss(name: str, net: Any, batch: tuple[Any, ...], draws: tuple[Any, ...]) ->
         return F.mse_loss(net(x0), x0)
     if name == "quickstart":
         u, e, z = draws
-        told = {label: torch.where(u >= ours.UNSAID, v, -1) for label, v in zip(ours.QUICKSTART_LABELS, labels)}
+        kept = u >= ours.LABEL_DROPOUT
+        condition = {label: torch.where(kept, v, -1) for label, v in zip(ours.QUICKSTART_LABELS, labels)}
         sigma, sd = torch.exp(1.2 * e - 1.2), ours.SIGMA_DATA
         weight = ((sigma**2 + sd**2) / (sigma * sd) ** 2)[:, None, None, None]
-        return (weight * (net(x0 + sigma[:, None, None, None] * z, sigma, told) - x0).square()).mean()
+        return (weight * (net(x0 + sigma[:, None, None, None] * z, sigma, condition) - x0).square()).mean()
     u, z = draws
     t = u * (1 - 1e-5) + 1e-5
     s = twins.std(t)[:, None, None, None]

@@ -107,6 +107,20 @@ def test_the_loss_of_a_batch_is_the_mean_of_the_losses_of_its_parts():
     assert len(set(parts)) == 3
 
 
+def test_a_condition_may_be_called_weight():
+    """As one of the glyphs' labels is."""
+
+    class Net(nn.Module):
+        def forward(self, x, noise, weight):
+            return x * weight.reshape((-1, 1))
+
+    x0, weight = Rng(0).normal((4, 3)), to_device(np.zeros(4, np.float32))
+    loss = edm_loss(Denoiser(Net(), SD), x0, Rng(1), weight=weight)
+    assert loss.item() == edm_loss(Denoiser(Zero(), SD), x0, Rng(1)).item()
+    model = Guided(Denoiser(Net(), SD), 0.0)
+    assert sample(model, (4, 3), KarrasSDE(), 0, steps=2, weight=weight, microbatch=2).shape == (4, 3)
+
+
 def test_schedule():
     """Equation 5 of Karras et al., whose 18 levels and a zero are 17 steps and the last one."""
     levels = karras_times(KarrasSDE(), 17, 80.0, 0.002)

@@ -38,7 +38,7 @@ def pair(theirs: Any, name: str) -> tuple[Any, Any]:
 def test_the_twins_have_the_same_loss(theirs: Any, name: str) -> None:
     (net, twin), n = pair(theirs, name), 5
     batch = ours.batch_of(name, n)
-    value = ours.loss_of(name, net)(*batch, rng=Rng(7), first=0)
+    value = ours.loss_of(name, net)(*batch, rng=Rng(7), sample_offset=0)
 
     rng = Rng(7)  # draws as the loss does: uniform, (normal,) noise
     draws = [] if name == "autoencoder" else [rng.uniform(n)]
@@ -63,7 +63,7 @@ def test_the_twins_sample_by_the_same_algorithm(theirs: Any, monkeypatch: Any, n
     monkeypatch.setattr(theirs, "net_of", lambda _: twin)
     monkeypatch.setattr(Rng, "normal", lambda self, shape, dtype="float32", first=0: np.full(shape, 0.5, dtype))
     monkeypatch.setattr(torch, "randn_like", lambda x: torch.full_like(x, 0.5))
-    x = np.concatenate(ours.sampler(name, 3, 4, 1)())
+    x = ours.sampler(name, 3, 4, 1)()
     y = theirs.sampler(name, 3, 4, torch.contiguous_format)().numpy().transpose(0, 2, 3, 1)
     assert abs(x - y).max() < 1e-3 * abs(y).max()
 

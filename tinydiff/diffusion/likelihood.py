@@ -17,9 +17,9 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .. import parallel
 from ..backend import Array, to_device, to_host, xp
 from ..backward import grad
+from ..microbatch import over_microbatches
 from ..modes import recording
 from ..rng import Rng, as_rng
 from ..tensor import Tensor, array_of
@@ -181,7 +181,7 @@ def bits_per_dimension(
         return to_host(nats / (-d * math.log(2)) + (8 - math.log2(high - low)))
 
     parts: list[Any] = []
-    for bits in parallel.over_shards(part, n, microbatch, threads):
+    for bits in over_microbatches(part, n, microbatch, threads):
         parts.extend(bits)
         if progress is not None:
             progress(len(parts), n, average(parts))

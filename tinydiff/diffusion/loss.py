@@ -80,11 +80,10 @@ def denoising_loss(
     times: `uniform()`, as there, unless given; for flow matching `logit_normal()`, for KarrasSDE `log_normal()`.
     weight: of t (N,) -> (N,), 1 unless given. The rest, and what is returned and raised, as in score_matching_loss.
     """
-    x0, t, z, x = noised(x0, model.process, rng, times or uniform(), sample_offset)
-    error = ops.square(model.output(Tensor(x), Tensor(t), **condition) - model.target(x0, z, t))
+    errors, t = _squared_errors(model, x0, rng, times or uniform(), sample_offset, condition)
     if weight is not None:
-        error = error * per_sample(weight(t), x)
-    return error.sum() / len(x)
+        errors = errors * per_sample(weight(t), errors)
+    return errors.sum() / len(errors)
 
 
 def edm_loss(
@@ -103,14 +102,13 @@ def edm_loss(
         (sigma^2 + sd^2) / (sigma sd)^2  |D(x0 + sigma z; sigma) - x0|^2
 
     averaged over values and batch. With this weight it is the plain error of the network F within the denoiser, about 1
-    for a net that knows nothing, and so it is computed: as `denoising_loss`, divided by the number of values in a
-    sample. x0 (N, ...).
+    for a net that knows nothing, and so it is computed: `denoising_loss` with these times is this times the number of
+    values in a sample. x0 (N, ...).
     Errors: TypeError for an x0 that is not of floats, or an rng that is no Rng.
     Source: Karras et al. 2022, equations 2 and 8, table 1.
     """
-    x0, times = to_device(array_of(x0)), log_normal(mean, std)
-    loss = denoising_loss(denoiser, x0, rng, times=times, sample_offset=sample_offset, **condition)
-    return loss / math.prod(x0.shape[1:])
+    errors, _ = _squared_errors(denoiser, x0, rng, log_normal(mean, std), sample_offset, condition)
+    return errors.mean()
 
 
 # ---------------------------------------------------------------- times, and what the losses share
@@ -175,6 +173,14 @@ def noised(
     z = rng.normal(x0.shape, x0.dtype, first=sample_offset)  # (N, ...)
     m, s = per_sample(process.marginal_scale(t), x0), per_sample(process.marginal_std(t), x0)  # (N,) -> (N, 1, ..., 1)
     return x0, t, z, m * x0 + s * z
+
+
+def _squared_errors(
+    model: ScoreModel, x0: Any, rng: Rng, times: Times, sample_offset: int, condition: dict[str, Any]
+) -> tuple[Tensor, Array]:
+    """|net(x, t) - y|^2 of each value, (N, ...), and the times (N,). A condition may have any name, also `weight`."""
+    x0, t, z, x = noised(x0, model.process, rng, times, sample_offset)
+    return ops.square(model.output(Tensor(x), Tensor(t), **condition) - model.target(x0, z, t)), t
 
 
 def score_at(model: Model, x: Array, t: Array, condition: dict[str, Any]) -> Any:
@@ -242,12 +248,10 @@ def likelihood_loss(
     assert sd is not None  # ScoreModel has asked for it
     low, high = (-0.5 * math.log1p((sd / s) ** 2) for s in (eps, process.t_max))  # of ln r
     x0 = to_device(array_of(x0))
-    error = denoising_loss(
-        model, x0, rng, times=_uniform_in_log_r(sd, low, high), sample_offset=sample_offset, **condition
-    )
+    errors, _ = _squared_errors(model, x0, rng, _uniform_in_log_r(sd, low, high), sample_offset, condition)
     d = math.prod(x0.shape[1:])
     prior = (x0**2).sum() / (2 * process.t_max**2 * len(x0))
-    return error * (high - low) + prior + d / 2 * math.log(2 * math.pi * math.e * eps**2)
+    return errors.sum() / len(errors) * (high - low) + prior + d / 2 * math.log(2 * math.pi * math.e * eps**2)
 
 
 def _uniform_in_log_r(sd: float, low: float, high: float) -> Times:

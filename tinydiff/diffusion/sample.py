@@ -15,8 +15,9 @@ from itertools import pairwise
 from numbers import Integral
 from typing import Any, NamedTuple
 
-from .. import parallel, replays
+from .. import replays
 from ..backend import Array, to_device, xp
+from ..microbatch import over_microbatches
 from ..modes import no_grad
 from ..rng import Rng, as_rng
 from ..tensor import Tensor, array_of
@@ -101,7 +102,7 @@ def sample(
         copies.append(copy)
         return samples(rows, copy)
 
-    parts = list(parallel.over_shards(part, n, int(microbatch), threads))
+    parts = list(over_microbatches(part, n, int(microbatch), threads))
     replays.each_time(lambda: setattr(source, "step", copies[0].step))  # as if it had drawn for all of them
     return xp.concatenate(parts)  # (microbatch, ...), (microbatch, ...), ... -> (N, ...)
 

@@ -5,9 +5,9 @@
     Autoencoder             709: 28x28 images to 10x10x4 latents, and back
     LatentUNet          285,284: the score of noised latents
 
-Read ScoreUNet first. `marginal_std`, a function of the times (N,), is that of the process (diffusion/process.py): the networks
-return the score, their raw output divided by it, because the score of x_0 + s(t) z grows like 1 / s(t) and a network
-whose output has one size is easier to train.
+Read ScoreUNet first. `marginal_std`, a function of the times (N,), is that of the process (diffusion/process.py): the
+networks return the score, their raw output divided by it, because the score of x_0 + s(t) z grows like 1 / s(t) and a
+network whose output has one size is easier to train.
 
 All convolutions are 3x3 without padding, so images shrink at every layer, and the sizes that come back must meet those
 that went down: output paddings are chosen for one size of image, 28x28 (latents 10x10), and no other is taken.

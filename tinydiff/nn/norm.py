@@ -6,7 +6,7 @@ from typing import Any
 
 from .. import ops
 from ..backend import xp
-from ..rng import current_shard
+from ..rng import current_microbatch
 from ..tensor import Tensor, array_of
 from .module import Module, Parameter, same_dtype
 
@@ -72,7 +72,7 @@ class BatchNorm2d(_Norm):
     running_var (the latter with n - 1 in its denominator) by `momentum`; in evaluation with the buffers, so
     that each sample stands alone.
     Errors: ValueError for another rank or number of channels, or a batch with one value a channel while training;
-    RuntimeError while training on one of several shards of a batch (parallel.py).
+    RuntimeError while training on one of several microbatches of a batch (microbatch.py).
     """
 
     needs_whole_batch = True
@@ -94,10 +94,10 @@ class BatchNorm2d(_Norm):
                 f"BatchNorm2d: the batch {x.shape} has one value a channel, so no variance: "
                 "train on more, or call .eval()"
             )
-        if current_shard() is not None:
+        if current_microbatch() is not None:
             raise RuntimeError(
-                f"BatchNorm2d: x {x.shape} is one of several shards of a batch (micro-batches), whose statistics are "
-                "not those of the batch: train on the whole batch at once (micro_batch=len(batch))"
+                f"BatchNorm2d: x {x.shape} is one of several microbatches of a batch, whose statistics are not those "
+                "of the batch: train on the whole batch at once (microbatch=len(batch))"
             )
         values = array_of(x)
         mean = ops.mean(values, axis=(0, 1, 2))

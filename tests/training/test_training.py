@@ -3,16 +3,18 @@
 import io
 import json
 import signal
+import sys
 import threading
 
 import numpy as np
 import pytest
 
-from tinydiff import Rng, backend, detect_anomaly, nn, ops, saving, tensor, training
+from tinydiff import Rng, backend, detect_anomaly, nn, ops, saving, tensor, training_log
 from tinydiff.diffusion import VESDE, score_matching_loss
+from tinydiff.microbatch import gradients
 from tinydiff.models.tutorial import ScoreUNet
 from tinydiff.optim import EMA, SGD, Adam
-from tinydiff.training import CannotResume, gradients, train
+from tinydiff.training import CannotResume, train
 
 N, BATCH = 10, 4  # three steps an epoch, of 4, 4 and 2 samples
 X = np.random.default_rng(0).normal(size=(N, 3)).astype(np.float32)
@@ -28,10 +30,10 @@ class Task:
         self.ema = EMA(self.model, 0.9) if ema else None
         self.out, self.at, self.calls, self.stream = out, at, 0, io.StringIO()
 
-    def loss(self, x, y, rng, first):
+    def loss(self, x, y, rng, sample_offset):
         self.at(self.calls)
         self.calls += 1
-        noised = x + 0.1 * rng.normal(x.shape, first=first)
+        noised = x + 0.1 * rng.normal(x.shape, first=sample_offset)
         return ops.square(self.model(noised) - y).mean()
 
     def train(self, epochs=4, batch_size=BATCH, data=(X, Y), **options):
@@ -164,13 +166,13 @@ def test_a_new_run_keeps_what_an_older_one_left(tmp_path):
 
 
 def test_parts_of_a_batch_add_up_to_the_batch(each_backend):
-    """Micro-batches of 3, 3 and 2 give the gradient and the loss of 8, with the same noise;
+    """Microbatches of 3, 3 and 2 give the gradient and the loss of 8, with the same noise;
     threads change no bit of it.
     """
     results = []
-    for micro_batch, threads in [(8, 1), (3, 1), (3, 3), (1, 2), (None, None)]:
+    for microbatch, threads in [(8, 1), (3, 1), (3, 3), (1, 2), (None, None)]:
         task = Task()
-        value = gradients(task.loss, task.optimizer.parameters, (X[:8], Y[:8]), Rng(5), micro_batch, threads)
+        value = gradients(task.loss, task.optimizer.parameters, (X[:8], Y[:8]), Rng(5), microbatch, threads)
         results.append(np.array([float(value), *task.model.weight.grad.numpy().ravel(), task.model.bias.grad.item()]))
     for result in results[1:]:
         np.testing.assert_allclose(result, results[0], rtol=2e-6)
@@ -190,7 +192,7 @@ def test_a_net_with_batch_norm_or_dropout_takes_the_batch_whole():
         x = np.random.default_rng(0).random(shape, np.float32)
         seen: list[int] = []
 
-        def loss(x, rng, first, net=net, seen=seen):
+        def loss(x, rng, sample_offset, net=net, seen=seen):
             seen.append(len(x))
             return ops.mean(ops.square(net(tensor(x))))
 
@@ -204,7 +206,10 @@ def test_a_step_never_waits_for_the_device(each_backend):
     optimizer, ema = Adam(model.parameters(), lr=1e-3), EMA(model)
     x0 = Rng(0).uniform((3, 28, 28, 1))
     batch = [backend.to_host(x0)]
-    loss = lambda x, rng, first: score_matching_loss(model, x, sde, rng, sample_offset=first)  # noqa: E731
+
+    def loss(x, rng, sample_offset):
+        return score_matching_loss(model, x, sde, rng, sample_offset=sample_offset)
+
     with backend.no_sync():
         value = gradients(loss, optimizer.parameters, batch, Rng(1), 2)
         optimizer.step()
@@ -215,7 +220,7 @@ def test_a_step_never_waits_for_the_device(each_backend):
 
 def test_the_host_reads_losses_back_only_when_the_line_is_due(numpy_backend, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(training_log.time, "monotonic", lambda: now[0])
 
     def count(tick):
         before, task = backend.syncs, Task(at=lambda calls: now.__setitem__(0, now[0] + tick))
@@ -224,6 +229,29 @@ def test_the_host_reads_losses_back_only_when_the_line_is_due(numpy_backend, mon
 
     assert count(0.001) == 10  # at the end of each epoch
     assert count(0.3) == 10 + 20  # and after every second step of the five
+
+
+@pytest.mark.parametrize("microbatch", [None, 2])
+def test_few_frames_lie_between_the_loop_and_the_loss(each_backend, microbatch):
+    """A reader who steps into `train` with a debugger comes to the loss through at most four functions."""
+    between = []
+
+    def count():
+        frame, names = sys._getframe(2), []  # of the loss
+        while (frame := frame.f_back).f_code is not train.__code__:
+            names.append(frame.f_code.co_name)
+        between.append(names)
+
+    Task(at=lambda calls: count()).train(epochs=1, microbatch=microbatch, threads=1)
+    assert between and all(len(names) <= 4 for names in between), between
+
+
+def test_the_gradients_of_the_last_step_are_freed_before_the_next_ones_are_computed():
+    task = Task()
+    task.at = lambda calls: seen.append([p.grad for p in task.optimizer.parameters])
+    seen = []
+    task.train(epochs=1)
+    assert seen == [[None, None]] * 3
 
 
 def test_parameters_that_are_frozen_stay():
@@ -247,7 +275,7 @@ def test_a_record_is_the_mean_over_images_not_over_steps(each_backend, tmp_path)
     """As the lineage reports it. Without learning the mean over an epoch is the loss of all the images."""
     model = nn.Linear(3, 1, rng=Rng(1))
     optimizer = SGD(model.parameters(), lr=0.0)
-    loss = lambda x, y, rng, first: ops.square(model(x) - y).mean()  # noqa: E731
+    loss = lambda x, y, rng, sample_offset: ops.square(model(x) - y).mean()  # noqa: E731
     run = train(model, loss, (X, Y), optimizer, epochs=2, batch_size=BATCH, out=tmp_path, stream=io.StringIO())
     weight, bias = model.weight.numpy(), model.bias.numpy()
     expected = float(((X @ weight + bias - Y) ** 2).mean())
@@ -301,7 +329,7 @@ class Terminal(io.StringIO):
 @pytest.mark.parametrize("live", [True, False])
 def test_progress(numpy_backend, monkeypatch, live):
     now = [0.0]
-    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(training_log.time, "monotonic", lambda: now[0])
     task = Task(at=lambda calls: now.__setitem__(0, now[0] + 2.0))  # each step takes 2 s
     task.stream = Terminal() if live else io.StringIO()
     task.train(epochs=20, reference={1: 300.0})
@@ -322,7 +350,7 @@ def test_progress(numpy_backend, monkeypatch, live):
 
 def test_pictures_and_saving_are_not_training_time(numpy_backend, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(training_log.time, "monotonic", lambda: now[0])
     tick = lambda seconds: now.__setitem__(0, now[0] + seconds)  # noqa: E731
     run = Task(at=lambda calls: tick(2.0)).train(on_record=lambda run: tick(1000.0))
     assert run.seconds == pytest.approx(24)
@@ -330,7 +358,7 @@ def test_pictures_and_saving_are_not_training_time(numpy_backend, monkeypatch):
 
 @pytest.mark.parametrize("seconds, text", [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3723, "1:02:03")])
 def test_clock(seconds, text):
-    assert training.clock(seconds) == text
+    assert training_log.clock(seconds) == text
 
 
 # ---------------------------------------------------------------- errors
@@ -361,7 +389,7 @@ def test_the_advice_of_that_error_works():
     [
         ({"data": (X, Y[:9])}, r"arrays of the data must have one length, not \[10, 9\]"),
         ({"epochs": 0}, "must be 1 or more: {'epochs': 0}"),
-        ({"micro_batch": 0}, "must be 1 or more: {'micro_batch': 0}"),
+        ({"microbatch": 0}, "must be 1 or more: {'microbatch': 0}"),
         ({"threads": -1}, "must be 1 or more: {'threads': -1}"),
         ({"schedule_by": "day"}, "schedule_by must be 'epoch' or 'step', not 'day'"),
         ({"batch_size": 0}, "batch_size must be 1 or more .* got 0"),

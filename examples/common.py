@@ -1,0 +1,156 @@
+"""What the examples share: how they read their arguments, where the digits come from, and how a checkpoint is read.
+
+Everything else is in each of them: the mathematics, the loop (its own, or tinydiff.training.train), the pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+from tinydiff import data, saving
+from tinydiff.training import CannotResume
+
+# ---------------------------------------------------------------- arguments
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """The text as it is written, and after each option its default."""
+
+    def _get_help_string(self, action):
+        default = action.default
+        if default is None or default is False or default == argparse.SUPPRESS or "(default" in action.help:
+            return action.help
+        shown = " ".join(map(str, default)) if isinstance(default, list) else default
+        return f"{action.help} (default: {shown})"
+
+
+def parser(doc: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(description=doc, formatter_class=Help)
+
+
+def add_seed_and_out(parser, name, seed_help="of the weights, the order of the data, the noise, the samples"):
+    parser.add_argument("--seed", type=integer(0), default=0, metavar="N", help=seed_help)
+    parser.add_argument("--out", type=Path, default=Path("runs") / name, metavar="DIR", help="directory of the run")
+
+
+def add_data(parser, default):
+    parser.add_argument("--data", choices=["mnist", "glyphs"], default=default, help="MNIST, or digits drawn here")
+    add_data_dir(parser)
+
+
+def add_data_dir(parser):
+    parser.add_argument("--data-dir", type=Path, metavar="DIR",
+        help="where the four idx files of MNIST are (default: $TINYDIFF_DATA, else they are downloaded once)"
+    )  # fmt: skip
+
+
+def add_training(parser, batch_size):
+    """batch_size: the default; None if the example chooses it later and says so in its own help."""
+    add = parser.add_argument
+    if batch_size is not None:
+        add("--batch-size", type=integer(1), default=batch_size, metavar="N", help="images per step")
+    add("--microbatch", "--micro-batch", type=integer(1), metavar="N",
+        help="images at a time; gradients are added up (default: 32 or 64; a GPU takes the batch whole)")  # fmt: skip
+    add("--threads", type=integer(1), metavar="N", help="microbatches at the same time (default: one per core; a GPU "
+        "has one)")  # fmt: skip
+    add("--resume", action="store_true", help="go on from the checkpoint in --out")
+
+
+def parse(parser):
+    args = parser.parse_args()
+    if getattr(args, "data_dir", None) and getattr(args, "data", "mnist") != "mnist":
+        parser.error("--data-dir is read with --data mnist only")
+    return args
+
+
+def check_checkpoint(args, *options):
+    """The program ends if one of these options is given, and there is no checkpoint in --out to start from."""
+    path = args.out / "checkpoint.npz"
+    if any(getattr(args, option.strip("-").replace("-", "_")) for option in options) and not path.exists():
+        sys.exit(f"there is no {path}: train first, without {', '.join(options)}")
+
+
+def integer(least, multiple_of=1):
+    """The type of an argument that is an integer, `least` or more."""
+
+    def whole(text):
+        if int(text) < least or int(text) % multiple_of:
+            also = f", a multiple of {multiple_of}" if multiple_of > 1 else ""
+            raise argparse.ArgumentTypeError(f"must be {least} or more{also}, not {text}")
+        return int(text)
+
+    return whole
+
+
+def finite(text):
+    if not math.isfinite(float(text)):
+        raise argparse.ArgumentTypeError(f"must be a finite number, not {text}")
+    return float(text)
+
+
+def positive(text):
+    if not 0 < float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"must be positive and finite, not {text}")
+    return float(text)
+
+
+def check_channels(parser, channels):
+    if len(channels) > 2:
+        parser.error(f"--channels: 28x28 images have two levels, 14x14 and 7x7, not {len(channels)}")
+
+
+# ---------------------------------------------------------------- digits
+
+
+def mnist(args, split="train"):
+    """.images uint8 (n, 28, 28), .labels uint8 (n,); the program ends if they cannot be had."""
+    try:
+        return data.mnist(args.data_dir, split)
+    except (OSError, ValueError, data.DownloadError) as error:
+        instead = "\nOr take --data glyphs, digits drawn here, which need no files." if hasattr(args, "data") else ""
+        sys.exit(f"{error}{instead}")
+
+
+def images(args, split="train"):
+    """uint8 (n, 28, 28) of --data, to learn from ("train") or others ("test"); the same for every --seed."""
+    return data.glyphs(20_000, int(split == "test")).images if args.data == "glyphs" else mnist(args, split).images
+
+
+# ---------------------------------------------------------------- runs
+
+
+def checkpoint_of(path, example):
+    """The state in a checkpoint of another example."""
+    try:
+        return saving.load(path)
+    except FileNotFoundError:
+        sys.exit(f"there is no {path}: train a model first, python examples/{example}")
+    except ValueError as error:
+        sys.exit(str(error))
+
+
+def load_checkpoint(path, options, **parts):
+    """Load the state of each part, such as model=model, from a checkpoint of this example with the same `options`."""
+    try:
+        state = saving.load(path)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+    except (ValueError, KeyError) as error:
+        sys.exit(f"{path} is not one of this example with these {options}: {error}")
+    return state
+
+
+def show_bits(done, total, so_far):
+    """The progress of bits_per_dimension, in a line that renews itself."""
+    print(f"\r{done} of {total} images, {so_far} bits per dimension", end="", file=sys.stderr, flush=True)
+
+
+def run(main):
+    """Run the example; a checkpoint that it cannot go on from is an error of one line."""
+    try:
+        sys.exit(main())
+    except CannotResume as error:
+        sys.exit(str(error))

@@ -1,0 +1,184 @@
+"""Microbatches over threads: the same numbers as one after the other, and nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+
+import tinydiff
+from tinydiff import Rng, backend, microbatch, nn, ops, tensor
+from tinydiff.microbatch import blas_threads, gradients, over_microbatches
+
+fast = pytest.importorskip("tinydiff.fast.threads")
+
+pytestmark = [
+    pytest.mark.usefixtures("numpy_backend"),  # a GPU is fed by one thread
+    pytest.mark.skipif(os.environ.get("TINYDIFF_FAST") == "0", reason="one thread: TINYDIFF_FAST=0"),
+]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_threads_change_no_bit(dtype):
+    """Against the plain version, with one thread in the BLAS."""
+    net = nn.Sequential(nn.Linear(6, 50, rng=0), nn.SiLU(), nn.Linear(50, 3, rng=1)).astype(dtype)
+    x = Rng(2).normal((400, 6), dtype)
+
+    def loss(x, rng, sample_offset):
+        z = rng.normal(x.shape, dtype, first=sample_offset)
+        return ops.mean(ops.sum(ops.square(net(tensor(x + z))), axis=1))
+
+    def found(threads):
+        value = gradients(loss, list(net.parameters()), [x], Rng(5), 64, threads)
+        return [value.tobytes(), *(p.grad.numpy().tobytes() for p in net.parameters())]
+
+    with blas_threads(1), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(microbatch.over_microbatches, "versions", {})
+        plain = found(None)
+    assert found(1) == found(2) == found(4) == found(None) == plain
+
+
+def blas_count():
+    blas = fast._blas()
+    if blas is None:
+        pytest.skip("NumPy brings another BLAS than OpenBLAS")
+    return blas[0]()
+
+
+def test_matrix_products_have_one_thread_inside_microbatches_of_any_depth():
+    before = blas_count()
+
+    def inner(rows):
+        seen = [blas_count()]
+        seen += over_microbatches(lambda part: blas_count(), 2, 1, threads=2)
+        return [*seen, blas_count()]
+
+    assert list(over_microbatches(inner, 4, 1, threads=2)) == [[1, 1, 1, 1]] * 4
+    assert blas_count() == before
+
+
+def test_callers_at_the_same_time_leave_the_blas_as_it_was():
+    """The first to come is the first to go: what it found is there again only when the other has gone too."""
+    before = blas_count()
+    first, second = blas_threads(1), blas_threads(1)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert blas_count() == 1
+    second.__exit__(None, None, None)
+    assert blas_count() == before
+
+
+def test_blas_has_its_threads_back_afterwards():
+    before = blas_count()
+    get, set_to = fast._blas()
+    set_to(2)
+    try:
+        inside = list(over_microbatches(lambda rows: get(), 2, 1, threads=2))
+        assert inside == [1, 1] and get() == 2
+    finally:
+        set_to(before)
+
+
+@pytest.mark.parametrize("leave", ["by an error", "by taking no more"])
+def test_nothing_runs_any_more_once_the_microbatches_are_left(leave):
+    before, running, started = blas_count(), [], threading.Event()
+
+    def slow(rows):
+        if rows.start == 0:
+            started.wait(10)
+            if leave == "by an error":
+                raise ZeroDivisionError
+            return 0
+        running.append(rows.start)
+        started.set()
+        time.sleep(0.1)
+        running.remove(rows.start)
+
+    parts = over_microbatches(slow, 8, 1, threads=2)
+    with pytest.raises(ZeroDivisionError) if leave == "by an error" else contextlib.nullcontext():
+        next(parts)
+    parts.close()
+    assert running == [] and blas_count() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_child_has_threads_of_its_own():
+    list(over_microbatches(lambda rows: rows, 2, 1, threads=2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.12 on: a process with threads forks
+        child = os.fork()
+    if not child:
+        os._exit(len(list(over_microbatches(lambda rows: rows, 3, 1, threads=2))))
+    deadline = time.monotonic() + 20
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if ended == (0, 0):
+        os.kill(child, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(ended[1]) == 3 and ended[0]
+
+
+def test_the_size_of_microbatches_does_not_depend_on_the_cores(monkeypatch):
+    sizes = [microbatch.microbatch_size(n) for n in (1, 128, 129, 4096)]
+    monkeypatch.setattr(fast, "cores", lambda: 64)
+    assert sizes == [microbatch.microbatch_size(n) for n in (1, 128, 129, 4096)]
+
+
+def test_threads_are_used_and_an_error_in_one_is_raised():
+    together = threading.Barrier(2, timeout=10)  # passes only if two microbatches are in work at the same time
+    list(over_microbatches(lambda rows: together.wait(), 2, 1, threads=2))
+
+    def broken(rows):
+        raise ZeroDivisionError(f"in rows {rows.start}")
+
+    with pytest.raises(ZeroDivisionError, match="in rows 0"):
+        list(over_microbatches(broken, 4, 1, threads=2))
+
+
+# ---------------------------------------------------------------- without this folder
+
+
+SCRIPT = """
+import sys, tinydiff
+from tinydiff import Rng, nn, ops, tensor
+from tinydiff.microbatch import blas_threads, gradients, over_microbatches
+assert ("tinydiff.fast" in sys.modules) == (sys.argv[1] == "fast"), tinydiff.__path__
+net = nn.Linear(3, 2, rng=0)
+x = Rng(1).normal((100, 3))
+with blas_threads(1):
+    value = gradients(lambda x, rng, sample_offset: ops.square(net(tensor(x))).mean(), list(net.parameters()), [x],
+                      Rng(2), 16)
+print(value.tobytes().hex(), net.weight.grad.numpy().tobytes().hex())
+"""
+
+
+def test_without_the_folder_or_with_it_switched_off_all_works_and_nothing_changes(tmp_path):
+    def output(package, how, **environment):
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", SCRIPT, how], capture_output=True, text=True, cwd=package,
+            env={**os.environ, "TINYDIFF_BACKEND": "numpy", "PYTHONPATH": str(package), **environment},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    here = Path(tinydiff.__file__).parent
+    bare = tmp_path / "tinydiff"
+    bare.mkdir()
+    for part in here.iterdir():
+        if part.name not in ("fast", "__pycache__"):
+            (bare / part.name).symlink_to(part)
+    expected = output(here.parent, "fast")
+    assert output(here.parent, "off", TINYDIFF_FAST="0") == output(tmp_path, "deleted") == expected
+
+
+def test_the_plain_version_is_what_runs_on_other_backends():
+    assert set(over_microbatches.versions) == set(blas_threads.versions) == {"numpy"}
+    assert backend.active().fast == "numpy"

@@ -1,0 +1,134 @@
+"""Microbatches add up to the batch, come in order, and refuse what would depend on that order."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import tinydiff
+from tinydiff import Rng, microbatch, nn, ops, tensor
+from tinydiff.backend import to_host
+from tinydiff.microbatch import gradients, over_microbatches
+
+X = to_host(Rng(2).normal((20, 6), "float64"))
+
+
+def problem():
+    """A net and its mean loss over rows of X."""
+    net = nn.Sequential(nn.Linear(6, 5, rng=0), nn.SiLU(), nn.Linear(5, 3, rng=1)).astype("float64")
+    return net, lambda x, rng, sample_offset: ops.mean(ops.sum(ops.square(net(tensor(x))), axis=1))
+
+
+@pytest.mark.parametrize("size", [1, 3, 6, 20, 64])
+def test_microbatches_add_up_to_the_whole(each_backend, size):
+    net, loss = problem()
+    whole = loss(X, Rng(0), 0)
+    expected = tinydiff.grad(whole, list(net.parameters()))
+    next(net.parameters()).grad = tensor(np.full((6, 5), 9.0))  # of an older step: it is replaced, not added to
+    value = gradients(loss, list(net.parameters()), [X], Rng(0), size)
+    assert float(value) == pytest.approx(whole.item(), rel=1e-12)
+    for p, e in zip(net.parameters(), expected):
+        np.testing.assert_allclose(p.grad.numpy(), e.numpy(), rtol=1e-10, atol=1e-12)
+
+
+def test_the_loss_is_told_which_rows_it_has_and_draws_by_them(each_backend):
+    seen = []
+
+    def loss(x, rng, sample_offset):
+        seen.append((sample_offset, to_host(rng.normal((len(x), 2), first=sample_offset))))
+        return tensor(x, requires_grad=True).sum()
+
+    for size in (20, 6):
+        gradients(loss, [nn.Parameter(np.ones(1))], [X], Rng(7), size, threads=1)
+    whole, *parts = seen
+    assert [start for start, _ in parts] == [0, 6, 12, 18]
+    np.testing.assert_array_equal(np.concatenate([z for _, z in parts]), whole[1])
+
+
+def test_what_requires_no_gradient_gets_none(each_backend):
+    net, loss = problem()
+    net[0].weight.requires_grad = False
+    gradients(loss, list(net.parameters()), [X], Rng(0), 6)
+    assert [p.grad is None for p in net.parameters()] == [True, False, False, False]
+
+
+def test_microbatches_of_microbatches_do_not_wait_for_each_other(each_backend):
+    def inner(rows):
+        return list(over_microbatches(lambda part: (rows.start, part.start), 2, 1, threads=2))
+
+    pairs = list(over_microbatches(inner, 4, 1, threads=2))
+    assert pairs == [[(i, 0), (i, 1)] for i in range(4)]
+
+
+def test_bad_sizes_are_errors_at_the_call(each_backend):
+    for size, threads in ((0, None), (1, 0)):
+        with pytest.raises(ValueError, match="microbatches need size >= 1 and threads >= 1"):
+            over_microbatches(lambda rows: rows, 4, size, threads)
+
+
+def test_results_come_in_order_and_cover_every_row_once(each_backend):
+    parts = list(over_microbatches(lambda rows: (rows.start, rows.stop), 10, 4, threads=3))
+    assert parts == [(0, 4), (4, 8), (8, 10)]
+    assert list(over_microbatches(lambda rows: rows, 0, 4)) == []
+
+
+def test_they_record_if_the_caller_does(each_backend):
+    x = tinydiff.tensor([1.0, 2.0], requires_grad=True)
+    for threads in (1, 2):
+        recorded = [y.requires_grad for y in over_microbatches(lambda rows: x[rows] * 2, 2, 1, threads)]
+        with tinydiff.no_grad():
+            silent = over_microbatches(lambda rows: x[rows] * 2, 2, 1, threads)
+        assert recorded == [True, True] and [y.requires_grad for y in silent] == [False, False]
+
+
+def test_while_a_result_is_used_the_mode_is_that_of_the_caller(each_backend):
+    with tinydiff.no_grad():
+        parts = over_microbatches(lambda rows: rows, 2, 1, threads=1)
+    for _ in parts:
+        assert tinydiff.grad_enabled() and tinydiff.rng.current_microbatch() is None
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")  # NumPy says so too
+def test_anomalies_are_found_in_microbatches_too(each_backend):
+    x = tensor(np.array([1.0, 0.0]), requires_grad=True)
+    loss = lambda rows, rng, sample_offset: ops.sum(1 / x[sample_offset : sample_offset + 1])  # noqa: E731
+    with tinydiff.detect_anomaly(), pytest.raises(FloatingPointError, match="divide"):
+        gradients(loss, [x], [np.zeros(2)], Rng(0), 1, threads=2)
+
+
+@pytest.mark.parametrize(("size", "threads"), [(0, 1), (2, 0)])
+def test_bad_sizes_are_quoted(size, threads):
+    with pytest.raises(ValueError, match=f"size={size}, threads={threads}"):
+        list(over_microbatches(lambda rows: rows, 4, size, threads))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    "layer, message",
+    [
+        (lambda: nn.Dropout(0.5, rng=0), "is shared by the microbatches"),
+        (lambda: nn.BatchNorm2d(2), "several microbatches"),
+    ],
+)
+def test_a_state_that_microbatches_would_share_is_an_error(each_backend, layer, message, threads):
+    layer = layer()
+
+    def draw(rows):
+        return layer(tensor(np.ones((rows.stop - rows.start, 3, 3, 2), np.float32)))
+
+    with pytest.raises(RuntimeError, match=message):
+        list(over_microbatches(draw, 4, 2, threads))
+    assert len(list(over_microbatches(draw, 4, 4, threads))) == 1, "one microbatch is the batch"
+    layer.eval()
+    assert len(list(over_microbatches(draw, 4, 2, threads))) == 2
+
+
+def test_a_source_made_in_a_microbatch_may_draw_there(each_backend):
+    list(over_microbatches(lambda rows: Rng(0).normal((2, 3), first=rows.start), 4, 2))
+    outer = Rng(0)
+    list(over_microbatches(lambda rows: outer.child("noise").normal((2, 3), first=rows.start), 4, 2))
+
+
+def test_the_size_on_a_gpu_is_the_batch_and_on_a_cpu_what_a_cache_holds(each_backend):
+    sizes = [microbatch.microbatch_size(n) for n in (1, 128, 129, 4096)]
+    assert sizes == ([1, 128, 129, 4096] if each_backend == "cupy" else [32, 32, 64, 64])

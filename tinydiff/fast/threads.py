@@ -1,0 +1,156 @@
+"""Several microbatches at a time, one per thread, on a CPU.
+
+NumPy releases the GIL while it computes, so two threads with a microbatch each are faster than two threads inside every
+matrix product, which also get in each other's way as soon as the machine has anything else to do. Results come in the
+order of the microbatches, so sums of several do not depend on the number of threads. (A single microbatch leaves the
+threads to the BLAS, which may split sums.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy
+
+from .. import microbatch
+from ..microbatch import microbatches, working_on
+from ..modes import anomaly_detection, grad_enabled
+from ..rng import current_microbatch
+
+Result = TypeVar("Result")
+
+
+@microbatch.over_microbatches.fast("numpy")
+def over_microbatches(fn: Callable[[slice], Result], n: int, size: int, threads: int | None = None) -> Iterator[Result]:
+    parts = microbatches(n, size, threads)
+    workers = min(len(parts), cores() if threads is None else threads)
+    # Anomaly detection belongs to the calling thread, and a microbatch of a microbatch would wait for its own thread.
+    if anomaly_detection() or current_microbatch() is not None:
+        workers = 1
+    _keep_memory()
+    if workers > 1:
+        return _in_threads(fn, parts, n, grad_enabled(), workers)
+    return _in_turn(fn, parts, n, grad_enabled(), 1 if len(parts) > 1 else threads)
+
+
+def _in_turn(
+    fn: Callable[[slice], Result], parts: list[slice], n: int, enabled: bool, count: int | None
+) -> Iterator[Result]:
+    """As in microbatch.py, with the number of threads that belongs to it in the matrix products."""
+    with blas_threads(count):
+        for rows in parts:
+            with working_on(rows, n, enabled):
+                result = fn(rows)
+            yield result
+            del result
+
+
+def _in_threads(
+    fn: Callable[[slice], Result], parts: list[slice], n: int, enabled: bool, workers: int
+) -> Iterator[Result]:
+    """No thread is at work any more when this ends, also by an error or because nobody wants the rest."""
+
+    def work(rows: slice) -> Result:
+        with working_on(rows, n, enabled):
+            return fn(rows)
+
+    with blas_threads(1):
+        waiting = deque(_pool(workers).submit(work, rows) for rows in parts)
+        try:
+            while waiting:
+                yield waiting.popleft().result()  # not kept, so that memory does not grow with the batch
+        finally:
+            for future in waiting:
+                future.cancel()
+            wait(waiting)
+
+
+def cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def _pool(workers: int) -> ThreadPoolExecutor:
+    """Threads that stay: a new one would begin with memory of its own, all of it cold."""
+    return ThreadPoolExecutor(workers, "tinydiff-microbatches")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads
+
+
+@functools.cache
+def _keep_memory() -> None:
+    """Ask the C library to keep the memory that is freed, for the next arrays.
+
+    glibc gives a large block back to the system when it is freed, and the next array then begins with a page fault for
+    each 4 KiB: a fifth of the time of a training step. Elsewhere, and where it cannot be asked, that stays so. It holds
+    for the whole process, up to 1 GiB, and for good; with TINYDIFF_KEEP_MEMORY=0 in the environment nothing is asked.
+    """
+    if sys.platform != "linux" or os.environ.get("TINYDIFF_KEEP_MEMORY") == "0":
+        return
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallopt"):  # another C library
+        return
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # mallopt(3)
+    for option, size in ((mmap_threshold, 2**25), (trim_threshold, 2**30), (top_pad, 2**26)):
+        library.mallopt(option, size)
+
+
+# ---------------------------------------------------------------- the threads inside a matrix product
+
+
+@functools.cache
+def _blas() -> Any:
+    """(get, set) number of threads of the OpenBLAS in NumPy's wheel; None if NumPy brings another one, whose threads
+    then stay as they are, which costs time but changes nothing else."""
+    home = Path(numpy.__file__).parent
+    for path in [*home.parent.glob("numpy.libs/*openblas*"), *home.glob(".dylibs/*openblas*")]:
+        library = ctypes.CDLL(str(path))
+        for prefix, suffix in (("scipy_", "64_"), ("scipy_", ""), ("", "64_"), ("", "")):
+            names = [f"{prefix}openblas_{verb}_num_threads{suffix}" for verb in ("get", "set")]
+            if all(hasattr(library, name) for name in names):
+                return [getattr(library, name) for name in names]
+    return None
+
+
+_limits: list[int] = []  # of all who are inside blas_threads now; the smallest holds for the process
+_limits_lock = threading.Lock()
+_unlimited = 0  # threads of the BLAS when nobody is inside
+
+
+@microbatch.blas_threads.fast("numpy")
+@contextlib.contextmanager
+def blas_threads(count: int | None) -> Iterator[None]:
+    """The number belongs to the whole process: of several that are asked for at a time, by other threads or further
+    out, the smallest holds."""
+    blas = None if count is None else _blas()
+    if blas is None or count is None:
+        yield
+        return
+    get, set_to = blas
+
+    def change(add: bool) -> None:
+        global _unlimited
+        with _limits_lock:
+            if not _limits:
+                _unlimited = get()
+            (_limits.append if add else _limits.remove)(count)
+            set_to(min([_unlimited, *_limits]))
+
+    change(add=True)
+    try:
+        yield
+    finally:
+        change(add=False)

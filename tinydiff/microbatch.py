@@ -1,0 +1,118 @@
+"""A batch in microbatches: the same mathematics in less memory.
+
+The mean over n samples is a weighted sum of means over parts of m samples each,
+
+    loss(batch) = sum over microbatches of (m / n) loss(microbatch),
+
+and so is its gradient. Only one microbatch has its activations in memory at a time (elsewhere this is called gradient
+accumulation), and one of some tens of images has them in the cache of a processor.
+
+Here the microbatches come one after the other. Where there are several processor cores, fast/threads.py works on
+several microbatches at a time and gives the same results in the same order, so no sum depends on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from . import backend
+from .backend import Array
+from .backward import grad
+from .modes import grad_enabled, recording
+from .rng import Rng, current_microbatch, in_microbatch
+from .tensor import Tensor
+
+Result = TypeVar("Result")
+
+
+def gradients(
+    loss: Callable[..., Tensor],
+    parameters: Sequence[Tensor],
+    batch: Sequence[Any],
+    rng: Rng,
+    size: int | None = None,
+    threads: int | None = None,
+) -> Array:
+    """Forward and backward over a batch: leave the gradient of the mean loss in the parameters, in place of the one
+    that is there, and return that loss, an array of shape () on the device.
+
+    loss(*arrays, rng=rng, sample_offset=i) -> Tensor of shape (): the mean over the samples i, i + 1, ... of the batch,
+    whose arrays are on the device. batch: arrays of one length. size: of a microbatch (None: microbatch_size).
+    threads: as in over_microbatches. Parameters that do not require a gradient are left out.
+    Errors: ValueError for an empty batch, and those of over_microbatches.
+    """
+    parameters = [p for p in parameters if p.requires_grad]
+    n = len(batch[0])
+    if n == 0:
+        raise ValueError(f"gradients: the batch is empty: its arrays have shapes {[a.shape for a in batch]}")
+
+    def forward_backward(rows: slice) -> tuple[Array, list[Array]]:
+        arrays = [backend.to_device(a[rows]) for a in batch]
+        # A copy of the source for each microbatch, so that what a sample draws depends on its row in the batch alone.
+        value = loss(*arrays, rng=rng.copy(), sample_offset=rows.start) * (len(arrays[0]) / n)
+        return value.data, [g.data for g in grad(value, parameters, retain_graph=False)]
+
+    total: Array = None
+    sums: list[Array] = []
+    for value, found in over_microbatches(forward_backward, n, size or microbatch_size(n), threads):
+        if total is None:
+            total, sums = value, [g.copy() for g in found]
+        else:
+            total = total + value
+            for s, g in zip(sums, found):
+                s += g
+    for p, s in zip(parameters, sums):
+        p.grad = Tensor(s)
+    return total
+
+
+@backend.overridable
+def over_microbatches(fn: Callable[[slice], Result], n: int, size: int, threads: int | None = None) -> Iterator[Result]:
+    """fn(rows) for the rows 0 to n in microbatches of `size`, in order. They record if the caller does.
+
+    fn must not depend on what the other microbatches do, so it must not change what they share. Where there are several
+    microbatches, a draw from an Rng that was not made inside fn (a Dropout that trains) is an error, and so is a
+    BatchNorm2d that trains.
+    threads: how many microbatches may be worked on at a time (None: one per processor core). They change no bit of the
+    results. Without fast/, and on a GPU, there is one.
+    Errors: ValueError for size < 1 or threads < 1.
+    """
+    return _in_turn(fn, microbatches(n, size, threads), n, grad_enabled())
+
+
+def _in_turn(fn: Callable[[slice], Result], parts: list[slice], n: int, enabled: bool) -> Iterator[Result]:
+    for rows in parts:
+        with working_on(rows, n, enabled):
+            result = fn(rows)
+        yield result
+        del result  # so that it is not in memory while the next one is computed
+
+
+def microbatches(n: int, size: int, threads: int | None = None) -> list[slice]:
+    """The rows 0 to n in slices of `size`; the last may be smaller. Errors: as over_microbatches."""
+    if size < 1 or (threads is not None and threads < 1):
+        raise ValueError(f"microbatches need size >= 1 and threads >= 1, not size={size!r}, threads={threads!r}")
+    return [slice(i, min(i + size, n)) for i in range(0, n, size)]
+
+
+@contextlib.contextmanager
+def working_on(rows: slice, n: int, enabled: bool) -> Iterator[None]:
+    """Inside, this thread records or not, and knows which microbatch it works on, if that is not the whole batch."""
+    with recording(enabled), in_microbatch(rows if rows.stop - rows.start < n else current_microbatch()):
+        yield
+
+
+def microbatch_size(n: int) -> int:
+    """How many of n samples to work on at a time, if nobody says: all of them on a GPU, and on a CPU what the cache
+    holds, but not so few that adding up the gradients costs more than it saves. It must not depend on the number of
+    cores, as the last digits of a sum depend on it."""
+    return max(n, 1) if backend.active().name == "cupy" else 32 if n <= 128 else 64
+
+
+@backend.overridable
+def blas_threads(count: int | None) -> contextlib.AbstractContextManager[None]:
+    """Inside, matrix products use at most `count` threads (None: as many as before). One is right for nets so small
+    that two threads lose more time in waiting for each other than they gain. Without fast/ it changes nothing."""
+    return contextlib.nullcontext()

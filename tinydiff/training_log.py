@@ -1,0 +1,312 @@
+"""What a training run tells you and keeps: its state, the progress lines, the log and the checkpoints, and what Ctrl-C
+does. The loop itself is in training.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from . import backend, saving
+from .backend import Array, xp
+from .data.batches import Batches
+from .data.cache import write_atomically
+
+Record = dict[str, Any]
+
+
+@dataclass
+class TrainState:
+    """Where a run is: steps done, the lines of its log, and whether it went to the end or was interrupted."""
+
+    step: int = 0
+    records: list[Record] = field(default_factory=list)
+    finished: bool = False
+    seconds: float = 0.0  # of training, pictures and saving not counted, over all the times it was resumed
+    loss_sum: float = 0.0  # over the images since the last record, and
+    images: int = 0  # how many these are
+
+
+class TrainLog:
+    """Follows a run: after each step it counts, prints and saves what is due, and Ctrl-C ends the loop."""
+
+    def __init__(
+        self,
+        state: TrainState,
+        files: Files,
+        order: Batches,
+        epochs: int,
+        log_every: int | None,
+        save_every: int | None,
+        on_record: Callable[[TrainState], Any] | None,
+        reference: Mapping[int, float] | None,
+        stream: TextIO | None,
+        captured: bool,
+    ):
+        self.state, self.files, self.order = state, files, order
+        self.steps = epochs * order.steps_per_epoch
+        self.log_every, self.save_every, self.on_record = log_every, save_every, on_record
+        self.progress = Progress(state, order, epochs, reference or {}, stream or sys.stderr)
+        self.interrupt = Interrupt()
+        # Are the weights being changed? A captured step cannot be cut before they are.
+        self.captured = self.updating = captured
+
+    @property
+    def interrupted(self) -> bool:
+        """Has Ctrl-C asked for the end of the loop?"""
+        return self.interrupt.wanted
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """The loop is inside; an interrupt ends it. Then the state is saved, unless the weights were being changed."""
+        with ctrl_c(self.interrupt, self.progress.stream):
+            try:
+                yield
+            except KeyboardInterrupt:
+                if self.interrupt.twice or self.updating:
+                    raise
+            self.progress.read()
+            self.state.finished = self.state.step >= self.steps
+            self.files.save(self.state)
+            self.progress.close(self.files.out)
+
+    def stepped(self, loss: Array, images: int, lr: float) -> None:
+        """A step is done: its mean loss, over so many images, is still on the device."""
+        state = self.state
+        state.step += 1
+        self.progress.stepped(loss, images)
+        self.updating = False
+        epoch_ends = state.step % self.order.steps_per_epoch == 0
+        if state.step == self.steps or _is_due(state.step, self.log_every, epoch_ends):
+            self.files.log(self.progress.record(lr))
+            if self.on_record is not None:
+                with self.progress.paused():
+                    self.on_record(state)
+        if _is_due(state.step, self.save_every, epoch_ends):
+            with self.progress.paused():
+                self.files.save(state)
+        self.updating = self.captured
+
+
+def _is_due(step: int, every: int | None, epoch_ends: bool) -> bool:
+    return step % every == 0 if every else epoch_ends
+
+
+# ---------------------------------------------------------------- what it tells you
+
+
+class Progress:
+    """Reads the losses back, adds them up, and prints how the run goes: on a terminal one line that renews itself,
+    elsewhere a line every half minute; and a line that stays for every record."""
+
+    def __init__(self, state: TrainState, order: Batches, epochs: int, reference: Mapping[int, float], stream: TextIO):
+        self.state, self.order, self.epochs, self.reference, self.stream = state, order, epochs, reference, stream
+        self.live = stream.isatty()
+        self.pending: list[tuple[Array, int]] = []  # (loss, images) of the steps that have not been read back
+        self.images = 0  # by this process, and
+        self.seconds = 0.0  # in this time
+        self.since = self.read_at = self.shown_at = time.monotonic()
+
+    def stepped(self, loss: Array, images: int) -> None:
+        self.pending.append((loss.copy(), images))  # a copy, as a captured step writes the next loss into its place
+        now = time.monotonic()
+        if now - self.read_at > 0.5:
+            latest = self.read()
+            if now - self.shown_at > (0.5 if self.live else 30):
+                self.shown_at = now
+                epoch, position = self.order.locate(self.state.step - 1)
+                where = f"epoch {epoch}/{self.epochs}  step {position + 1}/{self.order.steps_per_epoch}"
+                self._line(f"{where}  loss {latest:.4g}  {self.speed()}", stays=not self.live)
+
+    def read(self) -> float:
+        """Add up the losses of the steps that are still on the device; their mean. Waits for it."""
+        if not self.pending:
+            return math.nan
+        values = backend.to_host(xp.stack([loss for loss, _ in self.pending])).tolist()
+        first = self.state.step - len(self.pending)
+        # One by one and in float64, so that the sum does not depend on when it was read.
+        for step, (value, (_, images)) in enumerate(zip(values, self.pending), start=first):
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"the loss is {value} at step {step} (epoch {self.order.locate(step)[0]}): "
+                    "lower the learning rate; or go on from the last checkpoint (resume) "
+                    "inside `with tinydiff.detect_anomaly():` to see which op made the first NaN"
+                )
+            self.state.loss_sum += value * images
+            self.state.images += images
+        self.images += sum(images for _, images in self.pending)
+        self.pending = []
+        self.read_at = now = time.monotonic()
+        self.seconds += now - self.since
+        self.state.seconds += now - self.since
+        self.since = now
+        return sum(values) / len(values)
+
+    def speed(self) -> str:
+        rate = self.images / max(self.seconds, 1e-9)
+        epoch, position = self.order.locate(self.state.step)
+        left = (self.epochs - epoch) * self.order.n - position * self.order.batch_size
+        return f"{rate:.0f} images/s  {clock(left / rate)} left"
+
+    def record(self, lr: float) -> Record:
+        """The mean loss since the last record, as a line of the log."""
+        self.read()
+        state = self.state
+        epoch, _ = self.order.locate(state.step - 1)
+        loss = state.loss_sum / state.images
+        record = {
+            "epoch": epoch,
+            "step": state.step,
+            "loss": loss,
+            "lr": lr,
+            "images": state.images,
+            "seconds": round(state.seconds, 3),
+        }
+        state.records.append(record)
+        state.loss_sum, state.images = 0.0, 0
+        published = f" (published {self.reference[epoch]:g})" if epoch in self.reference else ""
+        self._line(
+            f"epoch {epoch}  step {state.step}  loss {loss:.4g}{published}  lr {lr:.3g}  {self.speed()}", stays=True
+        )
+        return record
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time inside is not training time."""
+        self.read()
+        yield
+        self.since = self.read_at = time.monotonic()
+
+    def close(self, out: Path | None) -> None:
+        if self.state.finished:
+            return
+        epoch, position = self.order.locate(self.state.step)
+        kept = (
+            f"saved in {out}: go on from there with resume=True (--resume)"
+            if out
+            else "nothing was saved, as no `out` was given"
+        )
+        self._line(f"interrupted after step {self.state.step} (epoch {epoch}, {position} batches); {kept}", stays=True)
+
+    def _line(self, text: str, stays: bool) -> None:
+        start, end = ("\r\033[K", "\n" if stays else "") if self.live else ("", "\n")
+        self.stream.write(start + text + end)
+        self.stream.flush()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
+
+
+# ---------------------------------------------------------------- what it keeps
+
+
+class CannotResume(ValueError):
+    """The checkpoint to go on from is damaged, or is not one of this run and this model."""
+
+
+class Files:
+    """log.jsonl and checkpoint.npz in the directory of a run; without a directory, nothing."""
+
+    def __init__(self, out: Any, parts: dict[str, Any], settings: dict[str, int]):
+        """parts: what has a state_dict, by name; None is left out. settings: what must be the same to go on."""
+        self.out = None if out is None else Path(out)
+        self.parts = {name: part for name, part in parts.items() if part is not None}
+        self.settings = settings
+        self.saved_at: int | None = None
+
+    def start(self) -> TrainState:
+        """A new run. What an older one left in the directory is kept under another name."""
+        if self.out is not None:
+            self.out.mkdir(parents=True, exist_ok=True)
+            for name in ("checkpoint.npz", "log.jsonl"):
+                if (self.out / name).exists():
+                    os.replace(self.out / name, self.out / f"previous-{name}")
+        return TrainState()
+
+    def log(self, record: Record) -> None:
+        if self.out is not None:
+            with open(self.out / "log.jsonl", "a") as file:
+                file.write(json.dumps(record) + "\n")
+
+    def save(self, state: TrainState) -> None:
+        if self.out is None or self.saved_at == state.step:
+            return
+        parts = {name: part.state_dict() for name, part in self.parts.items()}
+        saving.save(self.out / "checkpoint.npz", {"settings": self.settings, "run": asdict(state), **parts})
+        self.saved_at = state.step
+
+    def load(self) -> TrainState:
+        """The run that was saved, its state put back where it came from, and the log cut to what it had."""
+        if self.out is None:
+            raise ValueError("train: resume needs `out`, the directory of the run")
+        if not (self.out / "checkpoint.npz").exists():
+            raise FileNotFoundError(f"nothing to resume: there is no {self.out / 'checkpoint.npz'}")
+        try:
+            saved = saving.load(self.out / "checkpoint.npz")
+        except ValueError as error:
+            raise CannotResume(str(error)) from error
+        if saved["settings"] != self.settings:
+            changed = [
+                f"{k} {saved['settings'].get(k)}, not {v}"
+                for k, v in self.settings.items()
+                if saved["settings"].get(k) != v
+            ]
+            raise CannotResume(f"{self.out}/checkpoint.npz is of another run: it has {', '.join(changed)}")
+        if missing := [name for name, part in self.parts.items() if name not in saved]:
+            raise CannotResume(f"{self.out}/checkpoint.npz has no {', '.join(missing)}")
+        for name, part in self.parts.items():
+            try:
+                part.load_state_dict(saved[name])
+            except ValueError as error:
+                raise CannotResume(f"{self.out}/checkpoint.npz: its {name} is of another run: {error}") from error
+        state = TrainState(**saved["run"])
+        self.saved_at = state.step
+        lines = "".join(json.dumps(record) + "\n" for record in state.records)
+        write_atomically(self.out / "log.jsonl", lambda file: file.write(lines.encode()))
+        return state
+
+
+# ---------------------------------------------------------------- Ctrl-C
+
+
+@dataclass
+class Interrupt:
+    """How often Ctrl-C was pressed."""
+
+    wanted: bool = False
+    twice: bool = False
+
+
+@contextlib.contextmanager
+def ctrl_c(interrupt: Interrupt, stream: TextIO) -> Iterator[None]:
+    """Inside, the first Ctrl-C only sets `wanted`, so that a step is never cut in the middle; the second raises."""
+
+    def handler(number: int, frame: Any) -> None:
+        if interrupt.wanted:
+            interrupt.twice = True
+            raise KeyboardInterrupt
+        interrupt.wanted = True
+        stream.write("\ninterrupt: this step is finished, then saved (Ctrl-C again stops at once)\n")
+
+    if threading.current_thread() is not threading.main_thread():  # signals are for the main thread alone
+        yield
+        return
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
