@@ -21,7 +21,7 @@ from tinydiff.data import GaussianMixture
 from tinydiff.diffusion import VESDE, Brownian, score_matching_loss
 from tinydiff.diffusion.exact import Exact, forward_diffusion_1d, point_mass, reverse_diffusion_1d
 from tinydiff.microbatch import blas_threads
-from tinydiff.models.mlp import ScoreMLP
+from tinydiff.models.fourier import ScoreMLP
 from tinydiff.optim import EMA, Adam, cosine, warmup
 
 TIMES = (0.02, 0.1, 0.3, 1.0)  # at which the learned score is looked at

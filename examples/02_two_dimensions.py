@@ -6,7 +6,7 @@
 scores.png    the score of a mixture of two Gaussians at four times, exact and learned
 samples.png   points of noise, their way back, and what they become, beside the data
 
-The table says how far each of the four nets is from the exact score. Explicit score matching is told the answer;
+The table says how far each of the four nets is from the exact score. Explicit score matching is given the answer;
 implicit and sliced score matching differentiate the score by its input, and then the loss by the weights, so they are
 also a test of second derivatives; denoising score matching, the loss of every diffusion model, needs neither.
 """
@@ -25,7 +25,7 @@ from tinydiff.diffusion import VESDE, sample, score_matching_loss
 from tinydiff.diffusion.exact import Exact
 from tinydiff.diffusion.loss import explicit_loss, implicit_loss, sliced_loss
 from tinydiff.microbatch import blas_threads
-from tinydiff.models.mlp import ScoreMLP
+from tinydiff.models.fourier import ScoreMLP
 from tinydiff.optim import EMA, Adam, cosine, warmup
 
 MIXTURE = GaussianMixture([0.5, 0.5], [[0, 1], [2, -1]], [[[1, 0], [0, 1]], [[2, 0.5], [0.5, 1]]])

@@ -2,7 +2,7 @@
 
     python examples/03_score_unet.py                          trains the net whose samples are judged; over an hour
     python examples/05_judge.py                               then this: some minutes, most of them for one method
-    python examples/05_judge.py --samples 128                 a look
+    python examples/05_judge.py --samples 128                 a quick one
     python examples/05_judge.py --checkpoint runs/other/checkpoint.npz
 
 The figure is the judge's cross-entropy, in nats, on images that it has not learned from: ln 2 = 0.693 if it cannot tell

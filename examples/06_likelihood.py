@@ -22,7 +22,7 @@ from tinydiff import Rng, plot
 from tinydiff.backend import to_device
 from tinydiff.diffusion import KarrasSDE, ScoreModel, bits_per_dimension, likelihood_loss, sample
 from tinydiff.diffusion.likelihood import average
-from tinydiff.models.fine import FineInputs
+from tinydiff.models.fourier import FourierInputs
 from tinydiff.models.unet import UNet
 from tinydiff.optim import EMA, Adam, cosine, warmup
 from tinydiff.training import train
@@ -37,7 +37,7 @@ def main() -> int:
     sde, images = KarrasSDE(), common.images(args)[..., None]  # (n, 28, 28, 1) of bytes
     sd = float(images[:10_000].std()) * (HIGH - LOW) / 256
     net = UNet(1 + 2 * len(args.fourier), args.channels, out_channels=1, rng=Rng(args.seed).child("model"))
-    model = ScoreModel(FineInputs(net, sd, args.fourier), sde, "edm", sigma_data=sd)
+    model = ScoreModel(FourierInputs(net, sd, args.fourier), sde, "edm", sigma_data=sd)
     ema = EMA(model, 0.999)
     d = images[0].size
     test = common.images(args, "test")[..., None]

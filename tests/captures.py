@@ -58,7 +58,7 @@ class Images:
         return {"loss": value, "norm": norm}
 
     def state(self) -> list[np.ndarray]:
-        slots = self.optimizer.state_dict()["slots"].values()
+        slots = self.optimizer.state_dict()["state"].values()
         arrays = [*self.net.state_dict().values(), *self.ema.averages.values(), *(a for s in slots for a in s.values())]
         return [host(a) for a in arrays]
 

@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # helpers beside the tests: stri
 
 import strict
 
-from tinydiff import backend, tape
-from tinydiff.tensor import OPS
+from tinydiff import backend, engine
+from tinydiff.operators import OPS
 
 BACKENDS = ["cupy"] if os.environ.get("TINYDIFF_BACKEND") == "cupy" else ["numpy", "strict"]
 
@@ -28,6 +28,12 @@ BACKENDS = ["cupy"] if os.environ.get("TINYDIFF_BACKEND") == "cupy" else ["numpy
 @pytest.fixture(params=BACKENDS)
 def each_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of a backend, which is in use while the test runs."""
+    yield from in_use(request.param)
+
+
+@pytest.fixture(params=[name for name in BACKENDS if name != "strict"])
+def each_fast_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Those that have fast versions: on the strict backend the pages run."""
     yield from in_use(request.param)
 
 
@@ -60,7 +66,7 @@ def op() -> Iterator[Any]:
     before = dict(OPS)
 
     def make(forward: Any, rule: Any = None, **options: Any) -> Any:
-        made = tape.primitive(forward, **options)
+        made = engine.op(forward, **options)
         if rule is not None:
             made.vjp(rule)
         return made

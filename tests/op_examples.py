@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinydiff import Rng, backend
+from tinydiff.operators import OPS
 from tinydiff.ops.conv import Geometry
-from tinydiff.tensor import OPS
 
 draw = np.random.default_rng(2021)
 
@@ -210,8 +210,8 @@ E("squeeze", N(1, 0, 1), axis=(0, 2))
 E("broadcast_to", N(3, 1), shape=(2, 3, 4))
 E("broadcast_to", N(), shape=(2,))
 E("broadcast_to", N(1, 2), shape=(0, 2))
-E("join", N(2, 1), N(2, 3), N(2, 0), axis=1)
-E("join", N(2, 2), N(1, 2), axis=-2)
+E("concatenate_p", N(2, 1), N(2, 3), N(2, 0), axis=1)
+E("concatenate_p", N(2, 2), N(1, 2), axis=-2)
 E("concatenate", N(2, 1), N(2, 3), axis=-1)
 E("concatenate", N(3))
 E("concatenate", N(0, 2), N(2, 2), axis=0)
@@ -266,10 +266,10 @@ for index in (
     E("getitem", N(3, 2), index=index)
 E("getitem", N(2, 3, 2), index=(np.array([1, 1]), slice(None), np.array([0, 1])))
 E("getitem", N(), index=())
-E("scatter", N(4, 2), index=ROWS, shape=(3, 2))
-E("scatter", N(3, 1), index=(slice(None), slice(1, None)), shape=(3, 2))
-E("scatter", N(2, 3), index=np.array([[0, 1, 1], [1, 1, 4]]), shape=(5,))
-E("scatter", N(3), index=MASK, shape=(3, 2))
+E("scatter_add", N(4, 2), index=ROWS, shape=(3, 2))
+E("scatter_add", N(3, 1), index=(slice(None), slice(1, None)), shape=(3, 2))
+E("scatter_add", N(2, 3), index=np.array([[0, 1, 1], [1, 1, 4]]), shape=(5,))
+E("scatter_add", N(3), index=MASK, shape=(3, 2))
 E("index_add", N(3, 2), N(4, 2), index=ROWS)
 E("index_add", N(3, 2), N(2), index=ROWS)
 E("index_add", N(3, 2), N(), index=(slice(None), 0))
@@ -285,14 +285,15 @@ E("embedding", I(5, 0), N(5, 2))
 
 # ---------------------------------------------------------------- linear algebra
 
-for op in ("matmul", "matrix_product"):
-    E(op, N(2, 3), N(3, 4))
-    E(op, N(2, 2, 3), N(3, 2))
-    E(op, N(2, 1, 2, 3), N(4, 3, 1))
-    E(op, N(2, 3), N(2, 3, 1))
-    E(op, N(0, 3), N(3, 2))
-    E(op, N(2, 0), N(0, 3))
-    E(op, N(2, 0, 3), N(3, 2))
+E("matmul", N(2, 3), N(3, 4))
+E("matmul", N(2, 2, 3), N(3, 2))
+E("matmul", N(2, 1, 2, 3), N(4, 3, 1))
+E("matmul", N(2, 3), N(2, 3, 1))
+E("matmul", N(0, 3), N(3, 2))
+E("matmul", N(2, 0), N(0, 3))
+E("matmul", N(2, 0, 3), N(3, 2))
+E("matmul", N(2, 2, 3), N(3))
+E("matmul", N(3), N(3, 2))
 E("matmul", N(3), N(3))
 E("matmul", N(3), N(2, 3, 2))
 E("matmul", N(2, 3), N(3))
@@ -310,9 +311,9 @@ for subscripts, shapes in [
     ("iji,j->ij", [(2, 3, 2), (3,)]),
 ]:
     E("einsum", *(N(*s) for s in shapes), subscripts=subscripts)
-E("contract", N(2, 3), N(3, 2), subscripts="ij,jk->ki")
-E("contract", N(2, 3), N(2), N(), subscripts="ij,i,->i")
-E("contract", N(2, 3), subscripts="ij->")
+E("einsum_p", N(2, 3), N(3, 2), subscripts="ij,jk->ki")
+E("einsum_p", N(2, 3), N(2), N(), subscripts="ij,i,->i")
+E("einsum_p", N(2, 3), subscripts="ij->")
 
 # ---------------------------------------------------------------- convolution, pooling
 
@@ -345,13 +346,13 @@ E("conv_transpose2d", N(1, 2, 2, 2), N(2, 2, 3, 2), N(3))
 E("conv1d", N(2, 5, 2), N(3, 2, 2), N(2), padding=1, stride=2)
 E("conv1d", N(1, 6, 2), N(3, 1, 2), dilation=2, groups=2, padding="same")
 GEOMETRY = Geometry((5, 4), (2, 3), (2, 1), ((1, 0), (1, 1)), (2, 1), 2)  # out: (2, 4)
-E("correlate", N(2, 5, 4, 2), N(2, 3, 1, 4), None, geometry=GEOMETRY)
-E("correlate", N(2, 5, 4, 2), N(2, 3, 1, 4), N(4), geometry=GEOMETRY)
-E("correlate_input", N(2, *GEOMETRY.out, 4), N(2, 3, 1, 4), None, geometry=GEOMETRY)
-E("correlate_input", N(2, *GEOMETRY.out, 4), N(2, 3, 1, 4), N(2), geometry=GEOMETRY)
+E("conv2d_p", N(2, 5, 4, 2), N(2, 3, 1, 4), None, geometry=GEOMETRY)
+E("conv2d_p", N(2, 5, 4, 2), N(2, 3, 1, 4), N(4), geometry=GEOMETRY)
+E("conv2d_input_grad", N(2, *GEOMETRY.out, 4), N(2, 3, 1, 4), None, geometry=GEOMETRY)
+E("conv2d_input_grad", N(2, *GEOMETRY.out, 4), N(2, 3, 1, 4), N(2), geometry=GEOMETRY)
 MIRRORED = Geometry((5, 4), (2, 3), (1, 1), ((0, 1), (2, 0)), (1, 2), 2)  # out: (5, 2)
-E("correlate_input", N(2, *MIRRORED.out, 2), N(2, 3, 2, 2), N(4), geometry=MIRRORED)
-E("correlate_weight", N(2, 5, 4, 2), N(2, *GEOMETRY.out, 4), geometry=GEOMETRY)
+E("conv2d_input_grad", N(2, *MIRRORED.out, 2), N(2, 3, 2, 2), N(4), geometry=MIRRORED)
+E("conv2d_weight_grad", N(2, 5, 4, 2), N(2, *GEOMETRY.out, 4), geometry=GEOMETRY)
 for op in ("max_pool2d", "avg_pool2d"):
     E(op, D((2, 4, 4, 2)), kernel=2)
     E(op, D((1, 5, 4, 1)), kernel=(3, 2), stride=(1, 2), padding=1)
@@ -362,12 +363,32 @@ E("upsample_nearest2d", N(1, 1, 2, 2), scale=(1, 3))
 
 # ---------------------------------------------------------------- norms, attention, losses
 
-E("normalize", N(2, 3, 4), None, N(4), N(4), view=(2, 3, 2, 2), eps=1e-5)
-E("normalize", N(2, 3, 4), None, None, None, view=(1, 6, 4, 1), eps=1e-2)
-E("normalize", N(2, 3, 4), N(2, 4), N(4), N(4), view=(2, 3, 2, 2), eps=1e-5, silu=True)
-E("normalize", N(2, 3, 4), N(2, 4), N(2, 4), N(2, 4), view=(2, 3, 1, 4), eps=1e-3, silu=True)
-E("normalize", N(3, 1, 4), N(3, 4), None, None, view=(3, 1, 2, 2), eps=1e-3, silu=True)
-E("normalize", N(1, 4, 2), None, N(2), N(2), view=(1, 4, 2, 1), eps=1e-3, silu=True)
+E("normalize", N(2, 3, 2, 2), N(2, 2), N(2, 2), axes=(1, 3), eps=1e-5)
+E("normalize", N(2, 3, 2, 2), N(1, 1, 2, 2), N(1, 1, 2, 2), axes=(1, 3), eps=1e-5)
+E("normalize", N(2, 3, 4), None, None, axes=(0, 1), eps=1e-2)
+E("normalize", N(2, 3, 4), N(4), N(4), axes=(2,), eps=1e-3)
+E("normalize", N(3, 2, 2), N(2), N(2), axes=(0, 1), eps=1e-3)
+E("normalize", N(3, 4, 2), N(4, 1), N(4, 1), axes=(1,), eps=1e-3)  # an axis in the middle, which only the page takes
+for shift, weight in [
+    (None, (1, 1, 2, 2)),
+    ((2, 1, 2, 2), (1, 1, 2, 2)),
+    ((2, 1, 2, 2), (2, 1, 2, 2)),
+    ((2, 1, 2, 2), None),
+    (None, None),
+]:
+    for silu in (True, False):
+        E(
+            "shift_normalize_silu",
+            N(2, 3, 2, 2),
+            None if shift is None else N(*shift),
+            *((None, None) if weight is None else (N(*weight), N(*weight))),
+            axes=(1, 3),
+            eps=1e-3,
+            silu=silu,
+        )
+E("shift_normalize_silu", N(1, 4, 2, 1), None, N(1, 1, 2, 1), N(1, 1, 2, 1), axes=(1, 3), eps=1e-3, silu=True)
+E("shift_normalize_silu", N(3, 1, 2, 2), N(3, 1, 2, 2), None, None, axes=(1, 3), eps=1e-3, silu=True)
+E("shift_normalize_silu", N(2, 5, 3), N(3), N(3), N(3), axes=(2,), eps=1e-3, silu=True)
 E("group_norm", N(2, 2, 2, 4), P(4), N(4), groups=2)
 E("group_norm", N(2, 3, 4), groups=4, eps=1e-3)
 E("group_norm", N(2, 4), groups=1)
@@ -386,8 +407,8 @@ for mask in (None, *HEADS):
 E("attention", N(2, 2, 3), N(2, 3), N(2, 2), scale=0.3)
 E("attention", N(2, 3), N(2, 4, 3), N(4, 2))
 E("attention", N(0, 1, 2, 2), N(0, 1, 2, 2), N(0, 1, 2, 2))
-E("weighted_values", N(2, 3, 2), N(2, 4, 2), N(2, 4, 3), mask=None, scale=0.7)
-E("weighted_values", N(3, 2), N(4, 2), N(4, 3), mask=HEADS[0], scale=1.0)
+E("scaled_dot_product_attention", N(2, 3, 2), N(2, 4, 2), N(2, 4, 3), mask=None, scale=0.7)
+E("scaled_dot_product_attention", N(3, 2), N(4, 2), N(4, 3), mask=HEADS[0], scale=1.0)
 
 for reduction in ("mean", "sum", "none"):
     E("mse_loss", N(2, 3), N(2, 3), reduction=reduction)

@@ -65,7 +65,7 @@ def softmax(x: Any, axis: int = -1) -> Any:
 
 ORACLES["log_softmax"] = lambda x, axis=-1: x - np.logaddexp.reduce(x, axis=axis, keepdims=True)
 ORACLES["reshape"] = lambda x, shape: np.reshape(x, shape)
-ORACLES["join"] = lambda *xs, axis=0: np.concatenate(xs, axis=axis)
+ORACLES["concatenate_p"] = lambda *xs, axis=0: np.concatenate(xs, axis=axis)
 ORACLES["split"] = lambda x, sections, axis=0: np.split(x, sections, axis=axis)
 ORACLES["pad"] = lambda x, pad_width, value=0.0: np.pad(x, pad_width, constant_values=value) if x.ndim else x
 ORACLES["getitem"] = lambda x, index: x[index]
@@ -73,7 +73,7 @@ ORACLES["embedding"] = lambda index, table: table[index]
 
 
 @oracle
-def scatter(x: Any, index: Any, shape: Any) -> Any:
+def scatter_add(x: Any, index: Any, shape: Any) -> Any:
     z = np.zeros(shape)
     np.add.at(z, index, x)
     return z
@@ -88,8 +88,8 @@ def index_add(x: Any, values: Any, index: Any) -> Any:
 
 # ---------------------------------------------------------------- linear algebra
 
-ORACLES["matrix_product"] = np.matmul
-ORACLES["contract"] = lambda *xs, subscripts: np.einsum(subscripts, *xs)
+ORACLES["matmul"] = np.matmul
+ORACLES["einsum_p"] = lambda *xs, subscripts: np.einsum(subscripts, *xs)
 ORACLES["einsum"] = np.einsum
 
 
@@ -168,7 +168,7 @@ def geometry_taps(geometry: Any) -> Any:
 
 
 @oracle
-def correlate(x: Any, w: Any, bias: Any, geometry: Any) -> Any:
+def conv2d_p(x: Any, w: Any, bias: Any, geometry: Any) -> Any:
     y, w = np.zeros((len(x), *geometry.out, w.shape[3])), blocks(w, geometry.groups)
     for i, j, a, b, row, column in geometry_taps(geometry):
         y[:, i, j] += x[:, row, column] @ w[a, b]
@@ -176,7 +176,7 @@ def correlate(x: Any, w: Any, bias: Any, geometry: Any) -> Any:
 
 
 @oracle
-def correlate_input(y: Any, w: Any, bias: Any, geometry: Any) -> Any:
+def conv2d_input_grad(y: Any, w: Any, bias: Any, geometry: Any) -> Any:
     w = blocks(w, geometry.groups)
     x = np.zeros((len(y), *geometry.size, w.shape[2]))
     for i, j, a, b, row, column in geometry_taps(geometry):
@@ -185,7 +185,7 @@ def correlate_input(y: Any, w: Any, bias: Any, geometry: Any) -> Any:
 
 
 @oracle
-def correlate_weight(x: Any, y: Any, geometry: Any) -> Any:
+def conv2d_weight_grad(x: Any, y: Any, geometry: Any) -> Any:
     c, o, groups = x.shape[3], y.shape[3], geometry.groups
     full = np.zeros((*geometry.kernel, c, o))
     for i, j, a, b, row, column in geometry_taps(geometry):
@@ -228,9 +228,15 @@ def affine(y: Any, weight: Any, bias: Any, silu: bool) -> Any:
 
 
 @oracle
-def normalize(x: Any, shift: Any, weight: Any, bias: Any, view: Any, eps: float, silu: bool = False) -> Any:
-    z = x if shift is None else x + everywhere(shift, x)
-    return affine(standardized(z.reshape(view), (1, 3), eps).reshape(x.shape), weight, bias, silu)
+def normalize(x: Any, weight: Any, bias: Any, axes: Any, eps: float) -> Any:
+    y = standardized(x, axes, eps)
+    return y if weight is None else y * weight + bias
+
+
+@oracle
+def shift_normalize_silu(x: Any, shift: Any, weight: Any, bias: Any, axes: Any, eps: float, silu: bool) -> Any:
+    y = normalize(x if shift is None else x + shift, weight, bias, axes, eps)
+    return y / (1 + np.exp(-y)) if silu else y
 
 
 @oracle
@@ -261,7 +267,7 @@ def attention(q: Any, k: Any, v: Any, mask: Any = None, scale: Any = None) -> An
     return softmax(s) @ v
 
 
-ORACLES["weighted_values"] = attention
+ORACLES["scaled_dot_product_attention"] = attention
 
 
 def reduced(losses: Any, reduction: str) -> Any:

@@ -25,7 +25,7 @@ def as_tensors(example: Example, inputs: list[Any]) -> tuple[list[Any], list[Ten
 
 
 def weights(shape: tuple[int, ...], dtype: str = "float64", seed: int = 5) -> Any:
-    """A random cotangent: ones would hide every error that sums to zero."""
+    """A random adjoint: ones would hide every error that sums to zero."""
     return backend.to_device(np.random.default_rng(seed).normal(size=shape).astype(dtype))
 
 
@@ -40,7 +40,7 @@ def pull_back(ys: list[Any], xs: list[Tensor], create_graph: bool = False, seed:
 
 
 def run(example: Example, inputs: list[Any], op: Any = None) -> tuple[list[Any], list[Any]]:
-    """Host arrays: the outputs, and the gradients under the random cotangent."""
+    """Host arrays: the outputs, and the gradients under the random adjoint."""
     inputs, xs = as_tensors(example, inputs)
     ys = outputs_of(example.call(*inputs, op=op))
     return [y.numpy() for y in ys], [g.numpy() for g in pull_back(ys, xs)]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tinydiff as td
-from tinydiff import backend, modes, ops
+from tinydiff import anomaly, backend, observers, ops
 
 pytestmark = [pytest.mark.usefixtures("each_backend"), pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 HERE = str(Path(__file__))
@@ -84,11 +84,11 @@ def test_the_graph_may_have_been_recorded_outside() -> None:
         loss.backward()
 
 
-def test_a_cotangent_that_is_not_finite() -> None:
+def test_an_adjoint_that_is_not_finite() -> None:
     y = leaf(1.0, 2.0) * 2
     with (
         td.detect_anomaly(),
-        pytest.raises(FloatingPointError, match=r"the cotangent given for the output has NaN \(1 of 2 values"),
+        pytest.raises(FloatingPointError, match=r"the adjoint of the output of multiply has NaN \(1 of 2 values"),
     ):
         y.backward(np.array([1.0, np.nan]))
 
@@ -147,7 +147,7 @@ def test_code_without_a_file_has_a_line_too() -> None:
 
 
 def test_a_directory_whose_name_only_begins_like_ours_is_the_users() -> None:
-    file = modes._HERE.rstrip("/\\") + "_mine.py"
+    file = anomaly._HERE.rstrip("/\\") + "_mine.py"
     with td.detect_anomaly(), pytest.raises(FloatingPointError, match=re.escape(f"at {file}:1")):
         exec(compile("ops.log(x)", file, "exec"), {"ops": ops, "x": leaf(-1.0)})
 
@@ -184,4 +184,4 @@ def test_what_is_fine_stays_fine_and_the_mode_ends() -> None:
     ops.log(leaf(-1.0))
     with pytest.raises(ZeroDivisionError), td.detect_anomaly():
         raise ZeroDivisionError
-    assert not modes.state.anomaly and not modes.state.flowing_back
+    assert not observers.observers

@@ -135,13 +135,13 @@ def test_backward_of_a_leaf() -> None:
     equal(x.grad, [1, 2, 3])
 
 
-def test_cotangent_is_cast_and_must_have_the_shape() -> None:
+def test_adjoint_is_cast_and_must_have_the_shape() -> None:
     x = leaf(3, dtype="float32")
     y = x * 2
     y.backward(np.array([1, 2, 3]), retain_graph=True)
     assert x.grad.dtype == "float32"
     equal(x.grad, [2, 4, 6])
-    with pytest.raises(RuntimeError, match=r"cotangent has shape \(2,\), but the output has shape \(3,\)"):
+    with pytest.raises(RuntimeError, match=r"adjoint has shape \(2,\), but the output has shape \(3,\)"):
         y.backward(np.ones(2))
     (y.sum()).backward(0.5)
     equal(x.grad, [3, 5, 7])
@@ -204,7 +204,7 @@ def test_60_diamonds() -> None:
 
 
 def test_order_is_by_age_and_not_by_depth() -> None:
-    """y is used young and old: its cotangent must be complete before it is passed on."""
+    """y is used young and old: its adjoint must be complete before it is passed on."""
     x = leaf(3)
     y = ops.sin(x)
     z = ops.exp(ops.exp(y) * 0.1) + y

@@ -32,7 +32,7 @@ def test_an_op_in_microbatches_runs_every_row_and_adds_up_what_the_rows_share(ea
         return x * w
 
     x, w = cases.normal(6, 3), cases.normal(3)
-    g = np.random.default_rng(1).standard_normal(x.shape, np.float32)  # the cotangent that a run takes
+    g = np.random.default_rng(1).standard_normal(x.shape, np.float32)  # the adjoint that a run takes
     run = ours.single_op(op, [x, w], batched=1, threads=1, size=2)
     seen.clear()
     (found,) = run()

@@ -12,8 +12,8 @@ import pytest
 from captures import Images, batch, equal, host, on_cupy
 
 from tinydiff import Rng, Tensor, backend, nn, no_grad, ops, optim
-from tinydiff.capture import MOST_GRAPHS
 from tinydiff.diffusion import sample
+from tinydiff.fast.capture import MOST_GRAPHS
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 

@@ -397,7 +397,7 @@ BAD: dict[str, Bad] = {
     "matmul of a list": (
         lambda: t(2, 2) @ [1.0, 2.0],
         TypeError,
-        ("matmul takes Tensors and arrays, not list: [1.0, 2.0]",),
+        ("an op takes Tensors, arrays and numbers, not list: [1.0, 2.0]",),
     ),
     "matmul of a number": (lambda: t(2, 2) @ 3.0, TypeError, ("not float: 3.0",)),
     "an unknown option": (lambda: ops.sum(t(3), axes=0), TypeError, ("axes",)),
@@ -431,13 +431,13 @@ BAD: dict[str, Bad] = {
     "backward of many": (
         lambda: (t(2, 3) * 2).backward(),
         RuntimeError,
-        ("an output of shape (2, 3) needs a cotangent of that shape", ".sum()"),
+        ("an output of shape (2, 3) needs an adjoint of that shape", ".sum()"),
     ),
     "grad of many": (lambda: td.grad(t(2, 3) * 2, t(2, 3)), RuntimeError, ("(2, 3)",)),
-    "cotangent": (
+    "adjoint": (
         lambda: (t(2, 3) * 2).backward(arr(3)),
         RuntimeError,
-        ("the cotangent has shape (3,), but the output has shape (2, 3)",),
+        ("the adjoint has shape (3,), but the output has shape (2, 3)",),
     ),
     "backward of a constant": (
         lambda: (td.tensor([1.0, 2.0]) * 2).sum().backward(),

@@ -14,7 +14,7 @@ from conftest import BACKENDS, in_use
 import tinydiff
 from tinydiff import GradcheckError, Tensor, gradcheck, ops, tensor
 from tinydiff.backend import xp
-from tinydiff.tape import Primitive
+from tinydiff.engine import Op
 
 pytestmark = pytest.mark.usefixtures("numpy_backend")
 random = np.random.default_rng(4)
@@ -31,9 +31,9 @@ def N(*shape: int) -> Any:  # noqa: N802
     return np.asarray(random.normal(size=shape))
 
 
-def made(forward: Any, rule: Any) -> Primitive:
+def made(forward: Any, rule: Any) -> Op:
     """An op with this rule (g, out, *inputs), for better or worse."""
-    op = Primitive(forward)
+    op = Op(forward)
     op.vjp(rule)
     return op
 
@@ -212,7 +212,7 @@ def test_only_one_wrong_element_and_it_is_small() -> None:
         gradcheck(made(tanh, rule), np.array([0.1, 0.2, 4.0]))
 
 
-def test_the_cotangent_is_random() -> None:
+def test_the_adjoint_is_random() -> None:
     """Ones are in the null space of softmax: under them its gradient is zero, and so is that of this wrong rule."""
     wrong = made(lambda x: ops.softmax(x), lambda g, z, x: z * (g - g.mean(-1, keepdims=True)))
     x = tensor(N(2, 3), requires_grad=True)

@@ -11,7 +11,7 @@ import pytest
 from tape_tools import constant, equal, leaf
 
 import tinydiff as td
-from tinydiff import modes, ops
+from tinydiff import observers, ops
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
@@ -145,7 +145,7 @@ def test_checkpoint_refuses_what_is_not_a_tensor() -> None:
     for wrong, name in (((leaf(2), leaf(2)), "tuple"), (None, "NoneType"), (1.0, "float")):
         with pytest.raises(TypeError, match=f"must return one Tensor, not {name}"):
             td.checkpoint(lambda a, wrong=wrong: wrong, leaf(3))
-    assert td.grad_enabled() and modes.state.captured is None
+    assert td.grad_enabled() and not observers.observers
 
 
 def test_an_error_inside_checkpoint_restores_everything() -> None:
@@ -160,14 +160,14 @@ def test_an_error_inside_checkpoint_restores_everything() -> None:
 
     with pytest.raises(ZeroDivisionError):
         td.checkpoint(fn, x)
-    assert td.grad_enabled() and modes.state.captured is None
+    assert td.grad_enabled() and not observers.observers
     fail[0] = False
     y = td.checkpoint(fn, x).sum()
     fail[0], step = True, source.step
     for create_graph in (False, True):
         with pytest.raises(ZeroDivisionError):
             td.grad(y, x, create_graph=create_graph)
-        assert td.grad_enabled() and modes.state.captured is None and source.step == step and x.grad is None
+        assert td.grad_enabled() and not observers.observers and source.step == step and x.grad is None
     fail[0] = False
     assert td.grad(y, x)[0].shape == (3,), "nothing is broken for the next one"
 
@@ -178,7 +178,7 @@ def test_checkpoint_notices_a_changed_weight_or_argument() -> None:
         y = td.checkpoint(lambda a, t, w=named["w"]: ops.tanh(a * w) * t, named["x"], named["t"]).sum()
         with td.no_grad():
             named[changed] += 1
-        with pytest.raises(RuntimeError, match="of checkpoint was changed in place"):
+        with pytest.raises(RuntimeError, match="input.* of checkpoint,? was changed in place"):
             y.backward()
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import tinydiff as td
-import tinydiff.kernels.numpy_random as numpy_random
 from tinydiff import backend
+from tinydiff import rng as numpy_random
 from tinydiff.rng import as_rng
 
 pytestmark = pytest.mark.usefixtures("each_backend")
@@ -97,11 +97,12 @@ def test_the_rarest_words_give_finite_normals_and_uniforms_below_1(word: int) ->
 
 def of_words_on_the_device(words: np.ndarray, kind: str) -> np.ndarray:
     """What the kernels make of given words, eight of them, whatever Philox would give."""
-    from tinydiff.kernels import cuda_random
+    from tinydiff.fast.cuda import launch
 
     xp, out = backend.xp, "long long" if kind == "integers" else "float"
     signature = f'extern "C" __global__ void of_words(const unsigned int* words, {out}* values)'
-    code = getattr(cuda_random, kind.upper()) + signature + " { eight(words, values, 1u << 31); }"
+    call = "integers(words, 1u << 31, values);" if kind == "integers" else f"{kind}s(words, values);"
+    code = launch.text_of(launch.FOLDER / "random.cu") + signature + f" {{ {call} }}"
     values = xp.zeros((1, 8), "int64" if kind == "integers" else "float32")
     xp.RawKernel(code, "of_words")((1,), (1,), (xp.asarray(words), values))
     return backend.to_host(values)

@@ -9,7 +9,7 @@ import numpy as np
 from op_runs import close
 
 from tinydiff import backend, grad, gradcheck, ops, tensor
-from tinydiff.tensor import OPS
+from tinydiff.operators import OPS
 
 BINARY = ["add", "subtract", "multiply", "divide", "power", "maximum", "minimum"]
 

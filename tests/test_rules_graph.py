@@ -8,7 +8,7 @@ from op_examples import Example
 from op_runs import as_tensors, close, every_example, outputs_of, weights
 
 from tinydiff import grad, gradcheck, ops, tensor
-from tinydiff.tensor import OPS
+from tinydiff.operators import OPS
 
 BINARY = ["add", "subtract", "multiply", "divide", "power", "maximum", "minimum"]
 

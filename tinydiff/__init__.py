@@ -1,20 +1,22 @@
 """tinydiff: Stable Diffusion that can be read down to the last gradient.
 
 A tiny reverse-mode autograd over NumPy or CuPy (`TINYDIFF_BACKEND=cupy`), and on it diffusion models. Read in this
-order: backend, tensor, tape, backward, ops; then nn, optim, diffusion, models, training.
+order: engine, ops; then nn, optim, diffusion, models, training. The folder fast/ makes it quick, and can be left out.
 """
 
 import importlib.util
 import os
 
 from . import backend, nn, ops, optim
-from .backward import grad
-from .gradcheck import GradcheckError, gradcheck
-from .modes import detect_anomaly, grad_enabled, no_grad
+from .anomaly import detect_anomaly
+from .check import GradcheckError, gradcheck
+from .engine import Tensor, grad, grad_enabled, no_grad, tensor
 from .profile import profile
 from .recompute import checkpoint
 from .rng import Rng
-from .tensor import Tensor, tensor
+
+if os.environ.get("TINYDIFF_FAST") != "0" and importlib.util.find_spec(".fast", __name__):
+    from . import fast  # noqa: F401  which registers quicker versions of what the others define
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,7 +36,3 @@ __all__ = [
     "profile",
     "tensor",
 ]
-
-# The folder fast/ may be deleted: then everything runs as it is written, slower.
-if os.environ.get("TINYDIFF_FAST") != "0" and importlib.util.find_spec("tinydiff.fast") is not None:
-    from . import fast as fast

@@ -21,6 +21,7 @@ from typing import Any
 import numpy
 
 Array = Any  # an array of whichever module is in use; NumPy and CuPy share no base class
+HostArray = numpy.ndarray
 CHOICES = ("numpy", "cupy")
 PRECISIONS = ("float32", "tf32", "bf16")
 
@@ -34,7 +35,6 @@ class Backend:
     to_device: Callable[[Any], Array]
     to_host: Callable[[Array], numpy.ndarray]
     is_array: Callable[[Any], bool]
-    kernels: str = "numpy"  # which file of tinydiff/kernels
     fast: str | None = None  # under which name tinydiff/fast registers its versions; None: the plain ones run
     forbid_sync: Callable[[], Any] = contextlib.nullcontext  # context in which the array module itself refuses to wait
 
@@ -51,6 +51,7 @@ class ArrayModule:
 xp: Any = ArrayModule()
 syncs = 0  # how often the host has waited for the device
 _active: Backend | None = None
+loaders: dict[str | None, Callable[[], Any]] = {}  # by Backend.fast: what brings its fast versions, when it is chosen
 _precision = "float32"
 _forbidden = threading.local()
 
@@ -87,6 +88,8 @@ def _install(backend: Backend | None) -> None:
     global _active
     _active = backend
     vars(xp).clear()
+    if backend is not None and backend.fast in loaders:
+        loaders[backend.fast]()
 
 
 def _numpy() -> Backend:
@@ -124,9 +127,8 @@ def _cupy() -> Backend:
             "check the driver and CUDA_VISIBLE_DEVICES, or unset TINYDIFF_BACKEND to run on the CPU"
         )
     return Backend(
-        "cupy", cupy, cupy.asarray, cupy.asnumpy, lambda a: isinstance(a, cupy.ndarray), "cuda", _fast("cupy"),
-        _no_cupy_sync,
-    )  # fmt: skip
+        "cupy", cupy, cupy.asarray, cupy.asnumpy, lambda a: isinstance(a, cupy.ndarray), _fast("cupy"), _no_cupy_sync
+    )
 
 
 @contextlib.contextmanager
@@ -138,15 +140,6 @@ def _no_cupy_sync() -> Iterator[None]:
             warnings.simplefilter("ignore")
             stack.enter_context(importlib.import_module("cupyx").allow_synchronize(False))
         yield
-
-
-def capture(step: Callable[..., Any]) -> Any:
-    """The step as one CUDA graph: its second call records what it launches, and each later one repeats that.
-    On NumPy, the step itself. What it may do, and take and return: see capture.Captured.
-    """
-    from .capture import Captured  # which stands far above, as it knows Tensors
-
-    return Captured(step)
 
 
 class overridable:
@@ -225,6 +218,11 @@ def operand(a: Any) -> Any:
     raise TypeError(f"an op takes Tensors, arrays and numbers, not {type(a).__name__}: {a!r}")
 
 
+def as_array(a: Any) -> Array:
+    """An array also where NumPy reduced one to a scalar."""
+    return a if active().is_array(a) else active().to_device(a)
+
+
 class precision:
     """How a GPU multiplies matrices of float32: in "float32" (as it is, unless told otherwise), "tf32" or "bf16".
 
@@ -238,7 +236,7 @@ class precision:
         global _precision
         if name not in PRECISIONS:
             raise ValueError(f"unknown precision {name!r}: choose one of {', '.join(PRECISIONS)}")
-        if name != "float32" and active().kernels != "cuda":
+        if name != "float32" and active().name != "cupy":
             raise ValueError(
                 f"precision {name!r} is one of a GPU's tensor cores: backend {active().name!r} multiplies in 'float32'"
             )
@@ -267,6 +265,36 @@ def no_sync() -> Iterator[None]:
             yield
     finally:
         _forbidden.on = before
+
+
+# ---------------------------------------------------------------- a step that the device repeats by itself
+
+# A captured step runs its Python once, and from then on the device repeats the launches that it saw. What the host has
+# to do at every repetition all the same goes through here. Without fast/cuda these do no more than they say.
+
+
+@overridable
+def capture(step: Callable[..., Any]) -> Any:
+    """The step as one CUDA graph, which is recorded at its second call and repeated from the third on: see
+    fast/capture.py for what it may do, take and return. Where there are no graphs, the step itself."""
+    return step
+
+
+@overridable
+def each_time(action: Callable[[], None]) -> None:
+    """Do it now; while a step is being captured, also before every replay of it, in this order."""
+    action()
+
+
+@overridable
+def numbers(values: Callable[[], Any]) -> Array:
+    """values(), an array or a list, computed on the host for a kernel; in a captured step, before every replay."""
+    return numpy.asarray(values())
+
+
+@overridable
+def refuse_capture(what: str, instead: str) -> None:
+    """Errors: RuntimeError while a step is being captured, as what is read now would be the same in every replay."""
 
 
 def _count_sync(what: str) -> None:

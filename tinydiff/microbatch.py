@@ -19,10 +19,8 @@ from typing import Any, TypeVar
 
 from . import backend
 from .backend import Array
-from .backward import grad
-from .modes import grad_enabled, recording
+from .engine import Tensor, grad, grad_enabled, set_grad_enabled
 from .rng import Rng, current_microbatch, in_microbatch
-from .tensor import Tensor
 
 Result = TypeVar("Result")
 
@@ -100,7 +98,7 @@ def microbatches(n: int, size: int, threads: int | None = None) -> list[slice]:
 @contextlib.contextmanager
 def working_on(rows: slice, n: int, enabled: bool) -> Iterator[None]:
     """Inside, this thread records or not, and knows which microbatch it works on, if that is not the whole batch."""
-    with recording(enabled), in_microbatch(rows if rows.stop - rows.start < n else current_microbatch()):
+    with set_grad_enabled(enabled), in_microbatch(rows if rows.stop - rows.start < n else current_microbatch()):
         yield
 
 

@@ -10,20 +10,22 @@
             optimizer.step()
 
 The learning rate is an attribute, and a schedule is a function of the epoch (or the step) that gives a factor for it.
-A step changes the parameters in place, in one pass (on a GPU one launch), and never waits for the device.
+A step changes the parameters in place, and never waits for the device. What it computes stands in the functions at the
+end of each optimiser, on lists of arrays; fast/ has them in one pass over the memory, or in one launch.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from . import backend, kernels, replays
-from .backend import Array, xp
+from . import backend
+from .backend import Array, overridable, xp
+from .engine import Tensor, note_change
 from .nn import Module
-from .tensor import Tensor, array_of
+from .operators import array_of
 
 Schedule = Callable[[float], float]
 
@@ -32,9 +34,9 @@ Schedule = Callable[[float], float]
 
 
 class Optimizer:
-    """What all share: the parameters, the learning rate, and for each parameter its count of steps and its `slots`."""
+    """What all share: the parameters, the learning rate, and for each parameter its count of steps and its state."""
 
-    slots: tuple[str, ...] = ()  # arrays of the shape of the parameter, zero at first
+    state_names: tuple[str, ...] = ()  # of arrays of the shape of the parameter, zero at first
 
     def __init__(self, parameters: Iterable[Tensor], lr: float):
         self.parameters = list(parameters)
@@ -53,31 +55,37 @@ class Optimizer:
         _in_range(self, lr, "lr", 0, math.inf)
         self.lr = lr
         self.counts = [0] * len(self.parameters)
-        self.state = [{slot: xp.zeros_like(p.data) for slot in self.slots} for p in self.parameters]
+        self.state = [{name: xp.zeros_like(p.data) for name in self.state_names} for p in self.parameters]
 
     def step(self) -> None:
         """Move every parameter that has a gradient. Errors: ValueError for a gradient of another shape."""
-        found = [(i, p, p.grad.data) for i, p in enumerate(self.parameters) if p.grad is not None]
-        for i, p, g in found:
+        moving = [(i, p, p.grad) for i, p in enumerate(self.parameters) if p.grad is not None]
+        for i, p, g in moving:
             if g.shape != p.shape:
                 raise ValueError(f"parameter {i} of shape {p.shape} has a gradient of shape {g.shape}")
 
         def count() -> list[Any]:
-            for i, p, _ in found:
+            for i, p, g in moving:
+                if p.grad is not g:  # only in a captured step, which reads the gradients where they were
+                    raise RuntimeError(
+                        f"parameter {i} of shape {p.shape} has another gradient than when the captured step read it: "
+                        "compute the gradients inside the step, after zero_grad, or leave them in the same Tensors"
+                    )
                 self.counts[i] += 1
-                p.version[0] += 1
-            return self._numbers([self.counts[i] for i, _, _ in found])
+                note_change(p.data)
+            return self._hyperparameters([self.counts[i] for i, _, _ in moving])
 
-        if found:
-            slots = {name: [self.state[i][name] for i, _, _ in found] for name in self.slots}
-            self._update([p.data for _, p, _ in found], [g for _, _, g in found], replays.numbers(count), **slots)
+        if moving:
+            hyperparameters = backend.numbers(count)
+            state = {name: [self.state[i][name] for i, _, _ in moving] for name in self.state_names}
+            self._update([p.data for _, p, _ in moving], [g.data for _, _, g in moving], hyperparameters, **state)
 
-    def _numbers(self, counts: list[int]) -> list[Any]:
-        """Rates, decays and the like, and what depends on the counts of the parameters that move, for the kernel."""
+    def _hyperparameters(self, counts: list[int]) -> list[Any]:
+        """Rates, decays and the like, and what depends on the counts of the parameters that move."""
         raise NotImplementedError
 
-    def _update(self, ps: list[Array], gs: list[Array], numbers: Array, **slots: list[Array]) -> None:
-        """Change the parameters, and the slots, in place."""
+    def _update(self, ps: list[Array], gs: list[Array], hyperparameters: Array, **state: list[Array]) -> None:
+        """Change the parameters, and their state, in place."""
         raise NotImplementedError
 
     def zero_grad(self) -> None:
@@ -85,21 +93,23 @@ class Optimizer:
             p.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: lr, the counts of steps, and copies of the slots by number of parameter."""
-        slots = {str(i): {name: a.copy() for name, a in state.items()} for i, state in enumerate(self.state)}
-        return {"lr": self.lr, "counts": list(self.counts), "slots": slots if self.slots else {}}
+        """What a checkpoint keeps: lr, the counts of steps, and copies of the state by number of parameter."""
+        copies = {str(i): {name: a.copy() for name, a in state.items()} for i, state in enumerate(self.state)}
+        return {"lr": self.lr, "counts": list(self.counts), "state": copies if self.state_names else {}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state_dict. Errors: ValueError if it is of another optimiser, or of other parameters."""
         wrong = []
-        if len(state["counts"]) != len(self.parameters):
+        if missing := {"lr", "counts", "state"} - set(state):
+            wrong.append(f"it has no {', '.join(sorted(missing))}")
+        elif len(state["counts"]) != len(self.parameters):
             wrong.append(f"it has {len(state['counts'])} parameters, not {len(self.parameters)}")
-        elif self.slots:
+        elif self.state_names:
             for i, p in enumerate(self.parameters):
-                shapes = {name: tuple(a.shape) for name, a in state["slots"].get(str(i), {}).items()}
-                if shapes != {name: p.shape for name in self.slots}:
+                shapes = {name: tuple(a.shape) for name, a in state["state"].get(str(i), {}).items()}
+                if shapes != {name: p.shape for name in self.state_names}:
                     wrong.append(
-                        f"parameter {i} of shape {p.shape} needs {', '.join(self.slots)} of that shape, "
+                        f"parameter {i} of shape {p.shape} needs {', '.join(self.state_names)} of that shape, "
                         f"not {shapes or 'nothing'}"
                     )
         if wrong:
@@ -109,10 +119,10 @@ class Optimizer:
             )
         self.lr, self.counts = float(state["lr"]), [int(n) for n in state["counts"]]
         for i, p in enumerate(self.parameters):
-            for name in self.slots:
+            for name in self.state_names:
                 # Into the array that is there, which a captured step may know.
-                slot = self.state[i][name] = self.state[i][name].astype(p.dtype, copy=False)
-                slot[...] = backend.to_device(array_of(state["slots"][str(i)][name]))
+                array = self.state[i][name] = self.state[i][name].astype(p.dtype, copy=False)
+                array[...] = backend.to_device(array_of(state["state"][str(i)][name]))
 
 
 class SGD(Optimizer):
@@ -136,15 +146,32 @@ class SGD(Optimizer):
         _in_range(self, weight_decay, "weight_decay", 0, math.inf)
         if nesterov and not momentum:
             raise ValueError("SGD: nesterov needs a momentum")
-        self.slots = ("velocity",) if momentum else ()
+        self.state_names = ("velocity",) if momentum else ()
         self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
         super().__init__(parameters, lr)
 
-    def _numbers(self, counts: list[int]) -> list[Any]:
+    def _hyperparameters(self, counts: list[int]) -> list[Any]:
         return [float(self.lr), float(self.weight_decay), float(self.momentum)]
 
-    def _update(self, ps: list[Array], gs: list[Array], numbers: Array, **slots: list[Array]) -> None:
-        kernels.sgd_step(ps, gs, slots.get("velocity"), numbers, self.nesterov)
+    def _update(self, ps: list[Array], gs: list[Array], hyperparameters: Array, **state: list[Array]) -> None:
+        sgd_step(ps, gs, state.get("velocity"), hyperparameters, self.nesterov)
+
+
+@overridable
+def sgd_step(
+    ps: Sequence[Array], gs: Sequence[Array], velocities: Sequence[Array] | None, hyperparameters: Array, nesterov: bool
+) -> None:
+    """SGD's formula on lists of arrays, in place. hyperparameters: [lr, decay, momentum]."""
+    lr, decay, momentum = hyperparameters.tolist()
+    for i, (p, g) in enumerate(zip(ps, gs)):
+        g = g + decay * p if decay else g
+        if velocities is None:
+            p -= lr * g
+        else:
+            v = velocities[i]
+            v *= momentum
+            v += g
+            p -= lr * (g + momentum * v if nesterov else v)
 
 
 class Adam(Optimizer):
@@ -156,7 +183,7 @@ class Adam(Optimizer):
     Source: Kingma and Ba 2015, algorithm 1. Errors: ValueError for numbers out of range.
     """
 
-    slots = ("m", "v")
+    state_names = ("m", "v")
     decoupled = False
 
     def __init__(
@@ -174,15 +201,15 @@ class Adam(Optimizer):
         _in_range(self, weight_decay, "weight_decay", 0, math.inf)
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
 
-    def _numbers(self, counts: list[int]) -> list[Any]:
+    def _hyperparameters(self, counts: list[int]) -> list[Any]:
         b1, b2 = self.betas
         decay = (1 - self.lr * self.weight_decay, 0.0) if self.decoupled else (1.0, self.weight_decay)
         # The corrections of mhat and vhat are in the rate and in eps, where they cost nothing.
         roots = [math.sqrt(1 - b2**n) for n in counts]
         return [[self.lr * root / (1 - b1**n), self.eps * root, *decay, b1, b2] for n, root in zip(counts, roots)]
 
-    def _update(self, ps: list[Array], gs: list[Array], numbers: Array, **slots: list[Array]) -> None:
-        kernels.adam_step(ps, gs, slots["m"], slots["v"], numbers)
+    def _update(self, ps: list[Array], gs: list[Array], hyperparameters: Array, **state: list[Array]) -> None:
+        adam_step(ps, gs, state["m"], state["v"], hyperparameters)
 
 
 class AdamW(Adam):
@@ -202,6 +229,25 @@ class AdamW(Adam):
         weight_decay: float = 1e-2,
     ):
         super().__init__(parameters, lr, betas, eps, weight_decay)
+
+
+@overridable
+def adam_step(
+    ps: Sequence[Array], gs: Sequence[Array], ms: Sequence[Array], vs: Sequence[Array], hyperparameters: Array
+) -> None:
+    """Adam's formula on lists of arrays, in place: m and v move, then p = shrink p - rate m / (sqrt(v) + eps).
+
+    hyperparameters: [rate, eps, shrink, decay, b1, b2] for each parameter; the corrections for the number of its steps
+    are in the first two.
+    """
+    for p, g, m, v, (rate, eps, shrink, decay, b1, b2) in zip(ps, gs, ms, vs, hyperparameters.tolist()):
+        p *= shrink
+        g = g + decay * p if decay else g
+        m *= b1
+        m += (1 - b1) * g
+        v *= b2
+        v += (1 - b2) * (g * g)
+        p -= rate * (m / (xp.sqrt(v) + eps))
 
 
 def _in_range(owner: Any, value: float, name: str, low: float, high: float) -> None:
@@ -227,10 +273,20 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Array:
 
     def changed() -> None:
         for g in gradients:
-            g.version[0] += 1
+            note_change(g.data)
 
-    replays.each_time(changed)
-    return kernels.clip_norm([g._data for g in gradients], max_norm)
+    backend.each_time(changed)
+    return clip_norm([g._data for g in gradients], max_norm)
+
+
+@overridable
+def clip_norm(gs: Sequence[Array], max_norm: float) -> Array:
+    """The norm of all arrays together, which is returned, brought to at most max_norm (and a millionth less)."""
+    norm = xp.sqrt(xp.stack([(g * g).sum() for g in gs]).sum())  # ()
+    scale = xp.minimum(max_norm / (norm + 1e-6), 1)
+    for g in gs:
+        g *= scale
+    return norm
 
 
 class EMA:
@@ -258,7 +314,7 @@ class EMA:
             return [1 - min(self.decay, (1 + n) / (10 + n))]
 
         ps = [self._parameters[name].data for name in self.averages]
-        kernels.average_step(list(self.averages.values()), ps, replays.numbers(count))
+        average_step(list(self.averages.values()), ps, backend.numbers(count))
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -294,6 +350,14 @@ class EMA:
         self.updates = int(state["updates"])
         for name, a in self.averages.items():
             a[...] = backend.to_device(array_of(state["averages"][name]))
+
+
+@overridable
+def average_step(averages: Sequence[Array], ps: Sequence[Array], hyperparameters: Array) -> None:
+    """average += rest (p - average), in place. hyperparameters: [rest]."""
+    rest = float(hyperparameters[0])
+    for average, p in zip(averages, ps):
+        average += rest * (p - average)
 
 
 # ---------------------------------------------------------------- schedules: a factor for the learning rate

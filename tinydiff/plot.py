@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from . import backend
-from .data.cache import write_atomically
-from .tensor import array_of
+from .operators import array_of
+from .saving import write_atomically
 
 INK, FAINT, BLUE, RED = "#222222", "#8a8a8a", "#1f6fb4", "#c8452f"
 
@@ -35,9 +35,9 @@ def image_grid(
 
     images: (N, H, W), (N, H, W, 1) or (N, H, W, 3), an array or a Tensor; low is black and high is white, what lies
     beyond is cut, and what is not a number is red, so that it is seen. rows: as square as it can be unless given; the
-    last may be short. row_labels: a text a row. scale: pixels of the picture a pixel of an image.
+    last may be short. row_labels: one text per row. scale: pixels of the picture per pixel of an image.
     Errors: ValueError for other shapes, for no images, for a high that is not above low, or for row_labels that are
-    not one a row.
+    not one per row.
     """
     from matplotlib.colors import to_rgb
 

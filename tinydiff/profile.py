@@ -3,11 +3,10 @@
     report = tinydiff.profile(step)          # runs it twice, prints a table, an op a row
 
     op                calls  forward ms  backward ms  share  moved MB  kept MB  GFLOP  GFLOP/s  GB/s  limit ms
-    correlate            16        41.2         78.9    38%       ...
+    conv2d_p             16        41.2         78.9    38%       ...
 
-The profiler replaces the two methods through which every op passes, `Primitive.__call__` forward and `Node.cotangents`
-backward, and puts them back: when it is off, it costs nothing at all. What an op calls (a rule is made of ops) belongs
-to that op. `conv2d` and other composites have no row: their parts do, here `correlate`.
+The profiler is an observer of the engine (observers.py): when it is off, it costs nothing at all. What an op calls (a
+rule is made of ops) belongs to that op. `conv2d` and other composites have no row: their parts do, here `conv2d_p`.
 
 limit ms is the roofline (Williams et al. 2009): the longer of the time that the products would take at the rate of a
 large matrix product, and the time that inputs and outputs would take at the rate of a large copy, both measured here.
@@ -16,21 +15,22 @@ An op far above its limit is worth a look. One may be below it: what is still in
 
 from __future__ import annotations
 
-import contextlib
 import math
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from . import backend, ops
 from .backend import xp
+from .engine import Node, Op, Tensor, memory_of
 from .microbatch import over_microbatches
-from .tape import Node, Primitive
-from .tensor import Tensor, array_of
+from .observers import Observer, observing
+from .operators import array_of
+from .recompute import recompute
 
 Result = TypeVar("Result")
 Shape = tuple[int, ...]
@@ -118,7 +118,7 @@ def profile(step: Callable[[], Any], *, repeat: int = 1, show: bool = True) -> R
     op whose rule reads it; leaves (parameters, data) do not count, as they would be there anyway, and neither does what
     `checkpoint` keeps. On CuPy the profiler waits for the device after each op, so that launches do not
     overlap: the parts are right, the sum is longer than the step; not inside backend.no_sync, nor with a captured step.
-    With create_graph a fused op appears as the ops of its reference.
+
     show: print the table. Returns the Report.
     Errors: ValueError for repeat < 1; RuntimeError if another step is being profiled. An error of the step is raised,
     and everything is put back.
@@ -129,11 +129,11 @@ def profile(step: Callable[[], Any], *, repeat: int = 1, show: bool = True) -> R
         raise RuntimeError("profile: another step is being profiled, in this thread or another, and ops are shared")
     try:
         rehearsal = _Watch()
-        with _watching(rehearsal):
+        with observing(rehearsal):
             step()
         flop_rate, byte_rate = machine_rates(max(1, rehearsal.most))
         watch = _Watch()
-        with _watching(watch):
+        with observing(watch):
             start = time.perf_counter()
             for _ in range(repeat):
                 step()
@@ -151,7 +151,7 @@ def profile(step: Callable[[], Any], *, repeat: int = 1, show: bool = True) -> R
 # ---------------------------------------------------------------- watching
 
 
-class _Watch:
+class _Watch(Observer):
     """Collects, from all threads."""
 
     def __init__(self) -> None:
@@ -162,13 +162,13 @@ class _Watch:
         self.busy, self.since = 0.0, 0.0
         self.known: dict[int, weakref.ref[Any]] = {}  # memory that has been counted, or does not count
 
-    def call(self, original: Callable[..., Any], op: Any, inputs: Any, params: Any) -> Any:
+    def on_call(self, run: Callable[..., Any], op: Op, inputs: tuple[Any, ...], params: dict[str, Any]) -> Any:
         if self._within():
-            return original(op, *inputs, **params)
-        out, seconds = self._timed(lambda: original(op, *inputs, **params))
+            return run(op, inputs, params)
+        out, seconds = self._timed(lambda: run(op, inputs, params))
         shapes = [getattr(x, "shape", ()) for x in inputs]
         array = array_of(out)
-        moved = 0 if op.view and array.base is not None else _bytes(*inputs, array)
+        moved = 0 if _is_view(array, inputs) else _bytes(*inputs, array)
         with self.lock:
             row = self._row(op.name, _flop(op.name, shapes, array.shape, params, None))
             row.calls += 1
@@ -181,13 +181,13 @@ class _Watch:
                 row.kept += sum(_owner(a).nbytes for a in _kept_by(out.node) if self._is_new(a))
         return out
 
-    def cotangents(self, original: Callable[..., Any], node: Node, g: Any, wanted: Any, create_graph: bool) -> Any:
-        if self._within():
-            return original(node, g, wanted, create_graph)
+    def on_rule(self, run: Callable[..., Any], node: Node, g: Any, wanted: Sequence[bool], create_graph: bool) -> Any:
+        if self._within() or node.op is recompute:  # what checkpoint runs again counts itself
+            return run(node, g, wanted, create_graph)
         shapes = [getattr(x, "shape", ()) for x in node.values]
         moved = _bytes(g, *_kept_by(node))
-        flop = _flop(node.op.name, shapes, node.shape, node.params, wanted)
-        found, seconds = self._timed(lambda: original(node, g, wanted, create_graph))
+        flop = _flop(node.op.name, shapes, node.shape, node.params, [p is not None for p in wanted])
+        found, seconds = self._timed(lambda: run(node, g, wanted, create_graph))
         with self.lock:
             row = self._row(node.op.name, flop)
             row.backward_calls += 1
@@ -233,24 +233,6 @@ class _Watch:
         return True
 
 
-@contextlib.contextmanager
-def _watching(watch: _Watch) -> Iterator[None]:
-    """Inside, every op passes through the watch."""
-    call, cotangents = Primitive.__call__, Node.cotangents
-
-    def watched_call(self: Any, *inputs: Any, **params: Any) -> Any:
-        return watch.call(call, self, inputs, params)
-
-    def watched_cotangents(self: Any, g: Any, wanted: Any, create_graph: bool) -> Any:
-        return watch.cotangents(cotangents, self, g, wanted, create_graph)
-
-    Primitive.__call__, Node.cotangents = watched_call, watched_cotangents  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Primitive.__call__, Node.cotangents = call, cotangents  # type: ignore[method-assign]
-
-
 def _wait() -> None:
     if backend.name == "cupy":
         xp.cuda.get_current_stream().synchronize()
@@ -258,13 +240,18 @@ def _wait() -> None:
 
 def _kept_by(node: Node) -> list[Any]:
     """The arrays that a node keeps for its rule."""
-    saved = vars(node.saved).values() if node.saved is not None else ()
-    return [a for a in (*node.values, node.out, *saved) if backend.active().is_array(a)]
+    kept = (*node.values, node.out, *(node.residuals or ()))
+    return [a for a in kept if backend.active().is_array(a)]
 
 
 def _owner(array: Any) -> Any:
     """The array whose memory it is; the memory of a file or of bytes is no array."""
     return array.base if backend.active().is_array(array.base) else array
+
+
+def _is_view(array: Any, inputs: Sequence[Any]) -> bool:
+    given = [a for a in map(array_of, inputs) if backend.active().is_array(a)]
+    return any(memory_of(array) is memory_of(a) for a in given)
 
 
 def _bytes(*values: Any) -> int:
@@ -302,21 +289,21 @@ def _fastest(run: Callable[[], Any]) -> float:
 
 
 def _flop(op: str, shapes: Sequence[Shape], out: Shape, params: Any, wanted: Sequence[bool] | None) -> int | None:
-    """Multiplications and additions of a call, or, if it is said which cotangents are wanted, of its rule."""
-    if op == "weighted_values":  # q (.., L, D), k (.., S, D), v (.., S, E) -> (.., L, E)
+    """Multiplications and additions of a call, or, if it is said which adjoints are wanted, of its rule."""
+    if op == "scaled_dot_product_attention":  # q (.., L, D), k (.., S, D), v (.., S, E) -> (.., L, E)
         width, pairs = shapes[0][-1], 2 * math.prod(out[:-1]) * shapes[1][-2]
         if wanted is None:
             return pairs * (width + out[-1])
         return pairs * (out[-1] * (1 + wanted[2]) + width * (wanted[0] + wanted[1]))
-    if op == "matrix_product":
+    if op == "matmul":
         forward = 2 * math.prod(out) * shapes[0][-1]
-    elif op == "correlate":  # a kernel's worth of products for each element of y
+    elif op == "conv2d_p":  # a kernel's worth of products for each element of y
         forward = 2 * math.prod(out) * math.prod(shapes[1][:3])
-    elif op == "correlate_input":
+    elif op == "conv2d_input_grad":
         forward = 2 * math.prod(shapes[0]) * math.prod(shapes[1][:3])
-    elif op == "correlate_weight":
+    elif op == "conv2d_weight_grad":
         forward = 2 * math.prod(shapes[1]) * math.prod(out[:3])
-    elif op == "contract":
+    elif op == "einsum_p":
         terms = params["subscripts"].split("->")[0].split(",")
         lengths = {c: n for term, shape in zip(terms, shapes) for c, n in zip(term, shape) if n != 1}
         forward = len(terms) * math.prod(lengths.values())
@@ -324,5 +311,5 @@ def _flop(op: str, shapes: Sequence[Shape], out: Shape, params: Any, wanted: Seq
         return None
     if wanted is None:
         return forward
-    # linear in each factor, so each cotangent is as much again; a bias beside the two factors is no product
-    return forward * sum(wanted if op == "contract" else wanted[:2])
+    # linear in each factor, so each adjoint is as much again; a bias beside the two factors is no product
+    return forward * sum(wanted if op == "einsum_p" else wanted[:2])

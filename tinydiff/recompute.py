@@ -2,68 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 from . import rng
-from .backward import describe, flow_back
-from .modes import no_grad, recording, state
-from .tape import Node, tensor_at
-from .tensor import Tensor
+from .engine import (
+    Node,
+    Op,
+    Tensor,
+    backward_pass,
+    changes,
+    clock,
+    describe,
+    memory_of,
+    mode,
+    no_grad,
+    seed,
+    set_grad_enabled,
+)
+from .observers import Observer, observing
 
 
 def checkpoint(fn: Callable[..., Tensor], *inputs: Any) -> Tensor:
     """fn(*inputs), without keeping what its backward pass reads: that is computed again when it is needed.
 
-    Memory for time (Chen et al. 2016, "Training deep nets with sublinear memory cost"). Gradients also reach Tensors
-    that fn uses without being given them, such as the weights of a module; random numbers are drawn again as they were.
-    What fn changes itself changes twice, such as the running statistics of a BatchNorm2d.
-    Errors: TypeError if fn returns anything but one Tensor.
+    Gradients also reach Tensors that fn uses without being given them, such as the weights of a module; random numbers
+    are drawn again as they were. What fn changes itself changes twice, such as the statistics of a BatchNorm2d.
+    Errors: TypeError if fn returns anything but one Tensor. Source: Chen et al. 2016, "Training deep nets with
+    sublinear memory cost".
     """
-    if not state.grad_enabled:
+    if not mode.recording:
         return fn(*inputs)
-    before, state.captured = state.captured, {}
-    try:
-        with no_grad(), rng.recorded() as draws:
-            out = fn(*inputs)
-        captured = state.captured
-    finally:
-        state.captured = before
+    with no_grad(), rng.recorded() as draws, observing(Used()) as used:
+        out = fn(*inputs)
     if not isinstance(out, Tensor):
         raise TypeError(f"checkpoint: the function must return one Tensor, not {type(out).__name__}")
-    if not captured or out._requires_grad or out.dtype.kind not in "fc":
+    sources = list(used.tensors.values())
+    if not sources or out._requires_grad or out.dtype.kind not in "fc":
         return out  # nothing to compute again: no gradient is wanted, or fn gave back a Tensor that was there before
-    return Tensor(out._data, True, Recomputation(fn, inputs, list(captured.values()), draws, out), out.version)
+    read = [(x, x._data) for x in (*sources, *inputs) if isinstance(x, Tensor)]  # also those that need no gradient
+    again = SimpleNamespace(fn=fn, inputs=inputs, sources=sources, draws=draws, read=read, time=next(clock))
+    parents, arrays = [x.node or x for x in sources], [x._data for x in sources]
+    return Tensor(out._data, True, Node(recompute, parents, arrays, {"again": again}, out._data, None))
 
 
-class Recomputation(Node):
-    """A node whose rule computes the function once more, with recording, and flows back through that."""
+class Used(Observer):
+    """Notes the Tensors that this thread uses and that require a gradient."""
 
-    __slots__ = ()
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        self.tensors: dict[int, Tensor] = {}
 
-    def __init__(
-        self, fn: Callable[..., Tensor], inputs: Sequence[Any], captured: list[Tensor], draws: Any, out: Tensor
-    ):
-        op = SimpleNamespace(
-            name="checkpoint", keeps=[True] * len(captured), keeps_rest=True, keeps_out=False, definition=None
+    def on_call(self, run: Callable[..., Any], op: Op, inputs: tuple[Any, ...], params: dict[str, Any]) -> Any:
+        self.tensors.update({id(x.node or x): x for x in inputs if isinstance(x, Tensor) and x._requires_grad})
+        return run(op, inputs, params)
+
+
+recompute = Op(lambda *sources, again: again.fn(*again.inputs))
+recompute.name = "checkpoint"
+
+
+@recompute.vjp
+def recompute_vjp(g: Any, _z: Any, *sources: Any, again: Any) -> Any:
+    """The function once more, with recording, and the adjoint passed back through that."""
+    for x, array in again.read:
+        if x._data is not array or changes.get(id(memory_of(array)), (0,))[0] > again.time:
+            raise RuntimeError(
+                f"{describe(x)}, an input of checkpoint, was changed in place after it was used, and its gradient "
+                "needs the old values: make a new array instead"
+            )
+    with set_grad_enabled(True), rng.replayed(again.draws), rng.recorded() as draws:
+        out = again.fn(*again.inputs)
+    if rng.starts(draws) != rng.starts(again.draws):
+        raise RuntimeError(
+            "checkpoint: run again, the function drew other random numbers, "
+            f"{rng.starts(draws)} instead of {rng.starts(again.draws)}"
         )
-        super().__init__(op, captured, [x._data for x in captured], {"fn": fn, "inputs": inputs}, out._data, draws, [0])
-
-    def cotangents(self, g: Any, wanted: Sequence[bool], create_graph: bool) -> list[Any]:
-        sources = [tensor_at(parent, value) for parent, value in zip(self.parents, self.values)]
-        with recording(True), rng.replayed(self.saved), rng.recorded() as draws:
-            out = self.params["fn"](*self.params["inputs"])
-        if rng.starts(draws) != rng.starts(self.saved):
-            raise RuntimeError(
-                "checkpoint: run again, the function drew other random numbers, "
-                f"{rng.starts(draws)} instead of {rng.starts(self.saved)}"
-            )
-        if not (isinstance(out, Tensor) and out._requires_grad and out.shape == self.shape):
-            raise RuntimeError(
-                f"checkpoint: run again, the function gave {describe(out)}, not one of shape "
-                f"{self.shape} with a gradient"
-            )
-        pairs = flow_back(out, g, sources, create_graph, create_graph, stop=True)
-        found = {x.node or x: cotangent if create_graph else cotangent._data for x, cotangent in pairs}
-        return [found.get(parent) if want else None for parent, want in zip(self.parents, wanted)]
+    if not (isinstance(out, Tensor) and out._requires_grad and out.shape == g.shape):
+        raise RuntimeError(
+            f"checkpoint: run again, the function gave {describe(out)}, not one of shape {g.shape} with a gradient"
+        )
+    create_graph = isinstance(g, Tensor)
+    pairs = backward_pass(out, seed(out, g, create_graph), again.sources, create_graph, create_graph, stop=True)
+    found = {id(x): h if create_graph else h._data for x, h in pairs}
+    return tuple(found.get(id(x)) for x in again.sources)

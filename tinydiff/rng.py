@@ -8,8 +8,8 @@ batch, on any backend, and in any thread.
     u = floor(word / 2^8) / 2^24                                     uniform on [0, 1)
     z = sqrt(-2 log((word + 1/2) / 2^32)) (cos, sin)(2 pi word' / 2^32)       a pair of normals (Box and Muller 1958)
 
-The words and what is made of them come from kernels/numpy_random.py on the host, and from kernels/cuda_random.py on a
-GPU: the words are the same bit for bit, the normals to the last digits of log and cos.
+Here the host computes them, with the Philox of NumPy, whatever the backend, and brings them to the device. A kernel on
+the device (fast/cuda) gives the same words bit for bit, and the same normals to the last digits of log and cos.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy
 
-from . import backend, kernels, replays
-from .kernels.numpy_random import words as philox_words
+from . import backend
+from .backend import Array, each_time, overridable
 
 _local = threading.local()  # .log: where `recorded` notes the draws of this thread; .microbatch: which one it is in
 
@@ -57,30 +57,30 @@ class Rng:
             digest = hashlib.blake2b(f"{self.stream}/{type(name).__name__}/{name}".encode(), digest_size=8).digest()
             other._become(self.seed, int.from_bytes(digest, "little"), 0)
 
-        replays.each_time(follow)
+        each_time(follow)
         return other
 
     def state(self) -> dict[str, int]:
         """The three integers that a checkpoint keeps: Rng(**state) goes on where this one is."""
-        replays.refuse("the state of an Rng", "use rng.copy() or rng.child(name)")
+        backend.refuse_capture("the state of an Rng", "use rng.copy() or rng.child(name)")
         return {"seed": self.seed, "stream": self.stream, "step": self.step}
 
     def copy(self) -> Rng:
         """A source of its own that starts where this one is now."""
         other = Rng(0)
-        replays.each_time(lambda: other._become(self.seed, self.stream, self.step))
+        each_time(lambda: other._become(self.seed, self.stream, self.step))
         return other
 
     def normal(self, shape: int | tuple[int, ...], dtype: Any = "float32", *, first: int = 0) -> backend.Array:
         """Standard normals. The first axis counts samples: row i is that of sample `first + i`."""
         shape = _shape(shape, first)
-        z = kernels.random_normal(self._draw(), *_rows_and_columns(shape), first)
+        z = random_normal(self._draw(), *_rows_and_columns(shape), first)
         return z.reshape(shape).astype(dtype, copy=False)
 
     def uniform(self, shape: int | tuple[int, ...], dtype: Any = "float32", *, first: int = 0) -> backend.Array:
         """Uniform on [0, 1), on a grid of 2^-24. Rows as in `normal`."""
         shape = _shape(shape, first)
-        u = kernels.random_uniform(self._draw(), *_rows_and_columns(shape), first)
+        u = random_uniform(self._draw(), *_rows_and_columns(shape), first)
         return u.reshape(shape).astype(dtype, copy=False)
 
     def integers(self, n: int, shape: int | tuple[int, ...], *, first: int = 0) -> backend.Array:
@@ -90,15 +90,15 @@ class Rng:
         if not 1 <= n <= 2**31:
             raise ValueError(f"integers(n): n must be from 1 to 2**31, not {n!r}")
         shape = _shape(shape, first)
-        return kernels.random_integers(self._draw(), *_rows_and_columns(shape), first, n).reshape(shape)
+        return random_integers(self._draw(), *_rows_and_columns(shape), first, n).reshape(shape)
 
     def permutation(self, n: int) -> numpy.ndarray:
         """0 to n - 1 in random order, on the host: it decides which data to load."""
         if n < 0:
             raise ValueError(f"permutation(n): n must not be negative, not {n!r}")
-        replays.refuse("a permutation", "draw it outside, and pass what it selects as an input")
-        words = philox_words(self._address(), 1, -(-n // 4), 0)
-        return numpy.argsort(words[0, : 2 * n].view(numpy.uint64), kind="stable")
+        backend.refuse_capture("a permutation", "draw it outside, and pass what it selects as an input")
+        drawn = words(self._address(), 1, -(-n // 4), 0)
+        return numpy.argsort(drawn[0, : 2 * n].view(numpy.uint64), kind="stable")
 
     def _draw(self) -> Any:
         """(seed, stream, step) of the next draw, for a kernel."""
@@ -109,8 +109,8 @@ class Rng:
             )
         log = getattr(_local, "log", None)
         if log is not None and id(self) not in log:
-            replays.each_time(lambda: log.update({id(self): (self, self.step)}))
-        return replays.numbers(self._address)
+            each_time(lambda: log.update({id(self): (self, self.step)}))
+        return backend.numbers(self._address)
 
     def _address(self) -> numpy.ndarray:
         self.step += 1
@@ -146,7 +146,7 @@ def recorded() -> Iterator[dict[int, tuple[Rng, int]]]:
         _local.log = before
         if before is not None:
             for key in [key for key in log if key not in before]:
-                replays.each_time(lambda key=key: before.update({key: log[key]}))  # type: ignore[misc]
+                each_time(lambda key=key: before.update({key: log[key]}))
 
 
 def starts(log: dict[int, tuple[Rng, int]]) -> list[tuple[int, int, int]]:
@@ -167,11 +167,11 @@ def replayed(log: dict[int, tuple[Rng, int]]) -> Iterator[None]:
         for key, (rng, _) in log.items():
             rng.step = now[key]
 
-    replays.each_time(rewind)
+    each_time(rewind)
     try:
         yield
     finally:
-        replays.each_time(go_on)
+        each_time(go_on)
 
 
 def current_microbatch() -> Any:
@@ -193,3 +193,62 @@ def in_microbatch(microbatch: Any) -> Iterator[None]:
 def as_rng(rng: Rng | int | None) -> Rng:
     """An Rng from an Rng, a seed, or None (a new seed from the operating system)."""
     return rng if isinstance(rng, Rng) else Rng(rng)
+
+
+# ---------------------------------------------------------------- the numbers
+
+
+def words(source: numpy.ndarray, rows: int, blocks: int, first: int) -> numpy.ndarray:
+    """uint32 (rows, 8 blocks), of rows `first`, first + 1, ... of the draw at source = (seed, stream, step)."""
+    seed, stream, step = (int(n) for n in source)
+    counter = (first * blocks + (step << 64) - 1) % 2**256  # NumPy's Philox adds one before its first block
+    bits = numpy.random.Philox(counter=counter, key=seed + (stream << 64))
+    return bits.random_raw(rows * blocks * 4).view(numpy.uint32).reshape(rows, blocks * 8)
+
+
+@overridable
+def random_normal(source: numpy.ndarray, rows: int, columns: int, first: int) -> Array:
+    """Standard normals by Box and Muller, float32 (rows, columns)."""
+    return _cut(normals_of(words(source, rows, -(-columns // 8), first)), columns)
+
+
+@overridable
+def random_uniform(source: numpy.ndarray, rows: int, columns: int, first: int) -> Array:
+    """Uniform on [0, 1), float32 (rows, columns)."""
+    return _cut(uniforms_of(words(source, rows, -(-columns // 8), first)), columns)
+
+
+@overridable
+def random_integers(source: numpy.ndarray, rows: int, columns: int, first: int, n: int) -> Array:
+    """0 to n - 1, int64 (rows, columns)."""
+    return _cut(integers_of(words(source, rows, -(-columns // 8), first), n), columns)
+
+
+def normals_of(words: numpy.ndarray) -> numpy.ndarray:
+    """Each pair of words as a pair of normals."""
+    pairs = words.reshape(len(words), words.shape[1] // 2, 2)  # (rows, pairs, 2)
+    u = pairs[:, :, 0].astype(numpy.float32)
+    u += numpy.float32(0.5)
+    u *= numpy.float32(2.0**-32)
+    radius = numpy.sqrt(numpy.float32(-2) * numpy.log(u))
+    angle = pairs[:, :, 1].astype(numpy.float32)
+    angle *= numpy.float32(2 * math.pi * 2.0**-32)
+    z = numpy.empty(pairs.shape, numpy.float32)
+    numpy.multiply(radius, numpy.cos(angle), out=z[:, :, 0])
+    numpy.multiply(radius, numpy.sin(angle), out=z[:, :, 1])
+    return z.reshape(words.shape)
+
+
+def uniforms_of(words: numpy.ndarray) -> numpy.ndarray:
+    u = (words >> 8).astype(numpy.float32)
+    u *= numpy.float32(2.0**-24)
+    return u
+
+
+def integers_of(words: numpy.ndarray, n: int) -> numpy.ndarray:
+    return (words.astype(numpy.uint64) * numpy.uint64(n) >> numpy.uint64(32)).astype(numpy.int64)
+
+
+def _cut(values: numpy.ndarray, columns: int) -> Array:
+    """The first numbers of each row, on the device."""
+    return backend.to_device(values[:, :columns])

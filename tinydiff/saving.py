@@ -1,5 +1,5 @@
-"""Checkpoints on disk. (Not called `checkpoint`: `tinydiff.checkpoint` is the function that
-computes again to save memory.)
+"""Checkpoints on disk, and how a file gets to its place: whole or not at all. (Not called `checkpoint`:
+`tinydiff.checkpoint` is the function that computes again to save memory.)
 
     save("run.npz", {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": 1000})
     state = load("run.npz")
@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import json
 import os
-import threading
+import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from . import backend
-from .tensor import Tensor, array_of
+from .engine import Tensor
+from .operators import array_of
 
 STRUCTURE = "json"  # the entry for what is not an array
 ARRAY = "/array"  # stands in it where an array belongs: {"/array": "model/conv1.weight"}; no key has a "/"
@@ -31,26 +32,20 @@ ARRAY = "/array"  # stands in it where an array belongs: {"/array": "model/conv1
 def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     """Write nested dicts of arrays, Tensors, numbers, strings, lists and None. Waits for the device.
 
-    The file appears whole or not at all: it is written beside its place under another name and then renamed, so that a
-    crash leaves the previous one. Errors: TypeError, which names the entry, for anything else, and for a key that is
-    not a string.
+    The file appears whole or not at all, so that a crash leaves the previous one.
+    Errors: TypeError, which names the entry, for anything else, and for a key that is not a string.
     """
     arrays: dict[str, np.ndarray] = {}
     structure = _split(state, "", arrays)
     arrays[STRUCTURE] = np.frombuffer(json.dumps(structure).encode(), np.uint8)
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
-    try:
-        with open(temporary, "wb") as file:
-            with zipfile.ZipFile(file, "w") as archive:
-                for name, array in arrays.items():
-                    with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
-                        np.lib.format.write_array(entry, np.asanyarray(array), allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())  # the bytes before the name: else a power cut could leave an empty file under it
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    def write(file: BinaryIO) -> None:
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                    np.lib.format.write_array(entry, np.asanyarray(array), allow_pickle=False)
+
+    write_atomically(path, write)
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -98,3 +93,35 @@ def _join(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
             return arrays[value[ARRAY]]
         return {key: _join(part, arrays) for key, part in value.items()}
     return [_join(part, arrays) for part in value] if isinstance(value, list) else value
+
+
+# ---------------------------------------------------------------- files
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
+    """Call `write(file)` on a temporary file beside `path`, then move it there in one step; the directory is made.
+
+    A reader sees the old file or the new one, never a part; if `write` raises, the temporary file is removed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same directory, because a rename is atomic only within one file system.
+    handle, temporary = tempfile.mkstemp(prefix=path.name + ".", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())  # the bytes before the name: else a power cut could leave an empty file under it
+        mask = os.umask(0)  # there is no other way to read it
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes it private
+        os.replace(temporary, path)
+    except BaseException:  # Ctrl-C too must leave nothing behind
+        os.unlink(temporary)
+        raise
+
+
+def cache_dir(name: str) -> Path:
+    """The directory `${XDG_CACHE_HOME:-~/.cache}/tinydiff/<name>`, for data between runs; it need not exist yet."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "tinydiff" / name

@@ -56,7 +56,7 @@ def train(
     None: microbatch_size, or the whole batch if a layer of the model needs it (BatchNorm2d, Dropout).
     threads: how many microbatches to work on at a time, on a CPU (None: one per core). They change no bit of the result
     if there are several microbatches; a single one leaves the threads to the BLAS. The loss must then change no state.
-    capture: on CuPy, repeat each step as one CUDA graph (see tinydiff/capture.py for what the loss may then not do).
+    capture: on CuPy, repeat each step as one CUDA graph (see fast/capture.py for what the loss may then not do).
     schedule: epoch, or step with schedule_by="step", -> factor of the learning rate. ema: updated after each step.
     out: a directory for log.jsonl and checkpoint.npz. A record of the log is the mean loss over the images since the
     last one; it is written at the end of each epoch, or every `log_every` steps and at the end; so is the checkpoint,

@@ -20,7 +20,6 @@ from typing import Any, TextIO
 from . import backend, saving
 from .backend import Array, xp
 from .data.batches import Batches
-from .data.cache import write_atomically
 
 Record = dict[str, Any]
 
@@ -276,7 +275,7 @@ class Files:
         state = TrainState(**saved["run"])
         self.saved_at = state.step
         lines = "".join(json.dumps(record) + "\n" for record in state.records)
-        write_atomically(self.out / "log.jsonl", lambda file: file.write(lines.encode()))
+        saving.write_atomically(self.out / "log.jsonl", lambda file: file.write(lines.encode()))
         return state
 
 

@@ -77,7 +77,7 @@ def arguments() -> argparse.Namespace:
         help="the cases with this in their name, * for anything; may be repeated",
     )
     add("--pairs", type=positive, default=9, help="rounds in which the rivals take turns (default: %(default)s)")
-    add("--threads", type=positive, default=cores(), help="of each rival (default: one a core, %(default)s)")
+    add("--threads", type=positive, default=cores(), help="of each rival (default: one per core, %(default)s)")
     add("--compile", action="store_true", help="a column for torch.compile (needs a C++ compiler)")
     add("--out", type=Path, metavar="FILE.jsonl", help="append a JSON line a case")
     add("--list", action="store_true", help="name the cases and stop")

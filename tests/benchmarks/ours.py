@@ -18,7 +18,7 @@ from tinydiff.models.unet import UNet
 
 SDE, KARRAS = VESDE(), KarrasSDE()
 QUICKSTART_CHANNELS, QUICKSTART_LABELS = (32, 64), {"digit": 10, "face": 2, "weight": 2, "slant": 3}
-SIGMA_DATA, LABEL_DROPOUT = 0.5, 0.1  # the spread of the images, and how often labels are kept from the net
+SIGMA_DATA, LABEL_DROPOUT = 0.5, 0.1  # the spread of the images, and how often the condition is left out
 
 
 def wait() -> None:

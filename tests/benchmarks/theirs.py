@@ -109,7 +109,7 @@ def sampler(name: str, n: int, steps: int, memory_format: Any, compiled: bool = 
     """The same algorithms as tinydiff.diffusion.euler_maruyama and heun."""
     net = net_of("quickstart" if name == "heun" else "concat").to(memory_format=memory_format)
     x, *labels = batch_of("quickstart", n, memory_format)
-    told = dict(zip(ours.QUICKSTART_LABELS, labels))
+    condition = dict(zip(ours.QUICKSTART_LABELS, labels))
     net = compile_or_say_why(net) if compiled else net
 
     def heun() -> Any:
@@ -117,10 +117,10 @@ def sampler(name: str, n: int, steps: int, memory_format: Any, compiled: bool = 
         levels = [(top + i / (steps - 1) * (low - top)) ** 7 for i in range(steps)] + [0.0]
         y = torch.randn_like(x) * levels[0]
         for sigma, following in zip(levels, levels[1:]):
-            slope = (y - net(y, torch.full((n,), sigma, device=DEVICE), told)) / sigma
+            slope = (y - net(y, torch.full((n,), sigma, device=DEVICE), condition)) / sigma
             moved = y + (following - sigma) * slope
             if following > 0:
-                again = (moved - net(moved, torch.full((n,), following, device=DEVICE), told)) / following
+                again = (moved - net(moved, torch.full((n,), following, device=DEVICE), condition)) / following
                 moved = y + (following - sigma) / 2 * (slope + again)
             y = moved
         return y

@@ -21,7 +21,7 @@ from tinydiff.diffusion import (
 )
 from tinydiff.diffusion.edit import denoise, image_to_image, inpaint, interpolate, noise_level, spherical
 from tinydiff.diffusion.process import per_sample
-from tinydiff.tensor import array_of
+from tinydiff.engine import array_of
 
 SDE = VESDE(25.0)
 PROCESSES = pytest.mark.parametrize("sde", [SDE, constant_vp(6.0)], ids=["VE", "VP"])

@@ -11,7 +11,7 @@ from tinydiff import Rng, Tensor, backend, no_grad
 from tinydiff.diffusion import VESDE, VPSDE, Counted, Denoiser, KarrasSDE, score_of
 from tinydiff.diffusion.likelihood import Average, average, bits_per_dimension, log_likelihood
 from tinydiff.diffusion.process import per_sample
-from tinydiff.tensor import array_of
+from tinydiff.engine import array_of
 
 EPS = 1e-4
 SDES = {"VE": VESDE(25.0), "VP": constant_vp(), "EDM": KarrasSDE(20.0)}

@@ -9,10 +9,10 @@ from mixtures import erf
 from tinydiff import Rng, Tensor, backend, gradcheck, nn, ops
 from tinydiff.backend import xp
 from tinydiff.diffusion import VESDE, KarrasSDE, ScoreModel, likelihood_loss, log_likelihood
-from tinydiff.models.fine import FineInputs
+from tinydiff.engine import array_of
+from tinydiff.models.fourier import FourierInputs
 from tinydiff.models.unet import UNet
 from tinydiff.optim import Adam
-from tinydiff.tensor import array_of
 
 SD, SIGMA_MAX = 0.7, 2.0  # so small that the data is seen in the prior
 VARIANCES = np.array([1.0, 0.3, 0.01, 0.0001])  # of independent pixels
@@ -132,7 +132,7 @@ def test_a_sample_has_the_same_loss_alone_or_in_a_batch(each_backend):
 
 
 class OnePixel(nn.Module):
-    """A small net for images of one pixel with its waves: (N, 1, 1, 13), (N,) -> (N, 1, 1, 1)."""
+    """A small net for images of one pixel with Fourier features: (N, 1, 1, 13), (N,) -> (N, 1, 1, 1)."""
 
     def __init__(self):
         rng = Rng(0)
@@ -151,7 +151,7 @@ def test_what_is_trained_by_it_needs_as_many_bits_as_the_loss_says(numpy_backend
     the noise. The loss says it by denoising, bits_per_dimension by the ODE."""
     eps, sde = 0.05, KarrasSDE()
     greys = (np.random.default_rng(0).integers(0, 4, (512, 1, 1, 1)) * 85).astype(np.uint8)
-    model = ScoreModel(FineInputs(OnePixel(), 0.75), sde, "edm", sigma_data=0.75)
+    model = ScoreModel(FourierInputs(OnePixel(), 0.75), sde, "edm", sigma_data=0.75)
     optimiser, rng, bits = Adam(model.parameters(), lr=1e-2), Rng(1), []
     for step in range(600):
         optimiser.lr = 1e-2 * (1 - step / 600)
@@ -196,38 +196,38 @@ class Seen(nn.Module):
         return y
 
 
-def test_fine_inputs_are_what_noise_leaves_of_the_waves(each_backend):
+def test_fourier_inputs_are_what_noise_leaves_of_the_features(each_backend):
     """The mean of cos(w (x + r z)) and sin over many z is that of x, times a."""
     sigma, sd = 0.05, 0.5
     r = sigma / math.hypot(sigma, sd)
-    net = FineInputs(Seen(), sd, (0, 2, 3))
+    net = FourierInputs(Seen(), sd, (0, 2, 3))
     x = xp.asarray([[[[0.3]]], [[[-0.9]]]])
     noise = xp.full(2, math.log(sigma) / 4)
     y = backend.to_host(net(x, noise, digit=3).data)
     assert y.shape == (2, 1, 1, 7) and net.net.condition == {"digit": 3}
-    assert FineInputs(Seen(), sd, ())(x, noise).shape == (2, 1, 1, 1)
+    assert FourierInputs(Seen(), sd, ())(x, noise).shape == (2, 1, 1, 1)
     np.testing.assert_allclose(y[..., :1], backend.to_host(x))
     z = np.random.default_rng(0).normal(size=200_000)
     for i, value in enumerate((0.3, -0.9)):
         for j, n in enumerate((0, 2, 3)):
             w = 2**n * math.pi
-            for k, wave in enumerate((np.cos, np.sin)):
-                assert y[i, 0, 0, 1 + 2 * j + k] == pytest.approx(wave(w * (value + r * z)).mean(), abs=0.01)
+            for k, fn in enumerate((np.cos, np.sin)):
+                assert y[i, 0, 0, 1 + 2 * j + k] == pytest.approx(fn(w * (value + r * z)).mean(), abs=0.01)
 
 
-def test_fine_inputs_have_a_gradient_and_gone_where_noise_is_wide(each_backend):
+def test_fourier_inputs_have_a_gradient_and_gone_where_noise_is_wide(each_backend):
     noise = xp.asarray([math.log(0.01) / 4, math.log(50.0) / 4])
     x = np.random.default_rng(0).normal(size=(2, 2, 2, 1))
-    net = FineInputs(Seen(), 0.5, (1, 4))
+    net = FourierInputs(Seen(), 0.5, (1, 4))
     assert gradcheck(net, x, np.array([math.log(0.01) / 4, math.log(0.5) / 4])).ok  # by x, and by the noise
     x = backend.to_device(x)
     assert abs(net(x, noise).data[1, ..., 1:]).max() < 1e-6 < abs(net(x, noise).data[0, ..., 1:]).max()
 
 
-def test_errors_of_fine_inputs():
+def test_errors_of_fourier_inputs():
     for sd in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match="sigma_data must be positive and finite, not"):
-            FineInputs(Seen(), sd)
+            FourierInputs(Seen(), sd)
 
 
 def test_errors_of_the_channels():

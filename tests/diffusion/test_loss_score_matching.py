@@ -10,7 +10,7 @@ from tinydiff.data import GaussianMixture
 from tinydiff.diffusion import VESDE, VPSDE, score_matching_loss
 from tinydiff.diffusion.exact import Exact
 from tinydiff.diffusion.loss import explicit_loss, implicit_loss, sliced_loss
-from tinydiff.models.mlp import ScoreMLP
+from tinydiff.models.fourier import ScoreMLP
 
 MU, COV = np.array([0.3, -1.0]), np.array([[2.0, 0.5], [0.5, 1.0]])
 GAUSSIAN = GaussianMixture([1.0], [MU], [COV])

@@ -19,7 +19,7 @@ from tinydiff.diffusion import (
     sample,
     uniform_times,
 )
-from tinydiff.tensor import array_of
+from tinydiff.engine import array_of
 
 SDE, EPS = VESDE(25.0), 1e-3
 STEPS = (8, 16, 32, 64, 128, 256)

@@ -20,7 +20,7 @@ from tinydiff.diffusion import (
 )
 from tinydiff.diffusion.loss import log_normal
 from tinydiff.diffusion.process import per_sample
-from tinydiff.tensor import array_of
+from tinydiff.engine import array_of
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 SD = 0.6

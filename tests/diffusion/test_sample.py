@@ -29,7 +29,7 @@ from tinydiff.diffusion import (
 )
 from tinydiff.diffusion.exact import Exact
 from tinydiff.diffusion.predict import flow_velocity
-from tinydiff.tensor import array_of
+from tinydiff.engine import array_of
 
 SDE = VESDE(25.0)
 every_method = pytest.mark.parametrize("name", METHODS)

@@ -206,7 +206,7 @@ class ResidualUNet(torch.nn.Module):
         e = self.noise(torch.cat([angle.sin(), angle.cos()], dim=1))
         for name, table in self.labels.items():
             values = labels[name]
-            e = e + table(torch.where(values < 0, table.num_embeddings - 1, values))  # -1: not said
+            e = e + table(torch.where(values < 0, table.num_embeddings - 1, values))  # -1: the null class
         e = F.silu(e)
         fine = self.down[0](self.first(F.pixel_unshuffle(x, 2)), e)
         coarse = self.down[2](self.down[1](fine), e)

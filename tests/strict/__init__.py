@@ -51,7 +51,7 @@ def make_backend() -> Any:
     """What tinydiff.backend._install wants."""
     from tinydiff.backend import Backend
 
-    return Backend("strict", xp, to_device, to_host, is_array, "numpy", None, forbid_sync)
+    return Backend("strict", xp, to_device, to_host, is_array, None, forbid_sync)
 
 
 def __getattr__(name: str) -> Any:

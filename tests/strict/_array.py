@@ -11,6 +11,7 @@ from ._core import (
     API,
     NUMBERS,
     NUMPY1,
+    OWNERS,
     State,
     Wrapped,
     accept,
@@ -58,6 +59,7 @@ class StrictArray(Wrapped):
         dtype = np.dtype(dtype)
         check_dtype(dtype)
         self._a = poison(np.empty(accept("ndarray", "shape", shape), dtype))
+        OWNERS[id(self._a)] = self
 
     # ---- what NumPy may not do
 
@@ -109,7 +111,10 @@ class StrictArray(Wrapped):
 
     @property
     def base(self) -> StrictArray | None:
-        return None if self._a.base is None else wrap(self._a.base)
+        """The array that owns the memory: the same object each time, as long as it lives."""
+        base = self._a.base
+        owner = OWNERS.get(id(base))
+        return wrap(base) if owner is None and base is not None else owner
 
     @property
     def T(self) -> StrictArray:

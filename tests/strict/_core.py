@@ -11,6 +11,7 @@ import functools
 import inspect
 import json
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -112,9 +113,14 @@ class Wrapped:
         Wrapped.final = cls
 
 
+OWNERS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # by the id of NumPy's array
+
+
 def wrap(a: np.ndarray) -> Any:
     strict = object.__new__(Wrapped.final)
     strict._a = a
+    if a.base is None:
+        OWNERS[id(a)] = strict
     return strict
 
 

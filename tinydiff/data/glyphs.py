@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .cache import cache_dir, write_atomically
+from ..saving import cache_dir, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.path import Path as Outline
@@ -35,8 +35,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "slant": ("upright", "leaning left", "leaning right"),
     "place": ("centre", "top left", "top right", "bottom left", "bottom right"),
 }
-# What captions leave unsaid.
-UNSAID = {"regular", "medium", "upright", "centre"}
+# What goes without saying in a caption.
+USUAL = {"regular", "medium", "upright", "centre"}
 
 # The values that a variety draws from; all of an attribute's where it names none.
 VARIETIES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -138,8 +138,8 @@ def _roll(n: int, seed: int, variety: str) -> tuple[dict[str, np.ndarray], dict[
 def _caption(*row: int) -> str:
     """A label of each attribute in English: "a small bold serif seven leaning left, at the top right"."""
     value = {name: values[i] for (name, values), i in zip(ATTRIBUTES.items(), row, strict=True)}
-    said = [value[name] for name in ("size", "weight", "face", "digit", "slant") if value[name] not in UNSAID]
-    return f"a {' '.join(said)}" + ("" if value["place"] in UNSAID else f", at the {value['place']}")
+    words = [value[name] for name in ("size", "weight", "face", "digit", "slant") if value[name] not in USUAL]
+    return f"a {' '.join(words)}" + ("" if value["place"] in USUAL else f", at the {value['place']}")
 
 
 def _draw(labels: dict[str, np.ndarray], jitter: dict[str, np.ndarray]) -> np.ndarray:

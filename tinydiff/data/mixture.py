@@ -17,8 +17,8 @@ import numpy as np
 
 from .. import backend, ops
 from ..backend import Array
+from ..operators import array_of
 from ..rng import Rng, as_rng
-from ..tensor import array_of
 
 
 class GaussianMixture:

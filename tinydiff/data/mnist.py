@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from .cache import cache_dir, write_atomically
+from ..saving import cache_dir, write_atomically
 
 log = logging.getLogger(__name__)
 

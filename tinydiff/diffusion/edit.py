@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ..backend import Array, scalar, to_device, to_host, xp
-from ..modes import no_grad
+from ..engine import Tensor, no_grad
+from ..operators import array_of
 from ..rng import Rng, as_rng
-from ..tensor import Tensor, array_of
 from .methods import Method, Timesteps, ddim_step, karras_times
 from .predict import as_score, checked_score, denoised
 from .process import integer, per_sample, time_at

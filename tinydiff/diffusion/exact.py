@@ -20,8 +20,8 @@ from typing import Any
 
 from ..backend import Array, to_device, xp
 from ..data.mixture import GaussianMixture
+from ..operators import array_of
 from ..rng import Rng, as_rng
-from ..tensor import array_of
 from .process import integer
 
 NoiseStrength = Callable[[float], float]

@@ -18,11 +18,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ..backend import Array, to_device, to_host, xp
-from ..backward import grad
+from ..engine import Tensor, grad, set_grad_enabled
 from ..microbatch import over_microbatches
-from ..modes import recording
+from ..operators import array_of
 from ..rng import Rng, as_rng
-from ..tensor import Tensor, array_of
 from .predict import as_score, checked_score, flow_velocity
 from .process import integer
 from .runge_kutta import solve
@@ -78,7 +77,7 @@ def log_likelihood(
 
     def derivative(state: Array, t: Array) -> Array:
         """Of x and of the integrals, side by side: (N, D + columns)."""
-        with recording(True):
+        with set_grad_enabled(True):
             here = Tensor(state[:, :d].reshape(shape), requires_grad=True)  # (N, D) -> (N, ...)
             s = score(here, Tensor(t), **condition)
             checked_score(s, here)

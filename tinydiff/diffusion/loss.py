@@ -20,9 +20,9 @@ from typing import Any
 
 from .. import ops
 from ..backend import Array, to_device, xp
-from ..backward import grad
+from ..engine import Tensor, grad
+from ..operators import array_of
 from ..rng import Rng
-from ..tensor import Tensor, array_of
 from .predict import Denoiser, ScoreModel, as_score
 from .process import KarrasSDE, per_sample
 

@@ -34,9 +34,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from .. import nn, ops, replays
+from .. import backend, nn, ops
 from ..backend import Array, to_device, xp
-from ..tensor import Tensor, array_of
+from ..engine import Tensor
+from ..operators import array_of
 from .process import KarrasSDE, by_name, per_sample, sqrt
 
 Score = Callable[..., Any]
@@ -178,7 +179,7 @@ class Counted:
         self.is_denoiser = getattr(model, "is_denoiser", False)
 
     def __call__(self, *args: Any, **condition: Any) -> Any:
-        replays.each_time(self._count)
+        backend.each_time(self._count)
         return self.model(*args, **condition)
 
     def _count(self) -> None:

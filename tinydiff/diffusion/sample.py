@@ -15,12 +15,12 @@ from itertools import pairwise
 from numbers import Integral
 from typing import Any, NamedTuple
 
-from .. import replays
+from .. import backend
 from ..backend import Array, to_device, xp
+from ..engine import Tensor, no_grad
 from ..microbatch import over_microbatches
-from ..modes import no_grad
+from ..operators import array_of
 from ..rng import Rng, as_rng
-from ..tensor import Tensor, array_of
 from .methods import Method, Timesteps, as_method
 from .predict import Score, as_score, checked_score, denoised
 from .process import integer, sigma_at
@@ -103,7 +103,7 @@ def sample(
         return samples(rows, copy)
 
     parts = list(over_microbatches(part, n, int(microbatch), threads))
-    replays.each_time(lambda: setattr(source, "step", copies[0].step))  # as if it had drawn for all of them
+    backend.each_time(lambda: setattr(source, "step", copies[0].step))  # as if it had drawn for all of them
     return xp.concatenate(parts)  # (microbatch, ...), (microbatch, ...), ... -> (N, ...)
 
 

@@ -23,8 +23,9 @@ from typing import Any, TypeVar
 import numpy
 
 from .. import microbatch
+from ..anomaly import anomaly_detection
+from ..engine import grad_enabled
 from ..microbatch import microbatches, working_on
-from ..modes import anomaly_detection, grad_enabled
 from ..rng import current_microbatch
 
 Result = TypeVar("Result")

@@ -1,7 +1,7 @@
 """The nets of the tutorial "Stable Diffusion from Scratch" and of the notebooks it comes from, exactly.
 
     ScoreUNet         1,115,297 parameters (skips concatenated) or 1,022,849 (added): the score of noised digits
-    ConditionalUNet   2,045,057: the additive one, told which digit by attention
+    ConditionalUNet   2,045,057: the additive one, which gets the digit as its condition by attention
     Autoencoder             709: 28x28 images to 10x10x4 latents, and back
     LatentUNet          285,284: the score of noised latents
 
@@ -39,9 +39,9 @@ class ScoreUNet(nn.Module):
     """The score of noised images: x (N, 28, 28, 1) and times t (N,) -> (N, 28, 28, 1).
 
     On the way down the image becomes smaller and the channels more, on the way up the reverse; each layer up also gets
-    what the layer of its size on the way down has seen, concatenated ("concat") or added ("add"). Each layer is told
-    the time; the last (dense7) in vain: its group norm has a group a channel, which takes out again what is added to
-    all of a channel.
+    what the layer of its size on the way down has computed, concatenated ("concat") or added ("add"). The time is added
+    in each layer; in the last (dense7) in vain: its group norm has one group per channel, which takes out again what is
+    added to all of a channel.
     Errors: ValueError for another shape of x or t, or another word for skips; TypeError for another
     dtype than the weights'.
     """
@@ -121,7 +121,7 @@ class ConditionalUNet(ScoreUNet):
 
     The additive ScoreUNet, with a transformer after levels 3 and 4 that attends to the embedding of the label. As that
     is a single token, the softmax over it is 1 whatever is asked: query and key of the cross-attention get no gradient,
-    and it is a bias a class. It is built as it was published.
+    and it is one bias per class. It is built as it was published.
     Errors: as ScoreUNet; TypeError for labels that are not integers, IndexError for one out of
     range (see nn.Embedding).
     """
@@ -169,7 +169,7 @@ class Attention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention to the context, and a network a token;
+    """Self-attention, attention to the context, and a network on each token;
     each after a layer norm, each added to what came in.
     """
 
@@ -323,7 +323,7 @@ def _hidden(x: Any, conv: nn.Module, time: Any, norm: nn.Module) -> Any:
 
 
 def _per_image(a: Any) -> Any:
-    """One number or vector an image, as an image of one pixel: (N,) or (N, C) -> (N, 1, 1, 1 or C)."""
+    """One number or vector per image, as an image of one pixel: (N,) or (N, C) -> (N, 1, 1, 1 or C)."""
     return a.reshape((a.shape[0], 1, 1, -1))
 
 

@@ -1,14 +1,14 @@
 """Our U-Net: small, padded, residual, conditioned on the noise level and on any number of labels.
 
     x (N, H, W, C)
-      -> patches (H/p, W/p)  -> [residual blocks -> halve]  a level  -> block, attention, block
-      <- patches             <- [double <- residual blocks, with the skips concatenated] a level
+      -> patches (H/p, W/p)  -> [residual blocks -> halve] at each level  -> attention, block
+      <- patches             <- [double <- residual blocks, with the skips concatenated] at each level
 
 Where it differs from the tutorial's net (models/tutorial.py): every convolution is padded, so nothing is cut from the
 borders and any size that the halvings divide will do; the noise level enters as ln sigma, slowly varying, instead
-of frequencies of scale 30 in t; pixels are first folded into channels ("pixel unshuffle"), which saves most of the
-work at full resolution; and the last layer of each block starts at zero, so that a block starts as the identity, and
-the net itself at zero.
+of frequencies of scale 30 in t; the pixels of a patch first become channels (pixel_unshuffle), which saves most of
+the work at full resolution; and the last layer of each block starts at zero, so that a block starts as the identity,
+and the net itself at zero.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ from typing import Any
 
 from .. import backend, nn, ops
 from ..backend import Array, to_device, xp
+from ..engine import Tensor
+from ..operators import array_of
 from ..rng import Rng, as_rng
-from ..tensor import Tensor, array_of
 
 
 class UNet(nn.Module):
     """F(x, noise, **labels): (N, H, W, C) -> (N, H, W, C or out_channels)
 
     channels: of each level, from fine to coarse; level i works at 1 / (patch 2^i) of the resolution.
-    blocks: residual blocks a level, on the way down; as many on the way up.
-    labels: how many values each label has, {"digit": 10}; each is embedded, and the embeddings are summed. A label may
-    be -1 for "not said" (its row of the table is the last), which is also what a label that is left out means.
+    blocks: residual blocks per level, on the way down; as many on the way up.
+    labels: the condition, by how many values each label has, {"digit": 10}; each is embedded, and the embeddings are
+    summed. -1 is the null class, no condition (the last row of a table), which is also what a label that is left out
+    means. To learn it, replace labels by -1 at random in training (label dropout; Ho and Salimans 2022).
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class UNet(nn.Module):
                 f"UNet: images must be (N, H, W, {self.in_channels}) with H and W multiples of {unit}, not {x.shape}"
             )
         e = ops.silu(self._embed(noise, labels, n))  # (N, embedding)
-        h = self.first(fold(x, self.patch))  # (N, H/p, W/p, channels[0])
+        h = self.first(pixel_unshuffle(x, self.patch))  # (N, H/p, W/p, channels[0])
         skips = []
         for layer in self.down:
             h = layer(h, e) if isinstance(layer, ResidualBlock) else layer(h)
@@ -100,7 +102,7 @@ class UNet(nn.Module):
                 h = layer(ops.concatenate([h, skips.pop()], axis=3), e)
             else:
                 h = layer(h)
-        return unfold(self.last(self.norm(h, silu=True)), self.patch)  # (N, H, W, out_channels)
+        return pixel_shuffle(self.last(self.norm(h, silu=True)), self.patch)  # (N, H, W, out_channels)
 
     def _embed(self, noise: Any, labels: Mapping[str, Any], n: int) -> Tensor:
         e = self.noise(self.frequencies(noise))
@@ -111,15 +113,15 @@ class UNet(nn.Module):
             values: Array = array_of(labels[name]) if name in labels else xp.full(n, -1)
             if values.shape != (n,):
                 raise ValueError(f"UNet: label {name!r} must have shape {(n,)}, not {values.shape}")
-            unsaid = table.num_embeddings - 1
+            null = table.num_embeddings - 1  # the null class
             readable = backend.name == "numpy" or not backend.active().is_array(values)
-            if readable and n and not (-1 <= values.min() and values.max() < unsaid):
+            if readable and n and not (-1 <= values.min() and values.max() < null):
                 raise IndexError(
-                    f"UNet: label {name!r} must be 0 to {unsaid - 1}, or -1 for not said, "
+                    f"UNet: label {name!r} must be 0 to {null - 1}, or -1 for the null class, "
                     f"but runs from {values.min()} to {values.max()}"
                 )
             values = to_device(values)
-            e = e + table(xp.where(values < 0, unsaid, values))  # (N, embedding)
+            e = e + table(xp.where(values < 0, null, values))  # (N, embedding)
         return e
 
 
@@ -138,7 +140,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
         h = self.conv1(self.norm1(x, silu=True))
         scale, shift = ops.split(self.modulate(e), 2, axis=1)  # (N, outside) each
-        # (xhat w + b) (scale + 1) + shift is a norm with a weight and a bias a sample.
+        # (xhat w + b) (scale + 1) + shift is a norm with a weight and a bias per sample.
         weight, bias = self.norm2.weight * (scale + 1), self.norm2.bias * (scale + 1) + shift
         h = self.conv2(ops.group_norm(h, weight, bias, groups=self.norm2.num_groups, silu=True))
         return h + (x if self.shortcut is None else self.shortcut(x))
@@ -159,22 +161,22 @@ class SelfAttention(nn.Module):
         return x + self.project(ops.attention(q, k, v)).reshape(x.shape)
 
 
-def fold(x: Tensor, patch: int) -> Tensor:
-    """Pixel unshuffle: each patch becomes one pixel, (N, H, W, C) -> (N, H/p, W/p, p p C)."""
+def pixel_unshuffle(x: Tensor, patch: int) -> Tensor:
+    """Each patch of pixels becomes one pixel: (N, H, W, C) -> (N, H/p, W/p, p p C)."""
     n, height, width, c = x.shape
-    x = ops.reshape(x, shape=(n, height // patch, patch, width // patch, patch, c))
-    return ops.reshape(
-        ops.transpose(x, axes=(0, 1, 3, 2, 4, 5)), shape=(n, height // patch, width // patch, patch * patch * c)
-    )
+    h, w = height // patch, width // patch
+    x = ops.reshape(x, shape=(n, h, patch, w, patch, c))  # (N, H, W, C) -> (N, H/p, p, W/p, p, C)
+    x = ops.transpose(x, axes=(0, 1, 3, 2, 4, 5))  # -> (N, H/p, W/p, p, p, C)
+    return ops.reshape(x, shape=(n, h, w, patch * patch * c))  # -> (N, H/p, W/p, p p C)
 
 
-def unfold(x: Tensor, patch: int) -> Tensor:
-    """The way back: (N, H, W, p p C) -> (N, p H, p W, C)."""
-    n, height, width, c = x.shape
-    x = ops.reshape(x, shape=(n, height, width, patch, patch, c // patch**2))
-    return ops.reshape(
-        ops.transpose(x, axes=(0, 1, 3, 2, 4, 5)), shape=(n, height * patch, width * patch, c // patch**2)
-    )
+def pixel_shuffle(x: Tensor, patch: int) -> Tensor:
+    """The inverse: (N, H, W, p p C) -> (N, p H, p W, C)."""
+    n, h, w, channels = x.shape
+    c = channels // patch**2
+    x = ops.reshape(x, shape=(n, h, w, patch, patch, c))  # (N, H, W, p p C) -> (N, H, W, p, p, C)
+    x = ops.transpose(x, axes=(0, 1, 3, 2, 4, 5))  # -> (N, H, p, W, p, C)
+    return ops.reshape(x, shape=(n, h * patch, w * patch, c))  # -> (N, p H, p W, C)
 
 
 def _zero(layer: Any) -> Any:

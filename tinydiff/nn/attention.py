@@ -7,9 +7,7 @@ from typing import Any
 from .. import ops
 from ..backend import xp
 from ..rng import Rng, as_rng
-from .activation import Dropout
-from .init import xavier_uniform
-from .linear import Linear
+from .layers import Dropout, Linear, xavier_uniform
 from .module import Module, Parameter, same_dtype
 
 

@@ -14,58 +14,19 @@ from typing import Any
 from .. import ops
 from ..ops.conv import Pair
 from ..rng import Rng, as_rng
-from .init import fan_in_uniform
+from .layers import fan_in_uniform
 from .module import Module, Parameter, same_dtype
 
 
 class _Conv(Module):
-    """What the three have in common: their arguments, and the parameters made from them."""
+    """What the three have in common: their arguments, and the parameters made from them.
 
-    axes: int  # of the kernel
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Pair,
-        stride: Any,
-        padding: Any,
-        output_padding: Any,
-        dilation: Any,
-        groups: int,
-        bias: bool,
-        transposed: bool,
-        rng: Rng | int | None,
-    ):
-        kernel = (kernel_size,) * self.axes if isinstance(kernel_size, int) else tuple(kernel_size)
-        if len(kernel) != self.axes or min(kernel) < 1:
-            raise ValueError(
-                f"{type(self).__name__}: kernel_size must be {self.axes} positive int(s), not {kernel_size!r}"
-            )
-        if groups < 1 or in_channels % groups or out_channels % groups:
-            raise ValueError(
-                f"{type(self).__name__}: groups={groups} must divide in_channels={in_channels} and "
-                f"out_channels={out_channels}"
-            )
-        rng = as_rng(rng)
-        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
-        self.stride, self.padding, self.output_padding = stride, padding, output_padding
-        self.dilation, self.groups = dilation, groups
-        rows, columns = (out_channels // groups, in_channels) if transposed else (in_channels // groups, out_channels)
-        fan_in = math.prod(kernel) * rows
-        self.weight = Parameter(fan_in_uniform((*kernel, rows, columns), fan_in, rng))
-        self.bias = Parameter(fan_in_uniform((out_channels,), fan_in, rng)) if bias else None
-
-
-class Conv2d(_Conv):
-    """Convolution of images: (N, H, W, in_channels) -> (N, OH, OW, out_channels), ops.conv2d.
-
-    Parameters: weight (kh, kw, in / groups, out), bias (out,), U(-b, b) with b = 1 / sqrt(kh kw in / groups).
-    kernel_size, stride, padding, dilation: an int or (vertical, horizontal); padding may be "same".
+    kernel_size, stride, padding, dilation: an int, or one per axis; padding may be "same".
     Errors: ValueError for groups that do not divide the channels; when called, for shapes that do not fit.
     """
 
-    axes = 2
+    axes = 2  # of the kernel
+    transposed = False
 
     def __init__(
         self,
@@ -80,19 +41,40 @@ class Conv2d(_Conv):
         *,
         rng: Rng | int | None = None,
     ):
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, 0, dilation, groups, bias, False, rng)
+        name = type(self).__name__
+        kernel = (kernel_size,) * self.axes if isinstance(kernel_size, int) else tuple(kernel_size)
+        if len(kernel) != self.axes or min(kernel) < 1:
+            raise ValueError(f"{name}: kernel_size must be {self.axes} positive int(s), not {kernel_size!r}")
+        if groups < 1 or in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"{name}: groups={groups} must divide in_channels={in_channels} and out_channels={out_channels}"
+            )
+        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        rng = as_rng(rng)
+        rows, columns = (out_channels, in_channels) if self.transposed else (in_channels, out_channels)
+        fan_in = math.prod(kernel) * rows // groups
+        self.weight = Parameter(fan_in_uniform((*kernel, rows // groups, columns), fan_in, rng))
+        self.bias = Parameter(fan_in_uniform((out_channels,), fan_in, rng)) if bias else None
+
+    def _apply(self, op: Any, x: Any, **options: Any) -> Any:
+        same_dtype(self, x, self.weight)
+        return op(
+            x, self.weight, self.bias, stride=self.stride, padding=self.padding, dilation=self.dilation,
+            groups=self.groups, **options,
+        )  # fmt: skip
+
+
+class Conv2d(_Conv):
+    """Convolution of images: (N, H, W, in_channels) -> (N, OH, OW, out_channels), ops.conv2d.
+
+    Parameters: weight (kh, kw, in / groups, out), bias (out,), U(-b, b) with b = 1 / sqrt(kh kw in / groups).
+    kernel_size, stride, padding, dilation: an int or (vertical, horizontal); padding may be "same".
+    Errors: ValueError for groups that do not divide the channels; when called, for shapes that do not fit.
+    """
 
     def forward(self, x: Any) -> Any:
-        same_dtype(self, x, self.weight)
-        return ops.conv2d(
-            x,
-            self.weight,
-            self.bias,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
-        )
+        return self._apply(ops.conv2d, x)
 
 
 class Conv1d(_Conv):
@@ -103,32 +85,8 @@ class Conv1d(_Conv):
 
     axes = 1
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        stride: int = 1,
-        padding: int | str = 0,
-        dilation: int = 1,
-        groups: int = 1,
-        bias: bool = True,
-        *,
-        rng: Rng | int | None = None,
-    ):
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, 0, dilation, groups, bias, False, rng)
-
     def forward(self, x: Any) -> Any:
-        same_dtype(self, x, self.weight)
-        return ops.conv1d(
-            x,
-            self.weight,
-            self.bias,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
-        )
+        return self._apply(ops.conv1d, x)
 
 
 class ConvTranspose2d(_Conv):
@@ -138,7 +96,7 @@ class ConvTranspose2d(_Conv):
     in), bias (out,), U(-b, b) with b = 1 / sqrt(kh kw out / groups). Errors: as Conv2d.
     """
 
-    axes = 2
+    transposed = True
 
     def __init__(
         self,
@@ -154,19 +112,8 @@ class ConvTranspose2d(_Conv):
         *,
         rng: Rng | int | None = None,
     ):
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, output_padding, dilation, groups, bias, True, rng
-        )
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, rng=rng)
+        self.output_padding = output_padding
 
     def forward(self, x: Any) -> Any:
-        same_dtype(self, x, self.weight)
-        return ops.conv_transpose2d(
-            x,
-            self.weight,
-            self.bias,
-            stride=self.stride,
-            padding=self.padding,
-            output_padding=self.output_padding,
-            dilation=self.dilation,
-            groups=self.groups,
-        )
+        return self._apply(ops.conv_transpose2d, x, output_padding=self.output_padding)

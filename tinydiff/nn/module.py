@@ -17,12 +17,13 @@ An attribute whose name starts with an underscore is private, and not walked.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from .. import backend
 from ..backend import Array, xp
-from ..tensor import Tensor, array_of
+from ..engine import Tensor, no_grad
+from ..operators import array_of
 
 
 class Parameter(Tensor):
@@ -44,11 +45,27 @@ class Module:
 
     needs_whole_batch = False  # does it depend on more than one sample, or change while training?
 
+    _forward_hooks: Mapping[Hook, Callable[[Module, tuple[Any, ...], Any], Any]] = {}  # none, until one is registered
+
     def forward(self, *inputs: Any, **options: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        return self.forward(*inputs, **options)
+        output = self.forward(*inputs, **options)
+        if self._forward_hooks:
+            for hook in list(self._forward_hooks.values()):
+                replacement = hook(self, inputs, output)
+                output = output if replacement is None else replacement
+        return output
+
+    def register_forward_hook(self, fn: Callable[[Module, tuple[Any, ...], Any], Any]) -> Hook:
+        """Call fn(module, inputs, output) after each forward pass of this module, with its positional inputs; what it
+        returns, if that is not None, takes the place of the output. Hooks run in the order in which they were
+        registered, each with the output that the one before has left. Returns a handle: `.remove()` ends it.
+        """
+        handle = Hook(self)
+        self._forward_hooks = {**self._forward_hooks, handle: fn}
+        return handle
 
     # ---- what it is made of
 
@@ -110,7 +127,6 @@ class Module:
         for _, tensor in self.named_tensors():
             if tensor.dtype.kind == "f":
                 tensor._data = tensor._data.astype(dtype)
-                tensor.version[0] += 1
                 tensor.grad = None
         return self
 
@@ -121,8 +137,8 @@ class Module:
         return {name: tensor._data.copy() for name, tensor in self.named_tensors()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over the values of a state_dict (arrays of the host or of the device, or Tensors), each cast to the
-        dtype in use.
+        """Copy the values of a state_dict (arrays of the host or of the device, or Tensors) into the arrays that are
+        there, each cast to the dtype in use.
 
         Errors: ValueError that says how many entries are missing, unexpected and wrongly shaped, and names the first
         few of each; then nothing is changed.
@@ -143,8 +159,9 @@ class Module:
         ]
         if wrong:
             raise ValueError(f"this state does not fit {type(self).__name__}: {'; '.join(wrong)}")
-        for name, tensor in own.items():
-            tensor.data = backend.to_device(given[name]).astype(tensor.dtype)  # always a copy
+        with no_grad():
+            for name, tensor in own.items():
+                tensor[...] = backend.to_device(given[name])
 
     # ---- a picture of it
 
@@ -153,6 +170,18 @@ class Module:
         lines = list(_tree(self, ""))
         width = max(len(text) for text, _ in lines)
         return "\n".join(f"{text:{width}} {count:>12,}" for text, count in lines)
+
+
+class Hook:
+    """What `register_forward_hook` returns."""
+
+    def __init__(self, module: Module):
+        self.module = module
+
+    def remove(self) -> None:
+        """Call the function no more. A second time does nothing."""
+        hooks = self.module._forward_hooks
+        self.module._forward_hooks = {handle: fn for handle, fn in hooks.items() if handle is not self}
 
 
 class Sequential(Module):

@@ -6,13 +6,14 @@ from typing import Any
 
 from .. import ops
 from ..backend import xp
+from ..engine import Tensor, no_grad
+from ..operators import array_of
 from ..rng import current_microbatch
-from ..tensor import Tensor, array_of
 from .module import Module, Parameter, same_dtype
 
 
 class _Norm(Module):
-    """A weight of ones and a bias of zeros, a number a channel; or neither."""
+    """A weight of ones and a bias of zeros, one of each per channel; or neither."""
 
     weight: Parameter | None
     bias: Parameter | None
@@ -71,7 +72,7 @@ class BatchNorm2d(_Norm):
     While training, with the statistics of the batch, which also move the buffers running_mean and
     running_var (the latter with n - 1 in its denominator) by `momentum`; in evaluation with the buffers, so
     that each sample stands alone.
-    Errors: ValueError for another rank or number of channels, or a batch with one value a channel while training;
+    Errors: ValueError for another rank or number of channels, or a batch with one value per channel while training;
     RuntimeError while training on one of several microbatches of a batch (microbatch.py).
     """
 
@@ -91,7 +92,7 @@ class BatchNorm2d(_Norm):
             return y if self.weight is None else y * self.weight + self.bias
         if x.size == self.num_features:
             raise ValueError(
-                f"BatchNorm2d: the batch {x.shape} has one value a channel, so no variance: "
+                f"BatchNorm2d: the batch {x.shape} has one value per channel, so no variance: "
                 "train on more, or call .eval()"
             )
         if current_microbatch() is not None:
@@ -99,12 +100,14 @@ class BatchNorm2d(_Norm):
                 f"BatchNorm2d: x {x.shape} is one of several microbatches of a batch, whose statistics are not those "
                 "of the batch: train on the whole batch at once (microbatch=len(batch))"
             )
-        values = array_of(x)
-        mean = ops.mean(values, axis=(0, 1, 2))
-        n = x.size // self.num_features
-        self._follow(self.running_mean, mean)
-        self._follow(self.running_var, ops.mean(ops.square(values - mean), axis=(0, 1, 2)) * (n / (n - 1)))
+        self._follow(array_of(x))
         return ops.batch_norm(x, self.weight, self.bias, eps=self.eps)
 
-    def _follow(self, running: Tensor, now: Any) -> None:
-        running.data = running._data + (now - running._data) * self.momentum
+    @no_grad()
+    def _follow(self, x: Any) -> None:
+        """Move the running statistics towards those of the batch, in the arrays that they are in."""
+        n = x.size // self.num_features
+        mean = ops.mean(x, axis=(0, 1, 2))  # (N, H, W, C) -> (C,)
+        var = ops.mean(ops.square(x - mean), axis=(0, 1, 2)) * (n / (n - 1))
+        self.running_mean += (mean - self.running_mean.data) * self.momentum
+        self.running_var += (var - self.running_var.data) * self.momentum

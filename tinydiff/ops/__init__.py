@@ -32,7 +32,7 @@ from .elementwise import (
     tanh,
     where,
 )
-from .index import embedding, getitem, index_add, scatter, take, take_along_axis
+from .index import embedding, getitem, index_add, scatter_add, take, take_along_axis
 from .linalg import einsum, matmul
 from .loss import binary_cross_entropy_with_logits, cross_entropy, dropout, mse_loss
 from .norm import batch_norm, group_norm, layer_norm
@@ -63,7 +63,7 @@ __all__ = [
     "dropout", "einsum", "embedding", "erf", "exp", "expand_dims", "expm1", "flip", "gelu", "getitem", "group_norm",
     "index_add", "layer_norm", "log", "log1p", "log_softmax", "logsumexp", "matmul", "max", "max_pool2d", "maximum",
     "mean", "min", "minimum", "mse_loss", "multiply", "negative", "pad", "power", "prod", "relu", "reshape", "roll",
-    "scatter", "sigmoid", "sign", "silu", "sin", "softmax", "softplus", "split", "sqrt", "square", "squeeze", "stack",
-    "subtract", "sum", "swapaxes", "take", "take_along_axis", "tanh", "tile", "transpose", "tril", "triu",
+    "scatter_add", "sigmoid", "sign", "silu", "sin", "softmax", "softplus", "split", "sqrt", "square", "squeeze",
+    "stack", "subtract", "sum", "swapaxes", "take", "take_along_axis", "tanh", "tile", "transpose", "tril", "triu",
     "upsample_nearest2d", "var", "where",
 ]  # fmt: skip

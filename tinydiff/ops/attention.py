@@ -6,47 +6,50 @@ import itertools
 import math
 from typing import Any
 
-from .. import kernels
 from ..backend import operand
-from ..tape import Saved, composite, primitive
-from ..tensor import Tensor, array_of
+from ..engine import Tensor, composite, op
+from ..operators import array_of
 from .elementwise import where
 from .linalg import matmul
+from .reduce import sum
 from .shape import swapaxes
 from .softmax import softmax
 
 
-@primitive
-def weighted_values(q: Any, k: Any, v: Any, *, mask: Any, scale: float) -> Any:
-    """y = p v,   p = softmax(s),   s = scale q k^T (+ mask): each query's mean of the values, weighted by its likeness
-    to the keys
+@op
+def scaled_dot_product_attention(q: Any, k: Any, v: Any, *, mask: Any, scale: float) -> Any:
+    """y = p v,   p = softmax(s),   s = scale q k^T (+ mask): for each query a mean of the values, weighted by how well
+    their keys agree with it
 
-    dy = p dv + dp v          v' = p^T y',   p' = y' v^T
-    dp = p (ds - sum(p ds))   s' = p (p' - sum(p p'))  along the row
-    ds = scale (dq k^T + q dk^T)          q' = scale s' k,   k' = scale s'^T q
+    dy = dp v + p dv                        p̄ = ȳ v^T,   v̄ = p^T ȳ
+    dp = p (ds - sum(p ds))                 s̄ = p (p̄ - sum(p p̄)),   the sums along the row
+    ds = scale (dq k^T + q dk^T)            q̄ = scale s̄ k,   k̄ = scale s̄^T q
     """
-    s = kernels.matmul(q, k.swapaxes(-1, -2))  # (.., L, D) x (.., D, S) -> (.., L, S)
-    p = kernels.attention_weights(s, scale, mask)
-    return kernels.matmul(p, v), Saved(p=p)
+    return matmul(attention_weights(q, k, mask, scale), v)  # (.., L, S) x (.., S, E) -> (.., L, E)
 
 
-@weighted_values.reference
-def _(q: Any, k: Any, v: Any, *, mask: Any, scale: float) -> Any:
-    s = matmul(q, swapaxes(k, axis1=-1, axis2=-2)) * scale
+@scaled_dot_product_attention.vjp
+def scaled_dot_product_attention_vjp(g: Any, _y: Any, q: Any, k: Any, v: Any, *, mask: Any, scale: float) -> Any:
+    p = attention_weights(q, k, mask, scale)  # (.., L, S)
+    p_adjoint = matmul(g, transposed(v))  # (.., L, E) x (.., E, S) -> (.., L, S)
+    s_adjoint = p * (p_adjoint - sum(p * p_adjoint, axis=-1, keepdims=True))
+    return (
+        lambda: scale * matmul(s_adjoint, k),
+        lambda: scale * matmul(transposed(s_adjoint), q),
+        lambda: matmul(transposed(p), g),
+    )
+
+
+def attention_weights(q: Any, k: Any, mask: Any, scale: float) -> Any:
+    """p = softmax(scale q k^T + mask) along the keys; a mask of bool says which may be attended to."""
+    s = scale * matmul(q, transposed(k))  # (.., L, D) x (.., D, S) -> (.., L, S)
     if mask is not None:
         s = where(mask, s, -math.inf) if mask.dtype.kind == "b" else s + mask.astype(s.dtype, copy=False)
-    return matmul(softmax(s, axis=-1), v)
+    return softmax(s, axis=-1)
 
 
-@weighted_values.vjp
-def _(g: Any, _y: Any, q: Any, k: Any, v: Any, *, mask: Any, scale: float, saved: Saved) -> Any:
-    p = saved.p
-    s = kernels.attention_weights_backward(kernels.matmul(g, v.swapaxes(-1, -2)), p, scale)  # scale s'
-    return (
-        lambda: kernels.matmul(s, k),
-        lambda: kernels.matmul(s.swapaxes(-1, -2), q),
-        lambda: kernels.matmul(p.swapaxes(-1, -2), g),
-    )
+def transposed(x: Any) -> Any:
+    return swapaxes(x, axis1=-1, axis2=-2)
 
 
 @composite
@@ -67,11 +70,12 @@ def attention(q: Any, k: Any, v: Any, *, mask: Any = None, scale: float | None =
     for lengths in itertools.zip_longest(*(a.shape[-3::-1] for a in (q, k, v)), fillvalue=1):
         if len({n for n in lengths if n != 1}) > 1:
             raise ValueError(f"attention: the leading axes of q {q.shape}, k {k.shape} and v {v.shape} do not fit")
+    mask = checked_mask(mask, q.shape[-2], k.shape[-2])
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    return weighted_values(q, k, v, mask=_checked_mask(mask, q.shape[-2], k.shape[-2]), scale=scale)
+    return scaled_dot_product_attention(q, k, v, mask=mask, scale=scale)
 
 
-def _checked_mask(mask: Any, length: int, keys: int) -> Any:
+def checked_mask(mask: Any, length: int, keys: int) -> Any:
     if isinstance(mask, Tensor) and mask.requires_grad:
         raise TypeError(f"attention: the mask has no gradient, but is a Tensor of shape {mask.shape} that requires one")
     mask = operand(array_of(mask))

@@ -1,35 +1,31 @@
-"""Convolution, channels last: images (N, H, W, C), weights (kh, kw, in / groups, out).
+"""Convolution, channels last: images (N, H, W, C), weights (kh, kw, C / groups, O).
 
-Everything here is one bilinear form in an image x, a weight w and an image y,
+Everything here is one trilinear form in an image x, a weight w and an image y,
 
     F(x, w, y) = sum over n, i, j, a, b, c, o of   x[n, s i + d a - p, s j + d b - p, c] w[a, b, c, o] y[n, i, j, o]
 
-with stride s, dilation d, padding p. It is linear in each of the three, so each is the cotangent of
-a map of the two others:
+with stride s, dilation d, padding p (x is 0 in the padding). The convolution y(x, w) is the derivative of F by its last
+argument, so sum(ȳ y(x, w)) = F(x, w, ȳ). As F is linear in each argument, the adjoints are its other two derivatives:
 
-    y' = correlate(x, w)             the convolution
-    x' = correlate_input(y, w)       the transposed convolution
-    w' = correlate_weight(x, y)
+    x̄ = dF/dx (w, ȳ) = conv2d_input_grad(ȳ, w)          also the transposed convolution
+    w̄ = dF/dw (x, ȳ) = conv2d_weight_grad(x, ȳ)
 
-and the rule of each is made of the other two: all derivatives, of any order, are these three functions.
-
-correlate gathers the patch under each output pixel into a row (im2col), (N OH OW, kh kw C), and multiplies once by the
-weight, (kh kw C, O). The other two are the same product with its factors in other roles. They work on a few images at a
-time, so that the patches stay in the cache.
+and the rule of each of the three consists of the other two. So all derivatives, of any order, are these three
+functions. For one tap (a, b) of the kernel, each is a product of matrices: rows of pixels times w[a, b], (C, O).
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import operator
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from .. import kernels
 from ..backend import xp
-from ..tape import composite, primitive
+from ..engine import composite, op
 from .reduce import sum as sum_of
 from .shape import expand_dims, pad, squeeze
 
@@ -38,7 +34,7 @@ Pair = int | tuple[int, int]
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where the patches of a convolution lie."""
+    """Where the taps of a convolution lie."""
 
     size: tuple[int, int]  # of x: H, W
     kernel: tuple[int, int]
@@ -54,153 +50,95 @@ class Geometry:
         oh, ow = ((n + sum(p) - r) // s + 1 for n, p, r, s in zip(self.size, self.padding, reach, self.stride))
         return oh, ow
 
-    @functools.cached_property
-    def mirrored(self) -> Geometry | None:
-        """The geometry by which the transpose is a correlation too, with the kernel turned round: there is one for
-        stride 1, and padding that is not wider than the kernel reaches."""
-        reach = [d * (k - 1) for d, k in zip(self.dilation, self.kernel)]
-        padding: Any = tuple((r - p, r - q) for r, (p, q) in zip(reach, self.padding))
-        if self.stride != (1, 1) or min(map(min, padding)) < 0:
-            return None
-        return replace(self, size=self.out, padding=padding)
-
-    def patch_elements(self, channels: int) -> int:
-        """Of the patches of one image."""
-        return math.prod(self.out) * math.prod(self.kernel) * channels
-
-    def chunks(self, n: int, channels: int, itemsize: int) -> Iterator[slice]:
-        """The batch in parts whose patches fit in the cache."""
-        step = max(1, kernels.PATCH_BYTES // max(self.patch_elements(channels) * itemsize, 1))
-        return (slice(i, min(i + step, n)) for i in range(0, n, step))
+    def taps(self) -> Iterator[tuple[int, int, tuple[slice, ...]]]:
+        """(a, b, where x is under that tap of all output pixels), of x with its padding."""
+        for a, b in itertools.product(*map(range, self.kernel)):
+            starts = a * self.dilation[0], b * self.dilation[1]
+            rows, columns = (slice(i, i + s * (n - 1) + 1, s) for i, s, n in zip(starts, self.stride, self.out))
+            yield a, b, (slice(None), rows, columns)
 
 
-# ---------------------------------------------------------------- the three maps
+# ---------------------------------------------------------------- the three derivatives of F
 
 
-@primitive
-def correlate(x: Any, w: Any, b: Any, *, geometry: Geometry) -> Any:
+@op
+def conv2d_p(x: Any, w: Any, b: Any, *, geometry: Geometry) -> Any:
     """y[n, i, j, o] = sum over a, b, c of x[n, s i + d a - p, s j + d b - p, c] w[a, b, c, o] + bias[o]
 
-    x' = correlate_input(y', w),   w' = correlate_weight(x, y'),   bias' = sum y'
+    x̄ = conv2d_input_grad(ȳ, w),   w̄ = conv2d_weight_grad(x, ȳ),   bias̄ = sum ȳ
     """
-    y = xp.empty((len(x), *geometry.out, w.shape[-1]), _dtype(x, w, b))
-    matrices = _matrices(w, geometry.groups)  # (G, kh kw C/G, O/G)
-    for part in geometry.chunks(len(x), x.shape[-1], x.itemsize):
-        patches = _grouped(kernels.im2col(x[part], geometry), geometry.groups)  # (G, n OH OW, kh kw C/G)
-        _products(patches, matrices, _rows(y[part]))
-        if b is not None:
-            y[part] += b
-    return y
+    padded, groups = pad(x, pad_width=((0, 0), *geometry.padding, (0, 0))), geometry.groups
+    y = sum(by_group(padded[at], groups) @ by_group(w[i, j], groups) for i, j, at in geometry.taps())  # (G, M, O/G)
+    y = y.transpose(1, 0, 2).reshape(len(x), *geometry.out, w.shape[-1])  # (G, M, O/G) -> (N, OH, OW, O)
+    return y if b is None else y + b
 
 
-@correlate.vjp
-def _(g: Any, _y: Any, x: Any, w: Any, _b: Any, *, geometry: Geometry) -> Any:
+@conv2d_p.vjp
+def conv2d_p_vjp(g: Any, _y: Any, x: Any, w: Any, _b: Any, *, geometry: Geometry) -> Any:
     return (
-        lambda: correlate_input(g, w, None, geometry=geometry),
-        lambda: correlate_weight(x, g, geometry=geometry),
+        lambda: conv2d_input_grad(g, w, None, geometry=geometry),
+        lambda: conv2d_weight_grad(x, g, geometry=geometry),
         lambda: sum_of(g, axis=(0, 1, 2)),
     )
 
 
-@primitive
-def correlate_input(y: Any, w: Any, b: Any, *, geometry: Geometry) -> Any:
+@op
+def conv2d_input_grad(y: Any, w: Any, b: Any, *, geometry: Geometry) -> Any:
     """x[n, s i + d a - p, s j + d b - p, c] = sum over i, j, a, b, o that meet there of y[n, i, j, o] w[a, b, c, o]
     + bias[c]
 
-    y' = correlate(x', w),   w' = correlate_weight(x', y),   bias' = sum x'
+    ȳ = conv2d(x̄, w),   w̄ = conv2d_weight_grad(x̄, y),   bias̄ = sum x̄
     """
-    (kh, kw), groups = geometry.kernel, geometry.groups
+    groups, (height, width) = geometry.groups, geometry.size
+    (top, bottom), (left, right) = geometry.padding
     channels = w.shape[2] * groups
-    mirrored = geometry.mirrored
-    # Gathering patches is quicker than adding them up, so it may be done with more of them.
-    if mirrored and mirrored.patch_elements(y.shape[-1]) <= 2 * geometry.patch_elements(channels):
-        return correlate.forward(y, _mirrored(w, groups), b, geometry=mirrored)
-    x = xp.empty((len(y), *geometry.size, channels), _dtype(y, w, b))
-    matrices = _matrices(w, groups).swapaxes(1, 2)  # (G, O/G, kh kw C/G)
-    for part in geometry.chunks(len(y), channels, y.itemsize):
-        rows = _rows(y[part])  # (n OH OW, O)
-        patches = xp.empty((len(rows), kh * kw * channels), x.dtype)
-        _products(_split_channels(rows, groups), matrices, patches)
-        patches = patches.reshape(len(y[part]), *geometry.out, groups, kh, kw, channels // groups)
-        patches = patches.transpose(0, 1, 2, 4, 5, 3, 6).reshape(len(y[part]), *geometry.out, kh, kw, channels)
-        kernels.col2im(patches, x[part], geometry)
-        if b is not None:
-            x[part] += b
-    return x
+    padded = xp.zeros((len(y), top + height + bottom, left + width + right, channels), xp.result_type(y, w))
+    rows = by_group(y, groups)  # (G, M, O/G)
+    for i, j, at in geometry.taps():
+        products = rows @ by_group(w[i, j], groups).swapaxes(1, 2)  # (G, M, O/G) x (G, O/G, C/G) -> (G, M, C/G)
+        padded[at] += products.transpose(1, 0, 2).reshape(*y.shape[:3], channels)  # -> (N, OH, OW, C)
+    x = padded[:, top : top + height, left : left + width]  # (N, H, W, C)
+    return x if b is None else x + b
 
 
-@correlate_input.vjp
-def _(g: Any, _x: Any, y: Any, w: Any, _b: Any, *, geometry: Geometry) -> Any:
+@conv2d_input_grad.vjp
+def conv2d_input_grad_vjp(g: Any, _x: Any, y: Any, w: Any, _b: Any, *, geometry: Geometry) -> Any:
     return (
-        lambda: correlate(g, w, None, geometry=geometry),
-        lambda: correlate_weight(g, y, geometry=geometry),
+        lambda: conv2d_p(g, w, None, geometry=geometry),
+        lambda: conv2d_weight_grad(g, y, geometry=geometry),
         lambda: sum_of(g, axis=(0, 1, 2)),
     )
 
 
-@primitive
-def correlate_weight(x: Any, y: Any, *, geometry: Geometry) -> Any:
+@op
+def conv2d_weight_grad(x: Any, y: Any, *, geometry: Geometry) -> Any:
     """w[a, b, c, o] = sum over n, i, j of x[n, s i + d a - p, s j + d b - p, c] y[n, i, j, o]
 
-    x' = correlate_input(y, w'),   y' = correlate(x, w')
+    x̄ = conv2d_input_grad(y, w̄),   ȳ = conv2d(x, w̄)
     """
-    (kh, kw), groups, n = geometry.kernel, geometry.groups, len(x)
-    channels, out = x.shape[-1] // groups, y.shape[-1] // groups
-    w: Any = None if n else xp.zeros((groups, kh * kw * channels, out), xp.result_type(x, y))
-    for part in geometry.chunks(n, x.shape[-1], x.itemsize):
-        patches = _grouped(kernels.im2col(x[part], geometry), groups)  # (G, n OH OW, kh kw C/G)
-        rows = _split_channels(_rows(y[part]), groups)  # (G, n OH OW, O/G)
-        of_part = kernels.matmul(patches.swapaxes(1, 2), rows)  # (G, kh kw C/G, O/G)
-        w = of_part if w is None else w + of_part
-    return w.reshape(groups, kh, kw, channels, out).transpose(1, 2, 3, 0, 4).reshape(kh, kw, channels, groups * out)
+    groups = geometry.groups
+    c, o = x.shape[3] // groups, y.shape[3]
+    padded = pad(x, pad_width=((0, 0), *geometry.padding, (0, 0)))
+    rows = by_group(y, groups)  # (G, M, O/G)
+    w = xp.empty((*geometry.kernel, c, o), xp.result_type(x, y))
+    for i, j, at in geometry.taps():
+        product = by_group(padded[at], groups).swapaxes(1, 2) @ rows  # (G, C/G, M) x (G, M, O/G) -> (G, C/G, O/G)
+        w[i, j] = product.transpose(1, 0, 2).reshape(c, o)
+    return w
 
 
-@correlate_weight.vjp
-def _(g: Any, _w: Any, x: Any, y: Any, *, geometry: Geometry) -> Any:
-    return lambda: correlate_input(y, g, None, geometry=geometry), lambda: correlate(x, g, None, geometry=geometry)
+@conv2d_weight_grad.vjp
+def conv2d_weight_grad_vjp(g: Any, _w: Any, x: Any, y: Any, *, geometry: Geometry) -> Any:
+    return (
+        lambda: conv2d_input_grad(y, g, None, geometry=geometry),
+        lambda: conv2d_p(x, g, None, geometry=geometry),
+    )
 
 
-def _dtype(*arrays: Any) -> Any:
-    return xp.result_type(*(a for a in arrays if a is not None))
-
-
-def _mirrored(w: Any, groups: int) -> Any:
-    """The kernel turned round, and from out to in: (kh, kw, C/G, O) -> (kh, kw, O/G, C)"""
-    kh, kw, c, out = w.shape
-    w = w[::-1, ::-1].reshape(kh, kw, c, groups, out // groups).transpose(0, 1, 4, 3, 2)  # (kh, kw, O/G, G, C/G)
-    return w.reshape(kh, kw, out // groups, groups * c)
-
-
-def _products(x: Any, y: Any, out: Any) -> None:
-    """(G, n, k) x (G, k, m) into (n, G m)"""
-    if len(x) == 1 and out.dtype == xp.result_type(x, y):
-        kernels.matmul(x[0], y[0], out=out)
-    else:
-        out[...] = kernels.matmul(x, y).transpose(1, 0, 2).reshape(out.shape)
-
-
-def _rows(x: Any) -> Any:
-    """(..., C) -> (M, C)"""
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-
-
-def _matrices(w: Any, groups: int) -> Any:
-    """The weight as a matrix a group: (kh, kw, C/G, O) -> (G, kh kw C/G, O/G)."""
-    return _rows(w).reshape(math.prod(w.shape[:-1]), groups, w.shape[-1] // groups).transpose(1, 0, 2)
-
-
-def _grouped(patches: Any, groups: int) -> Any:
-    """(n, OH, OW, kh, kw, C) -> (G, n OH OW, kh kw C/G)"""
-    n, oh, ow, kh, kw, c = patches.shape
-    if groups == 1:
-        return patches.reshape(1, n * oh * ow, kh * kw * c)
-    patches = patches.reshape(n * oh * ow, kh * kw, groups, c // groups).transpose(2, 0, 1, 3)
-    return patches.reshape(groups, n * oh * ow, kh * kw * (c // groups))
-
-
-def _split_channels(rows: Any, groups: int) -> Any:
-    """(M, C) -> (G, M, C/G)"""
-    return rows.reshape(len(rows), groups, rows.shape[1] // groups).transpose(1, 0, 2)
+def by_group(a: Any, groups: int) -> Any:
+    """(..., C) -> (G, M, C/G): rows of channels, a matrix for each group."""
+    rows = a.reshape(math.prod(a.shape[:-1]), groups, a.shape[-1] // groups)
+    return rows.transpose(1, 0, 2)
 
 
 # ---------------------------------------------------------------- the layers' functions
@@ -220,7 +158,7 @@ def conv2d(
     """
     _check_ranks("conv2d", 4, x, w)
     geometry = _geometry("conv2d", x, w, b, x.shape[1:3], w.shape[:2], stride, padding, dilation, groups)
-    return correlate(x, w, b, geometry=geometry)
+    return conv2d_p(x, w, b, geometry=geometry)
 
 
 @composite
@@ -271,7 +209,7 @@ def conv_transpose2d(
     # output_padding is at least stride: the conv2d sees more rows than x has, which are zero
     if geometry.out != x.shape[1:3]:
         x = pad(x, pad_width=((0, 0), *((0, m - n) for n, m in zip(x.shape[1:3], geometry.out)), (0, 0)))
-    return correlate_input(x, w, b, geometry=geometry)
+    return conv2d_input_grad(x, w, b, geometry=geometry)
 
 
 @composite
@@ -282,7 +220,7 @@ def conv1d(
     _check_ranks("conv1d", 3, x, w)
     sides = padding if isinstance(padding, str) else (0, padding)
     geometry = _geometry("conv1d", x, w, b, (1, x.shape[1]), (1, w.shape[0]), (1, stride), sides, (1, dilation), groups)
-    return squeeze(correlate(expand_dims(x, axis=1), expand_dims(w, axis=0), b, geometry=geometry), axis=1)
+    return squeeze(conv2d_p(expand_dims(x, axis=1), expand_dims(w, axis=0), b, geometry=geometry), axis=1)
 
 
 def _geometry(

@@ -1,7 +1,7 @@
 """Arithmetic and elementary functions, element by element, with NumPy's broadcasting.
 
-In each rule g is the cotangent of z. An input that was stretched by broadcasting gets its cotangent summed by the
-tape, so no rule here speaks of shapes.
+In each rule g is the adjoint of z, in the formulas z̄. The adjoint of an input that was stretched by broadcasting is
+summed to its shape by the engine, so no rule here speaks of shapes.
 """
 
 from __future__ import annotations
@@ -10,93 +10,93 @@ import math
 from typing import Any
 
 from ..backend import Array, xp
-from ..tape import primitive
-from ..tensor import array_of
+from ..engine import op
+from ..operators import array_of
 
 
-@primitive
+@op
 def add(x: Any, y: Any) -> Any:
     """z = x + y
 
-    dz = dx + dy          x' = z',   y' = z'
+    dz = dx + dy          x̄ = z̄,   ȳ = z̄
     """
     return x + y
 
 
 @add.vjp
-def _(g: Any, _z: Any, _x: Any, _y: Any) -> Any:
+def add_vjp(g: Any, _z: Any, _x: Any, _y: Any) -> Any:
     return g, g
 
 
-@primitive
+@op
 def subtract(x: Any, y: Any) -> Any:
     """z = x - y
 
-    dz = dx - dy          x' = z',   y' = -z'
+    dz = dx - dy          x̄ = z̄,   ȳ = -z̄
     """
     return x - y
 
 
 @subtract.vjp
-def _(g: Any, _z: Any, _x: Any, _y: Any) -> Any:
+def subtract_vjp(g: Any, _z: Any, _x: Any, _y: Any) -> Any:
     return g, lambda: -g
 
 
-@primitive
+@op
 def multiply(x: Any, y: Any) -> Any:
     """z = x y
 
-    dz = y dx + x dy          x' = z' y,   y' = z' x
+    dz = y dx + x dy          x̄ = z̄ y,   ȳ = z̄ x
     """
     return x * y
 
 
 @multiply.vjp
-def _(g: Any, _z: Any, x: Any, y: Any) -> Any:
+def multiply_vjp(g: Any, _z: Any, x: Any, y: Any) -> Any:
     return lambda: g * y, lambda: g * x
 
 
-@primitive
+@op
 def divide(x: Any, y: Any) -> Any:
     """z = x / y
 
-    dz = dx / y - x dy / y^2          x' = z' / y,   y' = -z' z / y
+    dz = dx / y - x dy / y^2          x̄ = z̄ / y,   ȳ = -z̄ z / y
     """
     return x / y
 
 
 @divide.vjp
-def _(g: Any, z: Any, _x: Any, y: Any) -> Any:
+def divide_vjp(g: Any, z: Any, _x: Any, y: Any) -> Any:
     return lambda: g / y, lambda: -g * z / y
 
 
-@primitive
+@op
 def negative(x: Any) -> Any:
     """z = -x
 
-    dz = -dx          x' = -z'
+    dz = -dx          x̄ = -z̄
     """
     return -x
 
 
 @negative.vjp
-def _(g: Any, _z: Any, _x: Any) -> Any:
+def negative_vjp(g: Any, _z: Any, _x: Any) -> Any:
     return -g
 
 
-@primitive
+@op
 def power(x: Any, y: Any) -> Any:
     """z = x^y
 
-    dz = y x^(y-1) dx + z log(x) dy          x' = z' y x^(y-1),   y' = z' z log x
+    dz = y x^(y-1) dx + z log(x) dy          x̄ = z̄ y x^(y-1),   ȳ = z̄ z log x
 
-    At ties: x^0 is constant, also at x = 0, so x' = 0 there; y' = 0 at x = 0. For x < 0 there is no y': it is NaN.
+    At 0: x^0 is constant, also at x = 0, so x̄ = 0 there; ȳ = 0 at x = 0. For x < 0 there is no ȳ: it is NaN.
     """
     return x**y
 
 
 @power.vjp
-def _(g: Any, z: Any, x: Any, y: Any) -> Any:
+def power_vjp(g: Any, z: Any, x: Any, y: Any) -> Any:
     def wrt_base() -> Any:
         if isinstance(y, (int, float)):
             return g * (y * x ** (y - 1)) if y != 0 else g * 0.0
@@ -111,171 +111,171 @@ def _(g: Any, z: Any, x: Any, y: Any) -> Any:
     return wrt_base, wrt_exponent
 
 
-@primitive(analytic=False)
+@op(holomorphic=False)
 def abs(x: Any) -> Any:
     """z = |x|
 
-    dz = sign(x) dx          x' = z' sign x
+    dz = sign(x) dx          x̄ = z̄ sign x
 
-    At ties: 0 at x = 0, the middle of the subgradients.
+    At 0: 0, the middle of the subgradients.
     """
     return xp.abs(x)
 
 
 @abs.vjp
-def _(g: Any, _z: Any, x: Any) -> Any:
+def abs_vjp(g: Any, _z: Any, x: Any) -> Any:
     return g * sign(x)
 
 
-@primitive(analytic=False)
+@op(holomorphic=False)
 def sign(x: Any) -> Any:
     """z = -1, 0 or 1 as x < 0, x = 0, x > 0
 
-    dz = 0          x' = 0
+    dz = 0          x̄ = 0
 
-    At ties: 0 at the jump as everywhere else.
+    At 0: 0, at the jump as everywhere else.
     """
     return xp.sign(x)
 
 
 @sign.vjp
-def _(g: Any, _z: Any, _x: Any) -> Any:
+def sign_vjp(g: Any, _z: Any, _x: Any) -> Any:
     return g * 0.0
 
 
-@primitive
+@op
 def exp(x: Any) -> Any:
     """z = e^x
 
-    dz = z dx          x' = z' z
+    dz = z dx          x̄ = z̄ z
     """
     return xp.exp(x)
 
 
 @exp.vjp
-def _(g: Any, z: Any, _x: Any) -> Any:
+def exp_vjp(g: Any, z: Any, _x: Any) -> Any:
     return g * z
 
 
-@primitive
+@op
 def expm1(x: Any) -> Any:
     """z = e^x - 1, accurate near x = 0
 
-    dz = (z + 1) dx          x' = z' (z + 1)
+    dz = (z + 1) dx          x̄ = z̄ (z + 1)
     """
     return xp.expm1(x)
 
 
 @expm1.vjp
-def _(g: Any, z: Any, _x: Any) -> Any:
+def expm1_vjp(g: Any, z: Any, _x: Any) -> Any:
     return g * (z + 1)
 
 
-@primitive
+@op
 def log(x: Any) -> Any:
     """z = log x
 
-    dz = dx / x          x' = z' / x
+    dz = dx / x          x̄ = z̄ / x
     """
     return xp.log(x)
 
 
 @log.vjp
-def _(g: Any, _z: Any, x: Any) -> Any:
+def log_vjp(g: Any, _z: Any, x: Any) -> Any:
     return g / x
 
 
-@primitive
+@op
 def log1p(x: Any) -> Any:
     """z = log(1 + x), accurate near x = 0
 
-    dz = dx / (1 + x)          x' = z' / (1 + x)
+    dz = dx / (1 + x)          x̄ = z̄ / (1 + x)
     """
     return xp.log1p(x)
 
 
 @log1p.vjp
-def _(g: Any, _z: Any, x: Any) -> Any:
+def log1p_vjp(g: Any, _z: Any, x: Any) -> Any:
     return g / (x + 1)
 
 
-@primitive
+@op
 def sqrt(x: Any) -> Any:
     """z = sqrt x
 
-    dz = dx / (2 z)          x' = z' / (2 z)
+    dz = dx / (2 z)          x̄ = z̄ / (2 z)
 
-    At ties: 0 at x = 0, where the slope is infinite, so that the norm of a zero vector has a gradient (0) and no NaN.
+    At 0: 0, where the derivative is infinite, so that the norm of a zero vector has the gradient 0 and no NaN.
     """
     return xp.sqrt(x)
 
 
 @sqrt.vjp
-def _(g: Any, z: Any, _x: Any) -> Any:
+def sqrt_vjp(g: Any, z: Any, _x: Any) -> Any:
     return where(z == 0, 0.0, g / (2 * where(z == 0, 1.0, z)))
 
 
-@primitive
+@op
 def square(x: Any) -> Any:
     """z = x^2
 
-    dz = 2 x dx          x' = 2 z' x
+    dz = 2 x dx          x̄ = 2 z̄ x
     """
     return x * x
 
 
 @square.vjp
-def _(g: Any, _z: Any, x: Any) -> Any:
+def square_vjp(g: Any, _z: Any, x: Any) -> Any:
     return g * (2 * x)
 
 
-@primitive
+@op
 def sin(x: Any) -> Any:
     """z = sin x
 
-    dz = cos(x) dx          x' = z' cos x
+    dz = cos(x) dx          x̄ = z̄ cos x
     """
     return xp.sin(x)
 
 
 @sin.vjp
-def _(g: Any, _z: Any, x: Any) -> Any:
+def sin_vjp(g: Any, _z: Any, x: Any) -> Any:
     return g * cos(x)
 
 
-@primitive
+@op
 def cos(x: Any) -> Any:
     """z = cos x
 
-    dz = -sin(x) dx          x' = -z' sin x
+    dz = -sin(x) dx          x̄ = -z̄ sin x
     """
     return xp.cos(x)
 
 
 @cos.vjp
-def _(g: Any, _z: Any, x: Any) -> Any:
+def cos_vjp(g: Any, _z: Any, x: Any) -> Any:
     return -g * sin(x)
 
 
-@primitive
+@op
 def tanh(x: Any) -> Any:
     """z = tanh x
 
-    dz = (1 - z^2) dx          x' = z' (1 - z^2)
+    dz = (1 - z^2) dx          x̄ = z̄ (1 - z^2)
     """
     return xp.tanh(x)
 
 
 @tanh.vjp
-def _(g: Any, z: Any, _x: Any) -> Any:
+def tanh_vjp(g: Any, z: Any, _x: Any) -> Any:
     return g * (1 - z * z)
 
 
-@primitive
+@op
 def clip(x: Any, *, low: float | Array | None = None, high: float | Array | None = None) -> Any:
     """z = min(max(x, low), high); a bound that is None does not bind
 
-    dz = dx where low <= x <= high, else 0          x' = z' there
+    dz = dx where low <= x <= high, else 0          x̄ = z̄ there
 
     At ties: 1 on the bounds, so a value that was clipped onto a bound can still leave it.
     """
@@ -283,7 +283,7 @@ def clip(x: Any, *, low: float | Array | None = None, high: float | Array | None
 
 
 @clip.vjp
-def _(g: Any, _z: Any, x: Any, *, low: Any, high: Any) -> Any:
+def clip_vjp(g: Any, _z: Any, x: Any, *, low: Any, high: Any) -> Any:
     inside = x == x
     if low is not None:
         inside = inside & (x >= low)
@@ -292,25 +292,25 @@ def _(g: Any, _z: Any, x: Any, *, low: Any, high: Any) -> Any:
     return where(inside, g, 0.0)
 
 
-@primitive
+@op
 def where(condition: Any, x: Any, y: Any) -> Any:
     """z = x where the condition holds, y elsewhere
 
-    x' = z' where it holds, 0 elsewhere;   y' the other way round
+    x̄ = z̄ where it holds, 0 elsewhere;   ȳ the other way round
     """
     return xp.where(condition, x, y)
 
 
 @where.vjp
-def _(g: Any, _z: Any, condition: Any, _x: Any, _y: Any) -> Any:
+def where_vjp(g: Any, _z: Any, condition: Any, _x: Any, _y: Any) -> Any:
     return None, lambda: where(condition, g, 0.0), lambda: where(condition, 0.0, g)
 
 
-@primitive
+@op
 def maximum(x: Any, y: Any) -> Any:
     """z = the larger of x and y
 
-    x' = z' where x > y,   y' = z' where y > x
+    x̄ = z̄ where x > y,   ȳ = z̄ where y > x
 
     At ties: half each.
     """
@@ -318,16 +318,16 @@ def maximum(x: Any, y: Any) -> Any:
 
 
 @maximum.vjp
-def _(g: Any, _z: Any, x: Any, y: Any) -> Any:
+def maximum_vjp(g: Any, _z: Any, x: Any, y: Any) -> Any:
     half = where(x == y, 0.5 * g, 0.0)
     return lambda: where(x > y, g, half), lambda: where(x < y, g, half)
 
 
-@primitive
+@op
 def minimum(x: Any, y: Any) -> Any:
     """z = the smaller of x and y
 
-    x' = z' where x < y,   y' = z' where y < x
+    x̄ = z̄ where x < y,   ȳ = z̄ where y < x
 
     At ties: half each.
     """
@@ -335,34 +335,34 @@ def minimum(x: Any, y: Any) -> Any:
 
 
 @minimum.vjp
-def _(g: Any, _z: Any, x: Any, y: Any) -> Any:
+def minimum_vjp(g: Any, _z: Any, x: Any, y: Any) -> Any:
     half = where(x == y, 0.5 * g, 0.0)
     return lambda: where(x < y, g, half), lambda: where(x > y, g, half)
 
 
-@primitive(analytic=False)
+@op(holomorphic=False)
 def astype(x: Any, *, dtype: Any) -> Any:
     """z = x in another dtype
 
-    x' = z', in the dtype of x (the tape sees to that)
+    x̄ = z̄, in the dtype of x (the engine sees to that)
     """
     return x.astype(dtype)
 
 
 @astype.vjp
-def _(g: Any, _z: Any, _x: Any, *, dtype: Any) -> Any:
+def astype_vjp(g: Any, _z: Any, _x: Any, *, dtype: Any) -> Any:
     return g
 
 
-@primitive
+@op
 def copy(x: Any) -> Any:
     """z = x, in memory of its own
 
-    x' = z'
+    x̄ = z̄
     """
     return x.copy()
 
 
 @copy.vjp
-def _(g: Any, _z: Any, _x: Any) -> Any:
+def copy_vjp(g: Any, _z: Any, _x: Any) -> Any:
     return g

@@ -4,14 +4,68 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import kernels
 from ..backend import operand, xp
-from ..tape import composite, primitive
-from ..tensor import Tensor, array_of
+from ..engine import Tensor, composite, op
+from ..operators import array_of
 from .shape import axis_of, reshape
 
 
-def _plain(index: Any) -> Any:
+@op
+def getitem(x: Any, *, index: Any) -> Any:
+    """z = x[index]; NumPy's indexing: slices, numbers, None, `...`, arrays of integers or of bool
+
+    dz = dx[index]          x̄ = zeros, with z̄ added at the index
+    """
+    return x[plain(index)]
+
+
+@getitem.vjp
+def getitem_vjp(g: Any, _z: Any, _x: Any, *, index: Any) -> Any:
+    return scatter_add(g, index=index, shape=_x.shape)
+
+
+@op
+def scatter_add(x: Any, *, index: Any, shape: tuple[int, ...]) -> Any:
+    """z = zeros of the shape, with x added at the index, as often as an element occurs in it
+
+    The transpose of getitem:          x̄ = z̄[index]
+    """
+    z = xp.zeros(shape, x.dtype)
+    if is_basic(index):
+        z[index] = x
+    else:
+        add_at(z, plain(index), x)
+    return z
+
+
+@scatter_add.vjp
+def scatter_add_vjp(g: Any, _z: Any, _x: Any, *, index: Any, shape: tuple[int, ...]) -> Any:
+    return getitem(g, index=index)  # not g[index]: an array cannot be indexed with a Tensor
+
+
+@op
+def index_add(x: Any, values: Any, *, index: Any) -> Any:
+    """z = x, with the values added at x[index], as often as an element occurs in the index
+
+    dz = dx + dvalues at the index          x̄ = z̄,   values̄ = z̄[index]
+    """
+    z = x.copy()
+    try:
+        add_at(z, plain(index), values)
+    except ValueError:
+        picked = x[plain(index)].shape
+        raise ValueError(
+            f"index_add: x {x.shape} at the index has shape {picked}, which the values {values.shape} do not fit"
+        ) from None
+    return z
+
+
+@index_add.vjp
+def index_add_vjp(g: Any, _z: Any, _x: Any, _values: Any, *, index: Any) -> Any:
+    return g, lambda: getitem(g, index=index)
+
+
+def plain(index: Any) -> Any:
     """An index with arrays where it has Tensors."""
     return tuple(array_of(i) for i in index) if isinstance(index, tuple) else array_of(index)
 
@@ -22,59 +76,13 @@ def is_basic(index: Any) -> bool:
     return all(i is None or i is Ellipsis or isinstance(i, (int, slice)) and not isinstance(i, bool) for i in parts)
 
 
-@primitive(view=True)
-def getitem(x: Any, *, index: Any) -> Any:
-    """z = x[index]; NumPy's indexing: slices, numbers, None, `...`, arrays of integers or of bool
-
-    dz = dx[index]          x' = zeros, with z' added at the index
-    """
-    return x[_plain(index)]
-
-
-@getitem.vjp
-def _(g: Any, _z: Any, _x: Any, *, index: Any) -> Any:
-    return scatter(g, index=index, shape=_x.shape)
-
-
-@primitive
-def scatter(x: Any, *, index: Any, shape: tuple[int, ...]) -> Any:
-    """z = zeros of the shape, with x added at the index, as often as an element occurs in it
-
-    The transpose of getitem:          x' = z'[index]
-    """
-    z = xp.zeros(shape, x.dtype)
-    if is_basic(index):
-        z[index] = x
+def add_at(z: Any, index: Any, values: Any) -> None:
+    """z[index] += values, counting an element that occurs several times as often as it occurs."""
+    if z.dtype.kind == "c":  # CuPy has it for real numbers alone
+        add_at(z.real, index, values.real)
+        add_at(z.imag, index, values.imag)
     else:
-        kernels.index_add(z, _plain(index), x)
-    return z
-
-
-@scatter.vjp
-def _(g: Any, _z: Any, _x: Any, *, index: Any, shape: tuple[int, ...]) -> Any:
-    return getitem(g, index=index)  # not g[index]: an array cannot be indexed with a Tensor
-
-
-@primitive
-def index_add(x: Any, values: Any, *, index: Any) -> Any:
-    """z = x, with the values added at x[index], as often as an element occurs in the index
-
-    dz = dx + dvalues at the index          x' = z',   values' = z'[index]
-    """
-    z = x.copy()
-    try:
-        kernels.index_add(z, _plain(index), values)
-    except ValueError:
-        picked = x[_plain(index)].shape
-        raise ValueError(
-            f"index_add: x {x.shape} at the index has shape {picked}, which the values {values.shape} do not fit"
-        ) from None
-    return z
-
-
-@index_add.vjp
-def _(g: Any, _z: Any, _x: Any, _values: Any, *, index: Any) -> Any:
-    return g, lambda: getitem(g, index=index)
+        xp.add.at(z, index, values)
 
 
 @composite

@@ -5,37 +5,17 @@ from __future__ import annotations
 import string
 from typing import Any
 
-from .. import kernels
 from ..backend import xp
-from ..tape import composite, primitive
-from .shape import broadcast_to, reshape, swapaxes
+from ..engine import composite, op
+from .shape import broadcast_to, expand_dims, reshape, squeeze, swapaxes
 
 
-@primitive
-def matrix_product(x: Any, y: Any) -> Any:
-    """Z = X Y for (..., n, k) and (..., k, m), leading axes broadcast
-
-    dZ = dX Y + X dY          X' = Z' Y^T,   Y' = X^T Z'
-    """
-    if y.ndim == 2 and x.ndim > 2:  # one large product instead of many small ones
-        return kernels.matmul(x.reshape(-1, x.shape[-1]), y).reshape(*x.shape[:-1], y.shape[1])
-    return kernels.matmul(x, y)
-
-
-@matrix_product.vjp
-def _(g: Any, _z: Any, x: Any, y: Any) -> Any:
-    def wrt_y() -> Any:
-        if y.ndim == 2 and x.ndim > 2:
-            rows, out = reshape(x, shape=(-1, x.shape[-1])), reshape(g, shape=(-1, g.shape[-1]))
-            return matrix_product(rows.T, out)
-        return matrix_product(swapaxes(x, axis1=-1, axis2=-2), g)
-
-    return lambda: matrix_product(g, swapaxes(y, axis1=-1, axis2=-2)), wrt_y
-
-
-@composite
+@op
 def matmul(x: Any, y: Any) -> Any:
-    """x @ y as NumPy: (..., n, k) @ (..., k, m) -> (..., n, m); a vector on the left is a row, on the right a column.
+    """Z = X Y for (..., n, k) and (..., k, m), leading axes broadcast; a vector on the left is a row, on the right a
+    column, and that axis is not there in Z, as in NumPy
+
+    dZ = dX Y + X dY          X̄ = Z̄ Y^T,   Ȳ = X^T Z̄
 
     Errors: ValueError if the inner lengths differ, or for a scalar.
     """
@@ -49,43 +29,59 @@ def matmul(x: Any, y: Any) -> Any:
         )
     if any(m != n and 1 not in (m, n) for m, n in zip(x.shape[-3::-1], y.shape[-3::-1])):
         raise ValueError(f"matmul: the leading axes of the shapes {x.shape} and {y.shape} do not fit")
-    z = matrix_product(reshape(x, shape=(1, -1)) if x.ndim == 1 else x, reshape(y, shape=(-1, 1)) if y.ndim == 1 else y)
-    shape = z.shape if x.ndim > 1 else (*z.shape[:-2], z.shape[-1])
-    shape = shape if y.ndim > 1 else shape[:-1]
-    return z if shape == z.shape else reshape(z, shape=shape)
+    return x @ y
 
 
-@primitive
-def contract(*xs: Any, subscripts: str) -> Any:
-    """z = sum over the indices that the output lacks of the product of the operands
+@matmul.vjp
+def matmul_vjp(g: Any, _z: Any, x: Any, y: Any) -> Any:
+    if x.ndim == 1 or y.ndim == 1:
+        return vectors_vjp(g, x, y)
+    return (
+        lambda: matmul(g, swapaxes(y, axis1=-1, axis2=-2)),
+        lambda: matmul(swapaxes(x, axis1=-1, axis2=-2), g),
+    )
 
-    The subscripts are explicit: no `...`, an arrow, and no index twice within an operand (see einsum).
 
-    The cotangent of an operand is the same contraction with that operand and the output exchanged; an index
-    that only this operand had was summed, and its cotangent is constant along it.
+def vectors_vjp(g: Any, x: Any, y: Any) -> Any:
+    """The rule where x is a vector, the row X, or y is one, the column Y."""
+    row = expand_dims(x, axis=0) if x.ndim == 1 else x  # (k,) -> (1, k)
+    column = expand_dims(y, axis=1) if y.ndim == 1 else y  # (k,) -> (k, 1)
+    g = expand_dims(g, axis=-1) if y.ndim == 1 else g
+    g = expand_dims(g, axis=-2) if x.ndim == 1 else g  # (..., n, m)
+    x_adjoint, y_adjoint = (adjoint() for adjoint in matmul_vjp(g, None, row, column))
+    return x_adjoint, squeeze(y_adjoint, axis=-1) if y.ndim == 1 else y_adjoint
+
+
+@op
+def einsum_p(*xs: Any, subscripts: str) -> Any:
+    """z = sum over the indices that the output lacks of the product of the operands: einsum in its explicit form
+
+    The subscripts have no `...`, an arrow, and no index twice within an operand (see einsum).
+
+    The adjoint of an operand is the same sum with that operand and the output exchanged; an index that only this
+    operand had was summed, and its adjoint is constant along it.
     """
     z = xp.einsum(subscripts, *xs)
     return z.copy() if len(xs) == 1 else z  # of one operand it may be a view
 
 
-@contract.vjp
-def _(g: Any, _z: Any, *xs: Any, subscripts: str) -> Any:
+@einsum_p.vjp
+def einsum_p_vjp(g: Any, _z: Any, *xs: Any, subscripts: str) -> Any:
     operands, out = subscripts.split("->")
     terms = operands.split(",")
 
-    def wrt(i: int) -> Any:
+    def adjoint_of(i: int) -> Any:
         others = [j for j in range(len(xs)) if j != i]
         known = set(out).union(*(terms[j] for j in others))
         reached = "".join(c for c in terms[i] if c in known)
-        cotangent = contract(
-            g, *(xs[j] for j in others), subscripts=",".join([out, *(terms[j] for j in others)]) + "->" + reached
-        )
-        length = dict(zip(reached, cotangent.shape))  # that of the others, where this operand was stretched
+        exchanged = ",".join([out, *(terms[j] for j in others)]) + "->" + reached
+        adjoint = einsum_p(g, *(xs[j] for j in others), subscripts=exchanged)
+        length = dict(zip(reached, adjoint.shape))  # that of the others, where this operand was stretched
         kept = tuple(length.get(c, 1) for c in terms[i])
         spread = tuple(n if m == 1 else m for m, n in zip(kept, xs[i].shape))
-        return broadcast_to(reshape(cotangent, shape=kept), shape=spread)
+        return broadcast_to(reshape(adjoint, shape=kept), shape=spread)
 
-    return tuple((lambda i=i: wrt(i)) for i in range(len(xs)))
+    return tuple((lambda i=i: adjoint_of(i)) for i in range(len(xs)))
 
 
 @composite
@@ -95,7 +91,7 @@ def einsum(subscripts: str, *operands: Any) -> Any:
 
     Errors: ValueError if the subscripts do not fit the operands.
     """
-    terms, out = _explicit(subscripts.replace(" ", ""), [x.shape for x in operands])
+    terms, out = explicit(subscripts.replace(" ", ""), [x.shape for x in operands])
     lengths: dict[str, int] = {}
     for c, n in (pair for term, x in zip(terms, operands) for pair in zip(term, x.shape)):
         if n != 1 and lengths.setdefault(c, n) != n:
@@ -104,23 +100,22 @@ def einsum(subscripts: str, *operands: Any) -> Any:
                 f"einsum: {subscripts!r} with shapes {shapes}: an index of length {lengths[c]} meets one of length {n}"
             )
     fresh = iter(c for c in string.ascii_letters if c not in "".join(terms) + out)
-    operands, extra = tuple(operands), []
+    operands, eyes = tuple(operands), []
     for i, term in enumerate(terms):
         seen = ""
         for c, n in zip(term, operands[i].shape):
             if c in seen:  # the diagonal of (c, c) is the sum over a new index d of x[c, d] eye[c, d]
                 d = next(fresh)
                 seen += d
-                extra.append((c + d, xp.eye(n, dtype=operands[i].dtype)))
+                eyes.append((c + d, xp.eye(n, dtype=operands[i].dtype)))
             else:
                 seen += c
         terms[i] = seen
-    return contract(
-        *operands, *(eye for _, eye in extra), subscripts=",".join([*terms, *(t for t, _ in extra)]) + "->" + out
-    )
+    joined = ",".join([*terms, *(t for t, _ in eyes)]) + "->" + out
+    return einsum_p(*operands, *(eye for _, eye in eyes), subscripts=joined)
 
 
-def _explicit(subscripts: str, shapes: list[tuple[int, ...]]) -> tuple[list[str], str]:
+def explicit(subscripts: str, shapes: list[tuple[int, ...]]) -> tuple[list[str], str]:
     """The terms and the output with letters for `...`, and an output where none was written."""
     left, arrow, out = subscripts.partition("->")
     terms = left.split(",")

@@ -6,9 +6,8 @@ import math
 from typing import Any
 
 from ..backend import operand, xp
+from ..engine import Tensor, composite
 from ..rng import Rng
-from ..tape import composite
-from ..tensor import Tensor
 from .activation import softplus
 from .elementwise import square, where
 from .index import take_along_axis

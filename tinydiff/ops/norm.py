@@ -1,15 +1,16 @@
 """Normalisation: group norm, layer norm, batch norm. They differ only in which elements share a mean and a variance.
 
-    xhat = (x - mean) / sqrt(var + eps),    y = xhat w + b          mean and var over the m elements of a set
+    xhat = (x - mean) / std,    std = sqrt(var + eps),    y = xhat w + b          mean and var over a set of m elements
 
-The derivative of xhat: a shift of the set by a constant moves the mean with it, a scaling moves the deviation with it,
-so of a cotangent h = y' w of xhat what remains is the part orthogonal to both the constants and xhat,
+The derivative of xhat. With c = x - mean, r = 1 / std, and h for the adjoint of xhat, h = ȳ w:
 
-    x' = (h - mean(h) - xhat mean(h xhat)) / sqrt(var + eps),    w' = sum y' xhat,    b' = sum y'
+    dc = dx - mean(dx)                                      a constant added to the set changes nothing
+    dr = -r^3 / 2 dvar = -r^3 mean(c dc) = -r^3 mean(c dx)  as var = mean(c^2), and mean(c) = 0
+    dxhat = r dc + c dr = r (dx - mean(dx) - xhat mean(xhat dx))                     as r c = xhat
 
-Here x is seen as (A, L, G, D), sets over L and D: group norm (N, H W, groups, C / groups), layer norm (rows, 1, 1, C),
-batch norm (1, N H W, C, 1). What stands around a norm in a U-Net, a shift before it and silu after it, can be part of
-it: that saves passes over memory, and what the norm keeps, its input and the statistics, is enough for all.
+Both means are symmetric in dx and in what they are multiplied with, so the adjoint has the same form:
+
+    x̄ = r (h - mean(h) - xhat mean(xhat h)),    w̄ = sum ȳ xhat,    b̄ = sum ȳ
 """
 
 from __future__ import annotations
@@ -17,49 +18,69 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .. import kernels
-from ..tape import Saved, composite, primitive
+from ..engine import composite, op
 from .activation import silu as silu_of
+from .activation import silu_vjp
 from .elementwise import sqrt
-from .reduce import mean, var
+from .reduce import mean
 from .shape import reshape
 
 
-@primitive
-def normalize(
-    x: Any, shift: Any, weight: Any, bias: Any, *, view: tuple[int, int, int, int], eps: float, silu: bool = False
-) -> Any:
-    """y = xhat w + b, or silu of that, with x seen in the shape `view` (see above)
+@op
+def normalize(x: Any, weight: Any, bias: Any, *, axes: tuple[int, ...], eps: float) -> Any:
+    """y = xhat w + b, with mean and var over the axes; weight and bias broadcast to x, or are None
 
-    shift (A, C), or None, is added to x first, at every position of a sample. weight and bias are (C,), or (A, C), one
-    a sample, or both None.
-
-    x' = (h - mean(h) - xhat mean(h xhat)) rstd,   shift' = sum x',   w' = sum k xhat,   b' = sum k
-    where h = k w, and k = y', or y' silu'(xhat w + b)
+    x̄ = r (h - mean(h) - xhat mean(xhat h)),   h = ȳ w,   w̄ = sum ȳ xhat,   b̄ = sum ȳ
     """
-    y, mean, rstd = kernels.normalize(x.reshape(view), shift, weight, bias, eps, silu)
-    return y.reshape(x.shape), Saved(mean=mean, rstd=rstd)
-
-
-@normalize.reference
-def _(x: Any, shift: Any, weight: Any, bias: Any, *, view: Any, eps: float, silu: bool) -> Any:
-    each = (-1, 1, *view[2:])  # (C,) or (A, C) -> (1 or A, 1, G, D)
-    z = reshape(x, shape=view)
-    z = z if shift is None else z + reshape(shift, shape=each)
-    centred = z - mean(z, axis=(1, 3), keepdims=True)
-    y = centred / sqrt(var(z, axis=(1, 3), keepdims=True) + eps)
-    y = y if weight is None else y * reshape(weight, shape=each) + reshape(bias, shape=each)
-    return reshape(silu_of(y) if silu else y, shape=x.shape)
+    xhat, _ = standardize(x, axes, eps)
+    return xhat if weight is None else xhat * weight + bias
 
 
 @normalize.vjp
-def _(
-    g: Any, _y: Any, x: Any, shift: Any, weight: Any, bias: Any, *, view: Any, eps: float, silu: bool, saved: Saved
+def normalize_vjp(g: Any, _y: Any, x: Any, weight: Any, _bias: Any, *, axes: tuple[int, ...], eps: float) -> Any:
+    xhat, r = standardize(x, axes, eps)
+
+    def x_adjoint() -> Any:
+        h = g if weight is None else g * weight
+        return r * (h - mean(h, axis=axes, keepdims=True) - xhat * mean(xhat * h, axis=axes, keepdims=True))
+
+    return x_adjoint, lambda: g * xhat, g
+
+
+def standardize(x: Any, axes: tuple[int, ...], eps: float) -> tuple[Any, Any]:
+    """xhat and r = 1 / std."""
+    c = x - mean(x, axis=axes, keepdims=True)
+    r = 1 / sqrt(mean(c * c, axis=axes, keepdims=True) + eps)
+    return c * r, r
+
+
+@op
+def shift_normalize_silu(
+    x: Any, shift: Any, weight: Any, bias: Any, *, axes: tuple[int, ...], eps: float, silu: bool
 ) -> Any:
-    dx, dshift, dweight, dbias = kernels.normalize_backward(
-        g.reshape(view), x.reshape(view), saved.mean, saved.rstd, shift, weight, bias, silu
-    )
-    return dx.reshape(x.shape), dshift, dweight, dbias
+    """y = silu(u),   u = normalize(x + shift): what stands around a norm in a U-Net, as one op for the sake of speed
+
+    ū = ȳ silu'(u);   then as in normalize, and as both summands are used alike, x̄ = shift̄
+
+    A shift may be None, and without silu y = u.
+    """
+    u = normalize(x if shift is None else x + shift, weight, bias, axes=axes, eps=eps)
+    return silu_of(u) if silu else u
+
+
+@shift_normalize_silu.vjp
+def shift_normalize_silu_vjp(
+    g: Any, _y: Any, x: Any, shift: Any, weight: Any, bias: Any, *, axes: tuple[int, ...], eps: float, silu: bool
+) -> Any:
+    z = x if shift is None else x + shift
+    if silu:
+        g = silu_vjp(g, None, normalize(z, weight, bias, axes=axes, eps=eps))
+    z_adjoint, weight_adjoint, bias_adjoint = normalize_vjp(g, None, z, weight, bias, axes=axes, eps=eps)
+    z_adjoint = z_adjoint()
+    return z_adjoint, z_adjoint, weight_adjoint, bias_adjoint
+
+
+# ---------------------------------------------------------------- the norms
 
 
 @composite
@@ -76,19 +97,28 @@ def group_norm(
     """Group norm of (N, ..., C): statistics of each sample over all positions and the C / groups channels of a group.
 
     What stands before and after it in a U-Net can go with it, in fewer passes over memory: silu=True gives
-    silu(group_norm(x)), and a shift (N, C), such as the time, is added to x at every position first. weight and
-    bias may be (N, C), one a sample (adaptive group norm).
+    silu(group_norm(x)), and a shift (N, C), such as the time, is added to x at every position first. weight and bias
+    may be (N, C), one per sample (adaptive group norm).
     Source: Wu and He 2018; adaptive: Dhariwal and Nichol 2021. Errors: ValueError if the groups do not divide C, or
     weight, bias or shift have another shape.
     """
-    channels = _channels("group_norm", x, weight, bias, 2, each=True)
+    channels = check_channels("group_norm", x, weight, bias, 2, per_sample=True)
     if groups < 1 or channels % groups:
         raise ValueError(f"group_norm: groups={groups} does not divide the {channels} channels of x {x.shape}")
-    if shift is not None and shift.shape != (x.shape[0], channels):
-        raise ValueError(f"group_norm: the shift must have shape {(x.shape[0], channels)}, not {shift.shape}")
     n = x.shape[0]
-    positions = math.prod(x.shape[1:-1])
-    return normalize(x, shift, weight, bias, view=(n, positions, groups, channels // groups), eps=eps, silu=silu)
+    if shift is not None and shift.shape != (n, channels):
+        raise ValueError(f"group_norm: the shift must have shape {(n, channels)}, not {shift.shape}")
+
+    def grouped(p: Any) -> Any:  # (C,) or (N, C) -> (1 or N, 1, G, D)
+        return None if p is None else reshape(p, shape=(-1 if p.size else 0, 1, groups, channels // groups))
+
+    z = reshape(x, shape=(n, math.prod(x.shape[1:-1]), groups, channels // groups))  # (N, ..., C) -> (N, L, G, D)
+    weight, bias, shift = grouped(weight), grouped(bias), grouped(shift)
+    if shift is None and not silu:
+        y = normalize(z, weight, bias, axes=(1, 3), eps=eps)
+    else:
+        y = shift_normalize_silu(z, shift, weight, bias, axes=(1, 3), eps=eps, silu=silu)
+    return reshape(y, shape=x.shape)  # (N, L, G, D) -> (N, ..., C)
 
 
 @composite
@@ -97,8 +127,8 @@ def layer_norm(x: Any, weight: Any = None, bias: Any = None, *, eps: float = 1e-
 
     Source: Ba et al. 2016. Errors: ValueError if weight and bias are not (C,).
     """
-    channels = _channels("layer_norm", x, weight, bias, 1)
-    return normalize(x, None, weight, bias, view=(math.prod(x.shape[:-1]), 1, 1, channels), eps=eps)
+    check_channels("layer_norm", x, weight, bias, 1)
+    return normalize(x, weight, bias, axes=(x.ndim - 1,), eps=eps)
 
 
 @composite
@@ -108,17 +138,17 @@ def batch_norm(x: Any, weight: Any = None, bias: Any = None, *, eps: float = 1e-
     With fixed statistics, as in evaluation, it is an affine map, and needs no op (see nn.BatchNorm2d).
     Source: Ioffe and Szegedy 2015. Errors: ValueError if weight and bias are not (C,).
     """
-    channels = _channels("batch_norm", x, weight, bias, 2)
-    return normalize(x, None, weight, bias, view=(1, math.prod(x.shape[:-1]), channels, 1), eps=eps)
+    check_channels("batch_norm", x, weight, bias, 2)
+    return normalize(x, weight, bias, axes=tuple(range(x.ndim - 1)), eps=eps)
 
 
-def _channels(what: str, x: Any, weight: Any, bias: Any, least: int, each: bool = False) -> int:
-    """C, if everything fits; with `each`, weight and bias may be (N, C)."""
+def check_channels(what: str, x: Any, weight: Any, bias: Any, least: int, per_sample: bool = False) -> int:
+    """C, if everything fits; per_sample: weight and bias may be (N, C)."""
     if x.ndim < least:
         raise ValueError(f"{what} takes x of at least {least} dimensions, channels last, not {x.shape}")
     if x.dtype.kind not in "fc":
         raise TypeError(f"{what}: x must be floating, not {x.dtype} of shape {x.shape}")
-    shapes = [x.shape[-1:], (x.shape[0], x.shape[-1])] if each else [x.shape[-1:]]
+    shapes = [x.shape[-1:], (x.shape[0], x.shape[-1])] if per_sample else [x.shape[-1:]]
     for name, p in (("weight", weight), ("bias", bias)):
         if p is not None and p.shape not in shapes:
             wanted = " or ".join(map(str, shapes))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..tape import composite
+from ..engine import composite
 from .conv import Pair, _pair
 from .reduce import max, mean
 from .shape import broadcast_to, pad, reshape, stack

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .. import kernels
 from ..backend import xp
-from ..tape import composite, primitive
+from ..engine import composite, op
 from .elementwise import exp, square, where
-from .shape import axes_of, broadcast_to, flip, reshape, transpose
+from .shape import axes_of, broadcast_to, concatenate, flip, reshape, transpose
 
 Axis = Any  # None | int | tuple[int, ...]
 
@@ -21,17 +20,17 @@ def _spread(y: Any, like: Any, axis: Axis) -> Any:
     return broadcast_to(reshape(y, shape=kept), shape=like.shape)
 
 
-@primitive
+@op
 def sum(x: Any, *, axis: Axis = None, keepdims: bool = False) -> Any:
     """z = sum of x over the axes
 
-    dz = sum of dx          x' = z', spread over the axes
+    dz = sum of dx          x̄ = z̄, spread over the axes
     """
-    return kernels.sum(x, axes_of(axis, x.ndim, "sum"), keepdims)
+    return x.sum(axis=axes_of(axis, x.ndim, "sum"), keepdims=keepdims)
 
 
 @sum.vjp
-def _(g: Any, _z: Any, _x: Any, *, axis: Axis, keepdims: bool) -> Any:
+def sum_vjp(g: Any, _z: Any, _x: Any, *, axis: Axis, keepdims: bool) -> Any:
     return _spread(g, _x, axis)
 
 
@@ -59,22 +58,22 @@ def _count(x: Any, axis: Axis, what: str, ddof: int) -> int:
     return count
 
 
-@primitive
+@op
 def max(x: Any, *, axis: Axis = None, keepdims: bool = False) -> Any:
     """z = the largest of x over the axes
 
-    x' = z' where x = z
+    x̄ = z̄ where x = z
 
     At ties: those that are largest share equally.
     """
     return x.max(axis=axes_of(axis, x.ndim, "max"), keepdims=keepdims)
 
 
-@primitive
+@op
 def min(x: Any, *, axis: Axis = None, keepdims: bool = False) -> Any:
     """z = the smallest of x over the axes
 
-    x' = z' where x = z
+    x̄ = z̄ where x = z
 
     At ties: those that are smallest share equally.
     """
@@ -83,68 +82,55 @@ def min(x: Any, *, axis: Axis = None, keepdims: bool = False) -> Any:
 
 @max.vjp
 @min.vjp
-def _(g: Any, z: Any, x: Any, *, axis: Axis, keepdims: bool) -> Any:
+def extremum_vjp(g: Any, z: Any, x: Any, *, axis: Axis, keepdims: bool) -> Any:
     chosen = (x == _spread(z, x, axis)).astype(x.dtype)
     ties = sum(chosen, axis=axis, keepdims=keepdims)
     return chosen * _spread(g / ties, x, axis)
 
 
-@primitive
+@composite
 def prod(x: Any, *, axis: Axis = None, keepdims: bool = False) -> Any:
-    """z = product of x over the axes
+    """z = product of x over the axes, in pairs, and pairs of pairs, and so on
 
-    dz = sum over i of (product of the others) dx_i          x_i' = z' times the product of the others
-
-    The product of the others is z / x_i, unless there are zeros: with one zero it is 0 everywhere but at the zero,
-    with more it is 0 everywhere.
+    It needs no rule: products of pairs have one. And none of them divides by x, so that its derivatives of any order
+    are right where x has zeros, too.
     """
-    return x.prod(axis=axes_of(axis, x.ndim, "prod"), keepdims=keepdims)
-
-
-@prod.vjp
-def _(g: Any, _z: Any, x: Any, *, axis: Axis, keepdims: bool) -> Any:
-    zero = x == 0
-    filled = where(zero, 1.0, x)
-    zeros = _spread(zero.sum(axis=axes_of(axis, x.ndim, "prod")), x, axis)
-    others = where(zeros == zero, _spread(prod(filled, axis=axis), x, axis) / filled, 0.0)
-    return others * _spread(g, x, axis)
-
-
-@prod.reference
-def _(x: Any, *, axis: Axis, keepdims: bool) -> Any:
-    """One factor after the other: every derivative of it is right at zeros too."""
     axes = axes_of(axis, x.ndim, "prod")
     rest = [a for a in range(x.ndim) if a not in axes]
     shape = tuple(x.shape[a] for a in rest)
-    factors = reshape(transpose(x, axes=(*rest, *axes)), shape=(*shape, math.prod(x.shape[a] for a in axes)))
-    z = sum(factors[..., :0], axis=-1) + 1.0  # ones, which depend on x even if there are no factors
-    for i in range(factors.shape[-1]):
-        z = z * factors[..., i]
+    z = reshape(transpose(x, axes=(*rest, *axes)), shape=(*shape, math.prod(x.shape[a] for a in axes)))
+    while z.shape[-1] > 1:
+        half = z.shape[-1] // 2
+        pairs = z[..., :half] * z[..., half : 2 * half]
+        z = (
+            pairs if z.shape[-1] == 2 * half else concatenate([pairs, z[..., 2 * half :]], axis=-1)
+        )  # (..., half or + 1)
+    z = sum(z, axis=-1) if z.shape[-1] else sum(z, axis=-1) + 1.0  # the product of no factors is 1
     return reshape(z, shape=tuple(1 if a in axes else n for a, n in enumerate(x.shape))) if keepdims else z
 
 
-@primitive
+@op
 def cumsum(x: Any, *, axis: int | None = None) -> Any:
     """z_i = x_0 + ... + x_i along the axis (None: of the flattened array)
 
-    dz_i = sum of dx_j for j <= i          x_j' = sum of z_i' for i >= j: the sum from the other end
+    dz_i = sum of dx_j for j <= i          x̄_j = sum of z̄_i for i >= j: the sum from the other end
     """
     return xp.cumsum(x, axis=axis)
 
 
 @cumsum.vjp
-def _(g: Any, _z: Any, _x: Any, *, axis: int | None) -> Any:
+def cumsum_vjp(g: Any, _z: Any, _x: Any, *, axis: int | None) -> Any:
     a = 0 if axis is None else axis
     return reshape(flip(cumsum(flip(g, axis=a), axis=a), axis=a), shape=_x.shape)
 
 
-@primitive
+@op
 def logsumexp(x: Any, *, axis: Axis = None, keepdims: bool = False) -> Any:
     """z = log sum e^x = m + log sum e^(x - m),   m the largest x along the axes, so that nothing overflows
 
-    dz = sum of softmax(x) dx          x' = z' e^(x - z)
+    dz = sum of softmax(x) dx          x̄ = z̄ e^(x - z)
 
-    Where every x is -inf, z is -inf and x' is 0.
+    Where every x is -inf, z is -inf and x̄ is 0.
     """
     axes = axes_of(axis, x.ndim, "logsumexp")
     m = x.max(axis=axes, keepdims=True)
@@ -155,6 +141,6 @@ def logsumexp(x: Any, *, axis: Axis = None, keepdims: bool = False) -> Any:
 
 
 @logsumexp.vjp
-def _(g: Any, z: Any, x: Any, *, axis: Axis, keepdims: bool) -> Any:
+def logsumexp_vjp(g: Any, z: Any, x: Any, *, axis: Axis, keepdims: bool) -> Any:
     z = where(z == -math.inf, 0.0, z)
     return exp(x - _spread(z, x, axis)) * _spread(g, x, axis)

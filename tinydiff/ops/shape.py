@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..backend import xp
-from ..tape import composite, primitive
+from ..engine import composite, op
 from .elementwise import where
 
 Slices = tuple[slice, ...]
@@ -32,11 +32,11 @@ def axes_of(axis: Any, ndim: int, what: str) -> tuple[int, ...]:
     return axes
 
 
-@primitive(view=True)
+@op
 def reshape(x: Any, *, shape: int | tuple[int, ...]) -> Any:
     """z = the elements of x, in order, in another shape; one length may be -1
 
-    x' = z' in the shape of x
+    x̄ = z̄ in the shape of x
     """
     try:
         return x.reshape(shape)
@@ -47,15 +47,15 @@ def reshape(x: Any, *, shape: int | tuple[int, ...]) -> Any:
 
 
 @reshape.vjp
-def _(g: Any, _z: Any, _x: Any, *, shape: Any) -> Any:
+def reshape_vjp(g: Any, _z: Any, _x: Any, *, shape: Any) -> Any:
     return reshape(g, shape=_x.shape)
 
 
-@primitive(view=True)
+@op
 def transpose(x: Any, *, axes: tuple[int, ...] | None = None) -> Any:
     """z = x with its axes in another order (None: reversed): z[i_a0, i_a1, ...] = x[i_0, i_1, ...]
 
-    x' = z' with the inverse order
+    x̄ = z̄ with the inverse order
     """
     if axes is not None and len(axes_of(tuple(axes), x.ndim, "transpose")) != x.ndim:
         raise ValueError(f"transpose: axes {axes} must name every axis of an array of shape {x.shape} once")
@@ -63,7 +63,7 @@ def transpose(x: Any, *, axes: tuple[int, ...] | None = None) -> Any:
 
 
 @transpose.vjp
-def _(g: Any, _z: Any, _x: Any, *, axes: tuple[int, ...] | None) -> Any:
+def transpose_vjp(g: Any, _z: Any, _x: Any, *, axes: tuple[int, ...] | None) -> Any:
     if axes is None:
         return transpose(g)
     back = [0] * _x.ndim
@@ -99,31 +99,31 @@ def squeeze(x: Any, *, axis: int | tuple[int, ...] | None = None) -> Any:
     return reshape(x, shape=tuple(n for a, n in enumerate(x.shape) if a not in axes))
 
 
-@primitive(view=True)
+@op
 def broadcast_to(x: Any, *, shape: tuple[int, ...]) -> Any:
     """z = x, repeated along new axes and axes of length 1
 
-    x' = z' summed over the repetitions (which the tape does for every op)
+    x̄ = z̄ summed over the repetitions (which the engine does for every op)
     """
     return xp.broadcast_to(x, shape)
 
 
 @broadcast_to.vjp
-def _(g: Any, _z: Any, _x: Any, *, shape: Any) -> Any:
+def broadcast_to_vjp(g: Any, _z: Any, _x: Any, *, shape: Any) -> Any:
     return g
 
 
-@primitive
-def join(*xs: Any, axis: int = 0) -> Any:
+@op
+def concatenate_p(*xs: Any, axis: int = 0) -> Any:
     """z = the arrays one after the other along the axis
 
-    each x' = its part of z'
+    each x̄ = its part of z̄
     """
     return xp.concatenate(xs, axis=axis)
 
 
-@join.vjp
-def _(g: Any, _z: Any, *_xs: Any, axis: int) -> Any:
+@concatenate_p.vjp
+def concatenate_p_vjp(g: Any, _z: Any, *_xs: Any, axis: int) -> Any:
     parts, start = [], 0
     for x in _xs:
         parts.append(g[_along(axis % g.ndim, slice(start, start + x.shape[axis]))])
@@ -141,7 +141,7 @@ def concatenate(xs: Sequence[Any], *, axis: int = 0) -> Any:
     rests = {(*s[: axis % len(s)], *s[axis % len(s) + 1 :]) if s else None for s in shapes}
     if len(rests) > 1 or None in rests or not -len(shapes[0]) <= axis < len(shapes[0]):
         raise ValueError(f"concatenate along axis {axis}: the shapes {', '.join(map(str, shapes))} do not fit together")
-    return join(*xs, axis=axis)
+    return concatenate_p(*xs, axis=axis)
 
 
 @composite
@@ -172,11 +172,11 @@ def split(x: Any, sections: int | Sequence[int], *, axis: int = 0) -> list[Any]:
     return [x[_along(axis, slice(a, b))] for a, b in zip(bounds, bounds[1:])]
 
 
-@primitive
+@op
 def pad(x: Any, *, pad_width: Sequence[tuple[int, int]], value: float = 0.0) -> Any:
     """z = x with (before, after) extra places along each axis, filled with a value
 
-    x' = z' without the extra places
+    x̄ = z̄ without the extra places
     """
     pairs = pad_width if isinstance(pad_width, (tuple, list)) else ()
     if len(pairs) != x.ndim or any(not isinstance(p, (tuple, list)) or len(p) != 2 or min(p) < 0 for p in pairs):
@@ -189,7 +189,7 @@ def pad(x: Any, *, pad_width: Sequence[tuple[int, int]], value: float = 0.0) -> 
 
 
 @pad.vjp
-def _(g: Any, _z: Any, _x: Any, *, pad_width: Any, value: float) -> Any:
+def pad_vjp(g: Any, _z: Any, _x: Any, *, pad_width: Any, value: float) -> Any:
     return g[_inner(pad_width, _x.shape)]
 
 

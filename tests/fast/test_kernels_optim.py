@@ -1,0 +1,180 @@
+"""The steps of optimisers over many arrays: fast/cuda/optim.py against fast/cpu/optim.py, and the latter, which works
+in parts, against itself in one piece, and against the formulas in optim.py.
+
+TINYDIFF_BACKEND=cupy python -m pytest tests/fast/test_kernels_optim.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from typing import Any
+
+import conftest
+import fast_kernels as kernels
+import numpy as np
+import pytest
+
+from tinydiff import Rng, Tensor, backend, optim
+from tinydiff.fast.cpu import optim as cpu_optim
+
+on_cupy = pytest.mark.skipif(
+    os.environ.get("TINYDIFF_BACKEND") != "cupy", reason="CUDA is for CuPy: TINYDIFF_BACKEND=cupy"
+)
+DTYPES = ["float32", "float64"]
+# 0-d, empty, small, more than one part or block
+SHAPES = [(), (0,), (1,), (7, 3), (2, 0, 4), (3000,), (33000,), (16500,)]
+
+
+def draw(shape: tuple[int, ...], dtype: str, seed: int) -> np.ndarray:
+    return np.asarray(np.random.default_rng([seed, *shape]).standard_normal(shape), dtype)
+
+
+def lists(dtype: str, shapes: Any = SHAPES) -> list[list[np.ndarray]]:
+    """Parameters, gradients, first and second moments."""
+    p, g, m = ([draw(shape, dtype, seed) for shape in shapes] for seed in range(3))
+    return [p, g, m, [a * a for a in m]]
+
+
+def adam_numbers(count: int, decay: float = 0.0) -> np.ndarray:
+    """Other ones for each tensor."""
+    return np.array([[1e-2 / (i + 1), 1e-8 * (i + 1), 1 - 1e-3 * i, decay * i, 0.9, 0.999] for i in range(count)])
+
+
+CALLS: dict[str, Any] = {
+    "sgd": lambda p, g, m, v: ("sgd_step", p, g, None, np.array([0.1, 0.0, 0.0]), False),
+    "sgd decay": lambda p, g, m, v: ("sgd_step", p, g, None, np.array([0.1, 0.2, 0.0]), False),
+    "momentum": lambda p, g, m, v: ("sgd_step", p, g, m, np.array([0.1, 0.0, 0.9]), False),
+    "nesterov decay": lambda p, g, m, v: ("sgd_step", p, g, m, np.array([0.1, 0.2, 0.9]), True),
+    "adam": lambda p, g, m, v: ("adam_step", p, g, m, v, adam_numbers(len(p))),
+    "adam decay": lambda p, g, m, v: ("adam_step", p, g, m, v, adam_numbers(len(p), 0.1)),
+    "average": lambda p, g, m, v: ("average_step", p, g, np.array([0.01])),
+    "clip": lambda p, g, m, v: ("clip_norm", p, 3.0),
+    "clip nothing": lambda p, g, m, v: ("clip_norm", p, 1e6),
+}
+
+
+def mapped(fn: Any, arguments: Any) -> list[Any]:
+    """fn of each array, in lists too."""
+    return [
+        mapped(fn, a) if isinstance(a, list) else fn(a) if hasattr(a, "dtype") else a for a in arguments
+    ]  # fmt: skip
+
+
+def flat(arguments: Any) -> list[Any]:
+    return [x for a in arguments for x in (a if isinstance(a, list) else [a]) if hasattr(x, "dtype")]
+
+
+def run(call: Any) -> list[np.ndarray]:
+    """What the kernel of the backend in use returns, and leaves in its arguments."""
+    name, *arguments = call
+    arguments = mapped(lambda a: backend.to_device(a.copy()), arguments)
+    returned = getattr(kernels, name)(*arguments)
+    return [backend.to_host(a) for a in flat([returned, *arguments])]
+
+
+def close(got: list[np.ndarray], expected: list[np.ndarray], precision: str | None = None) -> None:
+    assert len(got) == len(expected)
+    for a, b in zip(got, expected):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        digits = 30 * np.finfo(precision or a.dtype).eps
+        np.testing.assert_allclose(a, b, rtol=digits, atol=digits * np.abs(b).max(initial=1))
+
+
+@on_cupy
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_both_backends_make_the_same_step(call: Any, dtype: str) -> None:
+    got = run(call(*lists(dtype)))
+    with contextlib.contextmanager(conftest.in_use)("numpy"):
+        close(got, run(call(*lists(dtype))))
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_step_in_parts_is_that_of_the_whole_bit_for_bit(
+    numpy_backend: str, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_optim, "_RUN_BYTES", 2**12)
+    parts = run(call(*lists("float32")))
+    monkeypatch.setattr(cpu_optim, "_RUN_BYTES", 2**40)
+    for a, b in zip(parts, run(call(*lists("float32")))):
+        assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_fast_step_is_that_of_the_formula(each_fast_backend: str, call: Any, dtype: str) -> None:
+    fast = run(call(*lists(dtype)))
+    before = backend.active()
+    backend._install(dataclasses.replace(before, fast=None))
+    try:
+        close(fast, run(call(*lists(dtype))))
+    finally:
+        backend._install(before)
+
+
+@on_cupy
+def test_two_dtypes_and_more_tensors_than_a_table_holds() -> None:
+    from tinydiff.fast.cuda import table
+
+    shapes = [(3,), (2, 5)] * table.TENSORS
+    narrow, wide = lists("float32", shapes), lists("float64", shapes)
+    mixed = [[pair[i % 2] for i, pair in enumerate(zip(a, b))] for a, b in zip(narrow, wide)]
+    for call in CALLS.values():
+        got = run(call(*mixed))
+        with contextlib.contextmanager(conftest.in_use)("numpy"):
+            # The norm is over both, and NumPy adds up the squares of the narrow ones in their dtype.
+            close(got, run(call(*mixed)), "float32" if call(*mixed)[0] == "clip_norm" else None)
+
+
+@on_cupy
+def test_arrays_in_another_order_are_changed_where_they_are() -> None:
+    p, g, m, v = (draw((4, 5), "float64", seed) for seed in range(4))
+    numbers = backend.to_device(adam_numbers(1))
+    turned = [backend.to_device(a).T for a in (p, g, m, v * v)]
+    straight = [backend.to_device(a.T.copy()) for a in (p, g, m, v * v)]
+    for arrays in (turned, straight):
+        kernels.adam_step(*([a] for a in arrays), numbers)
+    assert all((a == b).all() for a, b in zip(turned, straight))
+
+
+@on_cupy
+def test_a_step_is_one_launch_and_clipping_is_four() -> None:
+    cupy_on_cpu = pytest.importorskip("cupy_on_cpu")
+    arrays = [[backend.to_device(a) for a in column] for column in lists("float32", [(5,), (3, 4), (2000,)] * 20)]
+    numbers = backend.to_device(adam_numbers(60))
+    calls = {
+        "adam_step": (*arrays, numbers),
+        "sgd_step": (*arrays[:3], numbers, True),
+        "average_step": (*arrays[:2], numbers),
+        "clip_norm": (arrays[0], 1.0),
+    }
+    for name, arguments in calls.items():
+        cupy_on_cpu.reset()
+        getattr(kernels, name)(*arguments)
+        launches = cupy_on_cpu.counters()["launches"]
+        # The sum of the partial sums is CuPy's, which takes one launch or two.
+        assert launches == 1 if name != "clip_norm" else launches <= 5, (name, launches)
+
+
+@on_cupy
+@pytest.mark.parametrize(
+    ("spoil", "error", "message"),
+    [
+        (lambda p, g: (p, g.astype("float64")), TypeError, "all of float32 or all of float64, not of float32, float64"),
+        (lambda p, g: (p.astype("int32"), g.astype("int32")), TypeError, "not of int32, int32"),
+        (lambda p, g: (p, g[:2]), ValueError, r"the arrays of a tensor have shapes \[\(3,\), \(2,\)\]"),
+    ],
+)
+def test_the_launcher_refuses_arrays_that_do_not_fit(spoil: Any, error: Any, message: str) -> None:
+    p, g = spoil(backend.xp.ones(3, "float32"), backend.xp.ones(3, "float32"))
+    with pytest.raises(error, match=message):
+        kernels.sgd_step([p], [g], None, backend.xp.ones(3), False)
+
+
+def test_a_gradient_of_another_shape_is_an_error(each_fast_backend: str) -> None:
+    p = Tensor(Rng(0).normal((3, 4)), requires_grad=True)
+    p.grad = Tensor(Rng(0).normal((4, 3)))
+    with pytest.raises(ValueError, match=r"parameter 0 of shape \(3, 4\) has a gradient of shape \(4, 3\)"):
+        optim.Adam([p]).step()

@@ -1,0 +1,113 @@
+"""Our own U-Net: shapes, labels, and that every parameter takes part."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import tinydiff
+from tinydiff import Rng, Tensor, backend, ops, tensor
+from tinydiff.backend import to_device, to_host
+from tinydiff.diffusion import Denoiser, edm_loss
+from tinydiff.models.unet import UNet, pixel_shuffle, pixel_unshuffle
+from tinydiff.optim import EMA, Adam, clip_grad_norm
+
+pytestmark = pytest.mark.usefixtures("each_backend")
+
+
+def small(**options) -> UNet:
+    return UNet(1, (8, 16), labels={"digit": 10, "face": 3}, embedding=12, groups=4, rng=0, **options)
+
+
+def awake(net: UNet) -> UNet:
+    """The net with its zero layers moved, so that it does not return 0."""
+    rng = Rng(5)
+    for p in net.parameters():
+        p.data = p.data + rng.normal(p.shape, p.dtype) * 0.1
+    return net
+
+
+def labels(n: int) -> dict:
+    return {"digit": to_device(np.arange(n) % 10), "face": to_device(np.arange(n) % 3)}
+
+
+def test_output_has_the_shape_of_the_input_and_starts_at_zero():
+    x = Rng(0).normal((3, 12, 8, 1))
+    y = small()(Tensor(x), Rng(1).normal(3), **labels(3))
+    assert y.shape == x.shape
+    assert abs(to_host(y.data)).max() == 0
+
+
+def test_pixel_unshuffle_keeps_patches_together_and_has_an_inverse():
+    x = tensor(np.arange(2 * 4 * 6 * 3.0).reshape(2, 4, 6, 3))
+    y = pixel_unshuffle(x, 2)
+    assert y.shape == (2, 2, 3, 12)
+    np.testing.assert_array_equal(y.numpy()[1, 1, 2].reshape(2, 2, 3), x.numpy()[1, 2:4, 4:6])
+    np.testing.assert_array_equal(pixel_shuffle(y, 2).numpy(), x.numpy())
+
+
+def test_every_parameter_has_a_gradient_and_it_is_right():
+    net = awake(small()).astype("float64")
+    x, noise = Tensor(Rng(0).normal((2, 8, 8, 1), "float64")), Rng(1).normal(2, "float64")
+    weights = Rng(2).normal((2, 8, 8, 1), "float64")
+
+    def value():
+        return ops.sum(net(x, noise, **labels(2)) * weights)
+
+    parameters = dict(net.named_parameters())
+    gradients = tinydiff.grad(value(), list(parameters.values()))
+    for (name, p), g in zip(parameters.items(), gradients):
+        assert float(abs(g.numpy()).max()) > 0, name
+        direction, h, before = Rng(3).normal(p.shape, "float64"), 1e-5, p.data
+        slope = 0.0
+        for sign in (1, -1):
+            p.data = before + sign * h * direction
+            slope += sign * value().item() / (2 * h)
+        p.data = before
+        assert slope == pytest.approx(backend.scalar((g.data * direction).sum()), rel=1e-6, abs=1e-8), name
+
+
+def test_a_training_step_never_waits_wherever_its_labels_lie():
+    denoiser = Denoiser(small(), sigma_data=0.5)
+    optimizer, ema = Adam(denoiser.parameters(), 1e-3), EMA(denoiser)
+    before, x0 = denoiser.state_dict(), Rng(0).normal((3, 8, 8, 1))
+    with backend.no_sync():
+        for condition in (labels(3), {"digit": np.array([1, -1, 9]), "face": np.array([0, 1, 2])}, {}):
+            optimizer.zero_grad()
+            loss = edm_loss(denoiser, x0, Rng(1), **condition)
+            loss.backward()
+            clip_grad_norm(denoiser.parameters(), 1.0)
+            optimizer.step()
+            ema.update()
+    assert np.isfinite(loss.item())
+    assert not np.array_equal(to_host(before["net.last.weight"]), to_host(denoiser.net.last.weight.data))
+
+
+def test_a_label_left_out_is_the_null_class_and_labels_matter():
+    net = awake(small())
+    x, noise = Tensor(Rng(0).normal((4, 8, 8, 1))), Rng(1).normal(4)
+    left_out = net(x, noise, digit=labels(4)["digit"]).numpy()
+    null_class = net(x, noise, digit=labels(4)["digit"], face=to_device(np.full(4, -1))).numpy()
+    np.testing.assert_array_equal(left_out, null_class)
+    assert abs(left_out - net(x, noise, **labels(4)).numpy()).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "quoted"),
+    [
+        ((2, 10, 8, 1), {}, r"multiples of 4, not \(2, 10, 8, 1\)"),
+        ((2, 8, 8, 3), {}, r"\(2, 8, 8, 3\)"),
+        ((2, 8, 8, 1), {"colour": np.zeros(2, int)}, "colour"),
+        ((2, 8, 8, 1), {"digit": np.zeros(3, int)}, r"\(3,\)"),
+    ],
+)
+def test_bad_input_is_quoted(shape, options, quoted):
+    options = {name: to_device(value) for name, value in options.items()}
+    with pytest.raises(ValueError, match=quoted):
+        small()(Tensor(Rng(0).normal(shape)), Rng(1).normal(2), **options)
+
+
+@pytest.mark.parametrize(("digits", "quoted"), [([1, 10], "runs from 1 to 10"), ([-2, 3], "runs from -2 to 3")])
+def test_a_label_out_of_range_is_not_taken_for_the_null_class(digits, quoted):
+    with pytest.raises(IndexError, match=f"'digit' must be 0 to 9, or -1 for the null class, but {quoted}"):
+        small()(Tensor(Rng(0).normal((2, 8, 8, 1))), Rng(1).normal(2), digit=np.array(digits))

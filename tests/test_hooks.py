@@ -1,0 +1,170 @@
+"""Hooks on Tensors, and observers of every op."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+from tape_tools import constant, equal, leaf
+
+import tinydiff as td
+from tinydiff import ops
+from tinydiff.observers import Observer, observers, observing
+
+pytestmark = pytest.mark.usefixtures("each_backend")
+
+
+# ---------------------------------------------------------------- hooks
+
+
+def test_a_hook_sees_the_whole_adjoint_once() -> None:
+    """h is used three times; the hook is called with the sum of what the uses pass on."""
+    x, seen = leaf(3), []
+    h = x * 2.0
+    h.register_hook(seen.append)
+    (h * h + h).sum().backward()
+    (g,) = seen
+    assert isinstance(g, td.Tensor)
+    equal(g, 2 * h.numpy() + 1)
+    equal(x.grad, 2 * (2 * h.numpy() + 1))
+
+
+def test_what_a_hook_returns_takes_the_place_of_the_adjoint() -> None:
+    x = leaf(3)
+    h = ops.exp(x)
+    h.register_hook(lambda g: g * 0.5)
+    x.register_hook(lambda g: g + 1.0)
+    h.sum().backward()
+    equal(x.grad, 0.5 * np.exp(x.numpy()) + 1)
+    (dh,) = td.grad((ops.exp(x) * 1.0).sum(), x)
+    equal(dh, np.exp(x.numpy()) + 1, rtol=1e-12)
+
+
+def test_hooks_run_in_their_order_until_they_are_removed() -> None:
+    x, order = leaf(3), []
+    handles = [x.register_hook(lambda g, i=i: order.append(i)) for i in range(3)]
+    x.sum().backward()
+    handles[1].remove()
+    handles[1].remove()
+    x.sum().backward()
+    for handle in handles:
+        handle.remove()
+    x.sum().backward()
+    assert order == [0, 1, 2, 0, 2]
+
+
+def test_a_hook_is_part_of_the_graph_that_is_made() -> None:
+    x = leaf(3)
+    h = x * 3.0
+    handle = h.register_hook(lambda g: g * h)
+    (g,) = td.grad(h.sum(), x, create_graph=True)
+    equal(g, 9 * x.numpy())
+    handle.remove()  # else it would be called in the next pass as well
+    equal(td.grad(g.sum(), x)[0], np.full(3, 9.0))
+
+
+def test_a_gradient_may_be_kept_where_it_passes_through() -> None:
+    x = leaf(3)
+    h, other = x * 2.0, x * 3.0
+    h.retain_grad()
+    h.retain_grad()  # once more changes nothing but the sum
+    x.retain_grad()  # leaves keep theirs anyway
+    (h * other).sum().backward()
+    equal(h.grad, 2 * other.numpy())
+    assert other.grad is None
+    again = leaf(3, seed=1) * 1.0
+    again.retain_grad()
+    for _ in range(2):
+        again.sum().backward(retain_graph=True)
+    equal(again.grad, np.full(3, 2.0))
+
+
+def test_retain_grad_keeps_no_result_alive() -> None:
+    x = leaf(3)
+    gc.collect()
+    gc.disable()
+    try:
+        h = x * 2.0
+        h.retain_grad()
+        ref, y = weakref.ref(h), (h * h).sum()
+        del h
+        assert ref() is None
+        y.backward()
+    finally:
+        gc.enable()
+    equal(x.grad, 8 * x.numpy())
+
+
+def test_a_tensor_that_gets_no_gradient_has_no_hooks() -> None:
+    with pytest.raises(RuntimeError, match=r"register_hook: a Tensor of shape \(3,\) requires no gradient"):
+        constant(3).register_hook(print)
+
+
+# ---------------------------------------------------------------- observers
+
+
+class Names(Observer):
+    def __init__(self, thread: int | None = None) -> None:
+        self.thread = thread
+        self.calls: list[str] = []
+        self.rules: list[str] = []
+        self.sets: list[tuple[str, Any]] = []
+
+    def on_call(self, run: Any, op: Any, inputs: Any, params: Any) -> Any:
+        self.calls.append(op.name)
+        return run(op, inputs, params)
+
+    def on_rule(self, run: Any, node: Any, g: Any, wanted: Any, create_graph: bool) -> Any:
+        self.rules.append(node.op.name)
+        return run(node, g, wanted, create_graph)
+
+    def on_set(self, x: Any, name: str, value: Any) -> None:
+        self.sets.append((name, x))
+
+
+def test_an_observer_stands_around_every_call_and_every_rule() -> None:
+    x = leaf(3)
+    with observing(Names()) as names:
+        y = ops.exp(x * 2.0).sum()
+        assert names.calls == ["multiply", "exp", "sum"]
+        y.backward()
+        assert names.rules == ["sum", "exp", "multiply"]
+        x.data = x.data * 1.0
+        assert names.sets == [("grad", x), ("data", x)]
+    ops.exp(x)
+    assert names.calls.count("exp") == 1 and not observers
+
+
+def test_an_observer_may_change_what_comes_out_and_the_innermost_is_the_first() -> None:
+    class Times(Observer):
+        def __init__(self, factor: float, plus: float):
+            self.factor, self.plus = factor, plus
+
+        def on_call(self, run: Any, op: Any, inputs: Any, params: Any) -> Any:
+            out = run(op, inputs, params)
+            return out if op.name != "exp" else td.Tensor(out.data * self.factor + self.plus)
+
+    x = constant(3)
+    with observing(Times(2.0, 0.0)), observing(Times(1.0, 5.0)):
+        equal(ops.exp(x), 2 * np.exp(x.numpy()) + 5)
+
+
+def test_an_observer_of_one_thread_does_not_see_the_others() -> None:
+    x = leaf(3)
+    with observing(Names(threading.get_ident())) as mine, observing(Names()) as all_threads:
+        other = threading.Thread(target=lambda: ops.exp(x).sum().backward())
+        other.start()
+        other.join()
+        ops.sin(x)
+    assert mine.calls == ["sin"]
+    assert sorted(all_threads.calls) == sorted([*all_threads.calls]) and {"exp", "sum", "sin"} <= set(all_threads.calls)
+
+
+def test_an_error_inside_takes_the_observer_away() -> None:
+    with pytest.raises(ZeroDivisionError), observing(Names()):
+        raise ZeroDivisionError
+    assert not observers

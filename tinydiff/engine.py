@@ -1,0 +1,637 @@
+"""The engine: reverse-mode automatic differentiation, whole. Read it from top to bottom.
+
+An op computes z = f(x, y) on arrays. When a Tensor that requires a gradient goes in, the call leaves a `Node`: the op,
+where its inputs came from, and the arrays that its rule will read. For the final scalar L, the adjoint of x is
+x̄ = dL/dx. The rule of an op turns the adjoint of its output into those of its inputs (a vector-Jacobian product):
+
+    @op
+    def multiply(x, y):                 # arrays in, array out: it never sees a Tensor
+        return x * y
+
+    @multiply.vjp
+    def multiply_vjp(g, _z, x, y):      # the adjoint of the output, the output, the inputs
+        return lambda: g * y, lambda: g * x
+
+* A name with a leading underscore is handed over as shape and dtype alone, so its array is not kept until then.
+* An adjoint may be a function, which is called only if that gradient is wanted; None where there is no gradient.
+* An adjoint is summed to the shape of its input, and cast to its dtype, here and nowhere else (`unbroadcast`).
+* A rule is called with arrays, or, for `create_graph`, with Tensors, and then is itself recorded: so gradients have
+  gradients. It uses only operators and functions of tinydiff.ops, and writes into none of its arguments.
+
+`backward` passes adjoints from the newest node to the oldest. Why in that order? A node used twice gets an adjoint from
+each use, and must have their whole sum before it passes anything on. All uses of a node are younger than it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import itertools
+import operator
+import reprlib
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from . import backend
+from .backend import Array, HostArray
+from .observers import observed, observers, tell
+from .operators import OPS, Operators, array_of
+
+clock = itertools.count(1)  # numbers nodes, and changes in place, in the order in which they happen
+
+
+class Changes(dict[int, tuple[int, Any]]):
+    """By the id of memory that was changed in place: when, and a weak reference to it."""
+
+    latest = 0  # of those times
+
+
+changes = Changes()
+
+
+class Mode(threading.local):
+    """What this thread is doing."""
+
+    recording = True
+
+
+mode = Mode()
+
+# ---------------------------------------------------------------- 1. Tensor
+
+
+class Tensor(Operators):
+    """An array that remembers how it was computed. Make one with `tinydiff.tensor`.
+
+    data: the array. grad: the gradient that `backward` leaves here. node: what computed it; None for a leaf.
+    Its operators and methods are NumPy's; each only names the op that it means.
+    """
+
+    __slots__ = ("_data", "_grad", "node", "_requires_grad", "hooks", "__weakref__")
+
+    def __init__(self, data: Array, requires_grad: bool = False, node: Node | None = None):
+        self._data = data
+        self._grad: Tensor | None = None
+        self.node = node
+        self._requires_grad = requires_grad
+        self.hooks: list[Callable[..., Any]] | None = None
+
+    @property
+    def data(self) -> Array:
+        """The array. `x.data -= a` is seen as a change in place; `x.data[0] = 1` is not, as in PyTorch."""
+        return self._data
+
+    @data.setter
+    def data(self, array: Array) -> None:
+        array = backend.to_device(array_of(array))
+        if array.shape != self._data.shape or array.dtype != self._data.dtype:
+            raise ValueError(
+                f"the data of a Tensor of shape {self.shape}, {self.dtype} cannot become an array of shape "
+                f"{array.shape}, {array.dtype}"
+            )
+        tell(self, "data", array)
+        if array is self._data:
+            note_change(array)
+        self._data = array
+
+    @property
+    def grad(self) -> Tensor | None:
+        return self._grad
+
+    @grad.setter
+    def grad(self, g: Tensor | None) -> None:
+        tell(self, "grad", g)
+        self._grad = g
+
+    @property
+    def requires_grad(self) -> bool:
+        """Is a gradient of this Tensor wanted? May be set, on a floating Tensor."""
+        return self._requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, wanted: bool) -> None:
+        if wanted:
+            check_floating(self._data)
+        elif self.node is not None:
+            raise RuntimeError(
+                f"a Tensor of shape {self.shape} that {self.node.op.name} computed cannot stop requiring a gradient: "
+                "take x.detach()"
+            )
+        self._requires_grad = wanted
+
+    def detach(self) -> Tensor:
+        """The same array without its history."""
+        return Tensor(self._data)
+
+    def _changing(self, what: str, y: Any) -> Any:
+        """Note a change in place, and return the other operand's array."""
+        for name, x in (("x", self), ("y", y)):
+            if mode.recording and isinstance(x, Tensor) and x._requires_grad:
+                raise RuntimeError(
+                    f"{what}, where {name} has shape {x.shape} and requires a gradient, would lose that gradient: "
+                    "write a new Tensor (x = x + y, ops.where, ops.index_add), or do it inside tinydiff.no_grad()"
+                )
+        note_change(self._data)
+        return backend.operand(array_of(y))
+
+    def backward(self, grad: Any = None, create_graph: bool = False, retain_graph: bool | None = None) -> None:
+        """Add the gradient of this Tensor by every leaf that requires one to the leaf's `.grad`; see `backward`."""
+        backward(self, grad, create_graph=create_graph, retain_graph=retain_graph)
+
+
+def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+    """A Tensor with a copy of the data: an array, a number, a nested list, or a Tensor (whose history is left behind).
+
+    Arrays keep their dtype; Python floats become float32, as everything does that was not told otherwise.
+    Errors: TypeError for data that is no array of numbers, or that requires a gradient and is not floating.
+    """
+    try:
+        array = backend.to_device(array_of(data))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"a Tensor holds an array of numbers, not {reprlib.repr(data)}: {error}") from error
+    if array.dtype.kind not in "fciub":
+        raise TypeError(f"a Tensor holds an array of numbers, not {reprlib.repr(data)}")
+    if dtype is None and not hasattr(data, "dtype") and array.dtype.kind == "f":
+        dtype = "float32"
+    array = array.astype(array.dtype if dtype is None else dtype)  # always a copy
+    if requires_grad:
+        check_floating(array)
+    return Tensor(array, requires_grad)
+
+
+def memory_of(array: Array) -> Array:
+    """The array that owns the memory, which views share."""
+    return array.base if backend.active().is_array(array.base) else array
+
+
+def note_change(array: Array) -> None:
+    """Note that an array was changed in place: a rule that has yet to read it would read the wrong values."""
+    memory = memory_of(array)
+    key = id(memory)
+    changes.latest = now = next(clock)
+    changes[key] = now, weakref.ref(memory, lambda _: changes.pop(key, None))
+
+
+def check_floating(array: Array) -> None:
+    """Errors: TypeError if the array is not of floating numbers, and so cannot have a gradient."""
+    if array.dtype.kind not in "fc":
+        raise TypeError(
+            f"only a floating Tensor can require a gradient, not {array.dtype} of shape "
+            f"{array.shape}: pass dtype='float32'"
+        )
+
+
+def describe(x: Any) -> str:
+    return f"a Tensor of shape {x.shape}" if isinstance(x, Tensor) else type(x).__name__
+
+
+# ---------------------------------------------------------------- 2. op
+
+
+class Op:
+    """A function of arrays with a rule. Called on arrays it returns an array; with a Tensor among its inputs it returns
+    a Tensor, and leaves a node if a gradient may be asked for."""
+
+    def __init__(self, forward: Callable[..., Any], holomorphic: bool = True):
+        self.forward, self.name = forward, forward.__name__
+        self.holomorphic = holomorphic  # complex differentiable, so that the complex step can check it
+        self.rule: Callable[..., Any] | None = None
+        self.keeps: Any = itertools.repeat(False)  # for each input: does the rule read its array?
+        self.keeps_out = self.keeps_all = False
+        self.fast_forwards: dict[str | None, Callable[..., Any]] = {}  # by backend: see fast/
+        self.fast_rules: dict[str | None, Callable[..., Any]] = {}
+        parameters = inspect.signature(forward).parameters.values()
+        self.defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+        functools.update_wrapper(self, forward)
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}>"
+
+    def __call__(self, *inputs: Any, **params: Any) -> Any:
+        if observers:
+            return observed("on_call", Op.apply)(self, inputs, params)
+        return self.apply(inputs, params)
+
+    def apply(self, inputs: tuple[Any, ...], params: dict[str, Any]) -> Any:
+        """Take the arrays out, compute, record a node."""
+        arrays: list[Any] = []
+        parents: list[Any] = []
+        tensors, required = 0, False
+        for x in inputs:
+            parent = None
+            if isinstance(x, Tensor):
+                tensors += 1
+                if x._requires_grad:
+                    parent, required = x.node or x, True
+                x = x._data
+            arrays.append(x)
+            parents.append(parent)
+        if not tensors:
+            return self.compute(arrays, params)[0]
+        if tensors < len(arrays):
+            arrays = [a if type(a) is float else backend.operand(a) for a in arrays]
+        out, residuals = self.compute(arrays, params) if self.fast_forwards else (self.forward(*arrays, **params), None)
+        if type(out) is not HostArray:
+            out = backend.as_array(out)
+        if not required or not mode.recording or out.dtype.kind not in "fc":
+            return Tensor(out)
+        if self.defaults:
+            params = {**self.defaults, **params}
+        return Tensor(out, True, Node(self, parents, arrays, params, out, residuals))
+
+    def compute(self, arrays: Sequence[Any], params: dict[str, Any]) -> tuple[Any, Any]:
+        """The output; and what a fast version keeps for its rule, None if it was the page's forward that ran."""
+        if self.fast_forwards and (fast := self.fast_forwards.get(backend.active().fast)):
+            out = fast(*arrays, **params)
+            if out is not NotImplemented:
+                return out if type(out) is tuple else (out, ())
+        return self.forward(*arrays, **params), None
+
+    def vjp(self, rule: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorator: the rule (g, out, *inputs, **params) -> one adjoint per input."""
+        positional = [p for p in inspect.signature(rule).parameters.values() if p.kind is not p.KEYWORD_ONLY]
+        _, self.keeps_out, *keeps = [not p.name.startswith("_") for p in positional]
+        variadic = positional[-1].kind is inspect.Parameter.VAR_POSITIONAL
+        self.keeps = itertools.repeat(keeps[-1]) if variadic else keeps
+        self.keeps_all = all(keeps)
+        self.rule = rule
+        return rule
+
+    def fast(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Decorator: the forward for the backend of that name. It may return (out, residuals), and then its own rule is
+        given these; it may decline, by returning NotImplemented, and then the page's forward runs."""
+        return functools.partial(entered, self.fast_forwards, name)
+
+    def fast_vjp(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Decorator: the rule (g, out, *inputs, residuals, **params) on arrays, for calls whose forward was the fast
+        one. It may decline as well."""
+        return functools.partial(entered, self.fast_rules, name)
+
+
+def entered(table: dict[Any, Any], name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    table[name] = function
+    return function
+
+
+def op(forward: Any = None, *, holomorphic: bool = True) -> Any:
+    """Decorator: make a function of arrays an op, and enter it in OPS. See the head of this file."""
+    return register(Op(forward, holomorphic)) if forward else functools.partial(op, holomorphic=holomorphic)
+
+
+def composite(function: Any) -> Any:
+    """Decorator: enter a function that is written in other ops, and so needs no rule, in OPS."""
+    return register(function)
+
+
+def register(function: Any) -> Any:
+    name = function.__name__
+    if name in OPS:
+        raise ValueError(
+            f"there is an op named {name!r} already: choose another name, or take it out first, by "
+            f"tinydiff.engine.OPS.pop({name!r})"
+        )
+    return entered(OPS, name, function)
+
+
+# ---------------------------------------------------------------- 3. Node
+
+
+class ShapeDtype:
+    """Stands for an array that a rule does not read."""
+
+    __slots__ = ("shape", "dtype")
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any):
+        self.shape, self.dtype = shape, dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+
+shape_dtype = functools.lru_cache(1024)(ShapeDtype)
+
+
+class Node(ShapeDtype):
+    """One recorded call, out = op(*inputs, **params). It has the shape and dtype of its output, so it stands for that.
+
+    parents: for each input that requires a gradient the node that made it, or itself if it is a leaf; else None.
+    values: for each input its array, if the rule reads it; else its shape and dtype. time: its number.
+    """
+
+    __slots__ = ("op", "params", "parents", "values", "out", "residuals", "time", "hooks", "__weakref__")
+
+    def __init__(self, op: Op, parents: list[Any], arrays: Sequence[Any], params: dict, out: Any, residuals: Any):
+        self.op = op
+        self.params = params
+        self.parents = parents
+        self.out = out if op.keeps_out else None
+        self.residuals = residuals
+        self.shape = out.shape
+        self.dtype = out.dtype
+        self.time = next(clock)
+        self.hooks = None
+        self.values = arrays if op.keeps_all else [
+            a if keep or not hasattr(a, "shape") else parent if type(parent) is Node else shape_dtype(a.shape, a.dtype)
+            for parent, a, keep in zip(parents, arrays, op.keeps)
+        ]  # fmt: skip
+        if params:
+            self.check_options()
+
+    def options(self) -> Iterator[tuple[str, Any]]:
+        """("the name", value) of each option, such as the index of getitem; tuples taken apart."""
+        for name, value in self.params.items():
+            for part in value if type(value) is tuple else (value,):
+                yield f"the {name}", part
+
+    def check_options(self) -> None:
+        """Errors: TypeError for an option that would need a gradient, as it has none."""
+        for name, x in self.options():
+            if isinstance(x, Tensor) and x._requires_grad:
+                raise TypeError(
+                    f"{self.op.name}: the option {name[4:]} has no gradient, but is a Tensor of shape {x.shape} "
+                    "that requires one"
+                )
+
+    def check_usable(self) -> None:
+        """Errors: RuntimeError if what was kept has been freed, or changed since."""
+        if self.values is None:
+            raise RuntimeError(
+                f"backward a second time through {self.op.name}: the arrays it had kept were freed by the first. "
+                "Pass retain_graph=True the first time, or compute the output again"
+            )
+        kept = [*enumerate(self.values), ("the output", self.out), *self.options()]
+        for what, a in kept:
+            a = array_of(a)
+            if hasattr(a, "base") and changes.get(id(memory_of(a)), (0,))[0] > self.time:
+                what = f"input {what}" if isinstance(what, int) else what
+                raise RuntimeError(
+                    f"{what} of {self.op.name} was changed in place after it was used, and its gradient needs the old "
+                    "values: make a new array instead"
+                )
+
+    def adjoints(self, g: Any, wanted: Sequence[Any], create_graph: bool) -> list[Any]:
+        """The adjoint of each input, from that of the output, by the op's rule; None where `wanted` is None."""
+        if self.values is None or changes.latest > self.time:
+            self.check_usable()
+        values, found = self.values, self.apply_rule(g, create_graph)
+        if type(found) is not tuple:
+            found = (found,)
+        if len(found) != len(values):
+            raise ValueError(f"the rule of {self.op.name} gave {len(found)} adjoints for {len(values)} inputs")
+        result: list[Any] = []
+        for adjoint, x, parent in zip(found, values, wanted):
+            if parent is None:
+                adjoint = None
+            elif callable(adjoint):
+                adjoint = adjoint()
+            # Usually it has the shape and dtype of its input already.
+            if type(adjoint) is not HostArray or adjoint.shape != x.shape or adjoint.dtype is not x.dtype:
+                adjoint = None if adjoint is None else unbroadcast(adjoint, x, self.op.name, len(result))
+            result.append(adjoint)
+        return result
+
+    def apply_rule(self, g: Any, create_graph: bool) -> Any:
+        op, out, values = self.op, self if self.out is None else self.out, self.values
+        if create_graph:  # the page's rule, on Tensors with their history: what it computes is recorded in turn
+            out = out if out is self else Tensor(out, True, self)
+            values = [tensor_at(parent, value) for parent, value in zip(self.parents, values)]
+        elif op.fast_rules and self.residuals is not None and (fast := op.fast_rules.get(backend.active().fast)):
+            found = fast(g, out, *values, residuals=self.residuals, **self.params)
+            if found is not NotImplemented:
+                return found
+        if op.rule is None:
+            raise NotImplementedError(f"{op.name} has no rule, so no gradient passes through it")
+        return op.rule(g, out, *values, **self.params)
+
+    def free(self) -> None:
+        self.values = self.out = self.residuals = None  # type: ignore[assignment]
+        self.params = {}
+
+
+def tensor_at(parent: Any, value: Any) -> Any:
+    """An input of a node as a Tensor with its history; what had no gradient, or was not kept, as it is."""
+    if parent is None or isinstance(value, ShapeDtype):
+        return value
+    return parent if isinstance(parent, Tensor) else Tensor(value, True, parent)
+
+
+class AdjointShapeError(ValueError):
+    """A rule gave an adjoint that no sum over broadcast axes can bring to the shape of its input."""
+
+    def __init__(self, op: str, i: int, wanted: tuple[int, ...], given: tuple[int, ...]):
+        super().__init__(f"the rule of {op} gave input {i} of shape {wanted} an adjoint of shape {given}")
+        self.wanted, self.given = wanted, given
+
+
+def unbroadcast(adjoint: Any, x: Any, op: str, i: int) -> Any:
+    """The adjoint in the shape and dtype of its input. Broadcasting repeats x, so z = sum over its copies, and the
+    adjoint of x is the sum of the adjoints of its copies."""
+    shape = x.shape
+    try:
+        given = adjoint.shape
+    except AttributeError:
+        raise TypeError(
+            f"the rule of {op} gave input {i} of shape {shape} no array as an adjoint but {adjoint!r}"
+        ) from None
+    if given != shape:
+        extra = len(given) - len(shape)
+        stretched = [a for a in range(extra, len(given)) if shape[a - extra] == 1 != given[a]]
+        if extra < 0 or any(n != m for a, (n, m) in enumerate(zip(given[extra:], shape)) if a + extra not in stretched):
+            raise AdjointShapeError(op, i, shape, given)
+        adjoint = OPS["reshape"](OPS["sum"](adjoint, axis=(*range(extra), *stretched), keepdims=False), shape=shape)
+    return adjoint if adjoint.dtype == x.dtype else OPS["astype"](adjoint, dtype=x.dtype)
+
+
+# ---------------------------------------------------------------- 4. the backward pass
+
+
+def backward_pass(
+    output: Tensor, g: Any, targets: Sequence[Tensor] | None, create_graph: bool, keep: bool, stop: bool = False
+) -> list[tuple[Tensor, Tensor]]:
+    """(target, adjoint) for each target that the output depends on; targets None: every leaf. keep: the graph, for a
+    second pass. stop: do not go on beyond a target."""
+    goals = None if targets is None else {x.node or x: x for x in targets}
+
+    # 1. Every node that the output was computed from, oldest first, and the leaves.
+    nodes: set[Node] = set()
+    leaves: set[Any] = set()
+    stack = [output.node] if output.node else []
+    while stack:
+        node = stack.pop()
+        if node not in nodes and not (stop and goals and node in goals):
+            nodes.add(node)
+            for parent in node.parents:
+                if type(parent) is Node:
+                    stack.append(parent)
+                elif parent is not None:
+                    leaves.add(parent)
+    order = sorted(nodes, key=operator.attrgetter("time"))
+
+    # 2. Which parents lead to a target, so that their adjoints are wanted; all do, where all leaves are targets.
+    leading: set[Any] = set(goals or ())
+    wanted: dict[Node, list[Any]] | None = None
+    if goals is not None and not leaves <= leading:
+        wanted = {}
+        for node in order:
+            if not leading.isdisjoint(node.parents):
+                leading.add(node)
+                wanted[node] = [parent if parent in leading else None for parent in node.parents]
+
+    # 3. Adjoints, from the newest node to the oldest; at each the sum of what its uses have passed on.
+    adjoints: dict[Any, Any] = {output.node or output: g}
+    found: dict[Any, Any] = {}
+    pull_back = observed("on_rule", Node.adjoints) if observers else Node.adjoints
+    with set_grad_enabled(True) if create_graph else contextlib.nullcontext():
+        while order:
+            node = order.pop()
+            g = adjoints.pop(node, None)
+            if g is None:
+                continue
+            if node.hooks:
+                g = hooked(node, g)
+            if goals and node in goals:
+                found[node] = g
+            parents = node.parents if wanted is None else wanted.get(node)
+            if parents is None:  # none of them leads to a target
+                continue
+            for parent, adjoint in zip(parents, pull_back(node, g, parents, create_graph)):
+                if adjoint is not None:
+                    adjoints[parent] = adjoints[parent] + adjoint if parent in adjoints else adjoint
+            if not keep:
+                node.free()
+    found.update({x: hooked(x, g) if x.hooks else g for x, g in adjoints.items()})  # what is left belongs to leaves
+    tensors = {key: g if isinstance(g, Tensor) else Tensor(backend.as_array(g)) for key, g in found.items()}
+    return [(x, tensors[key]) for key, x in (goals or {x: x for x in tensors}).items() if key in tensors]
+
+
+def seed(output: Any, g: Any, create_graph: bool) -> Any:
+    """The adjoint at the output: what was given, or 1 for a scalar."""
+    if not (isinstance(output, Tensor) and output._requires_grad):
+        raise RuntimeError(
+            f"the output ({describe(output)}) does not depend on any Tensor that requires a gradient: "
+            "was requires_grad set, or was it computed inside no_grad() or detached?"
+        )
+    if g is None and output.size != 1:
+        raise RuntimeError(
+            f"the gradient of an output of shape {output.shape} needs an adjoint of that shape: "
+            "reduce it to a scalar first (.sum(), .mean()), or pass one"
+        )
+    g = backend.xp.ones_like(output._data) if g is None else g
+    g = g if isinstance(g, Tensor) else Tensor(backend.to_device(g))
+    if g.shape != output.shape:
+        raise RuntimeError(f"the adjoint has shape {g.shape}, but the output has shape {output.shape}")
+    g = g if g.dtype == output.dtype else g.astype(output.dtype)
+    return g if create_graph else g._data
+
+
+def hooked(owner: Any, g: Any) -> Any:
+    """The adjoint after the hooks of its Tensor."""
+    given = g if isinstance(g, Tensor) else Tensor(g)
+    for fn in owner.hooks:
+        given = given if (found := fn(given)) is None else found
+    return given if isinstance(g, Tensor) else given._data
+
+
+def owned(pairs: list[Any], given: Any, create_graph: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """The pairs (target, gradient), each gradient in memory of its own: a rule may hand one array to two inputs, or a
+    view, or the adjoint that the caller gave, and none of these may change when a gradient is scaled in place."""
+    taken = {id(array_of(given))}
+    for x, g in pairs:
+        if g._data.base is not None or id(g._data) in taken:
+            with set_grad_enabled(create_graph):
+                g = OPS["copy"](g)
+        taken.add(id(g._data))
+        yield x, g
+
+
+def backward(output: Tensor, g: Any = None, *, create_graph: bool = False, retain_graph: bool | None = None) -> None:
+    """Add d(output)/d(leaf), weighted with g, to `.grad` of every leaf that requires a gradient.
+
+    g: the adjoint of the output, an array or Tensor of its shape; 1 if the output has one element.
+    create_graph: record the pass itself, so that the gradients can be differentiated again.
+    retain_graph: keep what the graph saved, for a second pass; as create_graph unless given.
+    Errors: RuntimeError if the output needs no gradient, has several elements and no g, was computed from arrays that
+    have changed since, or was used already.
+    """
+    keep = create_graph if retain_graph is None else retain_graph
+    pairs = backward_pass(output, seed(output, g, create_graph), None, create_graph, keep)
+    for leaf, gradient in owned(pairs, g, create_graph):
+        leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+
+
+def grad(
+    output: Tensor,
+    inputs: Tensor | Sequence[Tensor],
+    grad_output: Any = None,
+    create_graph: bool = False,
+    retain_graph: bool = True,
+) -> tuple[Tensor, ...]:
+    """d(output)/d(input), weighted with grad_output, for each of the inputs; touches no `.grad`.
+
+    The inputs may be leaves or intermediate results. The gradient of one that the output does not depend on is zero.
+    create_graph, retain_graph: as for `backward`, but the graph is kept unless retain_graph is False.
+    Errors: as for `backward`; RuntimeError for an input that does not require a gradient.
+    """
+    inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    for i, x in enumerate(inputs):
+        if not (isinstance(x, Tensor) and x._requires_grad):
+            raise RuntimeError(f"grad: input {i} ({describe(x)}) does not require a gradient")
+    pairs = backward_pass(output, seed(output, grad_output, create_graph), inputs, create_graph, retain_graph)
+    found = {id(x.node or x): g for x, g in owned(pairs, grad_output, create_graph)}
+    keys = [id(x.node or x) for x in inputs]
+    return tuple(found[k] if k in found else Tensor(backend.xp.zeros_like(x._data)) for k, x in zip(keys, inputs))
+
+
+# ---------------------------------------------------------------- 5. modes
+
+
+def grad_enabled() -> bool:
+    """Are nodes being recorded in this thread?"""
+    return mode.recording
+
+
+@contextlib.contextmanager
+def set_grad_enabled(enabled: bool) -> Iterator[None]:
+    """Inside, nodes are recorded in this thread, or are not."""
+    before, mode.recording = mode.recording, enabled
+    try:
+        yield
+    finally:
+        mode.recording = before
+
+
+class no_grad:
+    """Inside `with no_grad():`, or a function or generator decorated with `@no_grad()`, nothing is recorded."""
+
+    def __init__(self) -> None:
+        self.before: list[bool] = []
+
+    def __enter__(self) -> None:
+        self.before.append(mode.recording)
+        mode.recording = False
+
+    def __exit__(self, *_error: Any) -> None:
+        mode.recording = self.before.pop()
+
+    def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(fn)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with set_grad_enabled(False):
+                return fn(*args, **kwargs)
+
+        @functools.wraps(fn)
+        def steps(*args: Any, **kwargs: Any) -> Any:
+            generator, sent = fn(*args, **kwargs), None
+            while True:  # while the generator waits, its caller's mode is the caller's own
+                try:
+                    with set_grad_enabled(False):
+                        value = generator.send(sent)
+                except StopIteration as end:
+                    return end.value
+                sent = yield value
+
+        return steps if inspect.isgeneratorfunction(fn) else call

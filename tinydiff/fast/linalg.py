@@ -1,0 +1,53 @@
+"""Sums over leading axes, and products of many small matrices with one, as large matrix products: what the CPU and the
+GPU share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from ..backend import Array, xp
+from ..ops.linalg import matmul
+from ..ops.reduce import sum as sum_over
+from ..ops.shape import axes_of
+from .taken import is_real
+
+
+def register(name: str, product: Callable[[Array, Array], Array]) -> None:
+    """Let a backend's product of matrices, (..., n, k) x (..., k, m), stand for the page."""
+
+    @matmul.fast(name)
+    def matmul_fast(x: Array, y: Array) -> Any:
+        if not is_real(x, y) or min(x.ndim, y.ndim) < 2 or x.shape[-1] != y.shape[-2]:
+            return NotImplemented
+        if any(m != n and 1 not in (m, n) for m, n in zip(x.shape[-3::-1], y.shape[-3::-1])):
+            return NotImplemented
+        if y.ndim > 2 or x.ndim == 2:
+            return product(x, y)
+        rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])  # many matrices times one: (..., n, k) -> (... n, k)
+        return product(rows, y).reshape(*x.shape[:-1], y.shape[1])
+
+    @matmul.fast_vjp(name)
+    def matmul_vjp_fast(g: Array, _z: Any, x: Array, y: Array, *, residuals: Any) -> Any:
+        if y.ndim > 2 or x.ndim == 2:
+            return lambda: product(g, y.swapaxes(-1, -2)), lambda: product(x.swapaxes(-1, -2), g)
+
+        def y_adjoint() -> Array:
+            m = math.prod(x.shape[:-1])
+            return product(x.reshape(m, x.shape[-1]).T, g.reshape(m, g.shape[-1]))
+
+        return lambda: matmul_fast(g, y.T), y_adjoint
+
+    @sum_over.fast(name)
+    def sum_fast(x: Array, *, axis: Any = None, keepdims: bool = False) -> Any:
+        """Over the leading axes of a large array the product with a row of ones is the fastest."""
+        if not (is_real(x) and x.size >= 4096 and x.flags.c_contiguous):
+            return NotImplemented
+        axes = axes_of(axis, x.ndim, "sum")
+        lead = len(axes)
+        if not (0 < lead < x.ndim and axes == tuple(range(lead))):
+            return NotImplemented
+        rows = x.reshape(math.prod(x.shape[:lead]), -1)
+        z = product(xp.ones((1, len(rows)), x.dtype), rows).reshape(x.shape[lead:])
+        return z.reshape((1,) * lead + z.shape) if keepdims else z

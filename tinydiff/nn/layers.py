@@ -1,0 +1,177 @@
+"""The short layers: a linear map, tables and features of numbers, activations, dropout; and how weights begin.
+
+A sum over n inputs of variance 1, with weights of variance 1 / n, has variance 1: the signal keeps its size from layer
+to layer. n is the fan-in, the number of products that are summed in one output. The defaults are PyTorch's.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from .. import backend, ops
+from ..backend import Array
+from ..engine import Tensor
+from ..operators import array_of
+from ..rng import Rng, as_rng
+from .module import Module, Parameter, same_dtype
+
+# ---------------------------------------------------------------- how weights begin
+
+
+def uniform(shape: tuple[int, ...], bound: float, rng: Rng) -> Array:
+    """U(-bound, bound), float32."""
+    return (2 * rng.uniform(shape) - 1) * bound
+
+
+def fan_in_uniform(shape: tuple[int, ...], fan_in: int, rng: Rng) -> Array:
+    """U(-b, b), b = 1 / sqrt(fan_in), which has a variance of 1 / (3 fan_in): for the weights and biases of
+    linear maps and convolutions.
+
+    PyTorch calls it kaiming_uniform with a = sqrt(5) (He et al. 2015, with a gain of sqrt(1/3)).
+    """
+    return uniform(shape, 1 / math.sqrt(fan_in) if fan_in > 0 else 0.0, rng)
+
+
+def xavier_uniform(shape: tuple[int, ...], rng: Rng) -> Array:
+    """U(-b, b), b = sqrt(6 / (fan_in + fan_out)), for a matrix (in, out).
+
+    Source: Glorot and Bengio 2010, equation 16.
+    """
+    return uniform(shape, math.sqrt(6 / sum(shape)), rng)
+
+
+# ---------------------------------------------------------------- linear
+
+
+class Linear(Module):
+    """y = x w + b on the last axis: (..., in_features) -> (..., out_features).
+
+    Parameters: weight (in, out) and bias (out,), U(-1 / sqrt(in), 1 / sqrt(in)). Errors: ValueError if the last axis of
+    x is not in_features long, TypeError if its dtype is not that of the weights.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, rng: Rng | int | None = None):
+        rng = as_rng(rng)
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = Parameter(fan_in_uniform((in_features, out_features), in_features, rng))
+        self.bias = Parameter(fan_in_uniform((out_features,), in_features, rng)) if bias else None
+
+    def forward(self, x: Any) -> Any:
+        if x.ndim < 1 or x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"Linear({self.in_features}, {self.out_features}) takes x (..., {self.in_features}), not {x.shape}"
+            )
+        same_dtype(self, x, self.weight)
+        y = ops.matmul(x, self.weight)  # (..., in) -> (..., out)
+        return y if self.bias is None else y + self.bias
+
+
+# ---------------------------------------------------------------- numbers to vectors
+
+
+class Embedding(Module):
+    """A table of vectors, one for each integer from 0 to num_embeddings - 1: (...) -> (..., embedding_dim).
+
+    Parameter: weight (num_embeddings, embedding_dim), N(0, 1). Errors: TypeError for an index that is not of integers;
+    IndexError for one out of range. An index that is on a GPU already is not read back to be checked: give a list or a
+    NumPy array to have it checked there too.
+    """
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, *, rng: Rng | int | None = None):
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.weight = Parameter(as_rng(rng).normal((num_embeddings, embedding_dim)))
+
+    def forward(self, index: Any) -> Any:
+        checked = self._checked(array_of(index))
+        return ops.embedding(index if isinstance(index, Tensor) else checked, self.weight)
+
+    def _checked(self, index: Any) -> Any:
+        on_host = backend.name == "numpy" or not backend.active().is_array(index)
+        if not backend.active().is_array(index):
+            index = backend.to_host(index)
+        if index.dtype.kind not in "iu":
+            raise TypeError(f"Embedding: the index must be of integers, not {index.dtype} of shape {index.shape}")
+        if on_host and index.size and not (0 <= index.min() and index.max() < self.num_embeddings):
+            raise IndexError(
+                f"Embedding: the index of shape {index.shape} runs from {index.min()} to {index.max()}, "
+                f"but the table has rows 0 to {self.num_embeddings - 1}"
+            )
+        return backend.to_device(index)
+
+
+class FourierFeatures(Module):
+    """[sin 2 pi x w, cos 2 pi x w] for fixed random frequencies w: (N,) -> (N, features).
+
+    Without them a network sees a number such as the time as one slow direction; they tell neighbouring times apart.
+    Buffer: W (features / 2,), N(0, scale^2), never trained. Source: Tancik et al. 2020, equation 5.
+    Errors: ValueError for an odd number of features, or x that is not (N,).
+    """
+
+    def __init__(self, features: int, scale: float = 30.0, *, rng: Rng | int | None = None):
+        if features < 2 or features % 2:
+            raise ValueError(f"FourierFeatures: features must be even and positive, not {features}")
+        self.features, self.scale = features, scale
+        self.W = Tensor(as_rng(rng).normal(features // 2) * scale)
+
+    def forward(self, x: Any) -> Any:
+        if x.ndim != 1:
+            raise ValueError(f"FourierFeatures takes x (N,), not {x.shape}")
+        same_dtype(self, x, self.W)
+        angle = ops.expand_dims(x, axis=1) * self.W * (2 * math.pi)  # (N, 1) x (F/2,) -> (N, F/2)
+        return ops.concatenate([ops.sin(angle), ops.cos(angle)], axis=1)  # (N, F)
+
+
+# ---------------------------------------------------------------- activations, dropout
+
+
+class SiLU(Module):
+    """x sigmoid(x)"""
+
+    def forward(self, x: Any) -> Any:
+        return ops.silu(x)
+
+
+class GELU(Module):
+    """x Phi(x); approximate="tanh" for the older formula."""
+
+    def __init__(self, approximate: str = "none"):
+        self.approximate = approximate
+
+    def forward(self, x: Any) -> Any:
+        return ops.gelu(x, approximate=self.approximate)
+
+
+class ReLU(Module):
+    """max(x, 0)"""
+
+    def forward(self, x: Any) -> Any:
+        return ops.relu(x)
+
+
+class Sigmoid(Module):
+    """1 / (1 + e^-x)"""
+
+    def forward(self, x: Any) -> Any:
+        return ops.sigmoid(x)
+
+
+class Dropout(Module):
+    """While training, each element is set to 0 with probability p, and the others divided by 1 - p;
+    else nothing is done.
+
+    The random source is `.rng`, a stream of its own; its step is not in the state_dict.
+    Errors: ValueError for p outside [0, 1).
+    """
+
+    needs_whole_batch = True
+
+    def __init__(self, p: float = 0.5, *, rng: Rng | int | None = None):
+        if not 0 <= p < 1:
+            raise ValueError(f"Dropout: p must be in [0, 1), not {p!r}")
+        source = as_rng(rng)
+        self.p, self.rng = p, source.child(f"dropout {source.step}")
+        source.step += 1  # so that the next layer made from this source has another stream
+
+    def forward(self, x: Any) -> Any:
+        return ops.dropout(x, p=self.p, rng=self.rng) if self.training else x

@@ -1,0 +1,56 @@
+"""Who wants to know of every op: the profiler, anomaly detection, checkpoint, captured steps.
+
+The engine asks one list, which is empty in the usual case; each observer keeps its own code in its own file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+
+class Observer:
+    """Stands around each call of an op and each rule, and runs it: override what is needed. thread: the one that it is
+    for, by threading.get_ident(); None for all."""
+
+    thread: int | None = None
+
+    def on_call(self, run: Callable[..., Any], op: Any, inputs: tuple[Any, ...], params: dict[str, Any]) -> Any:
+        return run(op, inputs, params)
+
+    def on_rule(self, run: Callable[..., Any], node: Any, g: Any, wanted: Sequence[Any], create_graph: bool) -> Any:
+        return run(node, g, wanted, create_graph)
+
+    def on_set(self, x: Any, name: str, value: Any) -> None:
+        """x.data or x.grad, as the name says, is about to become the value."""
+
+
+observers: list[Observer] = []  # empty in the usual case
+
+
+def observed(event: str, run: Callable[..., Any]) -> Callable[..., Any]:
+    """run, with this thread's observers around it."""
+    for observer in list(observers):
+        if observer.thread in (None, threading.get_ident()):
+            run = functools.partial(getattr(observer, event), run)
+    return run
+
+
+def tell(x: Any, name: str, value: Any) -> None:
+    """Let this thread's observers know what x.data or x.grad is about to become."""
+    for observer in list(observers):
+        if observer.thread in (None, threading.get_ident()):
+            observer.on_set(x, name, value)
+
+
+@contextlib.contextmanager
+def observing(observer: Any) -> Iterator[Any]:
+    """Inside, the observer is one of the observers."""
+    observers.append(observer)
+    try:
+        yield observer
+    finally:
+        observers.remove(observer)

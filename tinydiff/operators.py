@@ -1,0 +1,191 @@
+"""What NumPy's operators and methods mean on a Tensor: a table, in which each line names an op.
+
+Everything about an op, its gradient included, stands on its page in tinydiff/ops; Tensor itself is in engine.py.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from . import backend
+
+if TYPE_CHECKING:
+    from .engine import Tensor
+
+OPS: dict[str, Callable[..., Any]] = {}  # every op by name; they enter themselves as tinydiff/ops defines them
+
+
+class Handle:
+    """A hook that has been added to a list of them."""
+
+    def __init__(self, hooks: list[Any], fn: Callable[..., Any]):
+        self.hooks, self.fn = hooks, fn
+        hooks.append(fn)
+
+    def remove(self) -> None:
+        """Take the hook away. A second time does nothing."""
+        if self.fn in self.hooks:
+            self.hooks.remove(self.fn)
+
+
+class Operators:
+    """The base of Tensor, whose array is `_data`."""
+
+    __slots__ = ()
+    __array_ufunc__ = None  # an array on the left leaves the operation to us
+    __hash__ = object.__hash__
+    _data: Any
+    _requires_grad: bool
+    node: Any
+    grad: Any
+    hooks: Any
+    _changing: Callable[[str, Any], Any]  # notes a change in place, and gives the array of the other operand
+
+    # fmt: off
+    shape = property(lambda self: self._data.shape)
+    ndim = property(lambda self: self._data.ndim)
+    size = property(lambda self: self._data.size)
+    dtype = property(lambda self: self._data.dtype)
+    T = property(lambda self: OPS["transpose"](self))
+
+    def tolist(self) -> Any: return self.numpy().tolist()
+
+    def __neg__(self) -> Tensor: return OPS["negative"](self)
+    def __pos__(self) -> Any: return self
+    def __abs__(self) -> Tensor: return OPS["abs"](self)
+    def __add__(self, y: Any) -> Tensor: return OPS["add"](self, y)
+    def __radd__(self, y: Any) -> Tensor: return OPS["add"](y, self)
+    def __sub__(self, y: Any) -> Tensor: return OPS["subtract"](self, y)
+    def __rsub__(self, y: Any) -> Tensor: return OPS["subtract"](y, self)
+    def __mul__(self, y: Any) -> Tensor: return OPS["multiply"](self, y)
+    def __rmul__(self, y: Any) -> Tensor: return OPS["multiply"](y, self)
+    def __truediv__(self, y: Any) -> Tensor: return OPS["divide"](self, y)
+    def __rtruediv__(self, y: Any) -> Tensor: return OPS["divide"](y, self)
+    def __pow__(self, y: Any) -> Tensor: return OPS["power"](self, y)
+    def __rpow__(self, y: Any) -> Tensor: return OPS["power"](y, self)
+    def __matmul__(self, y: Any) -> Tensor: return OPS["matmul"](self, y)
+    def __rmatmul__(self, y: Any) -> Tensor: return OPS["matmul"](y, self)
+    def __getitem__(self, index: Any) -> Tensor: return OPS["getitem"](self, index=index)
+
+    # Comparisons have no gradient: they give plain arrays of bool.
+    def __eq__(self, y: Any) -> Any: return self._data == array_of(y)
+    def __ne__(self, y: Any) -> Any: return self._data != array_of(y)
+    def __lt__(self, y: Any) -> Any: return self._data < array_of(y)
+    def __le__(self, y: Any) -> Any: return self._data <= array_of(y)
+    def __gt__(self, y: Any) -> Any: return self._data > array_of(y)
+    def __ge__(self, y: Any) -> Any: return self._data >= array_of(y)
+
+    def astype(self, dtype: Any) -> Tensor: return OPS["astype"](self, dtype=dtype)
+    def copy(self) -> Tensor: return OPS["copy"](self)
+    def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return OPS["sum"](self, axis=axis, keepdims=keepdims)
+    def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return OPS["mean"](self, axis=axis, keepdims=keepdims)
+    def max(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return OPS["max"](self, axis=axis, keepdims=keepdims)
+    def min(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return OPS["min"](self, axis=axis, keepdims=keepdims)
+    def prod(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return OPS["prod"](self, axis=axis, keepdims=keepdims)
+    def var(self, axis: Any = None, ddof: int = 0, keepdims: bool = False) -> Tensor:
+        return OPS["var"](self, axis=axis, ddof=ddof, keepdims=keepdims)
+    def cumsum(self, axis: Any = None) -> Tensor: return OPS["cumsum"](self, axis=axis)
+    def argmax(self, axis: Any = None) -> Any: return self._data.argmax(axis=axis)
+    def clip(self, low: Any, high: Any) -> Tensor: return OPS["clip"](self, low=low, high=high)
+    def reshape(self, *shape: Any) -> Tensor: return OPS["reshape"](self, shape=shape[0] if len(shape) == 1 else shape)
+    def flatten(self) -> Tensor: return self.reshape(-1)
+    def ravel(self) -> Tensor: return self.reshape(-1)
+    def transpose(self, *axes: Any) -> Tensor:
+        return OPS["transpose"](self, axes=(axes[0] if len(axes) == 1 else axes) or None)
+    def swapaxes(self, axis1: int, axis2: int) -> Tensor: return OPS["swapaxes"](self, axis1=axis1, axis2=axis2)
+    def squeeze(self, axis: Any = None) -> Tensor: return OPS["squeeze"](self, axis=axis)
+
+    # In place, as in NumPy: the array is the same one afterwards.
+    def __iadd__(self, y: Any) -> Any: self._data += self._changing("x += y", y); return self  # noqa: E702
+    def __isub__(self, y: Any) -> Any: self._data -= self._changing("x -= y", y); return self  # noqa: E702
+    def __imul__(self, y: Any) -> Any: self._data *= self._changing("x *= y", y); return self  # noqa: E702
+    def __itruediv__(self, y: Any) -> Any: self._data /= self._changing("x /= y", y); return self  # noqa: E702
+    # fmt: on
+
+    def __setitem__(self, index: Any, y: Any) -> None:
+        index = tuple(array_of(i) for i in index) if isinstance(index, tuple) else array_of(index)
+        self._data[index] = self._changing("x[index] = y", y)
+
+    def numpy(self) -> Any:
+        """A NumPy array of the values, without history. Waits for the device."""
+        return backend.to_host(self._data)
+
+    def item(self) -> float:
+        """The only element, as a Python number. Waits for the device. Errors: ValueError if there are several."""
+        if self.size != 1:
+            raise ValueError(f"item() is for a Tensor of one element, this one has shape {self.shape}")
+        return self.numpy().item()
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    def __len__(self) -> int:
+        if self.ndim == 0:
+            raise TypeError("a Tensor of shape () has no length")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        """For numpy.asarray(x). A NumPy function would lose the gradient: so not where there is one."""
+        if self._requires_grad:
+            raise TypeError(
+                f"NumPy would lose the gradient of a Tensor of shape {self.shape}: use tinydiff.ops, "
+                "or x.numpy() for the values alone"
+            )
+        array = self.numpy()
+        return array.astype(dtype) if copy or dtype not in (None, array.dtype) else array
+
+    def __repr__(self) -> str:
+        about = f", dtype={self.dtype}" if str(self.dtype) != "float32" else ""
+        about += f", node={self.node.op.name}" if self.node else ", requires_grad=True" if self._requires_grad else ""
+        return f"tensor({str(self.numpy())}{about})".replace("\n", "\n" + " " * 7)
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec else str(self)
+
+    # ---- PyTorch's
+
+    def zero_grad(self) -> None:
+        self.grad = None
+
+    def register_hook(self, fn: Callable[[Tensor], Tensor | None]) -> Handle:
+        """fn(g) is called with the whole adjoint of this Tensor when a backward pass has found it; what it returns, if
+        not None, takes its place. Returns a handle whose remove() takes the hook away.
+        Errors: RuntimeError for a Tensor that requires no gradient.
+        """
+        if not self._requires_grad:
+            raise RuntimeError(f"register_hook: a Tensor of shape {self.shape} requires no gradient, so it gets none")
+        owner: Any = self.node or self
+        owner.hooks = owner.hooks if owner.hooks is not None else []
+        return Handle(owner.hooks, fn)
+
+    def retain_grad(self) -> None:
+        """Let backward passes leave the gradient in `.grad` here too, although this is no leaf."""
+        if self.node is not None:
+            me = weakref.ref(self)  # the graph must not keep its own results alive
+
+            def keep(g: Tensor) -> None:
+                if (x := me()) is not None:
+                    x.grad = g if x.grad is None else x.grad + g
+
+            self.register_hook(keep)
+
+
+def array_of(x: Any) -> Any:
+    """The array of a Tensor; anything else as it is."""
+    return x._data if isinstance(x, Operators) else x
