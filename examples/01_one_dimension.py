@@ -19,8 +19,7 @@ from tinydiff import Rng, Tensor, no_grad, plot
 from tinydiff.backend import to_device, to_host, xp
 from tinydiff.data import GaussianMixture
 from tinydiff.diffusion import VESDE, Brownian, score_matching_loss
-from tinydiff.diffusion.exact import Exact, point_mass
-from tinydiff.diffusion.one_d import forward_diffusion_1d, reverse_diffusion_1d
+from tinydiff.diffusion.exact import Exact, forward_diffusion_1d, point_mass, reverse_diffusion_1d
 from tinydiff.microbatch import blas_threads
 from tinydiff.models.fourier import ScoreMLP
 from tinydiff.optim import EMA, Adam, cosine, warmup
@@ -47,7 +46,7 @@ def main() -> int:
     net = learn(exact, args.steps, rng.child("net"))
     start = exact.sample(args.walkers // 2, 1.0, rng.child("start"))
     _, path = reverse_diffusion_1d(
-        start, exact.sde.diffusion, score_of(net), t_max=1.0, steps=500, rng=rng.child("learned")
+        start, exact.process.diffusion, score_of(net), t_max=1.0, steps=500, rng=rng.child("learned")
     )
     draw_learned(net, exact, path[-1], args.out / "learned.png")
     print(f"point.png, mixture.png and learned.png in {args.out} after {time.monotonic() - began:.0f} s")
@@ -59,7 +58,7 @@ def main() -> int:
 
 def walk(exact, n, steps, rng):
     """Forward from the data and back from the exact law at the end: (times, x (steps + 1, N)) of each."""
-    sde, end = exact.sde, exact.sde.t_max
+    sde, end = exact.process, exact.process.t_max
     x0 = exact.mixture.sample(n, rng.child("data"))
     forward = forward_diffusion_1d(x0, sde.diffusion, t_max=end, steps=steps, rng=rng.child("forward"))
     start = exact.sample(n, end, rng.child("start"))
@@ -72,7 +71,7 @@ def walk(exact, n, steps, rng):
 
 def learn(exact, steps, rng):
     """Denoising score matching: the loss knows the noise that was added to each sample, and nothing of the density."""
-    sde, began = exact.sde, time.monotonic()
+    sde, began = exact.process, time.monotonic()
     net = ScoreMLP(sde.marginal_std, 1, rng=rng.child("weights"))
     optimizer, ema, schedule = Adam(net.parameters(), lr=5e-3), EMA(net, 0.998), warmup(100, cosine(steps))
     for step in range(steps):
@@ -115,7 +114,7 @@ def draw_walks(walks, exact, path, what, height):
         middle = figure.add_subplot(grid[row, 1])
         t, x = np.array(times), to_host(x)
         if not exact.mixture.variances.any():  # a point: one and two standard deviations around it
-            spread = np.array([exact.sde.marginal_std(float(u)) for u in t])
+            spread = np.array([exact.process.marginal_std(float(u)) for u in t])
             for n, shade in ((2, "#eef3f8"), (1, "#dbe7f2")):
                 middle.fill_between(t, -n * spread, n * spread, color=shade, linewidth=0)
         middle.plot(t, x[:, :5], linewidth=0.9)

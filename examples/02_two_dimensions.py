@@ -21,9 +21,9 @@ import numpy as np
 from tinydiff import Rng, Tensor, no_grad, plot
 from tinydiff.backend import to_device, to_host, xp
 from tinydiff.data import GaussianMixture
-from tinydiff.diffusion import VESDE, euler_maruyama, score_matching_loss
+from tinydiff.diffusion import VESDE, sample, score_matching_loss
 from tinydiff.diffusion.exact import Exact
-from tinydiff.diffusion.score_matching import explicit_loss, implicit_loss, sliced_loss
+from tinydiff.diffusion.loss import explicit_loss, implicit_loss, sliced_loss
 from tinydiff.microbatch import blas_threads
 from tinydiff.models.fourier import ScoreMLP
 from tinydiff.optim import EMA, Adam, cosine, warmup
@@ -36,19 +36,19 @@ SHADES = [(1 - 0.09 * i, 1 - 0.055 * i, 1 - 0.025 * i) for i in range(1, 8)]  # 
 
 
 def denoising(net, x0, rng):
-    return score_matching_loss(net, x0, EXACT.sde, rng)
+    return score_matching_loss(net, x0, EXACT.process, rng)
 
 
 def explicit(net, x0, rng):
-    return explicit_loss(net, x0, EXACT.sde, rng, score=EXACT.score)
+    return explicit_loss(net, x0, EXACT.process, rng, score=EXACT.score)
 
 
 def implicit(net, x0, rng):
-    return implicit_loss(net, x0, EXACT.sde, rng)
+    return implicit_loss(net, x0, EXACT.process, rng)
 
 
 def sliced(net, x0, rng):
-    return sliced_loss(net, x0, EXACT.sde, rng)
+    return sliced_loss(net, x0, EXACT.process, rng)
 
 
 def main() -> int:
@@ -70,7 +70,7 @@ def main() -> int:
 
 
 def learn(loss, steps, rng):
-    net = ScoreMLP(EXACT.sde.marginal_std, 2, rng=rng.child("weights"))
+    net = ScoreMLP(EXACT.process.marginal_std, 2, rng=rng.child("weights"))
     optimizer, ema, schedule = Adam(net.parameters(), lr=1e-2), EMA(net, 0.998), warmup(100, cosine(steps))
     data, noise = rng.child("data"), rng.child("noise")
     for step in range(steps):
@@ -96,7 +96,7 @@ def error(net, t, rng):
     """sqrt(E |s (net - score)|^2 / E |s score|^2) over the noised data at a time, or over times uniform in (0, 1)."""
     top = bottom = 0.0
     for u in np.linspace(0.005, 0.995, 100) if t is None else [t]:
-        x, s = EXACT.sample(2000, float(u), rng), EXACT.sde.marginal_std(float(u))
+        x, s = EXACT.sample(2000, float(u), rng), EXACT.process.marginal_std(float(u))
         truth = to_host(EXACT.score(x, float(u)))
         top += (s * s * (at(net, x, u) - truth) ** 2).sum()
         bottom += (s * s * truth**2).sum()
@@ -111,7 +111,7 @@ def draw_scores(net, path):
     figure = plot.new_figure(11, 5.7, dpi=100)
     grid = figure.add_gridspec(2, len(TIMES), hspace=0.2, wspace=0.2, left=0.06, right=0.99, top=0.95, bottom=0.09)
     for column, t in enumerate(TIMES):
-        half = 3.2 + 2 * EXACT.sde.marginal_std(t)  # of the window
+        half = 3.2 + 2 * EXACT.process.marginal_std(t)  # of the window
         fine, coarse = window(half, 81), window(half * 0.92, 11)
         density = to_host(EXACT.density(to_device(fine), t)).reshape(81, 81)
         truth = to_host(EXACT.score(to_device(coarse), t))
@@ -131,7 +131,8 @@ def draw_scores(net, path):
 def draw_samples(net, rng, path):
     """Noise, some ways back, what it becomes, and the data."""
     n, frames = 2000, []
-    made = euler_maruyama(net, (n, 2), EXACT.sde, rng.child("noise"), steps=300, callback=lambda *a: frames.append(a))
+    made = sample(net, (n, 2), EXACT.process, rng.child("noise"), method="euler_maruyama", steps=300,
+                  callback=lambda *a: frames.append(a))  # fmt: skip
     ways = np.stack([to_host(x[:WAYS]) for _, _, x, _ in frames] + [to_host(made[:WAYS])])  # (302, 5, 2)
     data = to_host(MIXTURE.sample(n, rng.child("data")))
     figure = plot.new_figure(11, 3.1, dpi=100)

@@ -1,4 +1,4 @@
-"""The tutorial's score network: its own net, loss, learning rates and sampler, on MNIST.
+"""The tutorial's score network: its own net, loss, learning rates and method of sampling, on MNIST.
 
     python examples/03_score_unet.py                          75 epochs, the additive net; over an hour on a CPU
     python examples/03_score_unet.py --epochs 21              twenty minutes: strokes, not yet digits
@@ -8,9 +8,9 @@
     python examples/03_score_unet.py --data glyphs            on digits drawn here, without a download
     TINYDIFF_BACKEND=cupy python examples/03_score_unet.py    on a GPU
 
-The directory of the run (runs/03_score_unet) gets samples.png, loss.png, log.jsonl and
-checkpoint.npz after every epoch, and compare.png: one row per sampler, all from the same noise and with the same number of
-evaluations of the net (which is in the label), by the running average of the weights (EMA) and, at the end, without.
+The directory of the run (runs/03_score_unet) gets samples.png, loss.png, log.jsonl and checkpoint.npz after every
+epoch, and compare.png: one row per method, all from the same noise and with the same number of evaluations of the net
+(its number in the label), by the running average of the weights (EMA) and, at the end, without.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ import common
 import numpy as np
 
 from tinydiff import Rng, backend, data, plot
-from tinydiff.diffusion import VESDE, euler_maruyama, published, score_matching_loss
+from tinydiff.diffusion import METHODS, VESDE, Counted, rk45, sample, score_matching_loss, steps_for
 from tinydiff.diffusion.likelihood import average, bits_per_dimension
-from tinydiff.diffusion.samplers import SAMPLERS, Counted, steps_for
-from tinydiff.models.tutorial import ScoreUNet
+from tinydiff.models.tutorial import PUBLISHED_LOSS, SIMPLE_LOSS, ScoreUNet
 from tinydiff.optim import EMA, Adam, constant, exponential
 from tinydiff.training import train
 
@@ -47,7 +46,7 @@ def main() -> int:
         return 0
 
     def loss(x0, rng, sample_offset):
-        return score_matching_loss(model, x0, sde, rng, first=sample_offset)
+        return score_matching_loss(model, x0, sde, rng, sample_offset=sample_offset)
 
     def pictures(state):
         """After each epoch: the loss curve, and a quick grid of samples."""
@@ -56,7 +55,7 @@ def main() -> int:
         draw_samples(model, sde, args, min(args.steps, 250), n=16)
 
     images = data.to_float(common.images(args))  # float32 (60000, 28, 28, 1) in [0, 1]
-    reference, levels = (published.LOSS[args.skips], published.SIMPLE) if args.data == "mnist" else ({}, {})
+    reference, levels = (PUBLISHED_LOSS[args.skips], SIMPLE_LOSS) if args.data == "mnist" else ({}, {})
     settings = TUTORIAL[args.skips]
     print(f"{model.count():,} parameters, {len(images):,} images; pictures and log go to {args.out}", file=sys.stderr)
     state = train(
@@ -104,30 +103,31 @@ def use(model, ema, sde, args):
 def draw_samples(model, sde, args, steps, n=None):
     """samples.png: sample i of a seed is the same image in every grid."""
     n = args.samples if n is None else n
-    x = euler_maruyama(model, (n, 28, 28, 1), sde, Rng(args.seed).child("samples"), steps=steps)
+    rng = Rng(args.seed).child("samples")
+    x = sample(model, (n, 28, 28, 1), sde, rng, method="euler_maruyama", steps=steps)
     plot.image_grid(x, args.out / "samples.png")
 
 
 def compare(model, ema, sde, args):
-    """compare.png: the same ten samples by every sampler, as many evaluations for each; rk45 takes what it needs."""
+    """compare.png: the same ten samples by every method, as many evaluations for each; rk45 takes what it needs."""
     names, rows = [], []
 
-    def row(name, label="", **options):
-        score = Counted(model)
-        x = SAMPLERS[name](score, (10, 28, 28, 1), sde, Rng(args.seed).child("samples"), **options)
-        names.append(f"{name}, {score.nfe}{label}")
+    def row(method, steps=None, label=""):
+        counted = Counted(model)
+        x = sample(counted, (10, 28, 28, 1), sde, Rng(args.seed).child("samples"), method=method, steps=steps)
+        names.append(f"{method.name}, {counted.nfe}{label}")
         rows.append(backend.to_host(x))
         print(names[-1], file=sys.stderr)
 
-    few = [name for name in SAMPLERS if name != "rk45"]
+    few = [method for name, method in METHODS.items() if name != "rk45"]
     with ema.applied():
-        for name in few:
-            row(name, steps=steps_for(name, args.evaluations))
-        row("rk45", rtol=1e-3, atol=1e-3)  # finer than the 256 greys of a picture
-        row("euler_maruyama", steps=args.steps)
-    for name in ("euler_maruyama", "heun"):
-        row(name, ", no average", steps=steps_for(name, args.evaluations))
-    row("euler_maruyama", ", no average", steps=args.steps)
+        for method in few:
+            row(method, steps_for(method, args.evaluations))
+        row(rk45(rtol=1e-3, atol=1e-3))  # finer than the 256 greys of a picture
+        row(METHODS["euler_maruyama"], args.steps)
+    for method in (METHODS["euler_maruyama"], METHODS["heun"]):
+        row(method, steps_for(method, args.evaluations), ", no average")
+    row(METHODS["euler_maruyama"], args.steps, ", no average")
     plot.image_grid(np.concatenate(rows), args.out / "compare.png", rows=len(rows), row_labels=names)
 
 
@@ -151,17 +151,17 @@ def arguments():
         help="how often to go through the data (default: the tutorial's 75, or 50 with --skips concat)")  # fmt: skip
     add("--batch-size", type=integer(1), metavar="N", help="images per step (default: the tutorial's 1024, or 2048)")
     common.add_training(parser, batch_size=None)
-    add("--steps", type=integer(1), default=500, metavar="N", help="steps of the sampler")
+    add("--steps", type=integer(1), default=500, metavar="N", help="steps of Euler-Maruyama")
     add("--samples", type=integer(1), default=64, metavar="N", help="images in the final grid")
     common.add_seed_and_out(parser, "03_score_unet")
     add("--sample-only", action="store_true", help="no training: draw samples.png from the checkpoint in --out")
     add("--compare", action="store_true", help="no training: draw compare.png from the checkpoint in --out")
-    add("--evaluations", type=integer(1), default=35, metavar="N", help="of the net by each sampler in --compare")
+    add("--evaluations", type=integer(1), default=35, metavar="N", help="of the net by each method in --compare")
     add("--bits", type=integer(1), metavar="N", help="no training: bits per dimension on N test images")
     args = common.parse(parser)
     if args.evaluations < 3:
         parser.error(
-            f"--evaluations must be 3 or more, for a step of every sampler and the last one, not {args.evaluations}"
+            f"--evaluations must be 3 or more, for a step of every method and the last one, not {args.evaluations}"
         )
     common.check_checkpoint(args, "--resume", "--sample-only", "--compare", "--bits")
     args.epochs = args.epochs or TUTORIAL[args.skips]["epochs"]

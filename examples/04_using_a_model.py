@@ -13,7 +13,7 @@ One figure is drawn (--out):
     a walk, another                              from the image of one noise to that of another, with guidance
     noisy, mean, one possibility                 denoising, at a level estimated from the noisy image itself
 
-With --compare 11, the figure is of new images instead: one row per sampler, each with that many evaluations of the net.
+With --compare 11, the figure is of new images instead: one row per method, each with that many evaluations of the net.
 """
 
 from __future__ import annotations
@@ -27,13 +27,23 @@ import numpy as np
 
 from tinydiff import Rng, data, plot
 from tinydiff.backend import to_device, to_host
-from tinydiff.diffusion.editing import denoise, image_to_image, inpaint, interpolate, noise_level
-from tinydiff.diffusion.edm import Denoiser, KarrasSDE, guided
-from tinydiff.diffusion.samplers import SAMPLERS, Counted, heun, rho_times, rk45, score_of, steps_for, time_at
+from tinydiff.diffusion import (
+    METHODS,
+    Counted,
+    Denoiser,
+    Guided,
+    KarrasSDE,
+    karras_times,
+    rk45,
+    sample,
+    steps_for,
+    time_at,
+)
+from tinydiff.diffusion.edit import denoise, image_to_image, inpaint, interpolate, noise_level
 from tinydiff.models.unet import UNet
 from tinydiff.optim import EMA
 
-EPS = 0.002  # where the samplers stop, as in quickstart.py
+EPS = 0.002  # where sampling stops, as in quickstart.py
 NOISE = 0.5  # standard deviation, on images from -1 to 1
 
 
@@ -55,7 +65,7 @@ def main() -> int:
 
 def use(denoiser, sde, images, digits, args):
     """Twelve rows, {label: images}."""
-    rng, score = Rng(args.seed), score_of(denoiser, sde)
+    rng = Rng(args.seed)
     condition = {} if args.unconditional else {"digit": to_device(digits)}
     rows: dict[str, np.ndarray] = {"given": images}
 
@@ -68,43 +78,42 @@ def use(denoiser, sde, images, digits, args):
     known[:, :14] = True
     rows["with a hole"] = np.where(known, images, 0.0)
     for name in ("filled", "filled again"):
-        filled = inpaint(score, x, known, sde, rng.child(name), steps=args.steps, resample=5, eps=EPS, **condition)
+        filled = inpaint(denoiser, x, known, sde, rng.child(name), steps=args.steps, resample=5, eps=EPS, **condition)
         add(name, filled, "inpainting")
 
     for sigma in (0.7, 1.5, 4.0):
         redone = image_to_image(
-            score, x, sde, rng.child("redo"), t=sigma, sampler=heun, steps=args.steps // 2, eps=EPS, **condition
+            denoiser, x, sde, rng.child("redo"), t=sigma, method="heun", steps=args.steps // 2, eps=EPS, **condition
         )
         add(f"redone, noise {sigma:g}", redone, "image to image")
 
     for name, digit in (("a walk", 2), ("another", 8)):
         a, b = sde.prior((2, 28, 28, 1), rng.child(name))
         one_digit = {"digit": to_device(np.full(len(images), digit))}
-        walker = denoiser if args.unconditional else guided(denoiser, 1.0, **one_digit)
-        add(name, interpolate(score_of(walker, sde), a, b, sde, len(images), steps=17, eps=EPS), "interpolation")
+        walker = denoiser if args.unconditional else Guided(denoiser, 1.0, **one_digit)
+        add(name, interpolate(walker, a, b, sde, len(images), steps=17, eps=EPS), "interpolation")
 
     noisy = x + NOISE * rng.child("photo").normal(x.shape)
     sigma = float(to_host(noise_level(noisy)).mean())
     add("noisy", noisy, f"noise of {NOISE}, estimated as {sigma:.3f}")
-    add("mean", denoise(score, noisy, sde, sigma=sigma, **condition), "denoising")
-    one = heun(
-        score, noisy.shape, sde, rng, start=(noisy, time_at(sde, sigma)), steps=args.steps // 2, eps=EPS, **condition
-    )
+    add("mean", denoise(denoiser, noisy, sde, sigma=sigma, **condition), "denoising")
+    one = sample(denoiser, noisy.shape, sde, rng, start=(noisy, time_at(sde, sigma)), steps=args.steps // 2, eps=EPS,
+                 **condition)  # fmt: skip
     add("one possibility", one, "denoising")
     return rows
 
 
 def compare(denoiser, sde, args):
-    """One row per sampler, {label: one image of each digit}, all from the same noise; rk45 takes what it needs."""
+    """One row per method, {label: one image of each digit}, all from the same noise; rk45 takes what it needs."""
     rows = {}
-    score = score_of(guided(denoiser, 1.0, digit=to_device(np.arange(10))), sde)
-    for name, sampler in SAMPLERS.items():
-        if sampler is rk45:
-            options = {"rtol": 1e-3, "atol": 1e-3}  # finer than the 256 greys of a picture
+    model = Guided(denoiser, 1.0, digit=to_device(np.arange(10)))
+    for name, method in METHODS.items():
+        if method is rk45:
+            options = {"method": rk45(rtol=1e-3, atol=1e-3)}  # finer than the 256 greys of a picture
         else:
-            options = {"steps": steps_for(name, args.compare), "grid": rho_times}
-        counted = Counted(score)
-        x = sampler(counted, (10, 28, 28, 1), sde, Rng(args.seed).child("samples"), eps=EPS, **options)
+            options = {"method": method, "steps": steps_for(method, args.compare), "timesteps": karras_times}
+        counted = Counted(model)
+        x = sample(counted, (10, 28, 28, 1), sde, Rng(args.seed).child("samples"), eps=EPS, **options)
         rows[f"{name}, {counted.nfe}"] = to_host(x)
         print(f"{name}, {counted.nfe} evaluations", file=sys.stderr)
     return rows
@@ -158,7 +167,7 @@ def arguments():
     common.add_data_dir(parser)
     add("--unconditional", "--untold", action="store_true", help="do not give the model the digit as its condition")
     add("--steps", type=integer(2), default=40, metavar="N", help="of inpainting; half for the others")
-    add("--compare", type=integer(3), metavar="N", help="draw new images by every sampler, N evaluations each")
+    add("--compare", type=integer(3), metavar="N", help="draw new images by every method, N evaluations each")
     add("--seed", type=integer(0), default=0, metavar="N", help="of the noise")
     return common.parse(parser)
 

@@ -1,7 +1,7 @@
-"""Which sampler is better? A judge, that is a small network, learns to tell its samples from real digits.
+"""Which method of sampling is better? A judge, that is a small network, learns to tell its samples from real digits.
 
     python examples/03_score_unet.py                          trains the net whose samples are judged; over an hour
-    python examples/05_judge.py                               then this: some minutes, most of them for one sampler
+    python examples/05_judge.py                               then this: some minutes, most of them for one method
     python examples/05_judge.py --samples 128                 a quick one
     python examples/05_judge.py --checkpoint runs/other/checkpoint.npz
 
@@ -9,11 +9,11 @@ The figure is the judge's cross-entropy, in nats, on images that it has not lear
 the two kinds apart, 0 if it always can, so higher is better. It is a classifier two-sample test (Lopez-Paz and Oquab
 2017). Compare figures within a table only, as more samples make a better judge.
 
-All samplers get the same net (its averaged weights), noise to start from, real images (of the test set, which the net
+All methods get the same net (its averaged weights), noise to start from, real images (of the test set, which the net
 has not seen) and judges. Samples and real images are treated alike: clipped to [0, 1], rounded to the 256 greys of a
 file, and given noise of standard deviation 0.5 before the judge sees them. Without it a grey of 1/255 on the black
 around a digit would give every sample away, and all figures would be 0. The last row has other real images in place of
-samples, so it is what a perfect sampler gets; it is a little above ln 2, as the judge believes a little too much.
+samples, so it is what a perfect method gets; it is a little above ln 2, as the judge believes a little too much.
 """
 
 from __future__ import annotations
@@ -28,18 +28,17 @@ import numpy as np
 from tinydiff import Rng, data, nn, no_grad, ops
 from tinydiff.backend import to_device, to_host, xp
 from tinydiff.data.batches import Batches
-from tinydiff.diffusion import VESDE
-from tinydiff.diffusion.samplers import SAMPLERS, steps_for
+from tinydiff.diffusion import METHODS, VESDE, sample, steps_for
 from tinydiff.microbatch import gradients, microbatch_size, over_microbatches
 from tinydiff.models.tutorial import ScoreUNet
 from tinydiff.optim import EMA, AdamW, cosine
 
-# (sampler, evaluations of the net, options); the others are compared with the first.
+# (method, evaluations of the net, options); the others are compared with the first.
 CONTESTANTS = [
     ("euler_maruyama", 500, {}),
     ("euler_maruyama", 35, {}),
     ("heun", 35, {}),
-    ("heun", 35, {"churn": 10.0}),  # as much as its algorithm allows, in 17 steps
+    ("heun", 35, {"s_churn": 10.0}),  # as much as its algorithm allows, in 17 steps
     ("dpm_solver", 35, {}),
     ("ddim", 35, {}),
     ("ddpm", 35, {}),
@@ -59,7 +58,7 @@ def main() -> int:
         if row is None:
             label, images = "(other real images)", others
         else:
-            label, images = sample(model, sde, *row, args)
+            label, images = samples_by(model, sde, *row, args)
         print(f"\r{label}: judging\033[K", end="", file=sys.stderr, flush=True)
         losses = np.mean(
             [held_out_losses(real, images, Rng(i).child("judge")) for i in range(args.judges)], axis=0
@@ -145,15 +144,15 @@ def pair_losses(judge, real, fake, rng, sample_offset=0):
 # ---------------------------------------------------------------- what it judges
 
 
-def sample(model, sde, name, evaluations, options, args):
+def samples_by(model, sde, name, evaluations, options, args):
     """The row's label, and its images (N, 28, 28, 1): those of rows i to j are worked on together, for the cache."""
-    n, steps = args.samples, steps_for(name, evaluations)
+    n, method, steps = args.samples, METHODS[name](**options), steps_for(name, evaluations)
     label = ", ".join([f"{name}, {evaluations} evaluations", *(f"{key} {value:g}" for key, value in options.items())])
 
     def some(rows):
         shape = (rows.stop - rows.start, 28, 28, 1)
         rng = Rng(args.seed).child("samples")
-        return to_host(SAMPLERS[name](model, shape, sde, rng, steps=steps, first=rows.start, **options))
+        return to_host(sample(model, shape, sde, rng, method=method, steps=steps, sample_offset=rows.start))
 
     parts, done = [], 0
     for part in over_microbatches(some, n, microbatch_size(n)):
@@ -199,7 +198,7 @@ def arguments():
     add("--checkpoint", type=Path, default=Path("runs/03_score_unet/checkpoint.npz"), metavar="FILE",
         help="of examples/03_score_unet.py")  # fmt: skip
     common.add_data_dir(parser)
-    add("--samples", type=integer(2 * FOLDS), default=512, metavar="N", help="of each sampler")
+    add("--samples", type=integer(2 * FOLDS), default=512, metavar="N", help="of each method")
     add("--judges", type=integer(1), default=3, metavar="N", help="seeds of the judge, averaged over")
     add("--seed", type=integer(0), default=0, metavar="N", help="of the samples and the choice of real images")
     return common.parse(parser)

@@ -6,7 +6,7 @@
     TINYDIFF_BACKEND=cupy python examples/06_likelihood.py    on a GPU
 
 Bits are per pixel: an image of 8-bit greys, sent as it is, has 8. The loss is in bits too. It is a bound for the SDE
-(diffusion/maximum_likelihood.py); what is measured at the end is the density of the ODE (diffusion/likelihood.py). The
+(diffusion/loss.py); what is measured at the end is the density of the ODE (diffusion/likelihood.py). The
 directory of the run (runs/06_likelihood) gets loss.png, samples.png, log.jsonl, checkpoint.npz and bits.txt.
 """
 
@@ -19,10 +19,9 @@ import common
 import numpy as np
 
 from tinydiff import Rng, plot
-from tinydiff.backend import to_device, to_host
-from tinydiff.diffusion import KarrasSDE, ScoreModel, bits_per_dimension, heun, likelihood_loss
+from tinydiff.backend import to_device
+from tinydiff.diffusion import KarrasSDE, ScoreModel, bits_per_dimension, likelihood_loss, sample
 from tinydiff.diffusion.likelihood import average
-from tinydiff.microbatch import over_microbatches
 from tinydiff.models.fourier import FourierInputs
 from tinydiff.models.unet import UNet
 from tinydiff.optim import EMA, Adam, cosine, warmup
@@ -48,7 +47,7 @@ def main() -> int:
         """In bits per dimension."""
         x0 = dequantised(greys, rng, sample_offset)
         return (
-            likelihood_loss(model, x0, rng, eps=EPS, first=sample_offset) / (d * math.log(2))
+            likelihood_loss(model, x0, rng, eps=EPS, sample_offset=sample_offset) / (d * math.log(2))
             + 8
             - math.log2(HIGH - LOW)
         )
@@ -107,12 +106,8 @@ def by_itself(train, test):
 
 
 def draw_samples(model, sde, args):
-    def some(rows):
-        """These rows of the grid; sample i is the same whatever rows it is drawn with."""
-        shape, rng = (rows.stop - rows.start, 28, 28, 1), Rng(args.seed).child("samples")
-        return to_host(heun(model, shape, sde, rng, steps=17, eps=EPS, first=rows.start))
-
-    x = np.concatenate(list(over_microbatches(some, args.samples, 32, args.threads)))
+    shape, rng = (args.samples, 28, 28, 1), Rng(args.seed).child("samples")
+    x = sample(model, shape, sde, rng, steps=17, eps=EPS, microbatch=32, threads=args.threads)
     plot.image_grid(x, args.out / "samples.png", low=LOW, high=HIGH)
 
 

@@ -4,10 +4,10 @@
     python examples/quickstart.py --data mnist            handwritten ones; twice as long
     TINYDIFF_BACKEND=cupy python examples/quickstart.py   on a GPU
 
-A padded residual U-Net (models/unet.py) learns to remove noise of any strength (diffusion/edm.py). Its condition is the
-digit in the image, which is left out one time in ten, so that at the end the difference that it makes can be increased
-(guidance). The directory of the run (runs/quickstart) gets samples.png, one row per digit, and loss.png, log.jsonl and
-checkpoint.npz.
+A padded residual U-Net (models/unet.py) learns to remove noise of any strength (diffusion/predict.py). Its condition is
+the digit in the image, which is left out one time in ten, so that at the end the difference that it makes can be
+increased (guidance). The directory of the run (runs/quickstart) gets samples.png, one row per digit, and loss.png,
+log.jsonl and checkpoint.npz.
 """
 
 from __future__ import annotations
@@ -20,11 +20,9 @@ import common
 import numpy as np
 
 from tinydiff import Rng, data, plot
-from tinydiff.backend import to_device, to_host, xp
+from tinydiff.backend import to_device, xp
 from tinydiff.data.glyphs import ATTRIBUTES, VARIETIES
-from tinydiff.diffusion.edm import Denoiser, KarrasSDE, edm_loss, guided
-from tinydiff.diffusion.samplers import heun, score_of
-from tinydiff.microbatch import over_microbatches
+from tinydiff.diffusion import Denoiser, Guided, KarrasSDE, edm_loss, sample
 from tinydiff.models.unet import UNet
 from tinydiff.optim import EMA, Adam, cosine, warmup
 from tinydiff.training import train
@@ -49,7 +47,7 @@ def main() -> int:
     def loss(x0, *values, rng, sample_offset):
         kept = rng.uniform(len(x0), first=sample_offset) >= LABEL_DROPOUT
         condition = {name: xp.where(kept, value, -1) for name, value in zip(labels, values)}  # -1: the null class
-        return edm_loss(denoiser, x0, rng, first=sample_offset, **condition)
+        return edm_loss(denoiser, x0, rng, sample_offset=sample_offset, **condition)
 
     def pictures(state):
         plot.loss_curve(state.records, args.out / "loss.png", x="step", title=f"EDM loss on {args.data}")
@@ -112,16 +110,10 @@ def draw_samples(denoiser, args, steps):
             for d in range(10)
             for style in styles
         ]
-    condition = {name: np.array([w[name] for w in wanted]) for name in wanted[0]}
-    sde = KarrasSDE()
-
-    def some(rows):
-        """These rows of the grid; sample i is the same whatever rows it is drawn with."""
-        guide = guided(denoiser, args.guidance, **{name: to_device(values[rows]) for name, values in condition.items()})
-        shape, rng = (rows.stop - rows.start, 28, 28, 1), Rng(args.seed).child("samples")
-        return to_host(heun(score_of(guide, sde), shape, sde, rng, steps=steps, eps=0.002, first=rows.start))
-
-    x = np.concatenate(list(over_microbatches(some, len(wanted), 20)))
+    condition = {name: to_device(np.array([w[name] for w in wanted])) for name in wanted[0]}
+    model, shape = Guided(denoiser, args.guidance), (len(wanted), 28, 28, 1)
+    rng = Rng(args.seed).child("samples")
+    x = sample(model, shape, KarrasSDE(), rng, method="heun", steps=steps, eps=0.002, microbatch=20, **condition)
     plot.image_grid(x, args.out / "samples.png", rows=10, row_labels=list(ATTRIBUTES["digit"]), low=-1, high=1)
 
 

@@ -48,7 +48,7 @@ class Images:
         self.ema = optim.EMA(self.net, 0.9)
 
     def loss(self, x: Any, labels: Any, rng: Rng, sample_offset: int) -> Tensor:
-        return score_matching_loss(self.net, x, self.sde, rng, first=sample_offset, digit=labels)
+        return score_matching_loss(self.net, x, self.sde, rng, sample_offset=sample_offset, digit=labels)
 
     def step(self, x: Any, labels: Any, rng: Rng) -> Any:
         value = gradients(self.loss, self.optimizer.parameters, (x, labels), rng)

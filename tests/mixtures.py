@@ -8,8 +8,7 @@ import kolmogorov
 import numpy as np
 
 from tinydiff import Rng, backend, ops
-from tinydiff.diffusion.schedule import LinearSchedule
-from tinydiff.diffusion.sde import VPSDE, per_sample
+from tinydiff.diffusion.process import VPSDE, LinearSchedule, per_sample
 
 erf = np.vectorize(math.erf)
 

@@ -15,8 +15,7 @@ import pytest
 from captures import Images, batch, both, counted, equal, host, on_cupy
 
 from tinydiff import Rng, Tensor, backend, checkpoint, nn, ops, optim
-from tinydiff.diffusion import edm
-from tinydiff.diffusion.samplers import SAMPLERS, Counted, score_of
+from tinydiff.diffusion import METHODS, Counted, Denoiser, Guided, KarrasSDE, sample
 from tinydiff.microbatch import gradients
 from tinydiff.rng import recorded, replayed
 from tinydiff.training import train
@@ -145,29 +144,28 @@ def test_every_number_of_an_optimiser_may_change() -> None:
     both(make)
 
 
-def painted(sampler: str, task: Images) -> Callable[..., Any]:
-    """sample(rng, labels) by a sampler, from a net whose last layers no longer are zero."""
+def sampling(method: str, task: Images) -> Callable[..., Any]:
+    """f(rng, labels) that samples by a method, from a net whose last layers no longer are zero."""
     for p in task.net.parameters():
         p.data = Rng(1).child(p.size).normal(p.shape) * 0.1
-    if sampler == "guided heun":
-        sde, denoiser = edm.KarrasSDE(), edm.Denoiser(task.net, 0.5)
+    shape, options = (3, 8, 8, 1), {"steps": 3}
+    if method == "guided heun":
+        guided, karras = Guided(Denoiser(task.net, 0.5), 1.0), KarrasSDE()
+        return lambda rng, labels: sample(guided, shape, karras, rng, eps=0.002, digit=labels, **options)
+    if method == "ddpm in microbatches":
+        method, options["microbatch"] = "ddpm", 2
+    return lambda rng, labels: sample(task.net, shape, task.sde, rng, method=method, digit=labels, **options)
 
-        def score(labels: Any) -> Any:
-            return score_of(edm.guided(denoiser, 1.0, digit=labels), sde)
 
-        return lambda rng, labels: SAMPLERS["heun"](score(labels), (3, 8, 8, 1), sde, rng, steps=3, eps=0.002)
-    return lambda rng, labels: SAMPLERS[sampler](task.net, (3, 8, 8, 1), task.sde, rng, steps=3, digit=labels)
-
-
-@pytest.mark.parametrize("sampler", sorted({*SAMPLERS, "guided heun"} - {"rk45"}))
-def test_captured_samplers_draw_the_same_images(sampler: str) -> None:
-    sample, labels = painted(sampler, Images()), backend.to_device(np.arange(3))
-    fast = backend.capture(sample)
+@pytest.mark.parametrize("method", sorted({*METHODS, "guided heun", "ddpm in microbatches"} - {"rk45"}))
+def test_captured_methods_draw_the_same_images(method: str) -> None:
+    plain, labels = sampling(method, Images()), backend.to_device(np.arange(3))
+    fast = backend.capture(plain)
     for i in range(4):
         ours, theirs = Rng(i, step=i), Rng(i, step=i)
         with counted() as counters:
             images = fast(ours, labels)
-        assert host(images).tobytes() == host(sample(theirs, labels)).tobytes()
+        assert host(images).tobytes() == host(plain(theirs, labels)).tobytes()
         assert ours.state() == theirs.state(), "the source advances as if there were no graph"
         assert not counters or counters["graph_launches"] == (i > 0)
 
@@ -177,7 +175,7 @@ def test_evaluations_are_counted_in_replays_too() -> None:
     counted_score = Counted(task.net)
     labels = backend.to_device(np.arange(3))
     fast = backend.capture(
-        lambda rng: SAMPLERS["ddim"](counted_score, (3, 8, 8, 1), task.sde, rng, steps=2, digit=labels)
+        lambda rng: sample(counted_score, (3, 8, 8, 1), task.sde, rng, method="ddim", steps=2, digit=labels)
     )
     for _ in range(4):
         fast(Rng(0))

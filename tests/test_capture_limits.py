@@ -12,7 +12,7 @@ import pytest
 from captures import Images, batch, equal, host, on_cupy
 
 from tinydiff import Rng, Tensor, backend, nn, no_grad, ops, optim
-from tinydiff.diffusion.samplers import SAMPLERS
+from tinydiff.diffusion import sample
 from tinydiff.fast.capture import MOST_GRAPHS
 
 pytestmark = pytest.mark.usefixtures("each_backend")
@@ -246,7 +246,9 @@ def test_a_captured_step_inside_another_is_part_of_it() -> None:
 @on_cupy
 def test_a_sampler_that_looks_at_its_error_cannot_be_captured() -> None:
     task, labels = Images(), backend.to_device(np.arange(3))
-    fast = backend.capture(lambda rng, labels: SAMPLERS["rk45"](task.net, (3, 8, 8, 1), task.sde, rng, digit=labels))
+    fast = backend.capture(
+        lambda rng, labels: sample(task.net, (3, 8, 8, 1), task.sde, rng, method="rk45", digit=labels)
+    )
     fast(Rng(0), labels)
     with pytest.raises(RuntimeError, match=r"cannot be captured: .*test_capture_limits.py:\d+: "):
         fast(Rng(0), labels)

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.image import imread
 
 from tinydiff import Tensor, backend, plot
-from tinydiff.diffusion import published
+from tinydiff.models import tutorial
 
 
 def tiles(path, rows, columns, side, scale):
@@ -102,11 +102,11 @@ def drawn(monkeypatch, tmp_path, *arguments, **options):
 
 
 def test_loss_curve_draws_ours_theirs_and_the_scale(monkeypatch, tmp_path):
-    axes = drawn(monkeypatch, tmp_path, RECORDS, reference=published.LOSS["add"], levels=published.SIMPLE)
+    axes = drawn(monkeypatch, tmp_path, RECORDS, reference=tutorial.PUBLISHED_LOSS["add"], levels=tutorial.SIMPLE_LOSS)
     lines = {line.get_label(): line.get_xydata() for line in axes.lines}
     np.testing.assert_allclose(lines["this run"], [(r["epoch"], r["loss"]) for r in RECORDS])
     assert lines["published"].tolist()[-1] == [74, 24.75]
-    assert len(axes.lines) == 2 + len(published.SIMPLE)
+    assert len(axes.lines) == 2 + len(tutorial.SIMPLE_LOSS)
     assert axes.get_yscale() == "log" and axes.get_xlabel() == "epoch"
 
 

@@ -11,9 +11,7 @@ from measure import Run
 
 from tinydiff import Rng, Tensor, backend, grad, ops, optim, tensor
 from tinydiff.backend import to_device, xp
-from tinydiff.diffusion import VESDE, euler_maruyama, score_matching_loss
-from tinydiff.diffusion.edm import Denoiser, KarrasSDE, edm_loss
-from tinydiff.diffusion.samplers import heun, score_of
+from tinydiff.diffusion import VESDE, Denoiser, KarrasSDE, edm_loss, sample, score_matching_loss
 from tinydiff.microbatch import gradients, microbatch_size, over_microbatches
 from tinydiff.models import tutorial
 from tinydiff.models.unet import UNet
@@ -58,13 +56,14 @@ def loss_of(name: str, net: Any) -> Callable[..., Any]:
     def quickstart(x0: Any, *labels: Any, rng: Rng, sample_offset: int) -> Any:
         kept = rng.uniform(len(x0), first=sample_offset) >= LABEL_DROPOUT
         condition = {label: xp.where(kept, values, -1) for label, values in zip(QUICKSTART_LABELS, labels)}
-        return edm_loss(net, x0, rng, first=sample_offset, **condition)
+        return edm_loss(net, x0, rng, sample_offset=sample_offset, **condition)
 
     def autoencoder(x0: Any, rng: Rng, sample_offset: int) -> Any:
         return ops.mse_loss(net(tensor(x0)), x0)
 
     def score(x0: Any, *labels: Any, rng: Rng, sample_offset: int) -> Any:
-        return score_matching_loss(net, x0, SDE, rng, first=sample_offset, **({"labels": labels[0]} if labels else {}))
+        condition = {"labels": labels[0]} if labels else {}
+        return score_matching_loss(net, x0, SDE, rng, sample_offset=sample_offset, **condition)
 
     return {"quickstart": quickstart, "autoencoder": autoencoder}.get(name, score)
 
@@ -89,20 +88,14 @@ def sampler(name: str, n: int, steps: int, threads: int, captured: bool = False)
     net = net_of("quickstart" if name == "heun" else "concat")
     labels = {label: to_device(a) for label, a in zip(QUICKSTART_LABELS, batch_of("quickstart", n)[1:])}
 
-    def some(rows: slice, rng: Rng) -> Any:
-        shape = (rows.stop - rows.start, 28, 28, 1)
-        if name == "heun":
-            condition = {label: values[rows] for label, values in labels.items()}
-            # `steps` noise levels above 0, as Karras et al. count
-            return heun(
-                score_of(net, KARRAS), shape, KARRAS, rng, steps=steps - 1, eps=0.002, first=rows.start, **condition
-            )
-        return euler_maruyama(net, shape, SDE, rng, steps=steps, first=rows.start)
+    shape, parts = (n, 28, 28, 1), {"microbatch": microbatch_size(n), "threads": threads}
 
-    def sample(rng: Rng) -> list[Any]:
-        return list(over_microbatches(lambda rows: some(rows, rng.child("samples")), n, microbatch_size(n), threads))
+    def images(rng: Rng) -> Any:
+        if name == "heun":  # `steps` noise levels above 0, as Karras et al. count
+            return sample(net, shape, KARRAS, rng, method="heun", steps=steps - 1, eps=0.002, **labels, **parts)
+        return sample(net, shape, SDE, rng, method="euler_maruyama", steps=steps, **parts)
 
-    return _with_new_noise(sample, captured)
+    return _with_new_noise(images, captured)
 
 
 def _with_new_noise(step: Callable[[Rng], Any], captured: bool) -> Run:

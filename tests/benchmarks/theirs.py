@@ -77,9 +77,8 @@ def loss(name: str, net: Any, batch: tuple[Any, ...], draws: tuple[Any, ...]) ->
         return F.mse_loss(net(x0), x0)
     if name == "quickstart":
         u, e, z = draws
-        condition = {
-            label: torch.where(u >= ours.LABEL_DROPOUT, v, -1) for label, v in zip(ours.QUICKSTART_LABELS, labels)
-        }
+        kept = u >= ours.LABEL_DROPOUT
+        condition = {label: torch.where(kept, v, -1) for label, v in zip(ours.QUICKSTART_LABELS, labels)}
         sigma, sd = torch.exp(1.2 * e - 1.2), ours.SIGMA_DATA
         weight = ((sigma**2 + sd**2) / (sigma * sd) ** 2)[:, None, None, None]
         return (weight * (net(x0 + sigma[:, None, None, None] * z, sigma, condition) - x0).square()).mean()
@@ -107,7 +106,7 @@ def training_step(name: str, n: int, memory_format: Any, compiled: bool = False,
 
 
 def sampler(name: str, n: int, steps: int, memory_format: Any, compiled: bool = False) -> Run:
-    """The same algorithms as tinydiff.diffusion.euler_maruyama and edm.heun."""
+    """The same algorithms as tinydiff.diffusion.euler_maruyama and heun."""
     net = net_of("quickstart" if name == "heun" else "concat").to(memory_format=memory_format)
     x, *labels = batch_of("quickstart", n, memory_format)
     condition = dict(zip(ours.QUICKSTART_LABELS, labels))

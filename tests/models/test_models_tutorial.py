@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from tinydiff import Rng, Tensor, backend, no_grad, ops, optim, tensor
-from tinydiff.diffusion.loss import score_matching_loss
-from tinydiff.diffusion.sde import VESDE
+from tinydiff.diffusion import VESDE, score_matching_loss
 from tinydiff.models.tutorial import Autoencoder, ConditionalUNet, LatentUNet, ScoreUNet, SpatialTransformer
 
 pytestmark = pytest.mark.usefixtures("each_backend")

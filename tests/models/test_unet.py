@@ -8,7 +8,7 @@ import pytest
 import tinydiff
 from tinydiff import Rng, Tensor, backend, ops, tensor
 from tinydiff.backend import to_device, to_host
-from tinydiff.diffusion.edm import Denoiser, edm_loss
+from tinydiff.diffusion import Denoiser, edm_loss
 from tinydiff.models.unet import UNet, pixel_shuffle, pixel_unshuffle
 from tinydiff.optim import EMA, Adam, clip_grad_norm
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tinydiff import Tensor, backend, interop, ops, tensor
-from tinydiff.diffusion.sde import VESDE
+from tinydiff.diffusion import VESDE
 from tinydiff.models import tutorial
 
 torch = pytest.importorskip("torch")

@@ -147,7 +147,7 @@ class Latent(torch.nn.Module):
         return self.tconv1(h + h1) / std(t)[:, None, None, None]
 
 
-# ---------------------------------------------------------------- ours: models/unet.py and diffusion/edm.py
+# ---------------------------------------------------------------- ours: models/unet.py and diffusion/predict.py
 
 
 class ResidualBlock(torch.nn.Module):

@@ -206,7 +206,10 @@ def test_a_step_never_waits_for_the_device(each_backend):
     optimizer, ema = Adam(model.parameters(), lr=1e-3), EMA(model)
     x0 = Rng(0).uniform((3, 28, 28, 1))
     batch = [backend.to_host(x0)]
-    loss = lambda x, rng, sample_offset: score_matching_loss(model, x, sde, rng, first=sample_offset)  # noqa: E731
+
+    def loss(x, rng, sample_offset):
+        return score_matching_loss(model, x, sde, rng, sample_offset=sample_offset)
+
     with backend.no_sync():
         value = gradients(loss, optimizer.parameters, batch, Rng(1), 2)
         optimizer.step()

@@ -1,47 +1,62 @@
-"""Diffusion: how data turns into noise, the loss that learns to turn back, and the samplers that do it.
+"""Diffusion: how data turns into noise, the loss that learns to turn back, and the sampling that does it.
 
-    sde = VESDE(sigma=25.0)                                           # or process("vp", schedule="cosine"), ...
-    loss = score_matching_loss(model, x0, sde, rng)                   # x0 (N, ...), to be minimised
-    x = euler_maruyama(model, (64, 28, 28, 1), sde, Rng(0))           # 64 new images; others: samplers.py
-    bits = bits_per_dimension(model, images, sde, Rng(0))             # images (N, ...) of uint8; likelihood.py
-    x = inpaint(model, x, mask, sde, Rng(0))                          # and other uses: editing.py
+    vesde = VESDE(sigma=25.0)                                         # or process("vp", schedule="cosine"), ...
+    loss = score_matching_loss(model, x0, vesde, rng)                 # x0 (N, ...), to be minimised
+    x = sample(model, (64, 28, 28, 1), vesde, Rng(0))                 # 64 new images
+    x = sample(model, (64, 28, 28, 1), vesde, Rng(0), method=heun(s_churn=10.0))
+    bits = bits_per_dimension(model, images, vesde, Rng(0))           # images (N, ...) of uint8
+    x = inpaint(model, x, mask, vesde, Rng(0))                        # and other uses: edit.py
 
-Times t run from 0 (data) to 1 (noise). A model, or any score, is a function score(x, t) of x (N, ...) and of t (N,).
+Times t run from 0 (data) to 1 (noise). A model is a score, a function score(x, t) of x (N, ...) and of t (N,), or a
+Denoiser. The chapters, in reading order: process, predict, loss, methods, sample, exact, likelihood, edit;
+runge_kutta is the solver of two of them.
 """
 
-from .editing import inpaint
-from .edm import Denoiser, edm_loss
+from .edit import inpaint
 from .likelihood import bits_per_dimension, log_likelihood
-from .loss import denoising_loss, score_matching_loss
-from .maximum_likelihood import likelihood_loss
-from .parametrisation import ScoreModel
-from .samplers import (
-    SAMPLERS,
-    Counted,
+from .loss import denoising_loss, edm_loss, likelihood_loss, score_matching_loss
+from .methods import (
+    METHODS,
+    Method,
     ddim,
     ddpm,
     dpm_solver,
     euler_maruyama,
     heun,
+    karras_times,
+    method,
     predictor_corrector,
     probability_flow,
     rk45,
-    sampler,
-    score_of,
-    steps_for,
+    uniform_times,
 )
-from .schedule import CosineSchedule, LinearSchedule
-from .sde import VESDE, VPSDE, Brownian, FlowSDE, KarrasSDE, SubVPSDE, process
+from .predict import Counted, Denoiser, Guided, ScoreModel, score_of
+from .process import (
+    VESDE,
+    VPSDE,
+    Brownian,
+    CosineSchedule,
+    FlowSDE,
+    KarrasSDE,
+    LinearSchedule,
+    SubVPSDE,
+    process,
+    sigma_at,
+    time_at,
+)
+from .sample import sample, steps_for
 
 __all__ = [
+    "METHODS",
     "Brownian",
     "CosineSchedule",
     "Counted",
     "Denoiser",
     "FlowSDE",
+    "Guided",
     "KarrasSDE",
     "LinearSchedule",
-    "SAMPLERS",
+    "Method",
     "ScoreModel",
     "SubVPSDE",
     "VESDE",
@@ -55,14 +70,19 @@ __all__ = [
     "euler_maruyama",
     "heun",
     "inpaint",
+    "karras_times",
     "likelihood_loss",
     "log_likelihood",
+    "method",
     "predictor_corrector",
     "probability_flow",
     "process",
     "rk45",
-    "sampler",
+    "sample",
+    "sigma_at",
     "score_matching_loss",
     "score_of",
     "steps_for",
+    "time_at",
+    "uniform_times",
 ]

@@ -1,16 +1,116 @@
-"""The law of x_t where it is known exactly: data that are a Gaussian mixture, or a single point, under a process.
+"""Diffusion where every answer is known: walks of numbers, step by step, and the law of x_t for simple data.
 
-exact = Exact(GaussianMixture([0.3, 0.7], [-2.0, 1.0], [0.16, 0.09]), VESDE(25.0))
-exact.score(x, t)                          what a perfect network would say; goes into any sampler as it is
+    t, x = forward_diffusion_1d(x0, process.diffusion, t_max=1.0, steps=1000, rng=rng)
+    t, x = reverse_diffusion_1d(x[-1], process.diffusion, exact.score, t_max=1.0, steps=1000, rng=rng)
+
+This is where the tutorial begins, and where every formula can be seen at work. The noise strength of a walk is any
+function sigma(t), a number of a number: what is called `diffusion` in a process. There is no drift, so the noise that
+has accumulated at time t has the variance s(t)^2 = integral of sigma^2 from 0 to t. For a constant strength that is
+sigma^2 t: a number has moved by sigma sqrt(t), not by sigma t.
+
+    exact = Exact(GaussianMixture([0.3, 0.7], [-2.0, 1.0], [0.16, 0.09]), VESDE(25.0))
+    exact.score(x, t)                       what a perfect network would predict; goes into `sample` as it is
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
-from ..backend import Array
+from ..backend import Array, to_device, xp
 from ..data.mixture import GaussianMixture
-from ..rng import Rng
+from ..operators import array_of
+from ..rng import Rng, as_rng
+from .process import integer
+
+NoiseStrength = Callable[[float], float]
+
+
+# ---------------------------------------------------------------- walks of numbers
+
+
+def forward_diffusion_1d(
+    x0: Any, noise_strength: NoiseStrength, *, t_max: float, steps: int, rng: Rng | int, sample_offset: int = 0
+) -> tuple[list[float], Array]:
+    """Numbers that walk at random: x(t + dt) = x(t) + sigma(t) sqrt(dt) r,  r ~ N(0, 1),  dt = t_max / steps.
+
+    The square root is what makes the result independent of the number of steps: variances add, so each step adds
+    sigma^2 dt.
+    x0: (N,), of floats. Returns the steps + 1 times, and where the numbers are at each, (steps + 1, N). Row i of the
+    noise is that of sample `sample_offset + i` of the seed.
+    Errors: TypeError for an x0 that is not of floats; ValueError for another shape, steps < 1, a t_max that is not
+    positive, or a noise strength that is negative or not finite.
+    """
+    x = _checked(x0, t_max, steps)
+    rng, t_max, steps = as_rng(rng), float(t_max), int(steps)
+    dt = t_max / steps
+    times, path = [0.0], [x]
+    for step in range(steps):
+        t = step * dt
+        sigma = _strength(noise_strength, t)
+        x = x + sigma * math.sqrt(dt) * rng.normal(x.shape, x.dtype, first=sample_offset)
+        times.append(t + dt if step + 1 < steps else t_max)
+        path.append(x)
+    return times, xp.stack(path)  # (steps + 1, N)
+
+
+def reverse_diffusion_1d(
+    x_end: Any,
+    noise_strength: NoiseStrength,
+    score: Callable[[Array, float], Any],
+    *,
+    t_max: float,
+    steps: int,
+    rng: Rng | int,
+    sample_offset: int = 0,
+) -> tuple[list[float], Array]:
+    """The walk backwards, from noise to data, guided by the score:
+
+        x(t - dt) = x(t) + sigma(t)^2 score(x(t), t) dt + sigma(t) sqrt(dt) r,      t = t_max, ..., dt
+
+    x_end: (N,), of floats, where to start: for data that are small beside it, N(0, s(t_max)^2). For a constant
+    strength that is a standard deviation of sigma sqrt(t_max).
+    score(x, t): the gradient of ln p_t at x (N,), at the number t -> (N,).
+    Returns the steps + 1 times, which fall from t_max to 0, and where the numbers are at each, (steps + 1, N).
+    Errors: as forward_diffusion_1d; ValueError for a score of another shape.
+    Source: Anderson 1982, "Reverse-time diffusion equation models"; Song et al. 2021, equation 6.
+    """
+    x = _checked(x_end, t_max, steps)
+    rng, t_max, steps = as_rng(rng), float(t_max), int(steps)
+    dt = t_max / steps
+    times, path = [t_max], [x]
+    for step in range(steps):
+        t = t_max - step * dt
+        sigma, score_x = _strength(noise_strength, t), array_of(score(x, t))
+        if score_x.shape != x.shape:
+            raise ValueError(f"reverse_diffusion_1d: the score returned shape {score_x.shape} for x of shape {x.shape}")
+        x = x + sigma**2 * dt * score_x + sigma * math.sqrt(dt) * rng.normal(x.shape, x.dtype, first=sample_offset)
+        times.append(t - dt if step + 1 < steps else 0.0)
+        path.append(x)
+    return times, xp.stack(path)  # (steps + 1, N)
+
+
+def _checked(x: Any, t_max: float, steps: int) -> Array:
+    x = to_device(array_of(x))
+    if x.ndim != 1:
+        raise ValueError(f"diffusion in one dimension takes x (N,), not {x.shape}")
+    if x.dtype.kind != "f":
+        raise TypeError(f"diffusion takes x of floats, not {x.dtype} of shape {x.shape}")
+    integer("steps", steps)
+    if not 0 < t_max < math.inf:
+        raise ValueError(f"t_max must be positive and finite, not {t_max!r}")
+    return x
+
+
+def _strength(noise_strength: NoiseStrength, t: float) -> float:
+    sigma = float(noise_strength(t))
+    if not 0 <= sigma < math.inf:
+        raise ValueError(f"the noise strength must be 0 or more and finite, but at t = {t:g} it is {sigma}")
+    return sigma
+
+
+# ---------------------------------------------------------------- the law of x_t
 
 
 class Exact:
@@ -19,11 +119,11 @@ class Exact:
     x: (N,) or (N, 1) for numbers, (N, D) for vectors; t: a number or (N,).
     """
 
-    def __init__(self, mixture: GaussianMixture, sde: Any):
-        self.mixture, self.sde = mixture, sde
+    def __init__(self, mixture: GaussianMixture, process: Any):
+        self.mixture, self.process = mixture, process
 
     def _at(self, t: Any) -> dict[str, Any]:
-        return {"scale": self.sde.marginal_scale(t), "std": self.sde.marginal_std(t)}
+        return {"scale": self.process.marginal_scale(t), "std": self.process.marginal_std(t)}
 
     def log_density(self, x: Any, t: Any) -> Any:
         """ln p_t(x), in nats, (N,)."""
@@ -41,9 +141,9 @@ class Exact:
         """P(x_t <= x), of numbers, (N,)."""
         return self.mixture.cdf(x, **self._at(t))
 
-    def sample(self, n: int, t: float, rng: Rng | int, *, first: int = 0) -> Array:
-        """n samples of x_t, float32. Row i is sample `first + i` of the seed."""
-        return self.mixture.sample(n, rng, **self._at(t), first=first)
+    def sample(self, n: int, t: float, rng: Rng | int, *, sample_offset: int = 0) -> Array:
+        """n samples of x_t, float32. Row i is sample `sample_offset + i` of the seed."""
+        return self.mixture.sample(n, rng, **self._at(t), first=sample_offset)
 
 
 def point_mass(x0: float) -> GaussianMixture:

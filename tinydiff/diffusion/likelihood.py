@@ -1,12 +1,13 @@
-"""How probable an image is under a model: its log-density, exactly but for two estimates whose errors are told.
+"""How probable an image is under a model: its log-density, exactly but for two estimates whose errors are known.
 
 Along the probability-flow ODE dx/dt = v(x, t) the density changes as the volume does, so with x(t_max) where the ODE
 leads from x,
 
     ln p(x) = ln prior(x(t_max)) + integral over t of the divergence of v at x(t)          (Chen et al. 2018, theorem 1)
 
-The divergence is the trace of dv/dx. One backward pass gives a row of it or any combination of rows; so it costs D of
-them, or it is estimated: E[z . (dv/dx)^T z] for random signs z (Hutchinson 1989; Grathwohl et al. 2019, "FFJORD").
+The divergence is the trace of dv/dx. One backward pass gives one row of dv/dx, or any combination of its rows; so it
+costs D of them, or it is estimated: E[z . (dv/dx)^T z] for random signs z (Hutchinson 1989; Grathwohl et al. 2019,
+"FFJORD").
 What is called p here is the density at time eps, as the score cannot be learned at 0.
 """
 
@@ -21,15 +22,15 @@ from ..engine import Tensor, grad, set_grad_enabled
 from ..microbatch import over_microbatches
 from ..operators import array_of
 from ..rng import Rng, as_rng
-from .dormand_prince import solve
-from .evaluation import Score, checked, flow
-from .schedule import whole
+from .predict import as_score, checked_score, flow_velocity
+from .process import integer
+from .runge_kutta import solve
 
 
 def log_likelihood(
-    score: Score,
+    model: Callable[..., Any],
     x: Any,
-    sde: Any,
+    process: Any,
     rng: Rng | int,
     *,
     probes: int = 1,
@@ -38,16 +39,16 @@ def log_likelihood(
     rtol: float = 1e-5,
     atol: float = 1e-5,
     steps: int = 1000,
-    first: int = 0,
+    sample_offset: int = 0,
     **condition: Any,
 ) -> Array:
     """ln p(x) in nats: x (N, ...) -> (N, probes), in each column by another probe z; their mean is the estimate.
 
-    score(x, t, **condition): differentiable, made of ops on its Tensors; a denoiser becomes one by `score_of`.
-    exact: the divergence itself, by a backward pass a dimension: (N, 1), for small D. rng: one draw a probe, whose row
-    i is that of sample `first + i`. rtol, atol, steps: of the ODE (dormand_prince.py), each sample at its own pace, in
-    the mean over x and for the integral by itself. That error is in no standard error; to see it, call again with a
-    tenth of the tolerance.
+    model: score(x, t, **condition), differentiable, made of ops on its Tensors, or a Denoiser (see predict.py).
+    exact: the divergence itself, by one backward pass per dimension: (N, 1), for small D. rng: one draw per probe,
+    whose row i is that of sample `sample_offset + i`. rtol, atol, steps: of the ODE (runge_kutta.py), each sample at
+    its own pace, in the mean over x and for the integral by itself. That error is in no standard error; to see it,
+    call again with a tenth of the tolerance.
     Errors: ValueError for probes < 1, eps outside (0, t_max), a tolerance that is not below the noise at eps, a score
     of another shape; TypeError for an x that is not of floats, or a score without a gradient; RuntimeError if the
     tolerance cannot be met.
@@ -56,10 +57,10 @@ def log_likelihood(
     x = to_device(array_of(x))
     if x.dtype.kind != "f" or x.ndim == 0:
         raise TypeError(f"log_likelihood: x must be (N, ...) of floats, not {x.dtype} of shape {x.shape}")
-    probes = whole("log_likelihood: probes", probes)
-    if not 0 < eps < sde.t_max:
-        raise ValueError(f"log_likelihood: eps must be between 0 and {sde.t_max:g}, not {eps!r}")
-    noise, allowed = float(sde.marginal_std(eps)), atol + rtol * float(abs(to_host(x)).max(initial=0.0))
+    probes = integer("log_likelihood: probes", probes)
+    if not 0 < eps < process.t_max:
+        raise ValueError(f"log_likelihood: eps must be between 0 and {process.t_max:g}, not {eps!r}")
+    noise, allowed = float(process.marginal_std(eps)), atol + rtol * float(abs(to_host(x)).max(initial=0.0))
     if not allowed < noise:
         raise ValueError(
             f"log_likelihood: atol + rtol |x| must be below the noise at eps={eps:g}, {noise:.2g}, not {allowed:.2g} "
@@ -70,29 +71,32 @@ def log_likelihood(
         groups = [[xp.broadcast_to(row, (n, d)) for row in xp.eye(d, dtype=x.dtype)]]  # one column, the sum of D terms
     else:
         rng = as_rng(rng)
-        groups = [[(rng.integers(2, (n, d), first=first) * 2 - 1).astype(x.dtype)] for _ in range(probes)]
+        groups = [[(rng.integers(2, (n, d), first=sample_offset) * 2 - 1).astype(x.dtype)] for _ in range(probes)]
 
-    def slope(state: Array, t: Array) -> Array:
+    score = as_score(model, process)
+
+    def derivative(state: Array, t: Array) -> Array:
         """Of x and of the integrals, side by side: (N, D + columns)."""
         with set_grad_enabled(True):
-            here = Tensor(state[:, :d].reshape(shape), requires_grad=True)
+            here = Tensor(state[:, :d].reshape(shape), requires_grad=True)  # (N, D) -> (N, ...)
             s = score(here, Tensor(t), **condition)
-            checked(s, here)
-            velocity = flow(sde, here, t, s)
+            checked_score(s, here)
+            velocity = flow_velocity(process, here, t, s)
         if not (isinstance(s, Tensor) and s.requires_grad):
             raise TypeError(
                 "log_likelihood: the score has no gradient: it must be computed by ops, from the Tensor that it is "
                 "given, and not under no_grad"
             )
-        columns = [velocity.data.reshape(n, d)]
+        columns = [velocity.data.reshape(n, d)]  # (N, ...) -> (N, D)
         for group in groups:
             terms = [(z * grad(velocity, here, z.reshape(shape))[0].data.reshape(n, d)).sum(axis=1) for z in group]
-            columns.append(sum(terms).reshape(n, 1))
-        return xp.concatenate(columns, axis=1)
+            columns.append(sum(terms).reshape(n, 1))  # (N,) -> (N, 1)
+        return xp.concatenate(columns, axis=1)  # (N, D), (N, 1), ... -> (N, D + columns)
 
-    state = xp.concatenate([x.reshape(n, d), xp.zeros((n, len(groups)), x.dtype)], axis=1)
-    *_, (_, state) = solve(slope, state, eps, sde.t_max, rtol=rtol, atol=atol, steps=steps, apart=len(groups))
-    return sde.prior_log_density(state[:, :d].reshape(shape)).reshape(n, 1) + state[:, d:]
+    state = xp.concatenate([x.reshape(n, d), xp.zeros((n, len(groups)), x.dtype)], axis=1)  # (N, D + columns)
+    *_, (_, state) = solve(derivative, state, eps, process.t_max, rtol=rtol, atol=atol, steps=steps, apart=len(groups))
+    prior = process.prior_log_density(state[:, :d].reshape(shape))  # (N, D) -> (N, ...) -> (N,)
+    return prior.reshape(n, 1) + state[:, d:]  # (N, 1) + (N, columns)
 
 
 class Average(NamedTuple):
@@ -121,9 +125,9 @@ def average(estimates: Any) -> Average:
 
 
 def bits_per_dimension(
-    score: Score,
+    model: Callable[..., Any],
     images: Any,
-    sde: Any,
+    process: Any,
     rng: Rng | int,
     *,
     low: float = 0.0,
@@ -132,12 +136,12 @@ def bits_per_dimension(
     eps: float = 1e-5,
     rtol: float = 1e-5,
     atol: float = 1e-5,
-    batch_size: int = 64,
+    microbatch: int = 64,
     threads: int | None = None,
     progress: Callable[[int, int, Average], Any] | None = None,
     **condition: Any,
 ) -> Any:
-    """What it costs to send an image by this model, in bits a pixel and channel: images (N, ...) of uint8
+    """What it costs to send an image by this model, in bits per pixel and channel: images (N, ...) of uint8
     -> (N, probes) on the host. `average` gives the mean and its standard error.
 
         x = low + (high - low) (k + u) / 256,  u ~ U(0, 1)         bits = -log2 p(x) / D + 8 - log2(high - low)
@@ -145,8 +149,9 @@ def bits_per_dimension(
     An image of bytes has a probability and a model a density; its mean over the cell of an image, an edge of 1/256 (so
     the 8 bits), is a probability, and the mean of the logarithm a lower bound of that mean's.
     low, high: what the bytes 0 and 255 were in training, as in data.to_float; each byte here fills a cell of its own.
-    batch_size, threads: as in microbatch.over_microbatches; the estimates do not depend on them, but for rounding.
-    progress(done, N, average so far): called after each batch. condition: arrays (N,), one value an image.
+    microbatch, threads: how many images at a time, and how many such parts at the same time (None: one per core); the
+    estimates do not depend on them, but for rounding. progress(done, N, average so far): called after each part.
+    condition: arrays (N,), one value per image.
     Errors: TypeError for images that are not of uint8, ValueError for none, or a high that is not above low; and those
     of log_likelihood.
     Source: Theis et al. 2016, "A note on the evaluation of generative models", section 3.1.
@@ -163,19 +168,20 @@ def bits_per_dimension(
     rng = as_rng(rng)
     n, d, state = len(images), math.prod(images.shape[1:]), rng.state()
 
-    def of_microbatch(rows: slice) -> Any:
+    def part(rows: slice) -> Any:
         source = Rng(**state)
         k = to_device(images[rows]).astype("float32")
         x = low + (high - low) * (k + source.uniform(k.shape, first=rows.start)) / 256
-        told = {name: value[rows] for name, value in condition.items()}
+        conditions = {name: value[rows] for name, value in condition.items()}
         nats = log_likelihood(
-            score, x, sde, source, probes=probes, eps=eps, rtol=rtol, atol=atol, first=rows.start, **told
-        )
+            model, x, process, source, probes=probes, eps=eps, rtol=rtol, atol=atol, sample_offset=rows.start,
+            **conditions,
+        )  # fmt: skip
         return to_host(nats / (-d * math.log(2)) + (8 - math.log2(high - low)))
 
     parts: list[Any] = []
-    for part in over_microbatches(of_microbatch, n, batch_size, threads):
-        parts.extend(part)
+    for bits in over_microbatches(part, n, microbatch, threads):
+        parts.extend(bits)
         if progress is not None:
             progress(len(parts), n, average(parts))
     rng.step += 1 + probes

@@ -5,9 +5,9 @@
     Autoencoder             709: 28x28 images to 10x10x4 latents, and back
     LatentUNet          285,284: the score of noised latents
 
-Read ScoreUNet first. `marginal_std`, a function of the times (N,), is that of the process (diffusion.sde): the networks
-return the score, their raw output divided by it, because the score of x_0 + s(t) z grows like 1 / s(t) and a network
-whose output has one size is easier to train.
+Read ScoreUNet first. `marginal_std`, a function of the times (N,), is that of the process (diffusion/process.py): the
+networks return the score, their raw output divided by it, because the score of x_0 + s(t) z grows like 1 / s(t) and a
+network whose output has one size is easier to train.
 
 All convolutions are 3x3 without padding, so images shrink at every layer, and the sizes that come back must meet those
 that went down: output paddings are chosen for one size of image, 28x28 (latents 10x10), and no other is taken.
@@ -22,6 +22,17 @@ from .. import nn, ops
 from ..rng import Rng, as_rng
 
 MarginalStd = Callable[[Any], Any]
+
+# What others report for these nets on MNIST, so that "is my loss normal?" has an answer: score_matching_loss averaged
+# over the images of an epoch, by epoch counted from 0, as printed in the seminar's notebook of 2022 (see docs).
+PUBLISHED_LOSS: dict[str, dict[int, float]] = {
+    "concat": {49: 41.5},
+    "add": {0: 1154.0, 1: 300.0, 10: 64.9, 20: 42.4, 40: 30.0, 60: 26.5, 74: 24.75},
+    "conditional": {0: 1010.0, 1: 276.0, 10: 56.7, 20: 37.9, 50: 27.1, 80: 23.6, 99: 22.30},
+}
+
+# For scale: the same loss, on the test images, of scores that need no net.
+SIMPLE_LOSS: dict[str, float] = {"zero score": 784.0, "a Gaussian per pixel": 56.8, "best affine denoiser": 31.1}
 
 
 class ScoreUNet(nn.Module):

@@ -1,4 +1,4 @@
-"""The samplers that follow the ODE, against its exact solution: in one dimension, F_eps^-1(F_1(x))."""
+"""The methods that follow the ODE, against its exact solution: in one dimension, F_eps^-1(F_1(x))."""
 
 import math
 
@@ -7,15 +7,16 @@ import pytest
 from mixtures import SPEC, constant_vp, gaussian_score
 
 from tinydiff import Rng, backend
-from tinydiff.diffusion import VESDE
-from tinydiff.diffusion.samplers import (
+from tinydiff.diffusion import (
+    VESDE,
     Counted,
     ddim,
     dpm_solver,
     heun,
+    karras_times,
     probability_flow,
-    rho_times,
     rk45,
+    sample,
     uniform_times,
 )
 from tinydiff.engine import array_of
@@ -28,24 +29,24 @@ EXACT = SPEC.quantile(CENTRES, s=SDE.marginal_std(EPS))[:, None]
 
 # What a separate program of a few lines gave; docs/samplers.md shows it.
 TABLE = {
-    "Euler, uniform t": (probability_flow, {"method": "euler"}, 1, (0.881, 0.454, 0.244, 0.134, 0.0747, 0.0364)),
-    "Heun, uniform t": (probability_flow, {"method": "heun"}, 2, (7.2e-2, 1.35e-2, 3.17e-3, 7.72e-4, 1.90e-4, 4.72e-5)),
-    "Euler = DDIM, rho 7": (ddim, {}, 1, (0.279, 0.152, 0.0835, 0.0441, 0.0195, 9.5e-3)),
-    "Heun, rho 7": (heun, {}, 2, (9.2e-2, 1.90e-2, 4.54e-3, 1.11e-3, 2.75e-4, 6.8e-5)),
-    "DPM-Solver++(2M), rho 7": (dpm_solver, {}, 2, (9.6e-2, 2.33e-2, 5.39e-3, 1.33e-3, 3.31e-4, 8.2e-5)),
+    "Euler, uniform t": (probability_flow(solver="euler"), 1, (0.881, 0.454, 0.244, 0.134, 0.0747, 0.0364)),
+    "Heun, uniform t": (probability_flow(solver="heun"), 2, (7.2e-2, 1.35e-2, 3.17e-3, 7.72e-4, 1.90e-4, 4.72e-5)),
+    "Euler = DDIM, rho 7": (ddim, 1, (0.279, 0.152, 0.0835, 0.0441, 0.0195, 9.5e-3)),
+    "Heun, rho 7": (heun, 2, (9.2e-2, 1.90e-2, 4.54e-3, 1.11e-3, 2.75e-4, 6.8e-5)),
+    "DPM-Solver++(2M), rho 7": (dpm_solver, 2, (9.6e-2, 2.33e-2, 5.39e-3, 1.33e-3, 3.31e-4, 8.2e-5)),
 }
 
 
-def before_the_last_step(sampler, score, sde, x, begin=1.0, **options):
+def before_the_last_step(method, score, sde, x, begin=1.0, **options):
     """x at t = eps, where the last step would denoise it."""
     seen = {}
-    sampler(score, x.shape, sde, 0, start=(backend.to_device(x), begin), callback=lambda *a: seen.update(x=a[2]),
-            **options)  # fmt: skip
+    sample(score, x.shape, sde, 0, method=method, start=(backend.to_device(x), begin),
+           callback=lambda *a: seen.update(x=a[2]), **options)  # fmt: skip
     return backend.to_host(seen["x"])
 
 
-def rmse(sampler, **options):
-    x = before_the_last_step(sampler, SPEC.score(SDE), SDE, BEGIN, eps=EPS, **options)
+def rmse(method, **options):
+    x = before_the_last_step(method, SPEC.score(SDE), SDE, BEGIN, eps=EPS, **options)
     assert x.dtype == np.float64
     return math.sqrt(np.mean((x - EXACT) ** 2))
 
@@ -53,8 +54,8 @@ def rmse(sampler, **options):
 @pytest.mark.parametrize("row", TABLE)
 def test_the_error_is_the_published_one_and_falls_with_the_order(each_backend, row):
     """Every entry within 1 %, but for the digits that are printed; the slope over the last four within 0.2."""
-    sampler, options, order, published = TABLE[row]
-    errors = [rmse(sampler, steps=n, **options) for n in STEPS]
+    method, order, published = TABLE[row]
+    errors = [rmse(method, steps=n) for n in STEPS]
     print(row, *(f"{error:.3g}" for error in errors), sep=" | ")  # for docs/samplers.md: pytest -rP
     assert errors == pytest.approx(published, rel=0.01)
     slope = -np.polyfit(np.log2(STEPS[2:]), np.log2(errors[2:]), 1)[0]
@@ -73,8 +74,9 @@ def test_rk45_is_as_exact_as_its_table_says(each_backend, tolerance):
     """The tolerance is that of each step, and the ODE stretches an error on its way."""
     error, nfe = ADAPTIVE[tolerance]
     score = Counted(SPEC.score(SDE))
-    rk45(score, BEGIN.shape, SDE, 0, start=(backend.to_device(BEGIN), 1.0), eps=EPS, rtol=tolerance, atol=tolerance)
-    found = rmse(rk45, rtol=tolerance, atol=tolerance)
+    method = rk45(rtol=tolerance, atol=tolerance)
+    sample(score, BEGIN.shape, SDE, 0, method=method, start=(backend.to_device(BEGIN), 1.0), eps=EPS)
+    found = rmse(method)
     print(f"rk45 to {tolerance:g}: error {found:.2g}, {score.nfe} evaluations")  # for docs/samplers.md: pytest -rP
     assert found == pytest.approx(error, rel=0.05)
     assert score.nfe == pytest.approx(nfe, abs=6)  # a round
@@ -82,13 +84,13 @@ def test_rk45_is_as_exact_as_its_table_says(each_backend, tolerance):
 
 def test_rk45_evaluates_six_times_a_round_and_twice():
     score = Counted(gaussian_score(0.5, 0.25, SDE))
-    rk45(score, (3, 2), SDE, 0)
+    sample(score, (3, 2), SDE, 0, method="rk45")
     assert (score.nfe - 2) % 6 == 0 and score.nfe < 100
 
 
-@pytest.mark.parametrize("sampler", [probability_flow, ddim, heun, dpm_solver, rk45])
+@pytest.mark.parametrize("method", [probability_flow, ddim, heun, dpm_solver, rk45], ids=repr)
 @pytest.mark.parametrize("sde", [VESDE(25.0), constant_vp()], ids=["VE", "VP"])
-def test_any_process_ends_where_the_exact_map_does(each_backend, sampler, sde):
+def test_any_process_ends_where_the_exact_map_does(each_backend, method, sde):
     """Gaussian data, for which the map is linear, with the scale m(t) that VE does not have. The tolerances are four
     times what the methods reach."""
     mean, variance, x = 0.7, 0.25, backend.to_host(sde.prior((50, 3), 4)).astype(float)
@@ -99,8 +101,8 @@ def test_any_process_ends_where_the_exact_map_does(each_backend, sampler, sde):
 
     (mu, std), (mu_eps, std_eps) = moments(1.0), moments(EPS)
     exact = mu_eps + (x - mu) * std_eps / std
-    steps, tolerance = {ddim: (800, 1e-2), rk45: (1000, 1e-4)}.get(sampler, (200, 1e-3))
-    got = before_the_last_step(sampler, gaussian_score(mean, variance, sde), sde, x, eps=EPS, steps=steps)
+    steps, tolerance = {ddim: (800, 1e-2), rk45: (1000, 1e-4)}.get(method, (200, 1e-3))
+    got = before_the_last_step(method, gaussian_score(mean, variance, sde), sde, x, eps=EPS, steps=steps)
     np.testing.assert_allclose(got, exact, atol=tolerance)
 
 
@@ -108,7 +110,8 @@ def test_ddim_is_equation_12_of_its_paper(numpy_backend):
     """In the letters of Song, Meng and Ermon: a = m^2, e = -s score; with and without fresh noise."""
     sde, score, steps, eta = constant_vp(), gaussian_score(0.7, 0.25, constant_vp()), 7, 0.6
     x, noise = Rng(3).normal((4, 2), "float64"), Rng(8)
-    got = ddim(score, (4, 2), sde, Rng(8), steps=steps, eps=0.01, start=(x, 0.9), grid=uniform_times, eta=eta)
+    got = sample(score, (4, 2), sde, Rng(8), method=ddim(eta=eta), steps=steps, eps=0.01, start=(x, 0.9),
+                 timesteps=uniform_times)  # fmt: skip
     times = np.linspace(0.9, 0.01, steps + 1)
     for t, after in zip(times, times[1:]):
         a, a_after = (sde.marginal_scale(float(u)) ** 2 for u in (t, after))
@@ -121,8 +124,8 @@ def test_ddim_is_equation_12_of_its_paper(numpy_backend):
     np.testing.assert_allclose(got, x, rtol=1e-10)
 
 
-def test_heun_takes_both_grids():
-    by_sigma, by_t = (rmse(heun, steps=32, grid=g) for g in (rho_times, uniform_times))
+def test_heun_takes_both_timesteps():
+    by_sigma, by_t = (rmse(heun, steps=32, timesteps=g) for g in (karras_times, uniform_times))
     assert by_sigma == pytest.approx(4.54e-3, rel=0.01) and by_t == pytest.approx(4.98e-3, rel=0.01)
 
 
@@ -131,13 +134,13 @@ def test_heun_takes_both_grids():
 
 def test_rk45_says_when_its_tolerance_is_out_of_reach_of_float32():
     with pytest.raises(RuntimeError, match="rtol=1e-12, atol=1e-12 cannot be met from t=1 to 0.001 in float32"):
-        rk45(SPEC.score(SDE), (5, 1), SDE, 0, rtol=1e-12, atol=1e-12)
+        sample(SPEC.score(SDE), (5, 1), SDE, 0, method=rk45(rtol=1e-12, atol=1e-12))
 
 
 def test_rk45_says_when_its_rounds_are_spent():
     score = Counted(SPEC.score(SDE))
     with pytest.raises(RuntimeError, match=r"within 5 rounds: 4 of 4 rows have not arrived, the last is at t=0\.\d+"):
-        rk45(score, (4, 1), SDE, 0, steps=5)
+        sample(score, (4, 1), SDE, 0, method="rk45", steps=5)
     assert score.nfe == 31
 
 
@@ -146,7 +149,7 @@ def test_rk45_does_not_loop_on_a_hopeless_score(stiff, least, most):
     """A NaN shortens the step until it is nothing beside t; where steps must be tiny, all rounds are spent."""
     score = Counted(lambda x, t: x * -stiff)
     with pytest.raises(RuntimeError, match="have not arrived"):
-        rk45(score, (2, 1), SDE, 0, start=(backend.to_device(np.ones((2, 1))), 1.0))
+        sample(score, (2, 1), SDE, 0, method="rk45", start=(backend.to_device(np.ones((2, 1))), 1.0))
     assert least <= score.nfe <= most
 
 
@@ -161,8 +164,8 @@ def test_a_row_of_rk45_has_its_own_pace(each_backend):
         return score(x, t) + wiggle * array_of(x).clip(-1, 1) * backend.xp.sin(60 * array_of(t).reshape((-1, 1)))
 
     times = []
-    easy = rk45(score, (3, 1), SDE, 2)
-    mixed = rk45(harder, (3, 1), SDE, 2, callback=lambda i, t, x, d: times.append(t))
+    easy = sample(score, (3, 1), SDE, 2, method="rk45")
+    mixed = sample(harder, (3, 1), SDE, 2, method="rk45", callback=lambda i, t, x, d: times.append(t))
     easy, mixed = backend.to_host(easy), backend.to_host(mixed)
     np.testing.assert_array_equal(easy[[0, 2]], mixed[[0, 2]])
     assert easy[1] != mixed[1]
@@ -170,20 +173,20 @@ def test_a_row_of_rk45_has_its_own_pace(each_backend):
 
 
 @pytest.mark.parametrize(
-    "sampler, options, message",
+    "method, options, message",
     [
-        (probability_flow, {"method": "midpoint"}, "unknown method 'midpoint': choose one of euler, heun"),
+        (probability_flow, {"solver": "midpoint"}, "unknown solver .* 'midpoint': choose one of euler, heun"),
         (ddim, {"eta": 1.5}, "eta must be from 0 to 1, not 1.5"),
-        (heun, {"churn": -1}, "needs churn >= 0 and a finite churn_noise >= 0, not -1 and 1.003"),
-        (heun, {"churn_noise": float("inf")}, "not 0.0 and inf"),
-        (heun, {"churn_min": float("nan")}, "needs 0 <= churn_min <= churn_max, not nan and 50.0"),
-        (heun, {"churn_max": float("nan")}, "not 0.05 and nan"),
-        (heun, {"churn_min": -1.0}, "not -1.0 and 50.0"),
-        (heun, {"churn": float("nan")}, "churn .* not nan"),
+        (heun, {"s_churn": -1}, "needs s_churn >= 0 and a finite s_noise >= 0, not -1 and 1.003"),
+        (heun, {"s_noise": float("inf")}, "not 0.0 and inf"),
+        (heun, {"s_tmin": float("nan")}, "needs 0 <= s_tmin <= s_tmax, not nan and 50.0"),
+        (heun, {"s_tmax": float("nan")}, "not 0.05 and nan"),
+        (heun, {"s_tmin": -1.0}, "not -1.0 and 50.0"),
+        (heun, {"s_churn": float("nan")}, "s_churn .* not nan"),
         (rk45, {"rtol": 0}, "rtol and atol must be positive, not 0 and 1e-05"),
         (rk45, {"atol": -1e-5}, "rtol and atol must be positive, not 1e-05 and -1e-05"),
     ],
 )
-def test_bad_options_are_quoted(sampler, options, message):
+def test_bad_options_are_quoted(method, options, message):
     with pytest.raises(ValueError, match=message):
-        sampler(gaussian_score(0, 1, SDE), (2, 3), SDE, 0, **options)
+        sample(gaussian_score(0, 1, SDE), (2, 3), SDE, 0, method=method(**options))

@@ -12,8 +12,7 @@ import pytest
 from tinydiff import Rng, Tensor, backend
 from tinydiff.data import GaussianMixture
 from tinydiff.diffusion import VESDE, Brownian
-from tinydiff.diffusion.exact import Exact, point_mass
-from tinydiff.diffusion.one_d import forward_diffusion_1d, reverse_diffusion_1d
+from tinydiff.diffusion.exact import Exact, forward_diffusion_1d, point_mass, reverse_diffusion_1d
 
 N = 5000
 MIXTURE = GaussianMixture([0.3, 0.7], [-3.0, 2.0], [0.25, 0.49])
@@ -121,8 +120,10 @@ def test_a_path_is_the_same_alone_and_in_a_batch(each_backend):
     exact = Exact(MIXTURE, Brownian(1.0, t_max=2.0))
     start = exact.sample(6, 2.0, Rng(0))
     for run in (
-        lambda x, first: forward_diffusion_1d(x, constant(1.0), t_max=2.0, steps=5, rng=1, first=first)[1],
-        lambda x, first: reverse_diffusion_1d(x, constant(1.0), exact.score, t_max=2.0, steps=5, rng=1, first=first)[1],
+        lambda x, offset: forward_diffusion_1d(x, constant(1.0), t_max=2.0, steps=5, rng=1, sample_offset=offset)[1],
+        lambda x, offset: reverse_diffusion_1d(
+            x, constant(1.0), exact.score, t_max=2.0, steps=5, rng=1, sample_offset=offset
+        )[1],
     ):
         np.testing.assert_array_equal(backend.to_host(run(start, 0))[:, 4:5], backend.to_host(run(start[4:5], 4)))
 

@@ -8,11 +8,9 @@ import pytest
 from mixtures import SPEC, constant_vp, erf, gaussian_score
 
 from tinydiff import Rng, Tensor, backend, no_grad
-from tinydiff.diffusion import VESDE, VPSDE
-from tinydiff.diffusion.edm import Denoiser, KarrasSDE
+from tinydiff.diffusion import VESDE, VPSDE, Counted, Denoiser, KarrasSDE, score_of
 from tinydiff.diffusion.likelihood import Average, average, bits_per_dimension, log_likelihood
-from tinydiff.diffusion.samplers import Counted, score_of
-from tinydiff.diffusion.sde import per_sample
+from tinydiff.diffusion.process import per_sample
 from tinydiff.engine import array_of
 
 EPS = 1e-4
@@ -150,9 +148,9 @@ def test_a_row_is_the_same_alone_and_each_probe_is_its_own(each_backend):
     sde, x = VESDE(25.0), backend.to_device(some(5).astype(np.float32))
     options = {"probes": 2, "eps": EPS}
     whole = backend.to_host(log_likelihood(correlated_score(sde), x, sde, 7, **options))
-    alone = backend.to_host(log_likelihood(correlated_score(sde), x[3:4], sde, 7, first=3, **options))
+    alone = backend.to_host(log_likelihood(correlated_score(sde), x[3:4], sde, 7, sample_offset=3, **options))
     np.testing.assert_allclose(alone, whole[3:4], rtol=1e-4)
-    other = backend.to_host(log_likelihood(correlated_score(sde), x[3:4], sde, 7, first=2, **options))
+    other = backend.to_host(log_likelihood(correlated_score(sde), x[3:4], sde, 7, sample_offset=2, **options))
     assert (abs(other - alone) > 1e-3).any() and abs(whole[:, 0] - whole[:, 1]).max() > 1e-3
 
 
@@ -166,7 +164,7 @@ def test_the_probabilities_of_all_bytes_sum_to_one(each_backend, low, high):
     sde, mean, sd, times = VESDE(25.0), low + 0.4 * (high - low), 0.3 * (high - low), 12
     images = np.repeat(np.arange(256, dtype=np.uint8), times)[:, None]
     bits = bits_per_dimension(gaussian_score(mean, sd**2, sde), images, sde, 0, low=low, high=high, eps=1e-3,
-                              batch_size=1000)  # fmt: skip
+                              microbatch=1000)  # fmt: skip
     assert bits.shape == (256 * times, 1) and isinstance(bits, np.ndarray)
     shrink = math.sqrt((sd**2 + sde.marginal_std(1e-3) ** 2) / (sd**2 + sde.marginal_std(1.0) ** 2))
     center, width = mean * (1 - shrink), sde.marginal_std(1.0) * shrink  # where the ODE takes the prior
@@ -176,15 +174,15 @@ def test_the_probabilities_of_all_bytes_sum_to_one(each_backend, low, high):
 
 def test_bits_are_the_likelihood_of_the_dequantised_image_and_do_not_depend_on_the_batch(numpy_backend):
     sde, images = VESDE(25.0), np.random.default_rng(0).integers(0, 256, (7, 2, 2), np.uint8)
-    score, told, rng = gaussian_score(0.5, 0.1, sde), [], Rng(5)
-    bits = bits_per_dimension(score, images, sde, rng, probes=2, batch_size=3, progress=lambda *a: told.append(a))
+    score, progress, rng = gaussian_score(0.5, 0.1, sde), [], Rng(5)
+    bits = bits_per_dimension(score, images, sde, rng, probes=2, microbatch=3, progress=lambda *a: progress.append(a))
     source = Rng(5)
     x = (images + source.uniform(images.shape)) / 256
     nats = log_likelihood(score, x.astype(np.float32), sde, source, probes=2)
     np.testing.assert_allclose(bits, -nats / (4 * math.log(2)) + 8, atol=1e-4)
     assert rng.step == source.step  # a second call goes on
-    assert [a[:2] for a in told] == [(3, 7), (6, 7), (7, 7)] and told[-1][2] == average(bits)
-    for options in ({"batch_size": 7}, {"batch_size": 1, "threads": 1}):
+    assert [a[:2] for a in progress] == [(3, 7), (6, 7), (7, 7)] and progress[-1][2] == average(bits)
+    for options in ({"microbatch": 7}, {"microbatch": 1, "threads": 1}):
         again = bits_per_dimension(score, images, sde, Rng(5), probes=2, **options)
         np.testing.assert_allclose(again, bits, atol=1e-5)
 
@@ -208,7 +206,7 @@ def test_a_condition_goes_with_its_image(numpy_backend):
         return gaussian_score(array_of(shift).reshape((-1, 1)), 0.1, sde)(x, t)
 
     shift = np.array([0.5, 0.5, 2.0, 0.5], np.float32)
-    bits = bits_per_dimension(score, images, sde, 0, batch_size=2, shift=shift)[:, 0]
+    bits = bits_per_dimension(score, images, sde, 0, microbatch=2, shift=shift)[:, 0]
     assert bits[2] > 5 + bits[[0, 1, 3]].max()
 
 
@@ -258,7 +256,7 @@ def test_bad_arguments_are_quoted(change, error, message):
         (np.zeros((0, 3), np.uint8), {}, ValueError, r"and not none, not \(0, 3\)"),
         (np.zeros(3, np.uint8), {}, ValueError, r"images must be \(N, ...\), .* not \(3,\)"),
         (np.zeros((2, 3), np.uint8), {"low": 1.0}, ValueError, "low must be less than high, not 1.0 and 1.0"),
-        (np.zeros((2, 3), np.uint8), {"batch_size": 0}, ValueError, "size=0"),
+        (np.zeros((2, 3), np.uint8), {"microbatch": 0}, ValueError, "size=0"),
     ],
 )
 def test_bad_images_are_quoted(images, options, error, message):

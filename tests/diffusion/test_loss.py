@@ -8,9 +8,8 @@ import pytest
 
 from tinydiff import Rng, Tensor, backend, ops, tensor
 from tinydiff.diffusion import VESDE, Brownian, Denoiser, ScoreModel, denoising_loss, edm_loss, score_matching_loss
-from tinydiff.diffusion.loss import log_normal, logit_normal, uniform
-from tinydiff.diffusion.score_matching import explicit_loss, implicit_loss, sliced_loss
-from tinydiff.diffusion.sde import per_sample
+from tinydiff.diffusion.loss import explicit_loss, implicit_loss, log_normal, logit_normal, sliced_loss, uniform
+from tinydiff.diffusion.process import per_sample
 
 SDE = VESDE(25.0)
 
@@ -55,7 +54,7 @@ def test_the_loss_of_a_sample_does_not_depend_on_its_batch(each_backend):
     x0 = Rng(3).uniform((5, 4, 4, 1))
     model = gaussian_score(0.2, 0.1)
     whole = score_matching_loss(model, x0, SDE, Rng(9)).item()
-    alone = [score_matching_loss(model, x0[i : i + 1], SDE, Rng(9), first=i).item() for i in range(5)]
+    alone = [score_matching_loss(model, x0[i : i + 1], SDE, Rng(9), sample_offset=i).item() for i in range(5)]
     assert whole == pytest.approx(sum(alone) / 5, rel=1e-5)
     assert len(set(alone)) == 5
 

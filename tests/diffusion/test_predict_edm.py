@@ -7,11 +7,19 @@ import pytest
 
 from tinydiff import Rng, Tensor, backend, nn, ops, tensor
 from tinydiff.backend import to_device, to_host, xp
-from tinydiff.diffusion import ScoreModel, denoising_loss
-from tinydiff.diffusion.edm import Denoiser, KarrasSDE, edm_loss, guided
+from tinydiff.diffusion import (
+    Denoiser,
+    Guided,
+    KarrasSDE,
+    ScoreModel,
+    denoising_loss,
+    edm_loss,
+    karras_times,
+    sample,
+    score_of,
+)
 from tinydiff.diffusion.loss import log_normal
-from tinydiff.diffusion.samplers import heun, rho_times, score_of
-from tinydiff.diffusion.sde import per_sample
+from tinydiff.diffusion.process import per_sample
 from tinydiff.engine import array_of
 
 pytestmark = pytest.mark.usefixtures("each_backend")
@@ -33,7 +41,7 @@ class Wavy(nn.Module):
         return ops.sin(x * 3) * per_sample(noise, x)
 
 
-class Told(nn.Module):
+class Labelled(nn.Module):
     """An F that depends on its label: 1 where there is one."""
 
     def forward(self, x, noise, digit=None):
@@ -56,7 +64,7 @@ def test_the_target_of_the_network_has_variance_one(sigma):
     x0 = np.random.default_rng(0).normal(size=200_000) * SD
     x = x0 + np.random.default_rng(1).normal(size=200_000) * sigma
     zero = to_host(Denoiser(Zero(), SD)(tensor(x.reshape(-1, 1, 1, 1)), sigma).data).ravel()
-    one = to_host(Denoiser(Told(), SD)(tensor(x.reshape(-1, 1, 1, 1)), sigma, digit=1).data).ravel()
+    one = to_host(Denoiser(Labelled(), SD)(tensor(x.reshape(-1, 1, 1, 1)), sigma, digit=1).data).ravel()
     c_out = (one - zero).mean()
     assert abs(((x0 - zero) / c_out).std() - 1) < 0.01
 
@@ -92,16 +100,30 @@ def test_it_is_the_loss_of_a_score_model_that_predicts_f():
 
 
 def test_the_loss_of_a_batch_is_the_mean_of_the_losses_of_its_parts():
-    denoiser, x0 = Denoiser(Told(), SD), Rng(0).normal((6, 4, 4, 1))
+    denoiser, x0 = Denoiser(Labelled(), SD), Rng(0).normal((6, 4, 4, 1))
     whole = edm_loss(denoiser, x0, Rng(1)).item()
-    parts = [edm_loss(denoiser, x0[i : i + 2], Rng(1), first=i).item() for i in (0, 2, 4)]
+    parts = [edm_loss(denoiser, x0[i : i + 2], Rng(1), sample_offset=i).item() for i in (0, 2, 4)]
     assert whole == pytest.approx(np.mean(parts), rel=1e-6)
     assert len(set(parts)) == 3
 
 
+def test_a_condition_may_be_called_weight():
+    """As one of the glyphs' labels is."""
+
+    class Net(nn.Module):
+        def forward(self, x, noise, weight):
+            return x * weight.reshape((-1, 1))
+
+    x0, weight = Rng(0).normal((4, 3)), to_device(np.zeros(4, np.float32))
+    loss = edm_loss(Denoiser(Net(), SD), x0, Rng(1), weight=weight)
+    assert loss.item() == edm_loss(Denoiser(Zero(), SD), x0, Rng(1)).item()
+    model = Guided(Denoiser(Net(), SD), 0.0)
+    assert sample(model, (4, 3), KarrasSDE(), 0, steps=2, weight=weight, microbatch=2).shape == (4, 3)
+
+
 def test_schedule():
     """Equation 5 of Karras et al., whose 18 levels and a zero are 17 steps and the last one."""
-    levels = rho_times(KarrasSDE(), 17, 80.0, 0.002)
+    levels = karras_times(KarrasSDE(), 17, 80.0, 0.002)
     assert len(levels) == 18 and levels[0] == 80 and levels[-1] == 0.002
     assert all(a > b for a, b in zip(levels, levels[1:]))
     assert levels[9] == pytest.approx((80 ** (1 / 7) * 8 / 17 + 0.002 ** (1 / 7) * 9 / 17) ** 7)
@@ -124,7 +146,7 @@ def test_heun_is_of_second_order_on_gaussian_data():
     exact = to_host(start) * SD / np.sqrt(80.0**2 + SD**2)
 
     def error(steps):
-        x = heun(score, (50, 2, 2, 1), sde, 3, steps=steps, eps=1e-5, start=(start, 80.0))
+        x = sample(score, (50, 2, 2, 1), sde, 3, method="heun", steps=steps, eps=1e-5, start=(start, 80.0))
         return np.sqrt(np.mean((to_host(x) - exact) ** 2))
 
     coarse, fine = error(40), error(80)
@@ -134,22 +156,24 @@ def test_heun_is_of_second_order_on_gaussian_data():
 
 def test_guided_samples_move_with_the_label():
     """For N(0, sd^2) and F = 0 or 1 the denoised images differ by c_out, so guidance shifts every sample upwards."""
-    sde, denoiser = KarrasSDE(), Denoiser(Told(), SD)
+    sde, denoiser = KarrasSDE(), Denoiser(Labelled(), SD)
 
     def mean(weight):
-        score = score_of(guided(denoiser, weight, digit=1), sde)
-        return to_host(heun(score, (20, 4, 4, 1), sde, 0, steps=9, eps=0.002)).mean()
+        model = Guided(denoiser, weight, digit=1)
+        return to_host(sample(model, (20, 4, 4, 1), sde, 0, method="heun", steps=9, eps=0.002)).mean()
 
     plain, more = mean(0), mean(1.0)
     assert 0.1 < plain < more
 
 
 def test_guidance_extrapolates_from_without_to_with():
-    denoiser, x = Denoiser(Told(), SD), Rng(0).normal((2, 4, 4, 1))
-    told, untold = (to_host(array_of(denoiser(x, 2.0, **c))) for c in ({"digit": 1}, {}))
-    np.testing.assert_allclose(to_host(guided(denoiser, 0.5, digit=1)(x, 2.0)), 1.5 * told - 0.5 * untold, rtol=1e-5)
-    np.testing.assert_array_equal(to_host(guided(denoiser, 0, digit=1)(x, 2.0)), told)
-    assert abs(told - untold).max() > 0.1
+    denoiser, x = Denoiser(Labelled(), SD), Rng(0).normal((2, 4, 4, 1))
+    conditional, without = (to_host(array_of(denoiser(x, 2.0, **c))) for c in ({"digit": 1}, {}))
+    np.testing.assert_allclose(
+        to_host(Guided(denoiser, 0.5, digit=1)(x, 2.0)), 1.5 * conditional - 0.5 * without, rtol=1e-5
+    )
+    np.testing.assert_array_equal(to_host(Guided(denoiser, 0, digit=1)(x, 2.0)), conditional)
+    assert abs(conditional - without).max() > 0.1
 
 
 def test_float64_stays_float64():

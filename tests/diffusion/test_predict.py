@@ -10,17 +10,17 @@ from tinydiff import Rng, Tensor, backend, nn, ops, tensor
 from tinydiff.diffusion import (
     VESDE,
     VPSDE,
+    Denoiser,
     FlowSDE,
     ScoreModel,
     SubVPSDE,
     denoising_loss,
-    euler_maruyama,
+    sample,
     score_matching_loss,
 )
-from tinydiff.diffusion.edm import Denoiser
 from tinydiff.diffusion.loss import logit_normal
-from tinydiff.diffusion.parametrisation import TARGETS
-from tinydiff.diffusion.sde import per_sample
+from tinydiff.diffusion.predict import TARGETS
+from tinydiff.diffusion.process import per_sample
 
 SD = 0.6  # EDM's sigma_data
 MEAN, VARIANCE = 0.5, 0.3  # of Gaussian data
@@ -181,7 +181,7 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_parts_and_conditions_are_passed_
 
     model, x0 = ScoreModel(net, VPSDE(), "v"), numbers(6, 6, 2)
     whole = denoising_loss(model, x0, Rng(1), label="seven").item()
-    parts = [denoising_loss(model, x0[i : i + 2], Rng(1), first=i, label="seven").item() for i in (0, 2, 4)]
+    parts = [denoising_loss(model, x0[i : i + 2], Rng(1), sample_offset=i, label="seven").item() for i in (0, 2, 4)]
     assert whole == pytest.approx(np.mean(parts), rel=1e-12) and len(set(parts)) == 3
     assert seen == ["seven"] * 4
 
@@ -203,7 +203,7 @@ def test_the_gradient_reaches_the_network(each_backend):
 
 
 @every_prediction
-def test_a_sampler_takes_it_as_a_score(each_backend, predicts):
+def test_it_is_sampled_as_a_score(each_backend, predicts):
     """The same samples from the exact score, and from a perfect network that predicts something else."""
     sde = VPSDE()
 
@@ -229,7 +229,7 @@ def test_a_sampler_takes_it_as_a_score(each_backend, predicts):
         m, s = per_sample(sde.marginal_scale(t), x), per_sample(sde.marginal_std(t), x)
         return -(x - m * MEAN) / (m * m * VARIANCE + s * s)
 
-    samples = [host(euler_maruyama(f, (6, 2), sde, 3, steps=20, eps=0.01)) for f in (noting, exact)]
+    samples = [host(sample(f, (6, 2), sde, 3, method="euler_maruyama", steps=20, eps=0.01)) for f in (noting, exact)]
     np.testing.assert_allclose(*samples, atol=2e-3)
 
 

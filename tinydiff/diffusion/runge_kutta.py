@@ -1,7 +1,7 @@
 """Ordinary differential equations to a given tolerance, each row of a batch at its own pace.
 
-The pair of Dormand and Prince 1980 ("A family of embedded Runge-Kutta formulae", RK5(4)7M): six slopes give a step of
-order 5, and a seventh, which is also the first of the next step, an estimate of its error.
+The pair of Dormand and Prince 1980 ("A family of embedded Runge-Kutta formulae", RK5(4)7M): six derivatives give a step
+of order 5, and a seventh, which is also the first of the next step, an estimate of its error.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..backend import Array, scalar, xp
-from .schedule import whole
+from .process import integer
 
 NODES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
 STAGES = (
@@ -25,7 +25,7 @@ ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 
 
 
 def solve(
-    slope: Callable[[Array, Array], Array],
+    derivative: Callable[[Array, Array], Array],
     y: Array,
     begin: float,
     end: float,
@@ -35,17 +35,19 @@ def solve(
     steps: int = 1000,
     apart: int = 0,
 ) -> Iterator[tuple[Array, Array]]:
-    """dy/dt = slope(y, t) from begin to end, which may lie before it: yields (t, y) at the start and after each round;
+    """dy/dt = derivative(y, t) from begin to end, which may be less: yields (t, y) at the start and after each round;
     the last y is the solution.
 
-    y: (N, ...), t: (N,), a time a row. In a round every row tries a step of its own length. It is taken if the root
+    y: (N, ...), t: (N,), one time per row. In a round every row tries a step of its own length. It is taken if the root
     mean square over the row of error / (atol + rtol |y|) is at most 1, and in any case the next is as long as that
-    error allows, a fifth to five times this one. So a row does not depend on the others. 6 slopes a round, and one.
-    apart: so many of the last columns of y (N, D), fewer than D, are not averaged in, but are as exact each by itself.
+    error allows, a fifth to five times this one. So a row does not depend on the others. It takes 6 derivatives per
+    round, and one at the start.
+    apart: this many of the last columns of y (N, D), fewer than D, are not averaged with the others: each of them must
+    meet the tolerance by itself.
     Errors: ValueError for tolerances that are not positive, or steps < 1; RuntimeError, which says where they are, if
     rows have not arrived after so many rounds, or cannot: the step they would need is nothing beside t.
     """
-    steps = whole("steps", steps)
+    steps = integer("steps", steps)
     if not (rtol > 0 and atol > 0):
         raise ValueError(f"rtol and atol must be positive, not {rtol!r} and {atol!r}")
     # Python's floats leave the dtype to the arrays
@@ -53,15 +55,15 @@ def solve(
     rows, wide, inner = len(y), (-1,) + (1,) * (y.ndim - 1), tuple(range(1, y.ndim))
     t = xp.full(rows, begin, y.dtype)  # (N,)
     h = xp.full(rows, (end - begin) / 100, y.dtype)  # (N,)
-    k = [slope(y, t)]
+    k = [derivative(y, t)]
     yield t, y
     for _ in range(steps):
         arrives = abs(h) >= abs(end - t)
-        h = xp.where(arrives, end - t, h)  # 0 for those that have arrived: they stay
+        h = xp.where(arrives, end - t, h)  # 0 for the rows that have arrived: they stay
         step = h.reshape(wide)  # (N,) -> (N, 1, ..., 1)
         for node, row in zip(NODES, STAGES):
             new = y + step * _combine(row, k)
-            k.append(slope(new, t + node * h))
+            k.append(derivative(new, t + node * h))
         error = abs(step * _combine(ERROR, k)) / (atol + rtol * xp.maximum(abs(y), abs(new)))
         error, alone = (error[:, :-apart], error[:, -apart:]) if apart else (error, None)
         error = xp.sqrt((error * error).mean(axis=inner)) if inner else error  # (N, ...) -> (N,)
@@ -82,10 +84,10 @@ def solve(
     raise RuntimeError(
         f"rtol={rtol:g}, atol={atol:g} cannot be met from t={begin:g} to {end:g} in {y.dtype} within {steps} rounds: "
         f"{far:.0f} of {rows} rows have not arrived, the last is at t={scalar(t.max() if end < begin else t.min()):g}. "
-        "Ask for less, allow more, or look for a slope that jumps or is no number"
+        "Ask for less, allow more, or look for a derivative that jumps or is no number"
     )
 
 
-def _combine(weights: tuple[float, ...], slopes: list[Array]) -> Any:
-    """The weighted sum of as many slopes as there are weights."""
-    return sum(w * k for w, k in zip(weights, slopes) if w)
+def _combine(weights: tuple[float, ...], derivatives: list[Array]) -> Any:
+    """The weighted sum of as many derivatives as there are weights."""
+    return sum(w * k for w, k in zip(weights, derivatives) if w)

@@ -5,6 +5,7 @@ import math
 import kolmogorov
 import numpy as np
 import pytest
+from mixtures import constant_vp
 
 from tinydiff import Rng, Tensor, backend, tensor
 from tinydiff.data import GaussianMixture
@@ -17,11 +18,14 @@ from tinydiff.diffusion import (
     KarrasSDE,
     LinearSchedule,
     SubVPSDE,
-    euler_maruyama,
     process,
+    sample,
+    sigma_at,
+    time_at,
 )
 from tinydiff.diffusion.exact import Exact
-from tinydiff.diffusion.sde import PROCESSES, denoised, per_sample
+from tinydiff.diffusion.predict import denoised
+from tinydiff.diffusion.process import PROCESSES, per_sample
 
 PROCESS = {
     "ve": VESDE(25.0),
@@ -43,17 +47,17 @@ def moments(sde, end, steps=5000):
     """m and s at `end` from drift and diffusion alone: dm/dt = a m, d(s^2)/dt = 2 a s^2 + g^2, by Runge and Kutta's
     classical method. a(t) is the drift at x = 1."""
 
-    def slope(t, y):
+    def derivative(t, y):
         a = sde.drift(1.0, t)
         return np.array([a * y[0], 2 * a * y[1] + sde.diffusion(t) ** 2])
 
     h, y = end / steps, np.array([1.0, 0.0])
     for i in range(steps):
         t, middle = i * h, (i + 0.5) * h
-        k1 = slope(t, y)
-        k2 = slope(middle, y + h / 2 * k1)
-        k3 = slope(middle, y + h / 2 * k2)
-        y = y + h / 6 * (k1 + 2 * k2 + 2 * k3 + slope(min(t + h, end), y + h * k3))
+        k1 = derivative(t, y)
+        k2 = derivative(middle, y + h / 2 * k1)
+        k3 = derivative(middle, y + h / 2 * k2)
+        y = y + h / 6 * (k1 + 2 * k2 + 2 * k3 + derivative(min(t + h, end), y + h * k3))
     return y[0], math.sqrt(y[1])
 
 
@@ -168,14 +172,15 @@ def test_the_reverse_process_leads_from_the_prior_to_the_data(each_backend, name
     """Euler-Maruyama with the exact score, 300 steps, 4000 samples: within the threshold of Kolmogorov and Smirnov that
     samples of the very law exceed in one of a thousand cases; with a drift that is forgotten, far beyond it."""
     sde = PROCESS[name]
-    x = euler_maruyama(Exact(MIXTURE, sde).score, (4000, 1), sde, 1, steps=300)
+    euler_maruyama = {"method": "euler_maruyama", "steps": 300}
+    x = sample(Exact(MIXTURE, sde).score, (4000, 1), sde, 1, **euler_maruyama)
     assert kolmogorov.distance(x, MIXTURE.cdf) < kolmogorov.threshold(4000)
 
     class Still(type(sde)):
         def drift(self, x, t):
             return 0.0
 
-    x = euler_maruyama(Exact(MIXTURE, sde).score, (4000, 1), Still(sde.schedule), 1, steps=300)
+    x = sample(Exact(MIXTURE, sde).score, (4000, 1), Still(sde.schedule), 1, **euler_maruyama)
     assert not kolmogorov.distance(x, MIXTURE.cdf) < 3 * kolmogorov.threshold(4000)
 
 
@@ -189,7 +194,7 @@ def test_the_prior_is_what_has_gathered_and_each_row_is_its_own(each_backend, sd
     assert std == pytest.approx(1 if isinstance(sde, VPSDE) else sde.marginal_std(sde.t_max))
     assert x.dtype == np.float32 and abs(x.mean()) < 5 * std / math.sqrt(x.size)
     assert x.std() == pytest.approx(std, rel=5 / math.sqrt(2 * x.size))
-    np.testing.assert_array_equal(backend.to_host(sde.prior((2, 4), Rng(3), first=7)), x[7:9])
+    np.testing.assert_array_equal(backend.to_host(sde.prior((2, 4), Rng(3), sample_offset=7)), x[7:9])
 
 
 @every_process
@@ -263,3 +268,30 @@ def test_the_denoised_image_of_a_point_mass_is_the_point(each_backend, sde):
     for time in (t, 0.4):
         s, m = per_sample(sde.marginal_std(time), x), per_sample(sde.marginal_scale(time), x)
         np.testing.assert_allclose(backend.to_host(denoised(sde, x, time, -(x - m * 0.25) / s**2)), 0.25, atol=3e-5)
+
+
+# ---------------------------------------------------------------- noise levels and their times
+
+SDES = [VESDE(25.0), constant_vp()]
+
+
+@pytest.mark.parametrize("sde", SDES, ids=["VE", "VP"])
+@pytest.mark.parametrize("t", [1e-5, 1e-3, 0.1, 0.77, 1.0])
+def test_the_time_of_a_noise_level_is_found(sde, t):
+    assert time_at(sde, sigma_at(sde, t)) == pytest.approx(t, rel=1e-10)
+
+
+def test_no_noise_is_at_time_zero():
+    assert time_at(VESDE(), 0.0) == pytest.approx(0, abs=1e-29)
+
+
+def test_the_noise_level_of_ve_is_its_std_and_of_vp_is_relative_to_its_scale():
+    ve, vp = SDES
+    assert sigma_at(ve, 0.5) == ve.marginal_std(0.5)
+    assert sigma_at(vp, 0.5) == pytest.approx(vp.marginal_std(0.5) / vp.marginal_scale(0.5)) != vp.marginal_std(0.5)
+
+
+@pytest.mark.parametrize("sigma", [-0.1, 9.9, float("nan"), float("inf")])
+def test_a_noise_level_that_the_process_does_not_have_is_quoted(sigma):
+    with pytest.raises(ValueError, match=rf"VESDE\(sigma=25.0\): a noise level must be from 0 to 9.84521, not {sigma}"):
+        time_at(VESDE(25.0), sigma)

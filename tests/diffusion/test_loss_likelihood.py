@@ -127,7 +127,7 @@ def test_what_the_noise_costs_a_grey_that_is_all_alone(numpy_backend):
 def test_a_sample_has_the_same_loss_alone_or_in_a_batch(each_backend):
     x0 = backend.to_device(np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32))
     whole = likelihood_loss(exact(), x0, Rng(3)).item()
-    parts = [likelihood_loss(exact(), x0[i : i + 2], Rng(3), first=i).item() for i in (0, 2, 4)]
+    parts = [likelihood_loss(exact(), x0[i : i + 2], Rng(3), sample_offset=i).item() for i in (0, 2, 4)]
     assert np.mean(parts) == pytest.approx(whole, rel=1e-5)
 
 
@@ -152,7 +152,7 @@ def test_what_is_trained_by_it_needs_as_many_bits_as_the_loss_says(numpy_backend
     eps, sde = 0.05, KarrasSDE()
     greys = (np.random.default_rng(0).integers(0, 4, (512, 1, 1, 1)) * 85).astype(np.uint8)
     model = ScoreModel(FourierInputs(OnePixel(), 0.75), sde, "edm", sigma_data=0.75)
-    optimiser, rng, said = Adam(model.parameters(), lr=1e-2), Rng(1), []
+    optimiser, rng, bits = Adam(model.parameters(), lr=1e-2), Rng(1), []
     for step in range(600):
         optimiser.lr = 1e-2 * (1 - step / 600)
         optimiser.zero_grad()
@@ -160,11 +160,11 @@ def test_what_is_trained_by_it_needs_as_many_bits_as_the_loss_says(numpy_backend
         loss = likelihood_loss(model, x0, rng, eps=eps) / math.log(2) + 7
         loss.backward()
         optimiser.step()
-        said.append(loss.item())
+        bits.append(loss.item())
     best = 7 + math.log2(eps * math.sqrt(2 * math.pi * math.e)) + 2
     x = (greys.astype(np.float32) + rng.uniform(greys.shape)) / 128 - 1 + eps * rng.normal(greys.shape)
     found = (log_likelihood(model, x, sde, 0, exact=True, eps=eps) / -math.log(2) + 7).mean()
-    assert np.mean(said[-200:]) == pytest.approx(best, abs=0.1)
+    assert np.mean(bits[-200:]) == pytest.approx(best, abs=0.1)
     assert found == pytest.approx(best, abs=0.1)
 
 

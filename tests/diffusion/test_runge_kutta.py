@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from tinydiff import backend
-from tinydiff.diffusion.dormand_prince import ERROR, NODES, STAGES, solve
+from tinydiff.diffusion.runge_kutta import ERROR, NODES, STAGES, solve
 
 
 def test_the_tables_are_consistent():
-    """Each stage is at the sum of its weights; the two orders agree on a constant slope."""
+    """Each stage is at the sum of its weights; the two orders agree on a constant derivative."""
     assert [sum(row) for row in STAGES] == pytest.approx(NODES) and sum(ERROR) == pytest.approx(0, abs=1e-15)
 
 
-def slope(t, y):
+def derivative(t, y):
     return -y * y * (1 + t)
 
 
@@ -20,10 +20,10 @@ def fixed_steps(n):
     """n equal steps from y(0) = 1 to t = 1: where they lead, and the largest estimate of the error of one."""
     y, h, largest = 1.0, 1 / n, 0.0
     for i in range(n):
-        k, new = [slope(i * h, y)], y
+        k, new = [derivative(i * h, y)], y
         for c, row in zip(NODES, STAGES):
             new = y + h * sum(a * v for a, v in zip(row, k))
-            k.append(slope((i + c) * h, new))
+            k.append(derivative((i + c) * h, new))
         y, largest = new, max(largest, abs(h * sum(e * v for e, v in zip(ERROR, k))))
     return y, largest
 
@@ -35,7 +35,7 @@ def test_the_method_is_of_order_five_and_its_estimate_of_order_four(numpy_backen
     errors = [abs(y - exact) for y in ends]
     assert np.log2(errors[1] / errors[2]) == pytest.approx(5, abs=0.3)
     assert np.log2(estimates[1] / estimates[2]) == pytest.approx(5, abs=0.1)
-    *_, (_, end) = solve(lambda y, t: slope(t[:, None], y), np.ones((1, 1)), 0.0, 1.0, rtol=1e-10, atol=1e-10)
+    *_, (_, end) = solve(lambda y, t: derivative(t[:, None], y), np.ones((1, 1)), 0.0, 1.0, rtol=1e-10, atol=1e-10)
     assert end.item() == pytest.approx(exact, rel=1e-9)
 
 
@@ -76,7 +76,7 @@ def test_a_row_is_the_same_alone(each_backend):
 
 @pytest.mark.parametrize("begin", [1 / 97, 2 / 97, 5 / 97, 0.7])
 def test_the_end_is_reached_although_sums_are_rounded(numpy_backend, begin):
-    """In float32 begin + (end - begin) need not be end. A slope of 0 takes steps of 1, 5, 25 and the rest of 100."""
+    """In float32 begin + (end - begin) need not be end. A derivative of 0 takes steps of 1, 5, 25 and the rest."""
     seen = list(solve(lambda y, t: y * 0, np.ones((1, 1), np.float32), begin, 0.001))
     assert len(seen) == 5 and seen[-1][0][0] == np.float32(0.001)
 

@@ -3,27 +3,31 @@
     dx = f(x, t) dt + g(t) dw,   0 <= t <= t_max      so that  x_t ~ N(m(t) x_0, s(t)^2 I)
 
 Two different things are called sigma(t) in the literature. Here they are always `diffusion(t)`, which is g, the
-strength of the noise that is added at time t, and `marginal_std(t)`, which is s, the noise that has gathered since 0.
-For a drift f = a(t) x, all that there is here, they and the scale m(t) are tied by
+strength of the noise that is added at time t, and `marginal_std(t)`, which is s, the standard deviation of the noise
+that has accumulated since time 0. For a drift f = a(t) x, the only kind there is here, they and the scale m(t) are
+tied by
 
     dm/dt = a m,      d(s^2)/dt = 2 a s^2 + g^2,      m(0) = 1,  s(0) = 0
 
-An SDE is an object with `drift(x, t)`, `diffusion(t)`, `marginal_scale(t)` (m), `marginal_std(t)` (s), `t_max`, and
-`prior(shape, rng)`, from which sampling starts; the losses and the samplers ask for nothing else. t is a number, an
-array or a Tensor, and what is returned is the same; for a batch it is (N,), one time a sample. A number outside the
-process is a ValueError; an array is not looked into, as that would wait for the device.
+A process is an object with `drift(x, t)`, `diffusion(t)`, `marginal_scale(t)` (m), `marginal_std(t)` (s), `t_max`, and
+`prior(shape, rng)`, from which sampling starts; the losses and the methods of sampling use nothing else. t is a
+number, an array or a Tensor, and the result is of the same kind; for a batch it is (N,), one time per sample. A number
+outside the process is a ValueError; the values of an array are not checked, as that would wait for the device.
+
+The chapter has four parts: the processes; the noise schedules of those that preserve the variance; noise levels and
+their times; and the small functions that all chapters of diffusion share.
 """
 
 from __future__ import annotations
 
 import math
-from numbers import Real
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
 from typing import Any
 
 from .. import ops
 from ..backend import Array
 from ..rng import Rng, as_rng
-from .schedule import SCHEDULES, by_name, exp, expm1, sqrt
 
 
 class SDE:
@@ -49,17 +53,17 @@ class SDE:
 
     @property
     def prior_std(self) -> float:
-        """The standard deviation of the noise that sampling starts from: what has gathered at t_max."""
+        """The standard deviation of the noise that sampling starts from: s(t_max)."""
         return self.marginal_std(self.t_max)
 
-    def prior(self, shape: tuple[int, ...], rng: Rng | int, *, first: int = 0) -> Array:
-        """Where sampling starts: prior_std z, z ~ N(0, I), float32. Row i is that of sample `first + i` of the seed."""
-        return as_rng(rng).normal(shape, first=first) * self.prior_std
+    def prior(self, shape: tuple[int, ...], rng: Rng | int, *, sample_offset: int = 0) -> Array:
+        """Where sampling starts: prior_std z, z ~ N(0, I), float32. Row i is that of sample `sample_offset + i`."""
+        return as_rng(rng).normal(shape, first=sample_offset) * self.prior_std
 
     def prior_log_density(self, x: Any) -> Any:
         """ln N(x; 0, prior_std^2 I), in nats: (N, ...) -> (N,)."""
         d = math.prod(x.shape[1:])
-        squares = ops.square(x).reshape((x.shape[0], d)).sum(axis=1)  # (N, ...) -> (N,)
+        squares = ops.square(x).reshape((x.shape[0], d)).sum(axis=1)  # (N, ...) -> (N, D) -> (N,)
         return squares * (-0.5 / self.prior_std**2) - d * (math.log(self.prior_std) + 0.5 * math.log(2 * math.pi))
 
     def inside(self, t: Any) -> Any:
@@ -75,7 +79,7 @@ class VESDE(SDE):
         f = 0,   g(t) = sigma^t,   m = 1,   s(t) = sqrt((sigma^(2 t) - 1) / (2 ln sigma))
 
     s^2 is the integral of g^2 from 0 to t. The prior is N(0, s(1)^2 I): the data is
-    forgotten as far as s(1) (9.8 for sigma = 25) is large beside it.
+    forgotten to the extent that s(1) (9.8 for sigma = 25) is large beside it.
     Errors: ValueError unless sigma > 1.
     Source: Song et al. 2021, "Score-based generative modeling through stochastic differential
     equations", and its tutorial.
@@ -104,13 +108,15 @@ class VESDE(SDE):
         return 1.0
 
     def marginal_std(self, t: Any) -> Any:
-        # expm1, as at t = 1e-5 a float32 power minus 1 has three digits left.
+        # expm1, because at t = 1e-5 a float32 power minus 1 has only three digits left.
         rate = 2 * self.log_sigma
         return sqrt(expm1(self.inside(t) * rate) / rate)
 
 
 class Brownian(SDE):
-    """Noise of one strength, as in the tutorial's first picture: f = 0,  g = sigma,  m = 1,  s(t) = sigma sqrt(t).
+    """Noise of constant strength, as in the tutorial's first picture:
+
+        f = 0,   g = sigma,   m = 1,   s(t) = sigma sqrt(t)
 
     Errors: ValueError unless sigma and t_max are positive and finite.
     """
@@ -139,12 +145,15 @@ class Brownian(SDE):
 
 
 class KarrasSDE(SDE):
-    """The variance-exploding process whose time is the noise level: f = 0,  g(t) = sqrt(2 t),  m = 1,  s(t) = t, for t
-    from 0 to sigma_max, where the prior is N(0, sigma_max^2 I). Equal steps in t would spend nearly all of them where
-    there is nothing but noise: to samplers that take them give grid=rho_times.
+    """The variance-exploding process of EDM, whose time is the noise level itself:
 
+        f = 0,   g(t) = sqrt(2 t),   m = 1,   s(t) = t,      for t from 0 to sigma_max
+
+    The prior is N(0, sigma_max^2 I). Equal steps in t would spend nearly all of them where there is nothing but noise:
+    sample with timesteps=karras_times.
     Errors: ValueError unless sigma_max is positive and finite.
-    Source: Karras et al. 2022, "EDM", table 1, last column.
+    Source: Karras et al. 2022, "Elucidating the design space of diffusion-based generative models", table 1, last
+    column.
     """
 
     def __init__(self, sigma_max: float = 80.0):
@@ -171,7 +180,7 @@ class KarrasSDE(SDE):
 
 
 class VPSDE(SDE):
-    """The variance-preserving SDE: the data shrinks as the noise comes, so that data of variance 1 keeps it.
+    """The variance-preserving SDE: the data shrinks as the noise grows, so that data of variance 1 keeps it.
 
         f = -beta(t) x / 2,   g = sqrt(beta),   m = exp(-B / 2),   s = sqrt(1 - exp(-B)),     B = integral of beta
 
@@ -207,7 +216,7 @@ class VPSDE(SDE):
 
 
 class SubVPSDE(VPSDE):
-    """The sub-VP SDE: the drift of VP with less noise, its variance never above that of VP.
+    """The sub-VP SDE: the drift of VP with less noise, so that its variance is never above that of VP.
 
         f = -beta(t) x / 2,   g = sqrt(beta (1 - exp(-2 B))),   m = exp(-B / 2),   s = 1 - exp(-B)
 
@@ -226,9 +235,9 @@ class FlowSDE(SDE):
 
         f = -x / (1 - t),   g = sqrt(2 t / (1 - t)),   m = 1 - t,   s = t
 
-    At t = 1, where nothing of the data is left, drift and diffusion are infinite, so it ends a little before, at t_max.
-    Source: Lipman et al. 2023, "Flow matching for generative modeling"; Liu et al. 2023, "Flow straight and fast".
+    At t = 1, where nothing of the data is left, drift and diffusion are infinite, so it ends shortly before, at t_max.
     Errors: ValueError unless 0 < t_max < 1.
+    Source: Lipman et al. 2023, "Flow matching for generative modeling"; Liu et al. 2023, "Flow straight and fast".
     """
 
     def __init__(self, t_max: float = 0.999):
@@ -260,15 +269,127 @@ def process(name: str, **options: Any) -> SDE:
     return by_name("process", PROCESSES, name)(**options)
 
 
+# ---------------------------------------------------------------- the schedules of VPSDE and SubVPSDE
+
+
+class LinearSchedule:
+    """beta(t) = low + t (high - low),   integral = low t + (high - low) t^2 / 2
+
+    At t = 1 the mean is exp(-10.05 / 2) = 0.0066 of what it was, with the defaults.
+    Errors: ValueError unless 0 <= low <= high < infinity and high > 0.
+    Source: Ho et al. 2020, as Song et al. 2021 (appendix C) write it for continuous time.
+    """
+
+    def __init__(self, low: float = 0.1, high: float = 20.0):
+        if not (0 <= low <= high < math.inf and high > 0):
+            raise ValueError(f"LinearSchedule: needs 0 <= low <= high, high positive and finite, not {low!r}, {high!r}")
+        self.low, self.high = float(low), float(high)
+
+    def __repr__(self) -> str:
+        return f"LinearSchedule(low={self.low}, high={self.high})"
+
+    def beta(self, t: Any) -> Any:
+        return t * (self.high - self.low) + self.low
+
+    def integral(self, t: Any) -> Any:
+        return (t * ((self.high - self.low) / 2) + self.low) * t
+
+
+class CosineSchedule:
+    """The mean shrinks as a cosine: exp(-integral / 2) = cos(u) / cos(u_0), u_0 = u(0), with an angle
+
+        u = (pi / 2) (t + offset) / (1 + 2 offset),      beta(t) = 2 u' tan(u),      integral = -2 ln(cos(u) / cos(u_0))
+
+    The angle starts a little after 0, so that beta(0) is not 0, and ends as much before a right angle, where beta would
+    be infinite. Nichol and Dhariwal 2021 (equation 17) let it reach the right angle, and cut beta (at 0.999 per step).
+    Here at t = 1 the mean is 0.0124 of what it was.
+    Errors: ValueError unless 0 < offset < infinity.
+    """
+
+    def __init__(self, offset: float = 0.008):
+        if not 0 < offset < math.inf:
+            raise ValueError(f"CosineSchedule: offset must be positive and finite, not {offset!r}")
+        self.offset = float(offset)
+        self.speed = math.pi / 2 / (1 + 2 * self.offset)  # u'
+        self.start = self.speed * self.offset  # u_0
+
+    def __repr__(self) -> str:
+        return f"CosineSchedule(offset={self.offset})"
+
+    def beta(self, t: Any) -> Any:
+        u = t * self.speed + self.start
+        return 2 * self.speed * sin(u) / cos(u)
+
+    def integral(self, t: Any) -> Any:
+        # cos(u) / cos(u_0) = 1 - (2 sin^2(d / 2) + tan(u_0) sin(d)) for d = u - u_0; near t = 0, where it is almost 1,
+        # the logarithm of the quotient itself would keep no digits in float32.
+        d = t * self.speed
+        half = sin(d / 2)
+        return -2 * log1p(-(2 * half * half + math.tan(self.start) * sin(d)))
+
+
+SCHEDULES: dict[str, Callable[..., Any]] = {"linear": LinearSchedule, "cosine": CosineSchedule}
+
+
+# ---------------------------------------------------------------- noise levels, and the times at which they occur
+
+
+def sigma_at(process: Any, t: float) -> float:
+    """The noise level sigma = s(t) / m(t). As x_t = m (x_0 + sigma z), only this and the scale matter of a time."""
+    return process.marginal_std(t) / process.marginal_scale(t)
+
+
+def time_at(process: Any, sigma: float) -> float:
+    """The time at which the noise level is sigma, to 1e-15 of t: bisection, as sigma increases with t in every process.
+
+    Errors: ValueError for a sigma that is negative, or that the process does not reach.
+    """
+    high = sigma_at(process, process.t_max)
+    # rounding may put the highest of several noise levels a little above it
+    if not 0 <= sigma <= high * (1 + 1e-12):
+        raise ValueError(f"{process}: a noise level must be from 0 to {high:.6g}, not {sigma!r}")
+    below, above = 0.0, float(process.t_max)
+    for _ in range(100):
+        middle = (below + above) / 2
+        if sigma_at(process, middle) < sigma:
+            below = middle
+        else:
+            above = middle
+        if above - below <= 1e-15 * above:
+            break
+    return above
+
+
+# ---------------------------------------------------------------- what all chapters of diffusion share
+
+
 def per_sample(a: Any, x: Any) -> Any:
-    """One number a sample, (N,), shaped to multiply x (N, ...): (N, 1, ..., 1). A Python number stays one."""
+    """One number per sample, (N,), shaped to multiply x (N, ...): (N, 1, ..., 1). A Python number stays one."""
     return a if isinstance(a, (int, float)) else a.reshape((-1,) + (1,) * (x.ndim - 1))
 
 
-def denoised(sde: Any, x: Any, t: Any, score: Any) -> Any:
-    """E[x_0 | x_t], what the image is on average, from the score: (x + s(t)^2 score) / m(t), in the shape of x.
+def by_name(what: str, choices: Mapping[str, Any], name: str) -> Any:
+    """The choice of that name. Errors: ValueError, which lists them."""
+    if name not in choices:
+        raise ValueError(f"unknown {what} {name!r}: choose one of {', '.join(choices)}")
+    return choices[name]
 
-    Source: Tweedie's formula; Efron 2011, "Tweedie's formula and selection bias".
-    """
-    s, m = per_sample(sde.marginal_std(t), x), per_sample(sde.marginal_scale(t), x)
-    return (x + s * s * score) / m
+
+def integer(what: str, n: Any, least: int = 1) -> int:
+    """n as an int. Errors: ValueError unless it is an integer of `least` or more."""
+    if not isinstance(n, Integral) or int(n) < least:
+        raise ValueError(f"{what} must be an integer of {least} or more, not {n!r}")
+    return int(n)
+
+
+def _of_number_or_array(number: Callable[[float], float], array: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A function of a time: of a number it is a Python float, of an array or a Tensor it is of the same kind."""
+    return lambda t: number(float(t)) if isinstance(t, Real) else array(t)
+
+
+exp = _of_number_or_array(math.exp, ops.exp)
+expm1 = _of_number_or_array(math.expm1, ops.expm1)
+log1p = _of_number_or_array(math.log1p, ops.log1p)
+sqrt = _of_number_or_array(math.sqrt, ops.sqrt)
+sin = _of_number_or_array(math.sin, ops.sin)
+cos = _of_number_or_array(math.cos, ops.cos)

@@ -53,8 +53,8 @@ def test_scale_and_std_may_be_one_a_sample(each_backend):
 @pytest.mark.parametrize("mixture", [ONE, TWO, THREE], ids=["numbers", "plane", "space"])
 def test_the_score_is_the_gradient_of_the_logarithm_of_the_density(each_backend, mixture):
     x = tensor(points(6, len(mixture.means[0])), "float64", requires_grad=True)
-    (slope,) = grad(mixture.log_density(x, scale=0.7, std=0.4).sum(), x)
-    np.testing.assert_allclose(mixture.score(x.detach(), scale=0.7, std=0.4).numpy(), slope.numpy(), rtol=1e-10)
+    (gradient,) = grad(mixture.log_density(x, scale=0.7, std=0.4).sum(), x)
+    np.testing.assert_allclose(mixture.score(x.detach(), scale=0.7, std=0.4).numpy(), gradient.numpy(), rtol=1e-10)
 
 
 def test_the_score_itself_can_be_differentiated(each_backend):

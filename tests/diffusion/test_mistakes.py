@@ -10,10 +10,9 @@ import pytest
 
 from tinydiff import Rng, Tensor, backend, grad, nn, ops, tensor
 from tinydiff.data import GaussianMixture
-from tinydiff.diffusion import VESDE, Brownian, ScoreModel, denoising_loss, euler_maruyama, score_matching_loss
-from tinydiff.diffusion.exact import Exact, point_mass
+from tinydiff.diffusion import VESDE, Brownian, ScoreModel, denoising_loss, sample, score_matching_loss
+from tinydiff.diffusion.exact import Exact, forward_diffusion_1d, point_mass, reverse_diffusion_1d
 from tinydiff.diffusion.loss import log_normal
-from tinydiff.diffusion.one_d import forward_diffusion_1d, reverse_diffusion_1d
 from tinydiff.models.tutorial import Autoencoder, ScoreUNet
 
 pytestmark = pytest.mark.usefixtures("each_backend")
@@ -56,7 +55,7 @@ def test_3_the_noised_sample_is_not_one_step_away():
     assert SDE.diffusion(0.5) * math.sqrt(0.001) == pytest.approx(0.158, abs=0.001)
     seen = []
     score_matching_loss(
-        lambda x, t: seen.append((x.numpy(), t.numpy())) or x, zeros(N, 1), SDE, Rng(3), eps=0.4999, first=0
+        lambda x, t: seen.append((x.numpy(), t.numpy())) or x, zeros(N, 1), SDE, Rng(3), eps=0.4999, sample_offset=0
     )
     x, t = seen[0]
     near = x[abs(t - 0.5) < 0.02, 0]
@@ -165,7 +164,7 @@ def test_8_the_last_step_must_not_go_past_the_data(n, left):
         mean = x + g2 * h * score(x, backend.to_device(np.full(N, t, np.float32)))
         x = mean + math.sqrt(h * g2) * rng.normal((N, 1))
     assert std(mean) == pytest.approx(left, rel=CLOSE)  # both by the recursion of the variance
-    ours = euler_maruyama(score, (N, 1), SDE, Rng(0), steps=n)
+    ours = sample(score, (N, 1), SDE, Rng(0), method="euler_maruyama", steps=n)
     assert std(ours) < 1e-4
 
 

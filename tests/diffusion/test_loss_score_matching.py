@@ -9,7 +9,7 @@ from tinydiff import Rng, Tensor, backend, gradcheck, no_grad, ops, tensor
 from tinydiff.data import GaussianMixture
 from tinydiff.diffusion import VESDE, VPSDE, score_matching_loss
 from tinydiff.diffusion.exact import Exact
-from tinydiff.diffusion.score_matching import explicit_loss, implicit_loss, sliced_loss
+from tinydiff.diffusion.loss import explicit_loss, implicit_loss, sliced_loss
 from tinydiff.models.fourier import ScoreMLP
 
 MU, COV = np.array([0.3, -1.0]), np.array([[2.0, 0.5], [0.5, 1.0]])
@@ -59,13 +59,13 @@ def test_a_linear_model_has_the_exact_score_for_its_minimum(each_backend, loss, 
     -(S + s^2 I)^-1 (x - mu) with m, to round-off."""
     plan, exact = Planned(t), Exact(GAUSSIAN, sde)
 
-    def slope(theta):
+    def gradient(theta):
         p = tensor(theta, "float64", requires_grad=True)
         loss(lambda x, t: x @ p[:4].reshape((2, 2)) + p[4:], plan.x0, sde, plan, exact=exact).backward()
         return p.grad.numpy()
 
-    start = slope(np.zeros(6))
-    hessian = np.stack([slope(unit) - start for unit in np.eye(6)])
+    start = gradient(np.zeros(6))
+    hessian = np.stack([gradient(unit) - start for unit in np.eye(6)])
     theta = np.linalg.solve(hessian, -start)
     m, s = sde.marginal_scale(t), sde.marginal_std(t)
     precision = np.linalg.inv(m * m * COV + s * s * np.eye(2))
@@ -146,7 +146,7 @@ def test_the_loss_of_a_sample_does_not_depend_on_its_batch(each_backend, loss):
     net, exact = ScoreMLP(sde.marginal_std, 2, rng=Rng(0)), Exact(MIXTURE, sde)
     whole = loss(net, x0, sde, Rng(9), exact=exact)
     assert whole.shape == () and str(whole.dtype) == "float32"
-    alone = [loss(net, x0[i : i + 1], sde, Rng(9), exact=exact, first=i).item() for i in range(4)]
+    alone = [loss(net, x0[i : i + 1], sde, Rng(9), exact=exact, sample_offset=i).item() for i in range(4)]
     assert whole.item() == pytest.approx(sum(alone) / 4, rel=1e-4)
 
 

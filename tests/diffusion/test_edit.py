@@ -7,21 +7,20 @@ import pytest
 from mixtures import constant_vp, gaussian_score
 
 from tinydiff import Rng, backend
-from tinydiff.diffusion import VESDE, VPSDE
-from tinydiff.diffusion.editing import denoise, image_to_image, inpaint, interpolate, noise_level, spherical
-from tinydiff.diffusion.edm import Denoiser, KarrasSDE
-from tinydiff.diffusion.samplers import (
+from tinydiff.diffusion import (
+    VESDE,
+    VPSDE,
     Counted,
-    ddpm,
-    euler_maruyama,
-    heun,
-    probability_flow,
-    rho_times,
+    Denoiser,
+    KarrasSDE,
+    karras_times,
+    sample,
     score_of,
     time_at,
     uniform_times,
 )
-from tinydiff.diffusion.sde import per_sample
+from tinydiff.diffusion.edit import denoise, image_to_image, inpaint, interpolate, noise_level, spherical
+from tinydiff.diffusion.process import per_sample
 from tinydiff.engine import array_of
 
 SDE = VESDE(25.0)
@@ -49,9 +48,9 @@ def _device(a, x):
     return backend.to_device(np.array(a)).astype(x.dtype)
 
 
-def law_of_inpainting(sde, steps, resample, eps, grid):
+def law_of_inpainting(sde, steps, resample, eps, timesteps):
     """Mean and variance of the unknown coordinate, through the matrices of each step; written apart from the code."""
-    times = grid(sde, steps, 1.0, eps)
+    times = timesteps(sde, steps, 1.0, eps)
     mu, cov, eye = (
         np.zeros(2),
         np.eye(2) * (1.0 if isinstance(sde, VPSDE) else sde.marginal_std(1.0) ** 2),
@@ -73,14 +72,16 @@ def law_of_inpainting(sde, steps, resample, eps, grid):
 
 
 @PROCESSES
-@pytest.mark.parametrize("steps, resample, grid", [(20, 1, rho_times), (10, 4, rho_times), (12, 3, uniform_times)])
-def test_inpainting_follows_the_law_of_the_algorithm(each_backend, sde, steps, resample, grid):
+@pytest.mark.parametrize(
+    "steps, resample, timesteps", [(20, 1, karras_times), (10, 4, karras_times), (12, 3, uniform_times)]
+)
+def test_inpainting_follows_the_law_of_the_algorithm(each_backend, sde, steps, resample, timesteps):
     """Within five standard errors of 20,000 samples; and what is known comes back as it was."""
     known, mask = np.tile(np.float32([9.0, KNOWN]), (N, 1)), np.array([[False, True]])  # 9: must not be looked at
     x = backend.to_host(
-        inpaint(pair_score(sde), known, mask, sde, 0, steps=steps, resample=resample, eps=1e-2, grid=grid)
+        inpaint(pair_score(sde), known, mask, sde, 0, steps=steps, resample=resample, eps=1e-2, timesteps=timesteps)
     )
-    mu, var = law_of_inpainting(sde, steps, resample, 1e-2, grid)
+    mu, var = law_of_inpainting(sde, steps, resample, 1e-2, timesteps)
     assert (x[:, 1] == KNOWN).all()
     assert x[:, 0].mean() == pytest.approx(mu, abs=5 * math.sqrt(var / N))
     assert x[:, 0].var() == pytest.approx(var, rel=5 * math.sqrt(2 / N))
@@ -92,7 +93,7 @@ def test_inpainting_follows_the_law_of_the_algorithm(each_backend, sde, steps, r
 )
 def test_the_bias_of_inpainting_is_what_the_docstring_says(steps, resample, mean, variance):
     """The exact answer is 0.8 and 0.36."""
-    law = law_of_inpainting(SDE, steps, resample, 1e-3, rho_times)
+    law = law_of_inpainting(SDE, steps, resample, 1e-3, karras_times)
     assert law == (pytest.approx(mean, abs=0.006), pytest.approx(variance, abs=0.006))
 
 
@@ -104,7 +105,7 @@ def test_inpainting_counts_its_evaluations_and_a_sample_is_the_same_alone(each_b
     options = {"steps": 4, "resample": 3}
     whole = inpaint(score, known, mask, SDE, 7, callback=lambda *a: stops.append(a[0]), **options)
     assert score.nfe == 3 * 4 + 1 and stops == [0, 1, 2, 3, 4]
-    alone = inpaint(score, known[3:4], mask, SDE, 7, first=3, **options)
+    alone = inpaint(score, known[3:4], mask, SDE, 7, sample_offset=3, **options)
     whole, alone = backend.to_host(whole), backend.to_host(alone)
     np.testing.assert_array_equal(whole[3:4], alone)
     np.testing.assert_array_equal(whole[:, :2], known[:, :2])
@@ -115,19 +116,19 @@ def test_inpainting_counts_its_evaluations_and_a_sample_is_the_same_alone(each_b
 
 
 @PROCESSES
-@pytest.mark.parametrize("sampler, steps", [(ddpm, 600), (euler_maruyama, 600), (heun, 40)])
-def test_the_images_have_the_law_of_what_the_noise_leaves_open(each_backend, sde, sampler, steps):
+@pytest.mark.parametrize("method, steps", [("ddpm", 600), ("euler_maruyama", 600), ("heun", 40)])
+def test_the_images_have_the_law_of_what_the_noise_leaves_open(each_backend, sde, method, steps):
     """Of a Gaussian: with k = m^2 V / (m^2 V + s^2) at time t, noise z and the way back give the mean
     mean + k (image - mean). The SDE draws from the posterior, the ODE moves along its map."""
     t, image, n = 0.4, 1.6, 20_000
     x = backend.to_host(
         image_to_image(gaussian_score(MEAN, VARIANCE, sde), np.full((n, 1), image, np.float32), sde, 3, t=t,
-                       sampler=sampler, steps=steps, grid=rho_times, eps=1e-3)
+                       method=method, steps=steps, timesteps=karras_times, eps=1e-3)
     )  # fmt: skip
     m, s2 = sde.marginal_scale(t), sde.marginal_std(t) ** 2
     total = m * m * VARIANCE + s2
     k = m * m * VARIANCE / total
-    if sampler is heun:
+    if method == "heun":
         mean, var = MEAN + math.sqrt(VARIANCE / total) * m * (image - MEAN), VARIANCE / total * s2
     else:
         mean, var = MEAN + k * (image - MEAN), VARIANCE * (1 - k) + (k / m) ** 2 * s2
@@ -139,12 +140,12 @@ def test_little_noise_changes_little_and_the_draws_are_per_sample(each_backend):
     images = Rng(0).normal((4, 3)) * 0.5 + 0.5
     score = gaussian_score(MEAN, VARIANCE, SDE)
 
-    def run(part, first=0, t=0.02):
-        return backend.to_host(image_to_image(score, part, SDE, 5, t=t, steps=5, first=first))
+    def run(part, sample_offset=0, t=0.02):
+        return backend.to_host(image_to_image(score, part, SDE, 5, t=t, steps=5, sample_offset=sample_offset))
 
     images_host = backend.to_host(images)
     assert abs(run(images) - images_host).max() < 0.3 * abs(run(images, t=1.0) - images_host).max()
-    np.testing.assert_array_equal(run(images[2:3], first=2), run(images)[2:3])
+    np.testing.assert_array_equal(run(images[2:3], sample_offset=2), run(images)[2:3])
 
 
 # ---------------------------------------------------------------- interpolation
@@ -173,11 +174,11 @@ def test_equal_noises_are_a_walk_on_the_spot_and_opposite_ones_an_error(numpy_ba
         spherical(a, -a, [0.5])
 
 
-@pytest.mark.parametrize("sampler", [heun, probability_flow])
-def test_a_walk_ends_at_the_images_of_the_two_noises(each_backend, sampler):
+@pytest.mark.parametrize("method", ["heun", "probability_flow"])
+def test_a_walk_ends_at_the_images_of_the_two_noises(each_backend, method):
     score, noise = gaussian_score(MEAN, VARIANCE, SDE), SDE.prior((2, 4, 4, 1), 3)
-    walk = backend.to_host(interpolate(score, noise[0], noise[1], SDE, 5, sampler=sampler, steps=6))
-    ends = backend.to_host(sampler(score, (2, 4, 4, 1), SDE, 3, steps=6))
+    walk = backend.to_host(interpolate(score, noise[0], noise[1], SDE, 5, method=method, steps=6))
+    ends = backend.to_host(sample(score, (2, 4, 4, 1), SDE, 3, method=method, steps=6))
     assert walk.shape == (5, 4, 4, 1)
     np.testing.assert_allclose(walk[[0, 4]], ends, rtol=1e-5, atol=1e-5)
     jumps = abs(np.diff(walk, axis=0)).max(axis=(1, 2, 3))
@@ -188,22 +189,22 @@ def test_a_walk_ends_at_the_images_of_the_two_noises(each_backend, sampler):
 
 
 @PROCESSES
-def test_a_photo_is_denoised_in_closed_form(each_backend, sde):
-    """The mean of x_0 given photo = x_0 + sigma z is MEAN + V / (V + sigma^2) (photo - MEAN), whatever the process."""
-    photos, score = Rng(0).normal((3, 5, 5, 1)), Counted(gaussian_score(MEAN, VARIANCE, sde))
-    p = backend.to_host(photos)
+def test_a_noisy_image_is_denoised_in_closed_form(each_backend, sde):
+    """The mean of x_0 given noisy = x_0 + sigma z is MEAN + V / (V + sigma^2) (noisy - MEAN), whatever the process."""
+    noisy, score = Rng(0).normal((3, 5, 5, 1)), Counted(gaussian_score(MEAN, VARIANCE, sde))
+    p = backend.to_host(noisy)
     for sigma in (0.3, np.array([0.1, 1.0, 5.0]), backend.to_device(np.array([0.1, 1.0, 5.0], np.float32))):
         s = np.reshape(backend.to_host(sigma), (-1, 1, 1, 1))
         known = MEAN + VARIANCE / (VARIANCE + s**2) * (p - MEAN)
-        np.testing.assert_allclose(backend.to_host(denoise(score, photos, sde, sigma=sigma)), known, atol=2e-4)
+        np.testing.assert_allclose(backend.to_host(denoise(score, noisy, sde, sigma=sigma)), known, atol=2e-4)
     assert score.nfe == 3
 
 
 def test_the_noise_level_of_pure_noise(each_backend):
     """65,025 differences, whose median has a standard error of less than 1 %: 0.67449 is told from 0.70."""
-    photos = 0.3 * Rng(0).normal((4, 256, 256, 1))
-    assert backend.to_host(noise_level(photos)) == pytest.approx(0.3, rel=0.02)
-    assert backend.to_host(noise_level(photos)).mean() == pytest.approx(0.3, rel=0.01)
+    noisy = 0.3 * Rng(0).normal((4, 256, 256, 1))
+    assert backend.to_host(noise_level(noisy)) == pytest.approx(0.3, rel=0.02)
+    assert backend.to_host(noise_level(noisy)).mean() == pytest.approx(0.3, rel=0.01)
 
 
 def picture():
@@ -224,16 +225,16 @@ def test_the_time_of_image_to_image_may_be_of_any_type(each_backend, t):
 
 @pytest.mark.parametrize("sigma", [0.05, 0.2, 0.8])
 def test_the_noise_level_is_estimated_within_a_tenth(each_backend, sigma):
-    photos = np.concatenate([picture(), picture() * 0]) + sigma * backend.to_host(Rng(2).normal((2, 64, 64, 1)))
-    assert backend.to_host(noise_level(backend.to_device(photos))) == pytest.approx(sigma, rel=0.1)
+    noisy = np.concatenate([picture(), picture() * 0]) + sigma * backend.to_host(Rng(2).normal((2, 64, 64, 1)))
+    assert backend.to_host(noise_level(backend.to_device(noisy))) == pytest.approx(sigma, rel=0.1)
 
 
-def test_a_photo_of_unknown_noise_is_denoised_at_the_level_estimated(each_backend):
-    photos = backend.to_device(picture()) + 0.2 * Rng(2).normal((1, 64, 64, 1))
+def test_a_noisy_image_of_unknown_noise_is_denoised_at_the_level_estimated(each_backend):
+    noisy = backend.to_device(picture()) + 0.2 * Rng(2).normal((1, 64, 64, 1))
     score = gaussian_score(MEAN, VARIANCE, SDE)
-    by_itself = denoise(score, photos, SDE)
-    told = denoise(score, photos, SDE, sigma=noise_level(photos))
-    np.testing.assert_array_equal(backend.to_host(by_itself), backend.to_host(told))
+    by_itself = denoise(score, noisy, SDE)
+    by_hand = denoise(score, noisy, SDE, sigma=noise_level(noisy))
+    np.testing.assert_array_equal(backend.to_host(by_itself), backend.to_host(by_hand))
 
 
 def test_a_denoiser_does_the_same(each_backend):
@@ -241,9 +242,10 @@ def test_a_denoiser_does_the_same(each_backend):
         def __call__(self, x, noise):
             return x * 0.0
 
-    denoiser, sde, photos = Denoiser(Zero(), 0.6), KarrasSDE(), Rng(0).normal((2, 4, 4, 1))
-    clean = backend.to_host(denoise(score_of(denoiser, sde), photos, sde, sigma=0.5))
-    np.testing.assert_allclose(clean, backend.to_host(photos) * 0.36 / (0.36 + 0.25), rtol=1e-4, atol=1e-5)
+    denoiser, sde, noisy = Denoiser(Zero(), 0.6), KarrasSDE(), Rng(0).normal((2, 4, 4, 1))
+    denoised = backend.to_host(denoise(score_of(denoiser, sde), noisy, sde, sigma=0.5))
+    np.testing.assert_allclose(denoised, backend.to_host(noisy) * 0.36 / (0.36 + 0.25), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(backend.to_host(denoise(denoiser, noisy, sde, sigma=0.5)), denoised)
     assert time_at(sde, 0.5) == pytest.approx(0.5)
 
 
@@ -271,8 +273,8 @@ X, SCORE = np.zeros((2, 4, 4, 1), np.float32), gaussian_score(0, 1, SDE)
         (lambda: denoise(SCORE, X, SDE, sigma=-0.1), ValueError, "sigma must be positive, not -0.1"),
         (lambda: denoise(SCORE, X, SDE, sigma=float("nan")), ValueError, "sigma must be positive, not nan"),
         (lambda: denoise(SCORE, X, SDE, sigma=99.0), ValueError, "a noise level must be from 0 to 9.84521, not 99.0"),
-        (lambda: denoise(SCORE, X, SDE, sigma=np.ones(3)), ValueError, r"one a photo, \(2,\), not of shape \(3,\)"),
-        (lambda: denoise(SCORE, X, SDE), ValueError, "sigma must be positive, not 0.0"),  # a photo without noise
+        (lambda: denoise(SCORE, X, SDE, sigma=np.ones(3)), ValueError, r"one per image, \(2,\), not of shape \(3,\)"),
+        (lambda: denoise(SCORE, X, SDE), ValueError, "sigma must be positive, not 0.0"),  # images without noise
         (lambda: noise_level(X[:, :1]), ValueError, r"at least 2x2 pixels, not \(2, 1, 4, 1\)"),
         (lambda: denoise(lambda x, t: x.sum(), X, SDE, sigma=1.0), ValueError, r"returned shape \(\) for x"),
     ],

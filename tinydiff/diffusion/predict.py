@@ -1,0 +1,236 @@
+"""What a network may predict: the score, the noise, the data, or a mixture of them. It is all the same knowledge.
+
+At time t a sample is x = m x_0 + s z. Whatever the network is trained to predict is another combination of the two,
+y = a x_0 + b z, with its own a and b, which depend on m and s. So x_0 and z follow from y and x, by solving two linear
+equations,
+
+    x_0 = (b x - s y) / (m b - s a),      z = (m y - a x) / (m b - s a)
+
+and what holds for the numbers holds for their means given x, which are the best that a network can predict.
+
+    predicts     y                          a, b                       source
+    "score"      -z / s                     0, -1 / s                  Song et al. 2021
+    "noise"      z                          0, 1                       Ho et al. 2020, "DDPM"
+    "x0"         x_0                        1, 0
+    "v"          m z - s x_0                -s, m                      Salimans and Ho 2022, appendix D
+    "flow"       z - x_0                    -1, 1                      Lipman et al. 2023; Liu et al. 2023
+    "edm"        F of D = c_skip x + c_out F, for data of standard deviation sigma_data (sd):
+                 s / (sd q), -m sd / q  with  q = sqrt(s^2 + m^2 sd^2)         Karras et al. 2022, equation 7
+
+They differ in what they cost where s is small or large: noise is easy to see at t = 1 and hard at 0, the data the
+reverse; v, flow and edm change from the one to the other on the way. "flow" is the velocity dx/dt under FlowSDE, and
+"edm" is -v under VPSDE if sigma_data = 1.
+
+A model, in all of diffusion, is a function of x (N, ...) and a second argument (N,), both Tensors, and of conditions by
+name. There are two kinds of models, and whatever takes a model takes both:
+
+    score(x, t, **condition)              the gradient of ln p_t at x: any function; also a ScoreModel
+    denoiser(x, sigma, **condition)       E[x_0 | x_0 + sigma z = x]: an object whose `is_denoiser` is true; a Denoiser
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from .. import backend, nn, ops
+from ..backend import Array, to_device, xp
+from ..engine import Tensor
+from ..operators import array_of
+from .process import KarrasSDE, by_name, per_sample, sqrt
+
+Score = Callable[..., Any]
+
+TARGETS: dict[str, Callable[[Any, Any, Any], tuple[Any, Any]]] = {  # a and b of m, s and sigma_data
+    "score": lambda m, s, sd: (0.0, -1 / s),
+    "noise": lambda m, s, sd: (0.0, 1.0),
+    "x0": lambda m, s, sd: (1.0, 0.0),
+    "v": lambda m, s, sd: (-s, m),
+    "flow": lambda m, s, sd: (-1.0, 1.0),
+    "edm": lambda m, s, sd: (s / (sd * _std_of_x(m, s, sd)), -m * sd / _std_of_x(m, s, sd)),
+}
+
+
+def _std_of_x(m: Any, s: Any, sigma_data: Any) -> Any:
+    """q, the standard deviation of x: that of the data, scaled, and that of the noise. 1 / q is EDM's c_in."""
+    return sqrt(s * s + m * m * sigma_data**2)
+
+
+class ScoreModel(nn.Module):
+    """A network and what it predicts, as a score: model(x, t) goes into every loss and every method of sampling.
+
+    net(x, t, **condition): x (N, ...) and t (N,) -> y (N, ...), which is what `predicts` names in the table above.
+    With "edm" the inputs of the network are preconditioned as in that paper: x / q, of variance 1, and ln(s / m) / 4.
+    x (N, ...), an array or a Tensor; t: (N,) or a number.
+    Errors: ValueError for another name, "edm" without a sigma_data that is positive, or a network whose output has
+    another shape than x.
+    """
+
+    def __init__(
+        self, net: Callable[..., Any], process: Any, predicts: str = "score", *, sigma_data: float | None = None
+    ):
+        by_name("prediction", TARGETS, predicts)
+        if predicts == "edm" and not (sigma_data is not None and 0 < sigma_data < math.inf):
+            raise ValueError(f"predicts='edm' needs sigma_data, the deviation of the data, not {sigma_data!r}")
+        self.net, self.process, self.predicts = net, process, predicts
+        self.sigma_data = None if sigma_data is None else float(sigma_data)  # a NumPy float64 would lift float32 arrays
+
+    def forward(self, x: Any, t: Any, **condition: Any) -> Any:
+        return self.score(x, t, **condition)
+
+    def score(self, x: Any, t: Any, **condition: Any) -> Any:
+        """The gradient of ln p_t at x, in the shape of x: -z / s."""
+        z = self.noise(x, t, **condition)
+        return -z / per_sample(self.process.marginal_std(t), x)
+
+    def denoised(self, x: Any, t: Any, **condition: Any) -> Any:
+        """E[x_0 | x], in the shape of x."""
+        return self.split(self.output(x, t, **condition), x, t)[0]
+
+    def noise(self, x: Any, t: Any, **condition: Any) -> Any:
+        """E[z | x], in the shape of x."""
+        return self.split(self.output(x, t, **condition), x, t)[1]
+
+    def output(self, x: Any, t: Any, **condition: Any) -> Any:
+        """The prediction of the network at x and t, y (N, ...)."""
+        inputs = x
+        times = Tensor(xp.full(x.shape[0], t, x.dtype)) if isinstance(t, (int, float)) else t  # (N,)
+        if self.predicts == "edm":
+            inputs = x / _std_of_x(*self._scale_and_std(t, x), self.sigma_data)
+            times = ops.log(self.process.marginal_std(times) / self.process.marginal_scale(times)) / 4
+        y = self.net(inputs, times, **condition)
+        if y.shape != x.shape:
+            raise ValueError(f"{type(self).__name__}: the network returned shape {y.shape} for x of shape {x.shape}")
+        return y
+
+    def target(self, x0: Any, z: Any, t: Any) -> Any:
+        """What the network should predict: y = a x_0 + b z, in the shape of x_0."""
+        a, b = TARGETS[self.predicts](*self._scale_and_std(t, x0), self.sigma_data)
+        return a * x0 + b * z
+
+    def split(self, y: Any, x: Any, t: Any) -> tuple[Any, Any]:
+        """x_0 and z from the prediction y at x: the solution of the two equations."""
+        m, s = self._scale_and_std(t, x)
+        a, b = TARGETS[self.predicts](m, s, self.sigma_data)
+        determinant = m * b - s * a
+        return (b * x - s * y) / determinant, (m * y - a * x) / determinant
+
+    def _scale_and_std(self, t: Any, x: Any) -> tuple[Any, Any]:
+        """m and s, shaped to multiply x."""
+        return per_sample(self.process.marginal_scale(t), x), per_sample(self.process.marginal_std(t), x)
+
+
+class Denoiser(ScoreModel):
+    """EDM's denoiser D(x, sigma, **condition), the network's estimate of x_0 given x = x_0 + sigma z:
+
+        D(x; sigma) = c_skip x + c_out F(c_in x, ln(sigma) / 4)
+        c_skip = sd^2 / q^2,   c_out = sigma sd / q,   c_in = 1 / q,   q = sqrt(sigma^2 + sd^2)
+
+    with sd = sigma_data, the standard deviation of the data. So at every sigma the input, the target and the error of
+    the network F have variance one. It is the ScoreModel that predicts "edm" under KarrasSDE, as a function of sigma.
+    net(x, noise, **condition): x (N, ...) and noise (N,) -> (N, ...). sigma: (N,) or a number.
+    Errors: ValueError for a sigma_data that is not positive and finite, or a net whose output has another shape than x.
+    Source: Karras et al. 2022, equation 7 and table 1.
+    """
+
+    is_denoiser = True
+
+    def __init__(self, net: Callable[..., Any], sigma_data: float):
+        if not 0 < sigma_data < math.inf:
+            raise ValueError(f"Denoiser: sigma_data must be positive and finite, not {sigma_data!r}")
+        super().__init__(net, KarrasSDE(), "edm", sigma_data=sigma_data)
+
+    def forward(self, x: Any, sigma: Any, **condition: Any) -> Any:  # type: ignore[override]
+        if isinstance(sigma, (int, float)):
+            sigmas = xp.full((x.shape[0],), sigma, x.dtype)  # nothing comes from the host, so it may be captured
+        else:
+            sigmas = xp.broadcast_to(to_device(array_of(sigma), x.dtype), x.shape[:1])  # (N,)
+        return self.denoised(x, sigmas, **condition)
+
+
+class Guided:
+    """A model for a condition, pushed away from what it predicts without one: classifier-free guidance.
+
+        D_w(x) = (1 + w) D(x | condition) - w D(x)                     for w = weight; 0 is no guidance
+
+    The same holds for scores, so it is a model of the same kind as the one it is made of. The condition may be given
+    here, or where the model is used, for example to `sample`. Its values are arrays, without gradients.
+    Source: Ho and Salimans 2022, "Classifier-free diffusion guidance", equation 6.
+    """
+
+    def __init__(self, model: Callable[..., Any], weight: float, /, **condition: Any):
+        self.model, self.weight, self.condition = model, weight, condition
+        self.is_denoiser = getattr(model, "is_denoiser", False)
+
+    def __call__(self, x: Any, t: Any, **condition: Any) -> Array:
+        conditional = array_of(self.model(x, t, **{**self.condition, **condition}))
+        if self.weight == 0:
+            return conditional
+        return (1 + self.weight) * conditional - self.weight * array_of(self.model(x, t))
+
+
+class Counted:
+    """A model that counts how often it is evaluated: `nfe`, the number of function evaluations, each of a whole batch
+    (or of a microbatch). It is a model of the same kind."""
+
+    def __init__(self, model: Callable[..., Any]):
+        self.model, self.nfe = model, 0
+        self.is_denoiser = getattr(model, "is_denoiser", False)
+
+    def __call__(self, *args: Any, **condition: Any) -> Any:
+        backend.each_time(self._count)
+        return self.model(*args, **condition)
+
+    def _count(self) -> None:
+        self.nfe += 1
+
+
+# ---------------------------------------------------------------- from one to the other
+
+
+def as_score(model: Callable[..., Any], process: Any) -> Score:
+    """The model as a score under a process: a denoiser by `score_of`, everything else as it is."""
+    return score_of(model, process) if getattr(model, "is_denoiser", False) else model
+
+
+def score_of(denoiser: Callable[..., Any], process: Any) -> Score:
+    """The score that belongs to any denoiser D(x, sigma, **condition) of x_0 + sigma z.
+
+        score(x, t) = (m D(x / m; s / m) - x) / s^2
+
+    Source: Karras et al. 2022, equation 3; it is Tweedie's formula solved for the score.
+    """
+
+    def score(x: Any, t: Any, **condition: Any) -> Any:
+        s, m = process.marginal_std(t), process.marginal_scale(t)
+        wide_s, wide_m = per_sample(s, x), per_sample(m, x)  # (N,) -> (N, 1, ..., 1)
+        return (wide_m * denoiser(x / wide_m, s / m, **condition) - x) / (wide_s * wide_s)
+
+    return score
+
+
+def denoised(process: Any, x: Any, t: Any, score: Any) -> Any:
+    """E[x_0 | x_t], the image on average, from the score: (x + s(t)^2 score) / m(t), in the shape of x.
+
+    Source: Tweedie's formula; Efron 2011, "Tweedie's formula and selection bias".
+    """
+    s, m = per_sample(process.marginal_std(t), x), per_sample(process.marginal_scale(t), x)
+    return (x + s * s * score) / m
+
+
+def flow_velocity(process: Any, x: Any, t: Any, score: Any) -> Any:
+    """dx/dt of the probability-flow ODE, f(x, t) - g(t)^2 score / 2, whose solutions have the law of the SDE's.
+
+    Source: Song et al. 2021, equation 13.
+    """
+    g = per_sample(process.diffusion(t), x)
+    return process.drift(x, t) - g * g * score / 2
+
+
+def checked_score(score: Any, x: Any) -> Array:
+    """The score as an array. Errors: ValueError if it has another shape than x."""
+    s = array_of(score)
+    if s.shape != x.shape:
+        raise ValueError(f"the score returned shape {s.shape} for x of shape {x.shape}")
+    return s

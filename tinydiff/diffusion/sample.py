@@ -1,0 +1,235 @@
+"""From noise to images: follow the process backwards, from t_max down to eps.
+
+    x = sample(model, (64, 28, 28, 1), process, rng)                                    Heun's method, 17 steps
+    x = sample(model, (64, 28, 28, 1), process, rng, method="euler_maruyama", steps=500)
+    x = sample(model, (64, 28, 28, 1), process, rng, method=heun(s_churn=10.0), digit=labels)
+
+`sample` does what all methods share: the start, the times to stop at, the conditions, the callback, the microbatches,
+the checks, and the last step. What they do not share, the update rules, is in methods.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from numbers import Integral
+from typing import Any, NamedTuple
+
+from .. import backend
+from ..backend import Array, to_device, xp
+from ..engine import Tensor, no_grad
+from ..microbatch import over_microbatches
+from ..operators import array_of
+from ..rng import Rng, as_rng
+from .methods import Method, Timesteps, as_method
+from .predict import Score, as_score, checked_score, denoised
+from .process import integer, sigma_at
+
+Callback = Callable[[int, Any, Array, Array], Any]
+Start = tuple[Any, float]
+
+
+@no_grad()
+def sample(
+    model: Callable[..., Any],
+    shape: tuple[int, ...],
+    process: Any,
+    rng: Rng | int,
+    *,
+    method: str | Method | Callable[..., Array] = "heun",
+    steps: int | None = None,
+    eps: float = 1e-3,
+    start: Start | None = None,
+    callback: Callback | None = None,
+    timesteps: Timesteps | None = None,
+    sample_offset: int = 0,
+    microbatch: int | None = None,
+    threads: int | None = None,
+    **condition: Any,
+) -> Array:
+    """New samples, on the device: float32 but for a `start` of another dtype.
+
+    model: score(x, t, **condition), of two Tensors x (N, ...) and t (N,) -> (N, ...), or a Denoiser (see predict.py).
+    shape: (N, ...). process: see process.py. rng: an Rng, which goes on, or a seed.
+    method: a name in METHODS, a Method such as heun(s_churn=10.0), or an update rule of your own (see methods.py).
+    steps: down to eps, unless given those of the method. At the end all methods take one more step: the noise that is
+    left is replaced by its expectation, 0 (Tweedie's formula), x <- (x + s^2 score) / m.
+    eps: where to stop, as the score cannot be learned at t = 0.
+    start: (x, t), where to begin instead of the prior at t_max.
+    callback(step, t, x, denoised): called at each of the steps + 1 stops, the last of which is the result, with x at
+    time t and the denoised image, what the model takes it to be on average.
+    timesteps: a function that chooses the times, karras_times or uniform_times, unless given that of the method.
+    sample_offset: row i is that of sample `sample_offset + i` of the seed.
+    microbatch: make the samples in parts of this size (None: all at once), `threads` parts at the same time (None: one
+    per core). An array or Tensor in `condition` whose first axis has N entries is cut with them; any other condition
+    goes to every part as it is.
+
+    Row i of the noise depends on the seed and i alone: a sample is the same alone, among 64 and in any microbatch, but
+    for the rounding of a matrix product of another size.
+    Errors: ValueError for an unknown method, steps or microbatch < 1, eps or start outside the process, a shape that is
+    not one, timesteps that do not decrease from the start to eps, a callback together with several parts, a score of
+    another shape, and bad values of options; TypeError for an option that the method does not have, or one among the
+    conditions.
+    """
+    chosen, shape, source = as_method(method), _checked_shape(shape), as_rng(rng)
+    for name in condition:
+        if name in chosen.defaults:
+            raise TypeError(f"{name} is an option of the method: method={chosen.name}({name}={condition[name]!r})")
+    count = integer("steps", chosen.steps if steps is None else steps)
+    if not 0 < eps < process.t_max:
+        raise ValueError(f"eps must be between 0 and {process.t_max:g}, not {eps!r}")
+    # From here on times are Python floats: float64 scalars of NumPy would lift float32 arrays to their own dtype.
+    eps = float(eps)
+    x, begin = _checked_start(start, shape, process, eps)
+    times = _times(chosen, timesteps, process, count, begin, eps)
+    score, n = as_score(model, process), shape[0]
+
+    def samples(rows: slice, rng: Rng) -> Array:
+        offset, of_rows = sample_offset + rows.start, (rows.stop - rows.start, *shape[1:])
+        x_start = process.prior(of_rows, rng, sample_offset=offset) if x is None else x[rows]
+        conditions = {name: _rows_of(value, rows, n) for name, value in condition.items()}
+        state = SamplerState(score, process, x_start, times, count, rng, offset, callback, conditions)
+        return state.last_step(chosen.rule(state, **chosen.options), chosen)
+
+    if microbatch is None or n <= integer("microbatch", microbatch):
+        return samples(slice(0, n), source)
+    if callback is not None:
+        raise ValueError(f"a callback sees all {n} samples, so it cannot be given with microbatch={microbatch}")
+    copies: list[Rng] = []  # one for each part, and all draw the same number of times
+
+    def part(rows: slice) -> Array:
+        copy = source.copy()
+        copies.append(copy)
+        return samples(rows, copy)
+
+    parts = list(over_microbatches(part, n, int(microbatch), threads))
+    backend.each_time(lambda: setattr(source, "step", copies[0].step))  # as if it had drawn for all of them
+    return xp.concatenate(parts)  # (microbatch, ...), (microbatch, ...), ... -> (N, ...)
+
+
+def steps_for(method: str | Method, nfe: int) -> int:
+    """How many steps of a method cost nfe evaluations of the model, or the most that cost no more.
+
+    Errors: ValueError for another name, for rk45, which decides for itself, and for an nfe too small for a step.
+    """
+    chosen = as_method(method)
+    if chosen.evaluations is None:
+        raise ValueError(f"{chosen.name} takes as many evaluations as its tolerance asks for")
+    if nfe <= chosen.evaluations:
+        raise ValueError(
+            f"a step of {chosen.name} and the last one cost {chosen.evaluations + 1} evaluations, but nfe is {nfe!r}"
+        )
+    return (nfe - 1) // chosen.evaluations
+
+
+# ---------------------------------------------------------------- what a method sees
+
+
+class Evaluation(NamedTuple):
+    """The model at x and a time: the score, and the image on average given x, both in the shape of x."""
+
+    score: Array
+    denoised: Array
+
+
+class SamplerState:
+    """What a method works with: `x` (N, ...) at the first of the `times`, and the model as `stop` and `evaluate`.
+
+    times: steps + 1 of them, decreasing; the two ends for a method that chooses its own.
+    """
+
+    def __init__(
+        self,
+        score: Score,
+        process: Any,
+        x: Array,
+        times: list[float],
+        steps: int,
+        rng: Rng,
+        sample_offset: int,
+        callback: Callback | None,
+        condition: dict[str, Any],
+    ):
+        self.process, self.x, self.times, self.steps, self.callback = process, x, times, steps, callback
+        self._score, self._condition, self._rng, self._sample_offset = score, condition, rng, sample_offset
+        self._stops = 0
+
+    @property
+    def intervals(self) -> pairwise:
+        """(t, t_next) of neighbouring times."""
+        return pairwise(self.times)
+
+    def sigma(self, t: float) -> float:
+        """The noise level at time t, s(t) / m(t)."""
+        return sigma_at(self.process, t)
+
+    def noise(self) -> Array:
+        """Fresh standard normals in the shape of x. Row i is that of sample `sample_offset + i` of the seed."""
+        return self._rng.normal(self.x.shape, self.x.dtype, first=self._sample_offset)
+
+    def score(self, x: Array, t: Any) -> Array:
+        """The score at x (N, ...), all of it at the time t or each row at its own, t (N,)."""
+        times = xp.full(len(x), t, x.dtype) if isinstance(t, float) else t  # (N,)
+        return checked_score(self._score(Tensor(x), Tensor(times), **self._condition), x)
+
+    def evaluate(self, x: Array, t: Any) -> Evaluation:
+        """Score and denoised image at x, between two stops."""
+        score = self.score(x, t)
+        return Evaluation(score, denoised(self.process, x, t, score))
+
+    def stop(self, x: Array, t: Any) -> Evaluation:
+        """Score and denoised image at x, which has arrived at the next stop: the callback is told."""
+        found = self.evaluate(x, t)
+        if self.callback is not None:
+            self.callback(self._stops, t, x, found.denoised)
+        self._stops += 1
+        return found
+
+    def last_step(self, x: Any, method: Method) -> Array:
+        """From eps to 0: the noise that is left is replaced by its expectation, 0. x: what the method returned."""
+        if getattr(x, "shape", None) != self.x.shape:
+            raise ValueError(f"{method.name} must return x of shape {self.x.shape}, not {type(x).__name__}: {x!r:.80}")
+        return self.stop(x, self.times[-1]).denoised
+
+
+# ---------------------------------------------------------------- checks
+
+
+def _checked_shape(shape: Any) -> tuple[int, ...]:
+    shape = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
+    if not shape or not all(isinstance(n, Integral) and int(n) >= 0 for n in shape):
+        raise ValueError(f"shape must be (samples, ...), integers that are not negative, not {shape}")
+    return tuple(int(n) for n in shape)
+
+
+def _checked_start(start: Start | None, shape: tuple[int, ...], process: Any, eps: float) -> tuple[Array | None, float]:
+    """x, None for a draw of the prior, and its time."""
+    if start is None:
+        return None, float(process.t_max)
+    x, begin = to_device(array_of(start[0])), start[1]
+    if x.shape != shape or x.dtype.kind != "f":
+        raise ValueError(f"start: x must be of floats and of shape {shape}, not {x.dtype} of shape {x.shape}")
+    if not eps < begin <= process.t_max:
+        raise ValueError(f"start: t must be above eps={eps} and not above {process.t_max:g}, not {begin!r}")
+    return x, min(float(begin), process.t_max)  # t_max rounded to float32 may lie a little above it
+
+
+def _times(
+    method: Method, timesteps: Timesteps | None, process: Any, steps: int, begin: float, eps: float
+) -> list[float]:
+    """The times at which a method stops."""
+    if method.timesteps is None:
+        if timesteps is not None:
+            raise ValueError(f"{method.name} chooses its own timesteps, so it takes none, not {timesteps!r}")
+        return [begin, eps]
+    times = [float(t) for t in (timesteps or method.timesteps)(process, steps, begin, eps)]
+    decreasing = all(a > b for a, b in pairwise(times))
+    if len(times) != steps + 1 or times[0] != begin or times[-1] != eps or not decreasing:
+        raise ValueError(f"timesteps must give {steps + 1} times that decrease from {begin} to {eps}, not {times}")
+    return times
+
+
+def _rows_of(value: Any, rows: slice, n: int) -> Any:
+    """What these rows need of a condition: their part of what has one entry per sample, or else all of it."""
+    shape: Any = getattr(value, "shape", ())
+    return value[rows] if len(shape) > 0 and shape[0] == n and rows != slice(0, n) else value
