@@ -15,7 +15,7 @@ A method is a function of the state of a run (SamplerState in sample.py). It beg
 state.times, and returns x at the last of them. On the way it uses
 
     state.intervals            the pairs (t, t_next) of neighbouring times, which decrease
-    state.stop(x, t)           score and denoised image at x, once at each of the times; the callback is told
+    state.stop(x, t)           score and denoised image at x, once at each of the times; calls the callback
     state.evaluate(x, t)       the same anywhere else
     state.noise()              fresh standard normals in the shape of x
     state.sigma(t)             the noise level s(t) / m(t)
@@ -81,10 +81,10 @@ def karras_times(process: Any, steps: int, begin: float, end: float, rho: float 
 
 
 class Method:
-    """An update rule, what it takes unless told otherwise, and its options: heun(s_churn=10.0) is `heun` with one set.
+    """An update rule with its defaults and its options: heun(s_churn=10.0) is `heun` with one set.
 
     rule(state, **options) -> x at the last of state.times. steps, timesteps: the defaults; timesteps=None is for a rule
-    that chooses its own, between the two times it is given. evaluations: per step; None if that cannot be said.
+    that chooses its own, between the two times it is given. evaluations: per step; None if unknown.
     Errors: TypeError for an option that the rule does not have.
     """
 

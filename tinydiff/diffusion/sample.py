@@ -178,7 +178,7 @@ class SamplerState:
         return Evaluation(score, denoised(self.process, x, t, score))
 
     def stop(self, x: Array, t: Any) -> Evaluation:
-        """Score and denoised image at x, which has arrived at the next stop: the callback is told."""
+        """Score and denoised image at x, which has arrived at the next stop: calls the callback."""
         found = self.evaluate(x, t)
         if self.callback is not None:
             self.callback(self._stops, t, x, found.denoised)
