@@ -134,7 +134,7 @@ class Tensor(Operators):
                     f"{what}, where {name} has shape {x.shape} and requires a gradient, would lose that gradient: "
                     "write a new Tensor (x = x + y, ops.where, ops.index_add), or do it inside tinydiff.no_grad()"
                 )
-        note_change(self._data)
+        backend.each_time(functools.partial(note_change, self._data))
         return backend.operand(array_of(y))
 
     def backward(self, grad: Any = None, create_graph: bool = False, retain_graph: bool | None = None) -> None:

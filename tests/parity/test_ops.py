@@ -255,10 +255,10 @@ case(
     *normal("index_add", (3, 4), (3, 4)),
 )
 case(
-    "scatter",
-    lambda v: ops.scatter(v, index=backend.to_device(_pick[0]), shape=(4, 2)),
+    "scatter_add",
+    lambda v: ops.scatter_add(v, index=backend.to_device(_pick[0]), shape=(4, 2)),
     lambda u: torch.zeros(4, 2, dtype=u.dtype).index_add(0, torch.tensor(_pick[0]), u),
-    *normal("scatter", (3, 2)),
+    *normal("scatter_add", (3, 2)),
 )
 case("astype", lambda x: x.astype("float64"), lambda t: t.double(), *normal("astype", (3,)))
 case("copy", lambda x: x.copy() * x, lambda t: t.clone() * t, *normal("copy", (3,)))
@@ -519,14 +519,14 @@ def test_dropout_is_a_mask_with_the_mean_kept() -> None:
 def test_every_op_that_pytorch_has_is_compared() -> None:
     """An op added without a case here fails. The inner halves of composites are reached through them."""
     inner = {
-        "correlate",
-        "correlate_input",
-        "correlate_weight",
-        "join",
-        "contract",
-        "matrix_product",
+        "conv2d_p",
+        "conv2d_input_grad",
+        "conv2d_weight_grad",
+        "concatenate_p",
+        "einsum_p",
         "normalize",
-        "weighted_values",
+        "scaled_dot_product_attention",
+        "shift_normalize_silu",
     }
     through = {"dropout"}  # above
     compared = {name.replace(",", " ").split()[0] for name in CASES}
