@@ -168,3 +168,45 @@ def test_an_error_inside_takes_the_observer_away() -> None:
     with pytest.raises(ZeroDivisionError), observing(Names()):
         raise ZeroDivisionError
     assert not observers
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_hooks_of_what_goes_into_a_checkpoint_run_once(create_graph: bool) -> None:
+    """w = 3, y = w^2, dy/dw = 6; the hook doubles it once, though two passes meet at w."""
+    w = td.tensor([3.0], requires_grad=True)
+    w.register_hook(lambda g: g * 2.0)
+    td.checkpoint(lambda w: w * w, w).sum().backward(create_graph=create_graph)
+    assert w.grad.tolist() == [12.0]
+    h = td.tensor([3.0], requires_grad=True) * 1.0
+    h.retain_grad()
+    td.checkpoint(lambda h: h * h, h).sum().backward(create_graph=create_graph)
+    assert h.grad.tolist() == [6.0]
+
+
+def test_a_hook_may_change_in_place_what_it_is_given() -> None:
+    """add hands one array to both of its inputs; and the adjoint of a 0-d result is an array, too."""
+    x, y = leaf(3), leaf(3, seed=1)
+
+    def double(g: td.Tensor) -> None:
+        g *= 2.0
+
+    x.register_hook(double)
+    (x + y).sum().backward()
+    equal(x.grad, np.full(3, 2.0))
+    equal(y.grad, np.ones(3))
+    z = td.tensor(3.0, requires_grad=True)
+    h = z * z
+    h.register_hook(double)
+    (h * 1.0).backward()
+    assert float(z.grad) == 12.0
+
+
+@pytest.mark.parametrize(
+    ("found", "quoted"),
+    [(lambda g: g.sum(), r"\(3,\).* not a Tensor of shape \(\)"), (lambda g: 2.0, "2.0"), (lambda g: g.numpy(), "arr")],
+)
+def test_what_a_hook_returns_is_checked(found: Any, quoted: str) -> None:
+    x = leaf(3)
+    x.register_hook(found)
+    with pytest.raises(TypeError, match="a hook must return None, or a Tensor of shape .*" + quoted):
+        x.sum().backward()

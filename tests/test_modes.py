@@ -69,6 +69,45 @@ def test_no_grad_around_a_generator_holds_inside_it_only() -> None:
     assert len(closed) == 2 and td.grad_enabled()
 
 
+def test_an_error_thrown_into_a_generator_reaches_it() -> None:
+    @td.no_grad()
+    def steps(x: Any) -> Any:
+        try:
+            yield x
+        except ValueError as error:
+            yield x * float(len(str(error)))
+
+    run = steps(leaf(3))
+    next(run)
+    y = run.throw(ValueError("four"))
+    equal(y, 4 * leaf(3).numpy())
+    assert not y.requires_grad and td.grad_enabled()
+    with pytest.raises(KeyError, match="other"):
+        run.throw(KeyError("other"))
+
+
+def test_one_no_grad_may_be_entered_by_two_threads() -> None:
+    """Each goes back to its own mode, whichever of them leaves first."""
+    shared, inside, left = td.no_grad(), threading.Event(), threading.Event()
+    seen = []
+
+    def other() -> None:
+        with td.no_grad(), shared:
+            inside.set()
+            left.wait(10)
+        seen.append(td.grad_enabled())
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    inside.wait(10)
+    with shared:
+        pass
+    seen.append(td.grad_enabled())
+    left.set()
+    thread.join()
+    assert seen == [True, True]
+
+
 def test_grad_mode_belongs_to_the_thread() -> None:
     seen: dict[str, Any] = {}
     x = leaf(3)

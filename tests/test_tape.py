@@ -60,6 +60,38 @@ def test_backward_frees_what_was_kept() -> None:
         gc.enable()
 
 
+def test_what_was_not_passed_is_freed_as_well() -> None:
+    """Only x is asked for, so nothing passes through exp(w); its output is freed with the rest of the graph."""
+    x, w = leaf(3), leaf(3, seed=1)
+    h = ops.exp(w)
+    y = (x * h).sum()
+    td.grad(y, x, retain_graph=False)
+    assert h.node.out is None
+    with pytest.raises(RuntimeError, match="backward a second time through"):
+        td.grad(y, w)
+
+
+def test_the_flags_of_many_inputs(op: Any) -> None:
+    """*xs stands for all the inputs, and *_xs keeps none of their arrays."""
+
+    def forward(*xs: Any) -> Any:
+        return sum(xs)
+
+    def plain(g: Any, _z: Any, *_xs: Any) -> Any:
+        return tuple(g for _ in _xs)
+
+    def reading(g: Any, _z: Any, *xs: Any) -> Any:
+        return tuple(g * 2 * x for x in xs)
+
+    xs = [leaf(3, seed=i) for i in range(5)]
+    node = op(forward, plain)(*xs).node
+    assert [hasattr(a, "ndim") and not isinstance(a, np.ndarray) for a in node.values] == [True] * 5
+    made = op(lambda *xs: sum(x * x for x in xs), reading)
+    made(*xs).sum().backward()
+    for x in xs:
+        equal(x.grad, 2 * x.numpy())
+
+
 def test_a_fused_op_frees_what_it_saved() -> None:
     x = leaf(2, 8, 4)
     y = ops.group_norm(x, groups=2)
@@ -204,6 +236,11 @@ def test_adjoints_are_summed_over_what_broadcasting_stretched(op: Any) -> None:
             lambda g, _z, _x, _y: (g, 1.0),
             TypeError,
             r"the rule of forward gave input 1 of shape \(3,\) no array as an adjoint but 1.0",
+        ),
+        (
+            lambda g, _z, _x, _y: (lambda: g.sum(), g),
+            ValueError,
+            r"the rule of forward gave input 0 of shape \(3,\) an adjoint of shape \(\)",
         ),
         (None, NotImplementedError, "forward has no rule"),
     ],

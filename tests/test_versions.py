@@ -155,6 +155,15 @@ def test_another_array_in_its_place_leaves_the_old_values_to_the_graph() -> None
     equal(w.grad, before)
 
 
+def test_with_another_array_in_its_place_a_gradient_has_no_gradient() -> None:
+    """The history of the old values would have to be that of the new ones."""
+    x = leaf(3)
+    y = (x * x * x).sum()
+    x.data = x.data * 2
+    with pytest.raises(RuntimeError, match=r"a Tensor of shape \(3,\) was given another array"):
+        td.grad(y, x, create_graph=True)
+
+
 def test_a_note_of_a_change_goes_with_its_array() -> None:
     before = len(engine.changes)
     for _ in range(3):

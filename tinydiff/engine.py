@@ -43,19 +43,12 @@ from .operators import OPS, Operators, array_of
 clock = itertools.count(1)  # numbers nodes, and changes in place, in the order in which they happen
 
 
-class Changes(dict[int, tuple[int, Any]]):
-    """By the id of memory that was changed in place: when, and a weak reference to it."""
-
-    latest = 0  # of those times
-
-
-changes = Changes()
-
-
 class Mode(threading.local):
     """What this thread is doing."""
 
-    recording = True
+    def __init__(self) -> None:
+        self.recording = True
+        self.before: list[bool] = []  # what it was before each no_grad() that the thread is in
 
 
 mode = Mode()
@@ -93,7 +86,7 @@ class Tensor(Operators):
                 f"{array.shape}, {array.dtype}"
             )
         tell(self, "data", array)
-        if array is self._data:
+        if array is self._data:  # x.data -= a has changed it in place
             note_change(array)
         self._data = array
 
@@ -145,7 +138,7 @@ class Tensor(Operators):
 def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """A Tensor with a copy of the data: an array, a number, a nested list, or a Tensor (whose history is left behind).
 
-    Arrays keep their dtype; Python floats become float32, as everything does that was not told otherwise.
+    Arrays keep their dtype; Python floats become float32.
     Errors: TypeError for data that is no array of numbers, or that requires a gradient and is not floating.
     """
     try:
@@ -162,19 +155,6 @@ def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     return Tensor(array, requires_grad)
 
 
-def memory_of(array: Array) -> Array:
-    """The array that owns the memory, which views share."""
-    return array.base if backend.active().is_array(array.base) else array
-
-
-def note_change(array: Array) -> None:
-    """Note that an array was changed in place: a rule that has yet to read it would read the wrong values."""
-    memory = memory_of(array)
-    key = id(memory)
-    changes.latest = now = next(clock)
-    changes[key] = now, weakref.ref(memory, lambda _: changes.pop(key, None))
-
-
 def check_floating(array: Array) -> None:
     """Errors: TypeError if the array is not of floating numbers, and so cannot have a gradient."""
     if array.dtype.kind not in "fc":
@@ -188,7 +168,43 @@ def describe(x: Any) -> str:
     return f"a Tensor of shape {x.shape}" if isinstance(x, Tensor) else type(x).__name__
 
 
+def origin(x: Tensor) -> Any:
+    """Where a Tensor stands in the graph: the node that made it, or, if it is a leaf, itself."""
+    return x.node or x
+
+
+# ---------------------------------------------------------------- changes in place
+
+
+class Changes(dict[int, tuple[int, Any]]):
+    """By the id of memory that was changed in place: when that was, and a weak reference to the memory."""
+
+    latest = 0  # when the last change happened
+
+
+changes = Changes()
+
+
+def memory_of(array: Array) -> Array:
+    """The array that owns the memory, which views share."""
+    return array.base if backend.active().is_array(array.base) else array
+
+
+def note_change(array: Array) -> None:
+    """Note that an array was changed in place: a rule that has yet to read it would read the wrong values."""
+    memory = memory_of(array)
+    key = id(memory)
+    changes.latest = now = next(clock)
+    changes[key] = now, weakref.ref(memory, lambda _: changes.pop(key, None))
+
+
+def changed_since(array: Array, time: int) -> bool:
+    return changes.latest > time and changes.get(id(memory_of(array)), (0,))[0] > time
+
+
 # ---------------------------------------------------------------- 2. op
+
+MOST_INPUTS = 10_000  # of an op such as the concatenation of a list
 
 
 class Op:
@@ -199,7 +215,7 @@ class Op:
         self.forward, self.name = forward, forward.__name__
         self.holomorphic = holomorphic  # complex differentiable, so that the complex step can check it
         self.rule: Callable[..., Any] | None = None
-        self.keeps: Any = itertools.repeat(False)  # for each input: does the rule read its array?
+        self.keeps: list[bool] = [False] * MOST_INPUTS  # for each input: does the rule read its array?
         self.keeps_out = self.keeps_all = False
         self.fast_forwards: dict[str | None, Callable[..., Any]] = {}  # by backend: see fast/
         self.fast_rules: dict[str | None, Callable[..., Any]] = {}
@@ -253,10 +269,10 @@ class Op:
     def vjp(self, rule: Callable[..., Any]) -> Callable[..., Any]:
         """Decorator: the rule (g, out, *inputs, **params) -> one adjoint per input."""
         positional = [p for p in inspect.signature(rule).parameters.values() if p.kind is not p.KEYWORD_ONLY]
-        _, self.keeps_out, *keeps = [not p.name.startswith("_") for p in positional]
-        variadic = positional[-1].kind is inspect.Parameter.VAR_POSITIONAL
-        self.keeps = itertools.repeat(keeps[-1]) if variadic else keeps
-        self.keeps_all = all(keeps)
+        _, self.keeps_out, *self.keeps = [not p.name.startswith("_") for p in positional]  # of g, out, inputs
+        self.keeps_all = all(self.keeps)
+        if positional[-1].kind is inspect.Parameter.VAR_POSITIONAL:  # *xs: all the inputs from there on
+            self.keeps += [self.keeps[-1]] * MOST_INPUTS
         self.rule = rule
         return rule
 
@@ -342,17 +358,17 @@ class Node(ShapeDtype):
             self.check_options()
 
     def options(self) -> Iterator[tuple[str, Any]]:
-        """("the name", value) of each option, such as the index of getitem; tuples taken apart."""
+        """(name, value) of each option, such as the index of getitem; tuples taken apart."""
         for name, value in self.params.items():
             for part in value if type(value) is tuple else (value,):
-                yield f"the {name}", part
+                yield name, part
 
     def check_options(self) -> None:
         """Errors: TypeError for an option that would need a gradient, as it has none."""
         for name, x in self.options():
             if isinstance(x, Tensor) and x._requires_grad:
                 raise TypeError(
-                    f"{self.op.name}: the option {name[4:]} has no gradient, but is a Tensor of shape {x.shape} "
+                    f"{self.op.name}: the option {name} has no gradient, but is a Tensor of shape {x.shape} "
                     "that requires one"
                 )
 
@@ -363,17 +379,17 @@ class Node(ShapeDtype):
                 f"backward a second time through {self.op.name}: the arrays it had kept were freed by the first. "
                 "Pass retain_graph=True the first time, or compute the output again"
             )
-        kept = [*enumerate(self.values), ("the output", self.out), *self.options()]
-        for what, a in kept:
+        inputs = [(f"input {i}", a) for i, a in enumerate(self.values)]
+        options = [(f"the {name}", a) for name, a in self.options()]
+        for what, a in [*inputs, ("the output", self.out), *options]:
             a = array_of(a)
-            if hasattr(a, "base") and changes.get(id(memory_of(a)), (0,))[0] > self.time:
-                what = f"input {what}" if isinstance(what, int) else what
+            if backend.active().is_array(a) and changed_since(a, self.time):
                 raise RuntimeError(
                     f"{what} of {self.op.name} was changed in place after it was used, and its gradient needs the old "
                     "values: make a new array instead"
                 )
 
-    def adjoints(self, g: Any, wanted: Sequence[Any], create_graph: bool) -> list[Any]:
+    def pull_back(self, g: Any, wanted: Sequence[Any], create_graph: bool) -> list[Any]:
         """The adjoint of each input, from that of the output, by the op's rule; None where `wanted` is None."""
         if self.values is None or changes.latest > self.time:
             self.check_usable()
@@ -388,14 +404,15 @@ class Node(ShapeDtype):
                 adjoint = None
             elif callable(adjoint):
                 adjoint = adjoint()
-            # Usually it has the shape and dtype of its input already.
+            # Usually it has the shape and dtype of its input already (and is no NumPy scalar, as 0-d results are).
             if type(adjoint) is not HostArray or adjoint.shape != x.shape or adjoint.dtype is not x.dtype:
                 adjoint = None if adjoint is None else unbroadcast(adjoint, x, self.op.name, len(result))
             result.append(adjoint)
         return result
 
     def apply_rule(self, g: Any, create_graph: bool) -> Any:
-        op, out, values = self.op, self if self.out is None else self.out, self.values
+        op, values = self.op, self.values
+        out = self if self.out is None else self.out  # the rule reads only its shape and dtype, which the node has
         if create_graph:  # the page's rule, on Tensors with their history: what it computes is recorded in turn
             out = out if out is self else Tensor(out, True, self)
             values = [tensor_at(parent, value) for parent, value in zip(self.parents, values)]
@@ -416,7 +433,14 @@ def tensor_at(parent: Any, value: Any) -> Any:
     """An input of a node as a Tensor with its history; what had no gradient, or was not kept, as it is."""
     if parent is None or isinstance(value, ShapeDtype):
         return value
-    return parent if isinstance(parent, Tensor) else Tensor(value, True, parent)
+    if isinstance(parent, Node):
+        return Tensor(value, True, parent)
+    if parent._data is not value:
+        raise RuntimeError(
+            f"{describe(parent)} was given another array (x.data = a) after it was used, and to differentiate its "
+            "gradient its history is needed with the old values: make a new Tensor instead"
+        )
+    return parent
 
 
 class AdjointShapeError(ValueError):
@@ -428,8 +452,8 @@ class AdjointShapeError(ValueError):
 
 
 def unbroadcast(adjoint: Any, x: Any, op: str, i: int) -> Any:
-    """The adjoint in the shape and dtype of its input. Broadcasting repeats x, so z = sum over its copies, and the
-    adjoint of x is the sum of the adjoints of its copies."""
+    """The adjoint in the shape and dtype of its input. Broadcasting uses x several times, once per copy, so its adjoint
+    is the sum of the adjoints of the copies."""
     shape = x.shape
     try:
         given = adjoint.shape
@@ -439,7 +463,7 @@ def unbroadcast(adjoint: Any, x: Any, op: str, i: int) -> Any:
         ) from None
     if given != shape:
         extra = len(given) - len(shape)
-        stretched = [a for a in range(extra, len(given)) if shape[a - extra] == 1 != given[a]]
+        stretched = [a for a in range(max(extra, 0), len(given)) if shape[a - extra] == 1 != given[a]]
         if extra < 0 or any(n != m for a, (n, m) in enumerate(zip(given[extra:], shape)) if a + extra not in stretched):
             raise AdjointShapeError(op, i, shape, given)
         adjoint = OPS["reshape"](OPS["sum"](adjoint, axis=(*range(extra), *stretched), keepdims=False), shape=shape)
@@ -452,9 +476,12 @@ def unbroadcast(adjoint: Any, x: Any, op: str, i: int) -> Any:
 def backward_pass(
     output: Tensor, g: Any, targets: Sequence[Tensor] | None, create_graph: bool, keep: bool, stop: bool = False
 ) -> list[tuple[Tensor, Tensor]]:
-    """(target, adjoint) for each target that the output depends on; targets None: every leaf. keep: the graph, for a
-    second pass. stop: do not go on beyond a target."""
-    goals = None if targets is None else {x.node or x: x for x in targets}
+    """(target, adjoint) for each target that the output depends on; targets None: every leaf.
+
+    keep: the graph, for a second pass. stop: do not go on beyond a target, nor run its hooks, for checkpoint: the pass
+    that it is part of does both.
+    """
+    goals = None if targets is None else {origin(x): x for x in targets}
 
     # 1. Every node that the output was computed from, oldest first, and the leaves.
     nodes: set[Node] = set()
@@ -482,30 +509,30 @@ def backward_pass(
                 wanted[node] = [parent if parent in leading else None for parent in node.parents]
 
     # 3. Adjoints, from the newest node to the oldest; at each the sum of what its uses have passed on.
-    adjoints: dict[Any, Any] = {output.node or output: g}
+    adjoints: dict[Any, Any] = {origin(output): g}
     found: dict[Any, Any] = {}
-    pull_back = observed("on_rule", Node.adjoints) if observers else Node.adjoints
+    pull_back = observed("on_rule", Node.pull_back) if observers else Node.pull_back
     with set_grad_enabled(True) if create_graph else contextlib.nullcontext():
         while order:
             node = order.pop()
             g = adjoints.pop(node, None)
-            if g is None:
-                continue
-            if node.hooks:
-                g = hooked(node, g)
-            if goals and node in goals:
-                found[node] = g
             parents = node.parents if wanted is None else wanted.get(node)
-            if parents is None:  # none of them leads to a target
-                continue
-            for parent, adjoint in zip(parents, pull_back(node, g, parents, create_graph)):
-                if adjoint is not None:
-                    adjoints[parent] = adjoints[parent] + adjoint if parent in adjoints else adjoint
+            if g is not None:
+                if node.hooks:
+                    g = hooked(node, g)
+                if goals and node in goals:
+                    found[node] = g
+                if parents:  # some lead to a target
+                    for parent, adjoint in zip(parents, pull_back(node, g, parents, create_graph)):
+                        if adjoint is not None:
+                            adjoints[parent] = adjoints[parent] + adjoint if parent in adjoints else adjoint
             if not keep:
                 node.free()
-    found.update({x: hooked(x, g) if x.hooks else g for x, g in adjoints.items()})  # what is left belongs to leaves
+    for x, g in adjoints.items():  # what is left belongs to leaves, or to targets, whose hooks `stop` leaves to others
+        found[x] = hooked(x, g) if x.hooks and not stop else g
     tensors = {key: g if isinstance(g, Tensor) else Tensor(backend.as_array(g)) for key, g in found.items()}
-    return [(x, tensors[key]) for key, x in (goals or {x: x for x in tensors}).items() if key in tensors]
+    targets_of = {x: x for x in tensors} if goals is None else goals
+    return [(x, tensors[key]) for key, x in targets_of.items() if key in tensors]
 
 
 def seed(output: Any, g: Any, create_graph: bool) -> Any:
@@ -529,11 +556,19 @@ def seed(output: Any, g: Any, create_graph: bool) -> Any:
 
 
 def hooked(owner: Any, g: Any) -> Any:
-    """The adjoint after the hooks of its Tensor."""
-    given = g if isinstance(g, Tensor) else Tensor(g)
-    for fn in owner.hooks:
-        given = given if (found := fn(given)) is None else found
-    return given if isinstance(g, Tensor) else given._data
+    """The adjoint after the hooks of its Tensor: what one returns takes its place."""
+    x = g if isinstance(g, Tensor) else Tensor(backend.xp.array(g))  # a copy, as rules may share arrays
+    for fn in list(owner.hooks):
+        found = fn(x)
+        if found is None:
+            continue
+        if not isinstance(found, Tensor) or found.shape != x.shape or found.dtype != x.dtype:
+            raise TypeError(
+                f"a hook must return None, or a Tensor of shape {x.shape}, {x.dtype} as it was given, not "
+                + (f"{describe(found)}, {found.dtype}" if isinstance(found, Tensor) else repr(found))
+            )
+        x = found
+    return x if isinstance(g, Tensor) else x._data
 
 
 def owned(pairs: list[Any], given: Any, create_graph: bool) -> Iterator[tuple[Tensor, Tensor]]:
@@ -581,9 +616,8 @@ def grad(
         if not (isinstance(x, Tensor) and x._requires_grad):
             raise RuntimeError(f"grad: input {i} ({describe(x)}) does not require a gradient")
     pairs = backward_pass(output, seed(output, grad_output, create_graph), inputs, create_graph, retain_graph)
-    found = {id(x.node or x): g for x, g in owned(pairs, grad_output, create_graph)}
-    keys = [id(x.node or x) for x in inputs]
-    return tuple(found[k] if k in found else Tensor(backend.xp.zeros_like(x._data)) for k, x in zip(keys, inputs))
+    found = {origin(x): g for x, g in owned(pairs, grad_output, create_graph)}
+    return tuple(found[k] if (k := origin(x)) in found else Tensor(backend.xp.zeros_like(x._data)) for x in inputs)
 
 
 # ---------------------------------------------------------------- 5. modes
@@ -607,15 +641,12 @@ def set_grad_enabled(enabled: bool) -> Iterator[None]:
 class no_grad:
     """Inside `with no_grad():`, or a function or generator decorated with `@no_grad()`, nothing is recorded."""
 
-    def __init__(self) -> None:
-        self.before: list[bool] = []
-
     def __enter__(self) -> None:
-        self.before.append(mode.recording)
+        mode.before.append(mode.recording)
         mode.recording = False
 
     def __exit__(self, *_error: Any) -> None:
-        mode.recording = self.before.pop()
+        mode.recording = mode.before.pop()
 
     def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(fn)
@@ -625,13 +656,17 @@ class no_grad:
 
         @functools.wraps(fn)
         def steps(*args: Any, **kwargs: Any) -> Any:
-            generator, sent = fn(*args, **kwargs), None
+            generator = fn(*args, **kwargs)
+            resume = functools.partial(generator.send, None)
             while True:  # while the generator waits, its caller's mode is the caller's own
                 try:
                     with set_grad_enabled(False):
-                        value = generator.send(sent)
+                        value = resume()
                 except StopIteration as end:
                     return end.value
-                sent = yield value
+                try:
+                    resume = functools.partial(generator.send, (yield value))
+                except BaseException as error:  # which the caller throws in
+                    resume = functools.partial(generator.throw, error)
 
         return steps if inspect.isgeneratorfunction(fn) else call

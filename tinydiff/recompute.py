@@ -13,12 +13,12 @@ from .engine import (
     Op,
     Tensor,
     backward_pass,
-    changes,
+    changed_since,
     clock,
     describe,
-    memory_of,
     mode,
     no_grad,
+    origin,
     seed,
     set_grad_enabled,
 )
@@ -44,7 +44,7 @@ def checkpoint(fn: Callable[..., Tensor], *inputs: Any) -> Tensor:
         return out  # nothing to compute again: no gradient is wanted, or fn gave back a Tensor that was there before
     read = [(x, x._data) for x in (*sources, *inputs) if isinstance(x, Tensor)]  # also those that need no gradient
     again = SimpleNamespace(fn=fn, inputs=inputs, sources=sources, draws=draws, read=read, time=next(clock))
-    parents, arrays = [x.node or x for x in sources], [x._data for x in sources]
+    parents, arrays = [origin(x) for x in sources], [x._data for x in sources]
     return Tensor(out._data, True, Node(recompute, parents, arrays, {"again": again}, out._data, None))
 
 
@@ -56,7 +56,7 @@ class Used(Observer):
         self.tensors: dict[int, Tensor] = {}
 
     def on_call(self, run: Callable[..., Any], op: Op, inputs: tuple[Any, ...], params: dict[str, Any]) -> Any:
-        self.tensors.update({id(x.node or x): x for x in inputs if isinstance(x, Tensor) and x._requires_grad})
+        self.tensors.update({id(origin(x)): x for x in inputs if isinstance(x, Tensor) and x._requires_grad})
         return run(op, inputs, params)
 
 
@@ -68,7 +68,7 @@ recompute.name = "checkpoint"
 def recompute_vjp(g: Any, _z: Any, *sources: Any, again: Any) -> Any:
     """The function once more, with recording, and the adjoint passed back through that."""
     for x, array in again.read:
-        if x._data is not array or changes.get(id(memory_of(array)), (0,))[0] > again.time:
+        if x._data is not array or changed_since(array, again.time):
             raise RuntimeError(
                 f"{describe(x)}, an input of checkpoint, was changed in place after it was used, and its gradient "
                 "needs the old values: make a new array instead"
