@@ -109,7 +109,7 @@ def image_to_image(
     if not 0 < t <= process.t_max:
         raise ValueError(f"image_to_image: t must be above 0 and not above {process.t_max:g}, not {t!r}")
     t = min(float(t), process.t_max)  # as in `sample`
-    noise = rng.normal(images.shape, images.dtype, first=sample_offset)
+    noise = rng.normal(images.shape, images.dtype, sample_offset=sample_offset)
     x = process.marginal_scale(t) * images + process.marginal_std(t) * noise
     return sample(
         model, images.shape, process, rng, method=method, start=(x, t), sample_offset=sample_offset, **options

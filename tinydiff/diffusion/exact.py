@@ -49,7 +49,7 @@ def forward_diffusion_1d(
     for step in range(steps):
         t = step * dt
         sigma = _strength(noise_strength, t)
-        x = x + sigma * math.sqrt(dt) * rng.normal(x.shape, x.dtype, first=sample_offset)
+        x = x + sigma * math.sqrt(dt) * rng.normal(x.shape, x.dtype, sample_offset=sample_offset)
         times.append(t + dt if step + 1 < steps else t_max)
         path.append(x)
     return times, xp.stack(path)  # (steps + 1, N)
@@ -85,7 +85,8 @@ def reverse_diffusion_1d(
         sigma, score_x = _strength(noise_strength, t), array_of(score(x, t))
         if score_x.shape != x.shape:
             raise ValueError(f"reverse_diffusion_1d: the score returned shape {score_x.shape} for x of shape {x.shape}")
-        x = x + sigma**2 * dt * score_x + sigma * math.sqrt(dt) * rng.normal(x.shape, x.dtype, first=sample_offset)
+        z = rng.normal(x.shape, x.dtype, sample_offset=sample_offset)
+        x = x + sigma**2 * dt * score_x + sigma * math.sqrt(dt) * z
         times.append(t - dt if step + 1 < steps else 0.0)
         path.append(x)
     return times, xp.stack(path)  # (steps + 1, N)
@@ -143,7 +144,7 @@ class Exact:
 
     def sample(self, n: int, t: float, rng: Rng | int, *, sample_offset: int = 0) -> Array:
         """n samples of x_t, float32. Row i is sample `sample_offset + i` of the seed."""
-        return self.mixture.sample(n, rng, **self._at(t), first=sample_offset)
+        return self.mixture.sample(n, rng, **self._at(t), sample_offset=sample_offset)
 
 
 def point_mass(x0: float) -> GaussianMixture:

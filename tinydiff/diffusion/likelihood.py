@@ -71,7 +71,8 @@ def log_likelihood(
         groups = [[xp.broadcast_to(row, (n, d)) for row in xp.eye(d, dtype=x.dtype)]]  # one column, the sum of D terms
     else:
         rng = as_rng(rng)
-        groups = [[(rng.integers(2, (n, d), first=sample_offset) * 2 - 1).astype(x.dtype)] for _ in range(probes)]
+        signs = [rng.integers(2, (n, d), sample_offset=sample_offset) * 2 - 1 for _ in range(probes)]
+        groups = [[z.astype(x.dtype)] for z in signs]
 
     score = as_score(model, process)
 
@@ -171,7 +172,7 @@ def bits_per_dimension(
     def part(rows: slice) -> Any:
         source = Rng(**state)
         k = to_device(images[rows]).astype("float32")
-        x = low + (high - low) * (k + source.uniform(k.shape, first=rows.start)) / 256
+        x = low + (high - low) * (k + source.uniform(k.shape, sample_offset=rows.start)) / 256
         conditions = {name: value[rows] for name, value in condition.items()}
         nats = log_likelihood(
             model, x, process, source, probes=probes, eps=eps, rtol=rtol, atol=atol, sample_offset=rows.start,

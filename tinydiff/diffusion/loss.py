@@ -123,7 +123,7 @@ def uniform(eps: float = 1e-5) -> Times:
     def times(n: int, t_max: float, rng: Rng, dtype: Any, sample_offset: int) -> Array:
         if not 0 < eps < t_max:
             raise ValueError(f"eps must be between 0 and {t_max:g}, not {eps!r}")
-        return rng.uniform(n, dtype, first=sample_offset) * (t_max - eps) + eps
+        return rng.uniform(n, dtype, sample_offset=sample_offset) * (t_max - eps) + eps
 
     return times
 
@@ -137,7 +137,7 @@ def logit_normal(mean: float = 0.0, std: float = 1.0) -> Times:
         raise ValueError(f"logit_normal: std must be positive, not {std!r}")
 
     def times(n: int, t_max: float, rng: Rng, dtype: Any, sample_offset: int) -> Array:
-        return ops.sigmoid(rng.normal(n, dtype, first=sample_offset) * std + mean) * t_max
+        return ops.sigmoid(rng.normal(n, dtype, sample_offset=sample_offset) * std + mean) * t_max
 
     return times
 
@@ -152,7 +152,7 @@ def log_normal(mean: float = -1.2, std: float = 1.2) -> Times:
         raise ValueError(f"log_normal: std must be positive, not {std!r}")
 
     def times(n: int, t_max: float, rng: Rng, dtype: Any, sample_offset: int) -> Array:
-        return xp.exp(rng.normal(n, dtype, first=sample_offset) * std + mean)
+        return xp.exp(rng.normal(n, dtype, sample_offset=sample_offset) * std + mean)
 
     return times
 
@@ -170,7 +170,7 @@ def noised(
     if x0.dtype.kind != "f":
         raise TypeError(f"x0 must be of floats (see data.to_float), not {x0.dtype} of shape {x0.shape}")
     t = times(x0.shape[0], process.t_max, rng, x0.dtype, sample_offset)  # (N,)
-    z = rng.normal(x0.shape, x0.dtype, first=sample_offset)  # (N, ...)
+    z = rng.normal(x0.shape, x0.dtype, sample_offset=sample_offset)  # (N, ...)
     m, s = per_sample(process.marginal_scale(t), x0), per_sample(process.marginal_std(t), x0)  # (N,) -> (N, 1, ..., 1)
     return x0, t, z, m * x0 + s * z
 
@@ -259,7 +259,7 @@ def _uniform_in_log_r(sd: float, low: float, high: float) -> Times:
 
     def times(n: int, t_max: float, rng: Rng, dtype: Any, sample_offset: int) -> Array:
         # -ln r, which may be 1e-5 or less: as a sum of what is positive it keeps its digits.
-        less = (1 - rng.uniform(n, dtype, first=sample_offset)) * (high - low) - high
+        less = (1 - rng.uniform(n, dtype, sample_offset=sample_offset)) * (high - low) - high
         return sd / xp.sqrt(xp.expm1(2 * less))
 
     return times
@@ -320,7 +320,7 @@ def sliced_loss(model: Model, x0: Any, process: Any, rng: Rng, *, eps: float = 1
     Draws once more from the rng than the others. Errors: as implicit_loss.
     """
     t, x, psi = _recorded(model, x0, process, rng, eps, sample_offset)
-    v = (rng.integers(2, psi.shape, first=sample_offset) * 2 - 1).astype(psi.dtype)  # (N, D)
+    v = (rng.integers(2, psi.shape, sample_offset=sample_offset) * 2 - 1).astype(psi.dtype)  # (N, D)
     (along,) = grad((psi * v).sum(), x, create_graph=True)  # d(v . psi) / dx, (N, D)
     return _weighted(psi, (along * v).sum(axis=1), process, t)  # (N, D) -> (N,)
 

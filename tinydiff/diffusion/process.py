@@ -58,7 +58,7 @@ class SDE:
 
     def prior(self, shape: tuple[int, ...], rng: Rng | int, *, sample_offset: int = 0) -> Array:
         """Where sampling starts: prior_std z, z ~ N(0, I), float32. Row i is that of sample `sample_offset + i`."""
-        return as_rng(rng).normal(shape, first=sample_offset) * self.prior_std
+        return as_rng(rng).normal(shape, sample_offset=sample_offset) * self.prior_std
 
     def prior_log_density(self, x: Any) -> Any:
         """ln N(x; 0, prior_std^2 I), in nats: (N, ...) -> (N,)."""

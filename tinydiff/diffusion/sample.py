@@ -165,7 +165,7 @@ class SamplerState:
 
     def noise(self) -> Array:
         """Fresh standard normals in the shape of x. Row i is that of sample `sample_offset + i` of the seed."""
-        return self._rng.normal(self.x.shape, self.x.dtype, first=self._sample_offset)
+        return self._rng.normal(self.x.shape, self.x.dtype, sample_offset=self._sample_offset)
 
     def score(self, x: Array, t: Any) -> Array:
         """The score at x (N, ...), all of it at the time t or each row at its own, t (N,)."""
