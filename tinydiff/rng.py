@@ -1,15 +1,15 @@
 """Random numbers by counter: a draw is a function of (seed, stream, step, index), not of what was drawn before.
 
 The words are Philox4x64-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), whose counter
-is four 64-bit words, here (block, step, 0, 0), under the key (seed, stream). Eight 32-bit numbers come from a
-block. A row of an array starts on a block of its own: so row i of a draw is the same alone or in any
-batch, on any backend, and in any thread.
+is four 64-bit words, here (block, step, 0, 0), under the key (seed, stream). Each block gives eight 32-bit words. Each
+row of an array starts on a new block, so row i of a draw is the same alone or in any batch, on any backend, and in any
+thread.
 
     u = floor(word / 2^8) / 2^24                                     uniform on [0, 1)
-    z = sqrt(-2 log((word + 1/2) / 2^32)) (cos, sin)(2 pi word' / 2^32)       a pair of normals (Box and Muller 1958)
+    z = sqrt(-2 log((word_1 + 1/2) / 2^32)) (cos, sin)(2 pi word_2 / 2^32)    a pair of normals (Box and Muller 1958)
 
-Here the host computes them, with the Philox of NumPy, whatever the backend, and brings them to the device. A kernel on
-the device (fast/cuda) gives the same words bit for bit, and the same normals to the last digits of log and cos.
+Here the host computes them with NumPy's Philox and, if the backend is CuPy, brings them to the device. A kernel on the
+device (fast/cuda) gives the same words bit for bit, and the same normals to the last digits of log and cos.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def _rows_and_columns(shape: tuple[int, ...]) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def recorded() -> Iterator[dict[int, tuple[Rng, int]]]:
-    """Inside, notes every Rng that this thread draws from, and its step before the first draw (see `replayed`)."""
+    """Inside, every Rng that this thread draws from is noted, with its step before its first draw (see `replayed`)."""
     before = getattr(_local, "log", None)
     log: dict[int, tuple[Rng, int]] = {}
     _local.log = log
@@ -150,13 +150,13 @@ def recorded() -> Iterator[dict[int, tuple[Rng, int]]]:
 
 
 def starts(log: dict[int, tuple[Rng, int]]) -> list[tuple[int, int, int]]:
-    """(seed, stream, step) of each first draw in the log: equal for two runs that drew the same numbers."""
+    """The (seed, stream, step) of every Rng in the log at its first draw: equal for runs that drew the same numbers."""
     return sorted((rng.seed, rng.stream, step) for rng, step in log.values())
 
 
 @contextlib.contextmanager
 def replayed(log: dict[int, tuple[Rng, int]]) -> Iterator[None]:
-    """Inside, the sources in the log start again where they were, so the same code draws the same numbers."""
+    """Inside, every Rng in the log starts again from its noted step, so the same code draws the same numbers."""
     now: dict[int, int] = {}
 
     def rewind() -> None:
@@ -175,14 +175,14 @@ def replayed(log: dict[int, tuple[Rng, int]]) -> Iterator[None]:
 
 
 def current_microbatch() -> Any:
-    """Which of several microbatches of a batch this thread is working on; None for none. Whatever changes a state
-    that all of them share, as a draw does, must not do so there: the result would depend on which comes first."""
+    """The microbatch that this thread is working on, if there are several in the batch; else None. Code inside must not
+    change state that the microbatches share (a draw does): the result would depend on their order in time."""
     return getattr(_local, "microbatch", None)
 
 
 @contextlib.contextmanager
 def in_microbatch(microbatch: Any) -> Iterator[None]:
-    """Inside, `current_microbatch` is this one."""
+    """Inside, this is the `current_microbatch`."""
     before, _local.microbatch = current_microbatch(), microbatch
     try:
         yield
@@ -250,5 +250,5 @@ def integers_of(words: numpy.ndarray, n: int) -> numpy.ndarray:
 
 
 def _cut(values: numpy.ndarray, columns: int) -> Array:
-    """The first numbers of each row, on the device."""
+    """The first `columns` numbers of each row, on the device."""
     return backend.to_device(values[:, :columns])
