@@ -134,7 +134,7 @@ def pair_losses(judge, real, fake, rng, sample_offset=0):
     """Cross-entropies, each of a real image and a fake one: 2 x (N, 28, 28, 1) -> (N,)."""
     losses = []
     for images, is_real in ((real, 1.0), (fake, 0.0)):
-        seen = to_device(images) + NOISE * rng.normal(images.shape, first=sample_offset)
+        seen = to_device(images) + NOISE * rng.normal(images.shape, sample_offset=sample_offset)
         logits = judge(seen).reshape((-1,))  # (N, 28, 28, 1) -> (N, 1, 1, 1) -> (N,)
         target = xp.full(logits.shape, is_real, "float32")
         losses.append(ops.binary_cross_entropy_with_logits(logits, target, reduction="none"))

@@ -92,7 +92,7 @@ def main() -> int:
 def dequantised(greys, rng, sample_offset=0):
     """A density has no use for single values: each grey k becomes the interval from k to k + 1, of 256."""
     k = to_device(greys).astype("float32")
-    return (k + rng.uniform(k.shape, first=sample_offset)) * ((HIGH - LOW) / 256) + LOW
+    return (k + rng.uniform(k.shape, sample_offset=sample_offset)) * ((HIGH - LOW) / 256) + LOW
 
 
 def by_itself(train, test):

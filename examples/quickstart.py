@@ -45,7 +45,7 @@ def main() -> int:
     ema = EMA(denoiser, 0.995)
 
     def loss(x0, *values, rng, sample_offset):
-        kept = rng.uniform(len(x0), first=sample_offset) >= LABEL_DROPOUT
+        kept = rng.uniform(len(x0), sample_offset=sample_offset) >= LABEL_DROPOUT
         condition = {name: xp.where(kept, value, -1) for name, value in zip(labels, values)}  # -1: the null class
         return edm_loss(denoiser, x0, rng, sample_offset=sample_offset, **condition)
 

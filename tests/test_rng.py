@@ -56,15 +56,16 @@ def test_known_answers(counter: Any, key: Any, words: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seed", "stream", "step", "first"), [(0, 0, 0, 0), (7, 0, 3, 0), (2**64 - 1, 2**63 + 5, 0, 1), (1, 2, 2**40, 1000)]
+    ("seed", "stream", "step", "sample_offset"),
+    [(0, 0, 0, 0), (7, 0, 3, 0), (2**64 - 1, 2**63 + 5, 0, 1), (1, 2, 2**40, 1000)],
 )
-def test_the_words_are_those_at_the_documented_counter(seed: int, stream: int, step: int, first: int) -> None:
-    """Row i, of 13 elements, takes the blocks 2 (first + i) and 2 (first + i) + 1; a block holds eight 32-bit words."""
+def test_the_words_are_those_at_the_documented_counter(seed: int, stream: int, step: int, sample_offset: int) -> None:
+    """Row i has 13 elements and takes the blocks 2 n and 2 n + 1, n = sample_offset + i; a block holds eight words."""
     rng = td.Rng(seed, stream=stream, step=step)
-    u = host(rng.uniform((3, 13), "float64", first=first))
+    u = host(rng.uniform((3, 13), "float64", sample_offset=sample_offset))
     for i in range(3):
         words: list[int] = []
-        for block in (2 * (first + i), 2 * (first + i) + 1):
+        for block in (2 * (sample_offset + i), 2 * (sample_offset + i) + 1):
             for word in philox((block, step, 0, 0), (seed, stream)):
                 words += [word & 0xFFFFFFFF, word >> 32]
         np.testing.assert_array_equal(u[i], [(w >> 8) / 2**24 for w in words[:13]])
@@ -189,9 +190,10 @@ DRAWS = {
 @pytest.mark.parametrize("row", [(), (1,), (7,), (8,), (9,), (4, 3, 2)])
 def test_a_sample_is_the_same_alone_and_in_any_batch(draw: Any, row: tuple[int, ...]) -> None:
     whole = host(draw(td.Rng(5, step=2), (64, *row)))
-    for first, count in ((0, 64), (0, 1), (17, 1), (30, 34)):
+    for sample_offset, count in ((0, 64), (0, 1), (17, 1), (30, 34)):
         np.testing.assert_array_equal(
-            host(draw(td.Rng(5, step=2), (count, *row), first=first)), whole[first : first + count]
+            host(draw(td.Rng(5, step=2), (count, *row), sample_offset=sample_offset)),
+            whole[sample_offset : sample_offset + count],
         )
 
 
@@ -251,16 +253,20 @@ def test_every_backend_draws_what_the_host_draws() -> None:
     """The words bit for bit, so uniforms and integers too; normals to the last digits of log and cos."""
     for columns in (1, 7, 8, 20, 1000):
         for address in ((7, 0, 3, 0), (2**64 - 1, 2**63 + 5, 2**64 - 1, 1), (1, 2, 2**40, 1000)):
-            (seed, stream, step, first), source = address, np.array(address[:3], "uint64")
-            words = numpy_random.words(source, 5, -(-columns // 8), first)[:, :columns]
+            (seed, stream, step, sample_offset), source = address, np.array(address[:3], "uint64")
+            words = numpy_random.words(source, 5, -(-columns // 8), sample_offset)[:, :columns]
             draw = lambda: td.Rng(seed, stream=stream, step=step)  # noqa: B023, E731
             shape = (5, columns)
-            np.testing.assert_array_equal(host(draw().uniform(shape, first=first)), numpy_random.uniforms_of(words))
             np.testing.assert_array_equal(
-                host(draw().integers(2**31, shape, first=first)), numpy_random.integers_of(words, 2**31)
+                host(draw().uniform(shape, sample_offset=sample_offset)), numpy_random.uniforms_of(words)
             )
-            whole = numpy_random.normals_of(numpy_random.words(source, 5, -(-columns // 8), first))[:, :columns]
-            np.testing.assert_allclose(host(draw().normal(shape, first=first)), whole, rtol=1e-5, atol=2e-6)
+            np.testing.assert_array_equal(
+                host(draw().integers(2**31, shape, sample_offset=sample_offset)), numpy_random.integers_of(words, 2**31)
+            )
+            whole = numpy_random.normals_of(numpy_random.words(source, 5, -(-columns // 8), sample_offset))[:, :columns]
+            np.testing.assert_allclose(
+                host(draw().normal(shape, sample_offset=sample_offset)), whole, rtol=1e-5, atol=2e-6
+            )
 
 
 def test_children() -> None:
@@ -301,7 +307,7 @@ def test_threads_draw_the_same_numbers() -> None:
     parts: list[Any] = [None] * 4
 
     def work(i: int) -> None:
-        parts[i] = host(td.Rng(2).normal((16, 10), first=16 * i))
+        parts[i] = host(td.Rng(2).normal((16, 10), sample_offset=16 * i))
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
     for t in threads:
@@ -339,10 +345,10 @@ def test_errors_quote_the_value() -> None:
     with pytest.raises(ValueError, match="step must be an int from 0 .* not -3"):
         td.Rng(0, step=-3)
     rng = td.Rng(0)
-    with pytest.raises(ValueError, match=r"not shape \(2, -1\), first 0"):
+    with pytest.raises(ValueError, match=r"not shape \(2, -1\), sample_offset 0"):
         rng.normal((2, -1))
-    with pytest.raises(ValueError, match=r"not shape \(2,\), first -5"):
-        rng.uniform(2, first=-5)
+    with pytest.raises(ValueError, match=r"not shape \(2,\), sample_offset -5"):
+        rng.uniform(2, sample_offset=-5)
     for n in (0, -3, 2**31 + 1):
         with pytest.raises(ValueError, match=rf"integers\(n\): n must be from 1 to 2\*\*31, not {n}"):
             rng.integers(n, 3)

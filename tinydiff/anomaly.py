@@ -1,4 +1,4 @@
-"""Where does the first NaN come from? `detect_anomaly` watches every op, and names the one that made it, and your line.
+"""Where does the first NaN come from? `detect_anomaly` watches every op, and names the op and your line that made it.
 
 It is an observer of the engine (observers.py), and costs nothing outside its `with`.
 """
@@ -40,7 +40,7 @@ def anomaly_detection() -> bool:
 
 
 class Anomalies(Observer):
-    """What it has seen of each node: the line that made it, and the fingerprints of the arrays that it keeps."""
+    """Remembers for each node the line that made it, and fingerprints of the arrays that it keeps."""
 
     def __init__(self) -> None:
         self.thread = threading.get_ident()
@@ -53,7 +53,7 @@ class Anomalies(Observer):
             return out
         flaw = "" if self.in_rule else flaw_of(out)
         given = flaw_of(*inputs, *params.values()) if flaw else ""
-        # An Inf that came in may be meant (the -inf of a mask): only one that appears is an error, and so is every NaN.
+        # An Inf among the inputs may be intended (the -inf of a mask), so only a new Inf is an error. Every NaN is one.
         if flaw and (flaw == "NaN" or not given):
             verb = "passed on" if given == flaw else "made"
             raise FloatingPointError(f"{op.name} {verb} {flaw} ({count_of(out)}) at {user_line()}")

@@ -143,7 +143,7 @@ def _no_cupy_sync() -> Iterator[None]:
 
 
 class overridable:
-    """Decorator: a function of arrays, written plainly, for which fast/ may register a quicker version a backend:
+    """Decorator: a function of arrays, written plainly. fast/ may register a quicker version of it for each backend:
 
         @overridable
         def clip_norm(gradients, max_norm): ...          # what a reader reads, and what runs without fast/
@@ -224,12 +224,12 @@ def as_array(a: Any) -> Array:
 
 
 class precision:
-    """How a GPU multiplies matrices of float32: in "float32" (as it is, unless told otherwise), "tf32" or "bf16".
+    """How a GPU multiplies matrices of float32: in "float32" (the default), "tf32" or "bf16".
 
-    The last two round what goes into a product to 11 or 8 significant bits, which is what tensor cores take, and add up
-    in float32; arrays stay float32. `backend.precision("tf32")` holds in the whole process from then on;
-    `with backend.precision("tf32"):` inside alone. A captured step is captured again for another precision.
-    Errors: ValueError for another word, or for "tf32" and "bf16" on NumPy, which has no such products.
+    The last two round the factors of a product to 11 or 8 significant bits, as tensor cores require, and add up in
+    float32; arrays stay float32. `backend.precision("tf32")` holds in the whole process from then on;
+    `with backend.precision("tf32"):` holds inside the block only. A captured step is captured again when the precision
+    changes. Errors: ValueError for another name, or for "tf32" and "bf16" on NumPy, which has no such products.
     """
 
     def __init__(self, name: str):
@@ -238,7 +238,7 @@ class precision:
             raise ValueError(f"unknown precision {name!r}: choose one of {', '.join(PRECISIONS)}")
         if name != "float32" and active().name != "cupy":
             raise ValueError(
-                f"precision {name!r} is one of a GPU's tensor cores: backend {active().name!r} multiplies in 'float32'"
+                f"precision {name!r} needs the tensor cores of a GPU: backend {active().name!r} multiplies in 'float32'"
             )
         self.before, _precision = _precision, name
 
@@ -269,32 +269,34 @@ def no_sync() -> Iterator[None]:
 
 # ---------------------------------------------------------------- a step that the device repeats by itself
 
-# A captured step runs its Python once, and from then on the device repeats the launches that it saw. What the host has
-# to do at every repetition all the same goes through here. Without fast/cuda these do no more than they say.
+# A captured step runs its Python code once; from then on the device repeats the launches that were recorded. Work that
+# the host must still do before every repetition goes through the functions below. Without fast/cuda, these plain
+# versions run.
 
 
 @overridable
 def capture(step: Callable[..., Any]) -> Any:
-    """The step as one CUDA graph, which is recorded at its second call and repeated from the third on: see
-    fast/capture.py for what it may do, take and return. Where there are no graphs, the step itself."""
+    """The step as one CUDA graph, which is recorded at its second call and repeated from the third on. What a step may
+    do, take and return: see fast/capture.py. Without CUDA graphs this is the step itself."""
     return step
 
 
 @overridable
 def each_time(action: Callable[[], None]) -> None:
-    """Do it now; while a step is being captured, also before every replay of it, in this order."""
+    """Do the action now. While a step is being captured, note it too: it is done again before every replay of the
+    step, in the order in which the actions were noted."""
     action()
 
 
 @overridable
 def numbers(values: Callable[[], Any]) -> Array:
-    """values(), an array or a list, computed on the host for a kernel; in a captured step, before every replay."""
+    """values(), an array or a list, computed on the host for a kernel; in a captured step, anew before every replay."""
     return numpy.asarray(values())
 
 
 @overridable
 def refuse_capture(what: str, instead: str) -> None:
-    """Errors: RuntimeError while a step is being captured, as what is read now would be the same in every replay."""
+    """Errors: RuntimeError while a step is being captured, because every replay would repeat the value read now."""
 
 
 def _count_sync(what: str) -> None:

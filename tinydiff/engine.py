@@ -44,7 +44,7 @@ clock = itertools.count(1)  # numbers nodes, and changes in place, in the order 
 
 
 class Mode(threading.local):
-    """What this thread is doing."""
+    """The mode of each thread: are nodes recorded?"""
 
     def __init__(self) -> None:
         self.recording = True
@@ -138,7 +138,7 @@ class Tensor(Operators):
 def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """A Tensor with a copy of the data: an array, a number, a nested list, or a Tensor (whose history is left behind).
 
-    Arrays keep their dtype; Python floats become float32.
+    Arrays keep their dtype; Python floats become float32 unless `dtype` is given.
     Errors: TypeError for data that is no array of numbers, or that requires a gradient and is not floating.
     """
     try:
@@ -177,16 +177,16 @@ def origin(x: Tensor) -> Any:
 
 
 class Changes(dict[int, tuple[int, Any]]):
-    """By the id of memory that was changed in place: when that was, and a weak reference to the memory."""
+    """Memory that was changed in place, by its id: the time of the change, and a weak reference to the memory."""
 
-    latest = 0  # when the last change happened
+    latest = 0  # the latest of those times
 
 
 changes = Changes()
 
 
 def memory_of(array: Array) -> Array:
-    """The array that owns the memory, which views share."""
+    """The array that owns the memory; views share it."""
     return array.base if backend.active().is_array(array.base) else array
 
 
@@ -259,7 +259,7 @@ class Op:
         return Tensor(out, True, Node(self, parents, arrays, params, out, residuals))
 
     def compute(self, arrays: Sequence[Any], params: dict[str, Any]) -> tuple[Any, Any]:
-        """The output; and what a fast version keeps for its rule, None if it was the page's forward that ran."""
+        """The output, and the residuals that a fast version keeps for its rule; None if the page's forward ran."""
         if self.fast_forwards and (fast := self.fast_forwards.get(backend.active().fast)):
             out = fast(*arrays, **params)
             if out is not NotImplemented:
@@ -277,8 +277,8 @@ class Op:
         return rule
 
     def fast(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """Decorator: the forward for the backend of that name. It may return (out, residuals), and then its own rule is
-        given these; it may decline, by returning NotImplemented, and then the page's forward runs."""
+        """Decorator: the forward for the backend of that name. It may return (out, residuals); its own rule is then
+        given the residuals. It may decline by returning NotImplemented; then the page's forward runs."""
         return functools.partial(entered, self.fast_forwards, name)
 
     def fast_vjp(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -316,7 +316,7 @@ def register(function: Any) -> Any:
 
 
 class ShapeDtype:
-    """Stands for an array that a rule does not read."""
+    """The shape and dtype of an array that a rule does not read, in its place."""
 
     __slots__ = ("shape", "dtype")
 
@@ -498,7 +498,7 @@ def backward_pass(
                     leaves.add(parent)
     order = sorted(nodes, key=operator.attrgetter("time"))
 
-    # 2. Which parents lead to a target, so that their adjoints are wanted; all do, where all leaves are targets.
+    # 2. The parents that lead to a target, whose adjoints are wanted. If every leaf is a target, all of them do.
     leading: set[Any] = set(goals or ())
     wanted: dict[Node, list[Any]] | None = None
     if goals is not None and not leaves <= leading:
@@ -508,7 +508,7 @@ def backward_pass(
                 leading.add(node)
                 wanted[node] = [parent if parent in leading else None for parent in node.parents]
 
-    # 3. Adjoints, from the newest node to the oldest; at each the sum of what its uses have passed on.
+    # 3. Adjoints, from the newest node to the oldest; the adjoint of each is the sum over its uses.
     adjoints: dict[Any, Any] = {origin(output): g}
     found: dict[Any, Any] = {}
     pull_back = observed("on_rule", Node.pull_back) if observers else Node.pull_back

@@ -1,4 +1,4 @@
-"""Weights from PyTorch, and to it, without importing it.
+"""Weights from PyTorch and to PyTorch, without importing it.
 
     from_torch(model, torch.load("weights.pt"))
     torch_model.load_state_dict({k: torch.tensor(v) for k, v in to_torch(model).items()})

@@ -5,10 +5,10 @@ The mean over n samples is a weighted sum of means over parts of m samples each,
     loss(batch) = sum over microbatches of (m / n) loss(microbatch),
 
 and so is its gradient. Only one microbatch has its activations in memory at a time (elsewhere this is called gradient
-accumulation), and one of some tens of images has them in the cache of a processor.
+accumulation), and those of some tens of images fit into the cache of a processor.
 
-Here the microbatches come one after the other. Where there are several processor cores, fast/threads.py works on
-several microbatches at a time and gives the same results in the same order, so no sum depends on it.
+Here the microbatches come one after the other. With several processor cores, fast/threads.py works on several of them
+at a time and gives the same results in the same order, so no sum depends on it.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ def gradients(
 
 @backend.overridable
 def over_microbatches(fn: Callable[[slice], Result], n: int, size: int, threads: int | None = None) -> Iterator[Result]:
-    """fn(rows) for the rows 0 to n in microbatches of `size`, in order. They record if the caller does.
+    """fn(rows) for the rows 0 to n in microbatches of `size`, in order. Nodes are recorded inside if they are in the
+    caller.
 
-    fn must not depend on what the other microbatches do, so it must not change what they share. Where there are several
-    microbatches, a draw from an Rng that was not made inside fn (a Dropout that trains) is an error, and so is a
-    BatchNorm2d that trains.
-    threads: how many microbatches may be worked on at a time (None: one per processor core). They change no bit of the
-    results. Without fast/, and on a GPU, there is one.
+    fn must not change anything that the microbatches share. With several microbatches, a draw from an Rng that was not
+    made inside fn (a Dropout in training) is an error, and so is a BatchNorm2d in training.
+    threads: how many microbatches may be worked on at a time (None: one per processor core). Their number changes no
+    bit of the results. Without fast/, and on a GPU, there is one thread.
     Errors: ValueError for size < 1 or threads < 1.
     """
     return _in_turn(fn, microbatches(n, size, threads), n, grad_enabled())
@@ -97,20 +97,20 @@ def microbatches(n: int, size: int, threads: int | None = None) -> list[slice]:
 
 @contextlib.contextmanager
 def working_on(rows: slice, n: int, enabled: bool) -> Iterator[None]:
-    """Inside, this thread records or not, and knows which microbatch it works on, if that is not the whole batch."""
+    """Inside, this thread records nodes if `enabled`, and the microbatch is the current one unless it is the batch."""
     with set_grad_enabled(enabled), in_microbatch(rows if rows.stop - rows.start < n else current_microbatch()):
         yield
 
 
 def microbatch_size(n: int) -> int:
-    """How many of n samples to work on at a time, if nobody says: all of them on a GPU, and on a CPU what the cache
-    holds, but not so few that adding up the gradients costs more than it saves. It must not depend on the number of
-    cores, as the last digits of a sum depend on it."""
+    """The default size of a microbatch of n samples: all of them on a GPU; on a CPU as many as fit into the cache, but
+    not so few that adding up the gradients costs more than it saves. The size must not depend on the number of cores,
+    because the last digits of the gradient depend on the size."""
     return max(n, 1) if backend.active().name == "cupy" else 32 if n <= 128 else 64
 
 
 @backend.overridable
 def blas_threads(count: int | None) -> contextlib.AbstractContextManager[None]:
-    """Inside, matrix products use at most `count` threads (None: as many as before). One is right for nets so small
-    that two threads lose more time in waiting for each other than they gain. Without fast/ it changes nothing."""
+    """Inside, matrix products use at most `count` threads (None: as many as before). One is best for nets so small
+    that two threads would lose more time waiting for each other than they gain. Without fast/ it changes nothing."""
     return contextlib.nullcontext()

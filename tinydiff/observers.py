@@ -1,4 +1,4 @@
-"""Who wants to know of every op: the profiler, anomaly detection, checkpoint, captured steps.
+"""Observers of the engine: the profiler, anomaly detection, checkpoint and captured steps follow every op.
 
 The engine asks one list, which is empty in the usual case; each observer keeps its own code in its own file.
 """
@@ -13,8 +13,8 @@ from typing import Any
 
 
 class Observer:
-    """Stands around each call of an op and each rule, and runs it: override what is needed. thread: the one that it is
-    for, by threading.get_ident(); None for all."""
+    """Wraps each call of an op and each rule. Override the methods you need; each must run what it is given and return
+    the result. thread: the thread to observe, by threading.get_ident(); None for all."""
 
     thread: int | None = None
 
@@ -32,7 +32,7 @@ observers: list[Observer] = []  # empty in the usual case
 
 
 def observed(event: str, run: Callable[..., Any]) -> Callable[..., Any]:
-    """run, with this thread's observers around it."""
+    """run, wrapped in this thread's observers."""
     for observer in list(observers):
         if observer.thread in (None, threading.get_ident()):
             run = functools.partial(getattr(observer, event), run)
@@ -40,7 +40,7 @@ def observed(event: str, run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def tell(x: Any, name: str, value: Any) -> None:
-    """Let this thread's observers know what x.data or x.grad is about to become."""
+    """Tell this thread's observers what x.data or x.grad is about to become."""
     for observer in list(observers):
         if observer.thread in (None, threading.get_ident()):
             observer.on_set(x, name, value)

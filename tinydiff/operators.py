@@ -1,4 +1,4 @@
-"""What NumPy's operators and methods mean on a Tensor: a table, in which each line names an op.
+"""NumPy's operators and methods on a Tensor: a table in which each line names an op.
 
 Everything about an op, its gradient included, stands on its page in tinydiff/ops; Tensor itself is in engine.py.
 """
@@ -141,7 +141,7 @@ class Operators:
         return (self[i] for i in range(len(self)))
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
-        """For numpy.asarray(x). A NumPy function would lose the gradient: so not where there is one."""
+        """For numpy.asarray(x). Errors: TypeError for a Tensor that requires a gradient, which NumPy would lose."""
         if self._requires_grad:
             raise TypeError(
                 f"NumPy would lose the gradient of a Tensor of shape {self.shape}: use tinydiff.ops, "
@@ -158,14 +158,14 @@ class Operators:
     def __format__(self, spec: str) -> str:
         return format(self.item(), spec) if spec else str(self)
 
-    # ---- PyTorch's
+    # ---- as in PyTorch
 
     def zero_grad(self) -> None:
         self.grad = None
 
     def register_hook(self, fn: Callable[[Tensor], Tensor | None]) -> Handle:
-        """fn(g) is called with the whole adjoint of this Tensor when a backward pass has found it; what it returns, if
-        not None, takes its place. Returns a handle whose remove() takes the hook away.
+        """Call fn(g) with the complete adjoint of this Tensor in every backward pass. If fn returns a Tensor, that
+        takes the place of g. Returns a handle whose remove() takes the hook away.
         Errors: RuntimeError for a Tensor that requires no gradient.
         """
         if not self._requires_grad:
@@ -175,7 +175,7 @@ class Operators:
         return Handle(owner.hooks, fn)
 
     def retain_grad(self) -> None:
-        """Let backward passes leave the gradient in `.grad` here too, although this is no leaf."""
+        """Let backward passes leave the gradient in `.grad` although this Tensor is not a leaf."""
         if self.node is not None:
             me = weakref.ref(self)  # the graph must not keep its own results alive
 

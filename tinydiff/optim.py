@@ -10,8 +10,8 @@
             optimizer.step()
 
 The learning rate is an attribute, and a schedule is a function of the epoch (or the step) that gives a factor for it.
-A step changes the parameters in place, and never waits for the device. What it computes stands in the functions at the
-end of each optimiser, on lists of arrays; fast/ has them in one pass over the memory, or in one launch.
+A step changes the parameters in place and never waits for the device. The formula of each optimiser is a function on
+lists of arrays, below its class; fast/ has versions in few passes over memory (NumPy) or in one launch (CUDA).
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Optimizer:
             self._update([p.data for _, p, _ in moving], [g.data for _, _, g in moving], hyperparameters, **state)
 
     def _hyperparameters(self, counts: list[int]) -> list[Any]:
-        """Rates, decays and the like, and what depends on the counts of the parameters that move."""
+        """Rates, decays and the like, as the kernel wants them; they may depend on the counts of steps."""
         raise NotImplementedError
 
     def _update(self, ps: list[Array], gs: list[Array], hyperparameters: Array, **state: list[Array]) -> None:
@@ -93,7 +93,7 @@ class Optimizer:
             p.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: lr, the counts of steps, and copies of the state by number of parameter."""
+        """What a checkpoint keeps: lr, the counts of steps, and a copy of the state of each parameter, by its index."""
         copies = {str(i): {name: a.copy() for name, a in state.items()} for i, state in enumerate(self.state)}
         return {"lr": self.lr, "counts": list(self.counts), "state": copies if self.state_names else {}}
 
@@ -120,7 +120,7 @@ class Optimizer:
         self.lr, self.counts = float(state["lr"]), [int(n) for n in state["counts"]]
         for i, p in enumerate(self.parameters):
             for name in self.state_names:
-                # Into the array that is there, which a captured step may know.
+                # Into the array that is there: a captured step may know its address.
                 array = self.state[i][name] = self.state[i][name].astype(p.dtype, copy=False)
                 array[...] = backend.to_device(array_of(state["state"][str(i)][name]))
 
@@ -213,7 +213,7 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """Adam, whose weights decay by themselves, p *= 1 - lr weight_decay, and not through the gradient and its scaling.
+    """Adam with decoupled weight decay: p *= 1 - lr weight_decay, instead of a term in the gradient.
 
     Source: Loshchilov and Hutter 2019, algorithm 2.
     """
@@ -281,7 +281,8 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Array:
 
 @overridable
 def clip_norm(gs: Sequence[Array], max_norm: float) -> Array:
-    """The norm of all arrays together, which is returned, brought to at most max_norm (and a millionth less)."""
+    """Scale the arrays so that the norm of all together is at most max_norm (and a millionth less); returns the norm
+    before."""
     norm = xp.sqrt(xp.stack([(g * g).sum() for g in gs]).sum())  # ()
     scale = xp.minimum(max_norm / (norm + 1e-6), 1)
     for g in gs:
@@ -290,7 +291,7 @@ def clip_norm(gs: Sequence[Array], max_norm: float) -> Array:
 
 
 class EMA:
-    """A running average of a module's parameters, which samples better than the parameters themselves.
+    """A running average of a module's parameters; samples made with it are better than with the parameters themselves.
 
         average = d average + (1 - d) p,   d = min(decay, (1 + n) / (10 + n))   at update n = 0, 1, 2, ...
 
@@ -307,7 +308,7 @@ class EMA:
         self.averages = {name: p.data.copy() for name, p in self._parameters.items()}
 
     def update(self) -> None:
-        """Take the parameters of now into the average."""
+        """Include the present parameters in the average."""
 
         def count() -> list[float]:
             n, self.updates = self.updates, self.updates + 1
@@ -374,7 +375,7 @@ def exponential(factor: float, floor: float = 0.0) -> Schedule:
 
 
 def cosine(steps: float, floor: float = 0.0) -> Schedule:
-    """Half a wave from 1 at step 0 down to the floor at `steps`, and the floor from there on.
+    """Half a period of a cosine, from 1 at step 0 to the floor at `steps`; the floor after that.
 
     Source: Loshchilov and Hutter 2017, equation 5.
     """
@@ -382,5 +383,5 @@ def cosine(steps: float, floor: float = 0.0) -> Schedule:
 
 
 def warmup(steps: float, then: Schedule | None = None) -> Schedule:
-    """A straight line up to 1, which step number `steps` - 1 reaches, times the schedule `then` of the same step."""
+    """A straight line that reaches 1 at step `steps` - 1, times the schedule `then` at the same step."""
     return lambda step: min((step + 1) / steps, 1) * (1.0 if then is None else then(step))

@@ -1,6 +1,6 @@
-"""Pictures, by matplotlib, which is imported when the first is drawn. No window, no pyplot, no global state.
+"""Pictures drawn with matplotlib, which is imported when the first one is drawn. No window, no pyplot, no global state.
 
-Each function writes a file, whole or not at all, whose format is that of its name (.png, .svg, .pdf).
+Each function writes one file, whole or not at all; the ending of its name chooses the format (.png, .svg, .pdf).
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def image_grid(
 ) -> None:
     """Images in rows and columns, left to right and top to bottom.
 
-    images: (N, H, W), (N, H, W, 1) or (N, H, W, 3), an array or a Tensor; low is black and high is white, what lies
-    beyond is cut, and what is not a number is red, so that it is seen. rows: as square as it can be unless given; the
-    last may be short. row_labels: one text per row. scale: pixels of the picture per pixel of an image.
+    images: (N, H, W), (N, H, W, 1) or (N, H, W, 3), an array or a Tensor. low is black and high is white; values
+    beyond them are clipped, and NaN is drawn in red. rows: chosen to make the picture about square unless given; the
+    last row may be short. row_labels: one text per row. scale: pixels of the picture per pixel of an image.
     Errors: ValueError for other shapes, for no images, for a high that is not above low, or for row_labels that are
     not one per row.
     """
@@ -70,7 +70,7 @@ def image_grid(
 def _save_sheet(
     sheet: Any, path: Any, scale: int, pitch: int, row_labels: Sequence[str] | None, title: str | None
 ) -> None:
-    """The sheet, (H, W, 3), a whole number of screen pixels a pixel, with texts at the left and above."""
+    """The sheet, (H, W, 3), with a whole number of screen pixels per pixel, and with texts at the left and above."""
     dpi = 100
     height, width = (side * scale / dpi for side in sheet.shape[:2])  # inches
     left = 0.085 * max(map(len, row_labels)) + 0.1 if row_labels else 0.0
@@ -101,8 +101,8 @@ def loss_curve(
 ) -> None:
     """The loss of a training log, on a logarithmic scale.
 
-    records: lines of the log, each with "loss" and the key `x`. reference: {x: loss} of others, drawn as points, so
-    that "is my loss normal?" is answered at a glance. levels: {name: loss}, horizontal lines for scale.
+    records: lines of the log, each with "loss" and the key `x`. reference: {x: loss} of another training, drawn as
+    points for comparison. levels: {name: loss}, horizontal lines for scale.
     Errors: ValueError if there are no records, or a loss is not a positive number.
     """
     from matplotlib.ticker import LogLocator, MaxNLocator
@@ -145,7 +145,7 @@ def loss_curve(
     save(figure, path)
 
 
-# ---------------------------------------------------------------- for pictures that are drawn elsewhere
+# ---------------------------------------------------------------- for the pictures of other files
 
 
 def new_figure(width: float, height: float, dpi: int = 130) -> Any:
@@ -156,7 +156,7 @@ def new_figure(width: float, height: float, dpi: int = 130) -> Any:
 
 
 def frame(axes: Any, title: str = "", *, x: str = "", y: str = "", fontsize: int = 10) -> None:
-    """Title and labels, and no lines where there is no scale."""
+    """Title and labels; no frame lines at the top and at the right, where there is no scale."""
     axes.set_title(title, fontsize=fontsize, color=INK)
     axes.set_xlabel(x)
     axes.set_ylabel(y)

@@ -1,4 +1,4 @@
-"""Memory for time: `checkpoint` keeps the inputs of a function and nothing of what happens inside."""
+"""Less memory for more time: `checkpoint` keeps the inputs of a function, and none of the arrays computed inside."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ from .observers import Observer, observing
 
 
 def checkpoint(fn: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """fn(*inputs), without keeping what its backward pass reads: that is computed again when it is needed.
+    """fn(*inputs), without keeping the arrays that its backward pass reads: these are computed again when needed.
 
-    Gradients also reach Tensors that fn uses without being given them, such as the weights of a module; random numbers
-    are drawn again as they were. What fn changes itself changes twice, such as the statistics of a BatchNorm2d.
+    Gradients also reach Tensors that fn uses but does not take as inputs, such as the weights of a module. The second
+    run draws the same random numbers as the first. State that fn changes is changed twice, such as the running
+    statistics of a BatchNorm2d.
     Errors: TypeError if fn returns anything but one Tensor. Source: Chen et al. 2016, "Training deep nets with
     sublinear memory cost".
     """
@@ -66,7 +67,7 @@ recompute.name = "checkpoint"
 
 @recompute.vjp
 def recompute_vjp(g: Any, _z: Any, *sources: Any, again: Any) -> Any:
-    """The function once more, with recording, and the adjoint passed back through that."""
+    """Run the function again, recorded this time, and pass the adjoint back through that graph."""
     for x, array in again.read:
         if x._data is not array or changed_since(array, again.time):
             raise RuntimeError(

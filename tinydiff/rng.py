@@ -1,15 +1,15 @@
 """Random numbers by counter: a draw is a function of (seed, stream, step, index), not of what was drawn before.
 
 The words are Philox4x64-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), whose counter
-is four 64-bit words, here (block, step, 0, 0), under the key (seed, stream). Eight 32-bit numbers come from a
-block. A row of an array starts on a block of its own: so row i of a draw is the same alone or in any
-batch, on any backend, and in any thread.
+is four 64-bit words, here (block, step, 0, 0), under the key (seed, stream). Each block gives eight 32-bit words. Each
+row of an array starts on a new block, so row i of a draw is the same alone or in any batch, on any backend, and in any
+thread.
 
     u = floor(word / 2^8) / 2^24                                     uniform on [0, 1)
-    z = sqrt(-2 log((word + 1/2) / 2^32)) (cos, sin)(2 pi word' / 2^32)       a pair of normals (Box and Muller 1958)
+    z = sqrt(-2 log((word_1 + 1/2) / 2^32)) (cos, sin)(2 pi word_2 / 2^32)    a pair of normals (Box and Muller 1958)
 
-Here the host computes them, with the Philox of NumPy, whatever the backend, and brings them to the device. A kernel on
-the device (fast/cuda) gives the same words bit for bit, and the same normals to the last digits of log and cos.
+Here the host computes them with NumPy's Philox and, if the backend is CuPy, brings them to the device. A kernel on the
+device (fast/cuda) gives the same words bit for bit, and the same normals to the last digits of log and cos.
 """
 
 from __future__ import annotations
@@ -71,26 +71,26 @@ class Rng:
         each_time(lambda: other._become(self.seed, self.stream, self.step))
         return other
 
-    def normal(self, shape: int | tuple[int, ...], dtype: Any = "float32", *, first: int = 0) -> backend.Array:
-        """Standard normals. The first axis counts samples: row i is that of sample `first + i`."""
-        shape = _shape(shape, first)
-        z = random_normal(self._draw(), *_rows_and_columns(shape), first)
+    def normal(self, shape: int | tuple[int, ...], dtype: Any = "float32", *, sample_offset: int = 0) -> backend.Array:
+        """Standard normals. The first axis counts samples: row i is that of sample `sample_offset + i`."""
+        shape = _shape(shape, sample_offset)
+        z = random_normal(self._draw(), *_rows_and_columns(shape), sample_offset)
         return z.reshape(shape).astype(dtype, copy=False)
 
-    def uniform(self, shape: int | tuple[int, ...], dtype: Any = "float32", *, first: int = 0) -> backend.Array:
+    def uniform(self, shape: int | tuple[int, ...], dtype: Any = "float32", *, sample_offset: int = 0) -> backend.Array:
         """Uniform on [0, 1), on a grid of 2^-24. Rows as in `normal`."""
-        shape = _shape(shape, first)
-        u = random_uniform(self._draw(), *_rows_and_columns(shape), first)
+        shape = _shape(shape, sample_offset)
+        u = random_uniform(self._draw(), *_rows_and_columns(shape), sample_offset)
         return u.reshape(shape).astype(dtype, copy=False)
 
-    def integers(self, n: int, shape: int | tuple[int, ...], *, first: int = 0) -> backend.Array:
+    def integers(self, n: int, shape: int | tuple[int, ...], *, sample_offset: int = 0) -> backend.Array:
         """Integers from 0 to n - 1 (int64, n up to 2^31). Rows as in `normal`.
         Their probabilities differ by less than n / 2^32.
         """
         if not 1 <= n <= 2**31:
             raise ValueError(f"integers(n): n must be from 1 to 2**31, not {n!r}")
-        shape = _shape(shape, first)
-        return random_integers(self._draw(), *_rows_and_columns(shape), first, n).reshape(shape)
+        shape = _shape(shape, sample_offset)
+        return random_integers(self._draw(), *_rows_and_columns(shape), sample_offset, n).reshape(shape)
 
     def permutation(self, n: int) -> numpy.ndarray:
         """0 to n - 1 in random order, on the host: it decides which data to load."""
@@ -105,7 +105,7 @@ class Rng:
         if current_microbatch() is not None and self._microbatch is not current_microbatch():
             raise RuntimeError(
                 f"{self} is shared by the microbatches of a batch, and would draw in the order in which they come: "
-                "make a source in each, rng.copy(), and draw with first="
+                "make a source in each, rng.copy(), and draw with sample_offset="
             )
         log = getattr(_local, "log", None)
         if log is not None and id(self) not in log:
@@ -120,12 +120,12 @@ class Rng:
         self.seed, self.stream, self.step = seed, stream, step
 
 
-def _shape(shape: int | tuple[int, ...], first: int) -> tuple[int, ...]:
+def _shape(shape: int | tuple[int, ...], sample_offset: int) -> tuple[int, ...]:
     """The shape of a draw as a tuple."""
     shape = (shape,) if isinstance(shape, (int, numpy.integer)) else tuple(shape)
-    if any(n < 0 for n in shape) or first < 0:
+    if any(n < 0 for n in shape) or sample_offset < 0:
         raise ValueError(
-            f"a draw needs a shape and a first row that are not negative, not shape {shape}, first {first}"
+            f"shape and sample_offset must not be negative, not shape {shape}, sample_offset {sample_offset}"
         )
     return shape
 
@@ -136,7 +136,7 @@ def _rows_and_columns(shape: tuple[int, ...]) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def recorded() -> Iterator[dict[int, tuple[Rng, int]]]:
-    """Inside, notes every Rng that this thread draws from, and its step before the first draw (see `replayed`)."""
+    """Inside, every Rng that this thread draws from is noted, with its step before its first draw (see `replayed`)."""
     before = getattr(_local, "log", None)
     log: dict[int, tuple[Rng, int]] = {}
     _local.log = log
@@ -150,13 +150,13 @@ def recorded() -> Iterator[dict[int, tuple[Rng, int]]]:
 
 
 def starts(log: dict[int, tuple[Rng, int]]) -> list[tuple[int, int, int]]:
-    """(seed, stream, step) of each first draw in the log: equal for two runs that drew the same numbers."""
+    """The (seed, stream, step) of every Rng in the log at its first draw: equal for runs that drew the same numbers."""
     return sorted((rng.seed, rng.stream, step) for rng, step in log.values())
 
 
 @contextlib.contextmanager
 def replayed(log: dict[int, tuple[Rng, int]]) -> Iterator[None]:
-    """Inside, the sources in the log start again where they were, so the same code draws the same numbers."""
+    """Inside, every Rng in the log starts again from its noted step, so the same code draws the same numbers."""
     now: dict[int, int] = {}
 
     def rewind() -> None:
@@ -175,14 +175,14 @@ def replayed(log: dict[int, tuple[Rng, int]]) -> Iterator[None]:
 
 
 def current_microbatch() -> Any:
-    """Which of several microbatches of a batch this thread is working on; None for none. Whatever changes a state
-    that all of them share, as a draw does, must not do so there: the result would depend on which comes first."""
+    """The microbatch that this thread is working on, if there are several in the batch; else None. Code inside must not
+    change state that the microbatches share (a draw does): the result would depend on their order in time."""
     return getattr(_local, "microbatch", None)
 
 
 @contextlib.contextmanager
 def in_microbatch(microbatch: Any) -> Iterator[None]:
-    """Inside, `current_microbatch` is this one."""
+    """Inside, this is the `current_microbatch`."""
     before, _local.microbatch = current_microbatch(), microbatch
     try:
         yield
@@ -198,30 +198,30 @@ def as_rng(rng: Rng | int | None) -> Rng:
 # ---------------------------------------------------------------- the numbers
 
 
-def words(source: numpy.ndarray, rows: int, blocks: int, first: int) -> numpy.ndarray:
-    """uint32 (rows, 8 blocks), of rows `first`, first + 1, ... of the draw at source = (seed, stream, step)."""
+def words(source: numpy.ndarray, rows: int, blocks: int, sample_offset: int) -> numpy.ndarray:
+    """uint32 (rows, 8 blocks), the rows from sample_offset on of the draw at source = (seed, stream, step)."""
     seed, stream, step = (int(n) for n in source)
-    counter = (first * blocks + (step << 64) - 1) % 2**256  # NumPy's Philox adds one before its first block
+    counter = (sample_offset * blocks + (step << 64) - 1) % 2**256  # NumPy's Philox adds one before its first block
     bits = numpy.random.Philox(counter=counter, key=seed + (stream << 64))
     return bits.random_raw(rows * blocks * 4).view(numpy.uint32).reshape(rows, blocks * 8)
 
 
 @overridable
-def random_normal(source: numpy.ndarray, rows: int, columns: int, first: int) -> Array:
+def random_normal(source: numpy.ndarray, rows: int, columns: int, sample_offset: int) -> Array:
     """Standard normals by Box and Muller, float32 (rows, columns)."""
-    return _cut(normals_of(words(source, rows, -(-columns // 8), first)), columns)
+    return _cut(normals_of(words(source, rows, -(-columns // 8), sample_offset)), columns)
 
 
 @overridable
-def random_uniform(source: numpy.ndarray, rows: int, columns: int, first: int) -> Array:
+def random_uniform(source: numpy.ndarray, rows: int, columns: int, sample_offset: int) -> Array:
     """Uniform on [0, 1), float32 (rows, columns)."""
-    return _cut(uniforms_of(words(source, rows, -(-columns // 8), first)), columns)
+    return _cut(uniforms_of(words(source, rows, -(-columns // 8), sample_offset)), columns)
 
 
 @overridable
-def random_integers(source: numpy.ndarray, rows: int, columns: int, first: int, n: int) -> Array:
+def random_integers(source: numpy.ndarray, rows: int, columns: int, sample_offset: int, n: int) -> Array:
     """0 to n - 1, int64 (rows, columns)."""
-    return _cut(integers_of(words(source, rows, -(-columns // 8), first), n), columns)
+    return _cut(integers_of(words(source, rows, -(-columns // 8), sample_offset), n), columns)
 
 
 def normals_of(words: numpy.ndarray) -> numpy.ndarray:
@@ -250,5 +250,5 @@ def integers_of(words: numpy.ndarray, n: int) -> numpy.ndarray:
 
 
 def _cut(values: numpy.ndarray, columns: int) -> Array:
-    """The first numbers of each row, on the device."""
+    """The first `columns` numbers of each row, on the device."""
     return backend.to_device(values[:, :columns])

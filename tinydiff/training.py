@@ -1,10 +1,10 @@
-"""The training loop, in plain sight. What a run tells you and keeps on disk is beside it, in training_log.py; the
-forward and backward pass over a batch is microbatch.gradients.
+"""The training loop, in plain sight. What a run prints and keeps on disk is in training_log.py; the forward and
+backward pass over a batch is microbatch.gradients.
 
 Everything random is a function of the seed and the step: which images are in batch `step` (data.Batches), and which
 noise they get (rng.child(step)). So a run that was stopped and resumed ends with the very weights of one that was not.
 
-The loop never waits for the device on its own account: the losses stay there until the progress line is due.
+The loop itself never waits for the device: the losses stay there until the next progress line is printed.
 """
 
 from __future__ import annotations
@@ -51,20 +51,22 @@ def train(
 
     data: host arrays of one length, (images, labels, ...).
     loss(*batch, rng=rng, sample_offset=i) -> Tensor of shape (): the mean over a batch, or over the microbatch of it
-    that starts at sample i. Its arrays are on the device, and `rng` is another one at each step.
+    that starts at sample i. Its arrays are on the device, and each step has an `rng` of its own.
     microbatch: go through a batch in parts of this size and add up the gradients: the same mathematics in less memory.
     None: microbatch_size, or the whole batch if a layer of the model needs it (BatchNorm2d, Dropout).
-    threads: how many microbatches to work on at a time, on a CPU (None: one per core). They change no bit of the result
-    if there are several microbatches; a single one leaves the threads to the BLAS. The loss must then change no state.
+    threads: how many microbatches to work on at a time, on a CPU (None: one per core). With several microbatches their
+    number changes no bit of the result, and the loss must change no state; a single microbatch leaves the threads to
+    the BLAS.
     capture: on CuPy, repeat each step as one CUDA graph (see fast/capture.py for what the loss may then not do).
     schedule: epoch, or step with schedule_by="step", -> factor of the learning rate. ema: updated after each step.
     out: a directory for log.jsonl and checkpoint.npz. A record of the log is the mean loss over the images since the
-    last one; it is written at the end of each epoch, or every `log_every` steps and at the end; so is the checkpoint,
-    or every `save_every` steps.
+    record before; it is written at the end of each epoch, or every `log_every` steps and at the end. The checkpoint is
+    written with each record, or every `save_every` steps.
     resume: go on from the checkpoint. on_record(state): called after each record, for pictures. reference: {epoch:
-    loss} of others, printed beside ours. stream: where the progress goes, stderr unless given.
+    loss} of another training, printed beside this one. stream: where progress is printed, stderr unless given.
 
-    Ctrl-C finishes the step, saves, says how to go on, and returns; a second one stops at once. Returns the TrainState.
+    Ctrl-C finishes the step, saves, prints how to go on, and returns; a second one stops at once. Returns the
+    TrainState.
     Errors: ValueError for arrays of different lengths; CannotResume for a checkpoint of other data, batch size or seed;
     FileNotFoundError if there is nothing to resume; FloatingPointError, which names the step, when the loss is not
     finite.

@@ -54,7 +54,7 @@ def loss_of(name: str, net: Any) -> Callable[..., Any]:
     """loss(*batch, rng, sample_offset) -> Tensor of shape ()"""
 
     def quickstart(x0: Any, *labels: Any, rng: Rng, sample_offset: int) -> Any:
-        kept = rng.uniform(len(x0), first=sample_offset) >= LABEL_DROPOUT
+        kept = rng.uniform(len(x0), sample_offset=sample_offset) >= LABEL_DROPOUT
         condition = {label: xp.where(kept, values, -1) for label, values in zip(QUICKSTART_LABELS, labels)}
         return edm_loss(net, x0, rng, sample_offset=sample_offset, **condition)
 

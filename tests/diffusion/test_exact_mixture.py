@@ -93,7 +93,7 @@ def test_samples_of_vectors_have_mean_and_covariance(each_backend):
 
 
 def test_a_sample_is_the_same_alone_and_in_a_batch(each_backend):
-    many, alone = (backend.to_host(TWO.sample(n, Rng(5), std=0.2, first=f)) for n, f in ((6, 0), (1, 4)))
+    many, alone = (backend.to_host(TWO.sample(n, Rng(5), std=0.2, sample_offset=f)) for n, f in ((6, 0), (1, 4)))
     np.testing.assert_array_equal(many[4:5], alone)
 
 

@@ -80,7 +80,7 @@ def test_it_is_no_bound_for_the_ode(numpy_backend):
 class Last(Rng):
     """Its uniform numbers are the last before 1."""
 
-    def uniform(self, shape, dtype="float32", *, first=0):
+    def uniform(self, shape, dtype="float32", *, sample_offset=0):
         return 1 - xp.arange(1, shape + 1).astype(dtype) * 2.0**-24
 
 

@@ -40,13 +40,13 @@ class Planned(Rng):
         self.t, self.z = t, corners[:, 2:]
         self.v = np.tile([[0, 0], [0, 1], [1, 0], [1, 1]], (8, 1))
 
-    def uniform(self, shape, dtype="float32", *, first=0):
+    def uniform(self, shape, dtype="float32", *, sample_offset=0):
         return backend.to_device(np.full(shape, (self.t - 1e-5) / (1 - 1e-5)))
 
-    def normal(self, shape, dtype="float32", *, first=0):
+    def normal(self, shape, dtype="float32", *, sample_offset=0):
         return backend.to_device(self.z)
 
-    def integers(self, n, shape, *, first=0):
+    def integers(self, n, shape, *, sample_offset=0):
         assert n == 2
         return backend.to_device(self.v)
 

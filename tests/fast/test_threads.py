@@ -33,7 +33,7 @@ def test_threads_change_no_bit(dtype):
     x = Rng(2).normal((400, 6), dtype)
 
     def loss(x, rng, sample_offset):
-        z = rng.normal(x.shape, dtype, first=sample_offset)
+        z = rng.normal(x.shape, dtype, sample_offset=sample_offset)
         return ops.mean(ops.sum(ops.square(net(tensor(x + z))), axis=1))
 
     def found(threads):

@@ -61,7 +61,7 @@ def test_the_twins_sample_by_the_same_algorithm(theirs: Any, monkeypatch: Any, n
     net, twin = pair(theirs, "quickstart" if name == "heun" else "concat")
     monkeypatch.setattr(ours, "net_of", lambda _: net)
     monkeypatch.setattr(theirs, "net_of", lambda _: twin)
-    monkeypatch.setattr(Rng, "normal", lambda self, shape, dtype="float32", first=0: np.full(shape, 0.5, dtype))
+    monkeypatch.setattr(Rng, "normal", lambda self, shape, dtype="float32", sample_offset=0: np.full(shape, 0.5, dtype))
     monkeypatch.setattr(torch, "randn_like", lambda x: torch.full_like(x, 0.5))
     x = ours.sampler(name, 3, 4, 1)()
     y = theirs.sampler(name, 3, 4, torch.contiguous_format)().numpy().transpose(0, 2, 3, 1)

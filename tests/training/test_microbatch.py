@@ -35,7 +35,7 @@ def test_the_loss_is_told_which_rows_it_has_and_draws_by_them(each_backend):
     seen = []
 
     def loss(x, rng, sample_offset):
-        seen.append((sample_offset, to_host(rng.normal((len(x), 2), first=sample_offset))))
+        seen.append((sample_offset, to_host(rng.normal((len(x), 2), sample_offset=sample_offset))))
         return tensor(x, requires_grad=True).sum()
 
     for size in (20, 6):
@@ -124,9 +124,9 @@ def test_a_state_that_microbatches_would_share_is_an_error(each_backend, layer, 
 
 
 def test_a_source_made_in_a_microbatch_may_draw_there(each_backend):
-    list(over_microbatches(lambda rows: Rng(0).normal((2, 3), first=rows.start), 4, 2))
+    list(over_microbatches(lambda rows: Rng(0).normal((2, 3), sample_offset=rows.start), 4, 2))
     outer = Rng(0)
-    list(over_microbatches(lambda rows: outer.child("noise").normal((2, 3), first=rows.start), 4, 2))
+    list(over_microbatches(lambda rows: outer.child("noise").normal((2, 3), sample_offset=rows.start), 4, 2))
 
 
 def test_the_size_on_a_gpu_is_the_batch_and_on_a_cpu_what_a_cache_holds(each_backend):

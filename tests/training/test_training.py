@@ -33,7 +33,7 @@ class Task:
     def loss(self, x, y, rng, sample_offset):
         self.at(self.calls)
         self.calls += 1
-        noised = x + 0.1 * rng.normal(x.shape, first=sample_offset)
+        noised = x + 0.1 * rng.normal(x.shape, sample_offset=sample_offset)
         return ops.square(self.model(noised) - y).mean()
 
     def train(self, epochs=4, batch_size=BATCH, data=(X, Y), **options):

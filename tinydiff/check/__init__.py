@@ -1,4 +1,5 @@
-"""Is this gradient right? `gradcheck` compares it with numbers (numbers.py), and says what is wrong (diagnosis.py)."""
+"""Is this gradient right? `gradcheck` compares it with numerical derivatives (numbers.py); diagnosis.py names the
+mistake."""
 
 from .gradcheck import Element, GradcheckError, Report, gradcheck
 

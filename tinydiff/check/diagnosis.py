@@ -1,4 +1,4 @@
-"""What is wrong with this gradient? The usual mistakes leave a mark in the numbers, and are tried one after the other.
+"""What is wrong with this gradient? The usual mistakes leave a pattern in the numbers; they are tried one by one.
 
 zero, sign, constant factor                 the two arrays are proportional
 transposed, flipped, of another input       the right numbers in the wrong places
@@ -24,8 +24,8 @@ MANY = 1024  # experiments are for inputs up to this size
 
 
 def diagnose(problem: Problem, k: int | None, a: Any, n: Any, wrong: Any) -> str:
-    """In words. a, n: the gradient of input k by the rule and by numbers; wrong: where they differ. k is None for
-    derivatives along random directions, about which only proportions can be told."""
+    """The mistake in words. a, n: the gradient of input k by the rule and numerically; wrong: where they differ. k is
+    None for derivatives along random directions, which show nothing but a common factor."""
     if np.isnan(a).any():
         return f"NaN in {np.isnan(a).sum()} of {a.size} elements"
     if not a.any():
@@ -38,7 +38,7 @@ def diagnose(problem: Problem, k: int | None, a: Any, n: Any, wrong: Any) -> str
             if found:
                 return found
     factor = float((a * n).sum() / (n * n).sum()) if n.any() else 0.0
-    # Where only a small element is wrong, the factor is next to 1: close, but it does not explain the error.
+    # If only a small element is wrong, the factor is close to 1, but it does not explain the error.
     if factor and _close(a, factor * n) and np.abs(a - factor * n).max() < 0.1 * np.abs(a - n).max():
         return f"constant factor {factor:.6g}{_meaning(factor)}"
     if k is None:
@@ -48,7 +48,7 @@ def diagnose(problem: Problem, k: int | None, a: Any, n: Any, wrong: Any) -> str
 
 
 def _close(a: Any, b: Any) -> bool:
-    """Equal, up to what cannot be mistaken for a pattern."""
+    """Equal up to CLOSE times the largest element."""
     return a.shape == b.shape and float(np.abs(a - b).max(initial=0.0)) <= CLOSE * float(np.abs(b).max(initial=0.0))
 
 
@@ -67,7 +67,7 @@ def _meaning(factor: float) -> str:
 
 
 class _Watched(Tensor):
-    """A Tensor that counts how often its array is taken, and gives a different one at one of the times."""
+    """A Tensor that counts the uses of its array, and gives a different array at one of them."""
 
     __slots__ = ("plain", "changed", "at", "uses")
 
@@ -121,9 +121,8 @@ def _some_uses(problem: Problem, k: int, a: Any, n: Any) -> str:
 
 
 def _some_outputs(problem: Problem, k: int, a: Any, n: Any, wrong: Any) -> str:
-    """Has each wrong element the gradient by one output only, or by all but one?
-    So it is after z[index] = g for z[index] += g.
-    """
+    """Is each wrong element the gradient by one output only, or by all but one? z[index] = g has that effect in place
+    of z[index] += g."""
     unit = np.zeros(a.shape)
     for index in np.argwhere(wrong):
         unit[tuple(index)] = 1
@@ -149,8 +148,8 @@ def _some_outputs(problem: Problem, k: int, a: Any, n: Any, wrong: Any) -> str:
 
 
 def _some_repetitions(problem: Problem, k: int, a: Any, n: Any) -> str:
-    """Is it the gradient of some of the repetitions, or their mean? The gradient of each is that of an input which
-    already has the output's shape."""
+    """Is it the gradient of some of the repetitions, or their mean? The gradients of the repetitions are those of an
+    input that has the output's shape already."""
     out = problem.adjoints[0].shape
     extra = len(out) - a.ndim
     if len(problem.adjoints) > 1 or extra < 0 or np.prod(out) > MANY:
@@ -181,7 +180,7 @@ def _some_repetitions(problem: Problem, k: int, a: Any, n: Any) -> str:
         if not set(axes) <= set(stretched):
             continue
         rest = tuple(ax for ax in stretched if ax not in axes)
-        parts = np.moveaxis(total, rest, range(len(rest))).reshape(-1, *a.shape)  # a repetition along the others each
+        parts = np.moveaxis(total, rest, range(len(rest))).reshape(-1, *a.shape)  # one part per repetition along rest
         for some in _subsets(len(parts)) if len(parts) <= 8 else ((at,) for at in range(len(parts))):
             if some and _close(parts[list(some)].sum(axis=0), a):
                 return f"{about} that of {len(some)} of {len(parts)} repetitions"
@@ -189,7 +188,7 @@ def _some_repetitions(problem: Problem, k: int, a: Any, n: Any) -> str:
 
 
 def _subsets(n: int) -> Iterator[tuple[int, ...]]:
-    """All of some of the numbers below n, the smaller first."""
+    """All subsets of 0, ..., n - 1, the smaller ones first."""
     return itertools.chain.from_iterable(itertools.combinations(range(n), count) for count in range(n + 1))
 
 

@@ -28,14 +28,14 @@ DIRECTIONS = 16
 
 @dataclass(frozen=True)
 class Element:
-    """One derivative: of which input, at which index (None: along a random direction), by the rule and by numbers."""
+    """One derivative: its input, its index (None: along a random direction), its value by the rule and numerically."""
 
     input: str
     index: tuple[int, ...] | None
     analytic: float
     numeric: float
     relative_error: float
-    kind: str = "smooth"  # or that of a place without a derivative: see numbers.Derivative
+    kind: str = "smooth"  # or why there is no derivative: see numbers.Derivative
 
     @property
     def place(self) -> str:
@@ -53,12 +53,12 @@ class Report:
     """What gradcheck found."""
 
     order: int
-    methods: list[str] = field(default_factory=list)  # one an input that was differentiated
+    methods: list[str] = field(default_factory=list)  # one per input that was differentiated
     elements: int = 0  # how many derivatives there are
     checked: int = 0  # how many of them were compared one by one
     worst: Element | None = None
     wrong: list[Element] = field(default_factory=list)
-    # no derivative there: accepted between the derivatives of the two sides
+    # no derivative there: any value between the derivatives of the two sides is accepted
     kinks: list[Element] = field(default_factory=list)
     diagnosis: str = ""
     notes: list[str] = field(default_factory=list)
@@ -115,22 +115,22 @@ def gradcheck(
     """Compare the gradient of fn(*inputs) with numerical derivatives. Raises GradcheckError if it is wrong.
 
     fn takes Tensors and returns one, or several. Inputs that are float64 (arrays or Tensors) are differentiated;
-    integers, None and whatever else goes to fn as it is. order=2 checks the gradient, and then the gradient of the
+    integers, None and everything else go to fn as they are. order=2 checks the gradient, and then the gradient of the
     gradient, with respect to the inputs and to the adjoint.
 
-    The numbers are those of the complex step where fn can compute with complex arrays and agrees with central
-    differences along a random direction; else central differences. An element where they say something else than
-    the rule is tried again by central differences, which see kinks. At a kink the gradient may lie anywhere
-    between the derivatives of the two sides, and the report lists it; at a jump, at the edge of the domain, or where
-    no two differences agree, it is listed and not compared.
+    The numerical derivatives come from the complex step if fn accepts complex arrays and agrees with central
+    differences along a random direction; else from central differences. An element that differs from the rule is tried
+    again by central differences, which see kinks. At a kink the gradient may lie anywhere between the derivatives of
+    the two sides, and the report lists it; at a jump, at the edge of the domain, or where no two differences agree, it
+    is listed and not compared.
     Relative error: |analytic - numeric| over the larger of the two, or over a thousandth of the input's largest
-    derivative for elements that are smaller; at most rtol (1e-8 for the complex step, 1e-6 for differences), beyond
-    atol and rounding, which is why a right gradient often has an error of 0. With more than `elements` derivatives, 16
-    random directions an input are compared instead, and the report says so.
+    derivative if that is more. It must be at most rtol (1e-8 for the complex step, 1e-6 for differences). What atol and
+    rounding allow is subtracted before, so a right gradient often has an error of 0. With more than `elements`
+    derivatives, 16 random directions per input are compared instead, and the report says so.
 
-    Errors: TypeError for inputs of another floating dtype (float32 has no digits to spare for a check) and for an
-    fn that returns no Tensors; ValueError if there is nothing to differentiate, if fn gives NaN or Inf, or
-    another result each time.
+    Errors: TypeError for inputs of another floating dtype (float32 has too few digits for a check) and for an fn that
+    returns no Tensors; ValueError if there is nothing to differentiate, if fn gives NaN or Inf, or if it gives another
+    result each time.
     """
     if order not in (1, 2):
         raise ValueError(f"gradcheck: order must be 1 or 2, not {order!r}")
@@ -157,7 +157,7 @@ def gradcheck(
 
 
 def _host(i: int, x: Any) -> Any:
-    """An input that is differentiated as a host array; a constant as fn wants it."""
+    """An input that is differentiated becomes a host array; a constant becomes what fn takes."""
     array = x._data if isinstance(x, Tensor) else x
     if not hasattr(array, "dtype") or not hasattr(array, "shape"):
         return x
@@ -220,7 +220,7 @@ def _check(
     by_element = report.elements <= limit
     if not by_element:
         report.notes.append(
-            f"{report.elements} elements are more than {limit}: {DIRECTIONS} random directions an input were compared, "
+            f"{report.elements} elements are more than {limit}: {DIRECTIONS} random directions per input were tried, "
             "which finds an error, but not its place"
         )
     for k, a in enumerate(analytic):
@@ -254,9 +254,8 @@ def _normal(rng: Rng, shape: tuple[int, ...]) -> Any:
 
 
 def _method(problem: Problem, k: int, a: Any, noise: float, rng: Rng) -> tuple[str, str]:
-    """Can the complex step be trusted for input k?
-    It lies in silence about abs, real parts, and comparisons of magnitude.
-    """
+    """Can the complex step be trusted for input k? It is wrong, without an error, for abs, real parts, and comparisons
+    of magnitude."""
     d = _normal(rng, a.shape)
     try:
         by_step = problem.by_complex_step(k, d)
@@ -279,8 +278,8 @@ def _method(problem: Problem, k: int, a: Any, noise: float, rng: Rng) -> tuple[s
 
 
 def _rounding(method: str, noise: float, largest: float) -> float:
-    """What rounding alone may do to a derivative. The complex step takes no difference: beside it a derivative does not
-    drown in a large output, as in 10^10 + x."""
+    """The error that rounding alone may cause in a derivative. The complex step takes no difference, so a large output,
+    such as that of 10^10 + x, costs it no digits."""
     of_output = 1e-12 / (4 * EPSILON) * noise
     return min(of_output, max(1e-6 * largest, 1e-12)) if method == "complex step" else of_output
 

@@ -1,12 +1,12 @@
 """Numerical derivatives: what gradcheck holds a gradient against.
 
-A function f of several arrays and a adjoint v make a number, phi(x) = <v, f(x)>. Its derivative along a direction d,
+A function f of several arrays and an adjoint v give a number, phi(x) = <v, f(x)>. Its derivative along a direction d:
 
     complex step          Im phi(x + i h d) / h,  h = 1e-20          exact to rounding, as no difference is taken
     central differences   (phi(x + h d) - phi(x - h d)) / 2h         with two steps, so that the error is known
 
-The first needs an f that computes on complex arrays and is analytic (Squire and Trapp 1998). The second works for
-every f, and as it sees both sides, it also finds the kinks, where there is no derivative.
+The first needs a holomorphic f that accepts complex arrays (Squire and Trapp 1998). The second works for every f. It
+compares both sides, so it also finds the kinks, where there is no derivative.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ EPSILON = float(np.finfo(np.float64).eps)
 
 @dataclass(frozen=True)
 class Derivative:
-    """A derivative by central differences. kind: "smooth", or why there is none: "kink" (the two sides have different
-    ones), "jump", "edge" (one side is outside of the domain), "rough" (no two steps agree)."""
+    """A derivative by central differences. kind: "smooth", or why there is none: "kink" (the derivatives of the two
+    sides differ), "jump", "edge" (one side is outside the domain), "rough" (no two steps agree)."""
 
     value: float
     error: float  # an estimate, of truncation and of rounding
@@ -63,7 +63,7 @@ class Problem:
         return sum(((v * y).sum() for v, y in zip(self.adjoints, outputs)), start=0.0)
 
     def noise(self) -> float:
-        """How much of phi is rounding."""
+        """The rounding error of phi."""
         return 4 * EPSILON * sum(float(np.abs(v * y).sum()) for v, y in zip(self.adjoints, self.outputs(self.arrays)))
 
     # ---- along a direction d, one array, of the input k
@@ -90,8 +90,8 @@ class Problem:
 def central(phi: Callable[[float], float], scale: float, noise: float, goal: float) -> Derivative:
     """The derivative of phi at 0 by central differences with steps h and h / 2, h from scale / 10^3 to scale / 10^8.
 
-    d(h) = phi' + c h^2 + ..., so (4 d(h/2) - d(h)) / 3 has no term in h^2 (Richardson),
-    and d(h/2) - d(h) tells its size.
+    d(h) = phi' + c h^2 + ..., so (4 d(h/2) - d(h)) / 3 has no term in h^2 (Richardson), and the difference
+    d(h/2) - d(h) gives the size of that term.
     """
     here = phi(0.0)
     goal = max(goal, 4e3 * noise / scale)  # what rounding allows at the largest step
@@ -106,7 +106,7 @@ def central(phi: Callable[[float], float], scale: float, noise: float, goal: flo
         error = abs(d2 - d1) / 3 + noise / h
         if best is not None and error >= best.error:
             continue
-        # Where phi is smooth, the sides' derivatives differ by h phi'': half the step, half the difference.
+        # Where phi is smooth, the derivatives of the two sides differ by h phi'': half the step, half the difference.
         gap1, gap2 = (right1 - 2 * here + left1) / h, right - left
         value, kind = d2 + (d2 - d1) / 3, "smooth"
         if abs(gap2) > 0.75 * abs(gap1) and abs(gap2) > max(1e-5 * max(abs(left), abs(right)), 100 * noise / h):

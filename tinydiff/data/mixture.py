@@ -57,17 +57,17 @@ class GaussianMixture:
         self.weights, self.means, self.directions = w, mu, directions
         self.variances = variances.clip(0)
 
-    def sample(self, n: int, rng: Rng | int, *, scale: Any = 1.0, std: Any = 0.0, first: int = 0) -> Array:
-        """n samples, float32, (n,) or (n, D) as the means were given. Row i is sample `first + i` of the seed."""
+    def sample(self, n: int, rng: Rng | int, *, scale: Any = 1.0, std: Any = 0.0, sample_offset: int = 0) -> Array:
+        """n samples, float32, (n,) or (n, D) as the means were given; row i is sample `sample_offset + i` of the seed."""
         rng = as_rng(rng)
-        u = rng.uniform(n, first=first)
+        u = rng.uniform(n, sample_offset=sample_offset)
         edges = backend.to_device(self.weights.cumsum()[:-1], "float32")
         k = (u[:, None] >= edges).sum(axis=1)  # (n, K - 1) -> (n,)
         shape = (n, self.means.shape[1])
         spread = backend.to_device(self.directions * np.sqrt(self.variances)[:, None, :], "float32")  # (K, D, D)
-        z = rng.normal(shape, first=first)
+        z = rng.normal(shape, sample_offset=sample_offset)
         x = self._array(self.means, z)[k] + (spread[k] * z[:, None, :]).sum(axis=2)  # (n, D)
-        x = x * _column(scale) + rng.normal(shape, first=first) * _column(std)
+        x = x * _column(scale) + rng.normal(shape, sample_offset=sample_offset) * _column(std)
         return x.reshape((n, *self.shape))
 
     def log_density(self, x: Any, *, scale: Any = 1.0, std: Any = 0.0) -> Any:

@@ -1,4 +1,4 @@
-"""Diffusion: how data turns into noise, the loss that learns to turn back, and the sampling that does it.
+"""Diffusion: how data turns into noise, the losses that learn the way back, and the sampling that follows it.
 
     vesde = VESDE(sigma=25.0)                                         # or process("vp", schedule="cosine"), ...
     loss = score_matching_loss(model, x0, vesde, rng)                 # x0 (N, ...), to be minimised
@@ -9,7 +9,7 @@
 
 Times t run from 0 (data) to 1 (noise). A model is a score, a function score(x, t) of x (N, ...) and of t (N,), or a
 Denoiser. The chapters, in reading order: process, predict, loss, methods, sample, exact, likelihood, edit;
-runge_kutta is the solver of two of them.
+runge_kutta is the solver that methods and likelihood use.
 """
 
 from .edit import inpaint

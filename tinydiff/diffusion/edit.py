@@ -1,8 +1,8 @@
 """What a trained model is good for besides new images: filling a hole, making an image from a sketch, walking from one
 image to another, removing noise.
 
-A model is as `sample` takes it. What else `sample` takes, a condition among it, is passed on. Images are floats of the
-scale that the model was trained on.
+A model is as in `sample`. Other arguments of `sample`, such as a condition, are passed on. Images are floats on the
+scale on which the model was trained.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def inpaint(
     """Images that agree with `known` where `mask` is true, (N, ...) both: resample steps + 1 evaluations.
 
     Each step is one of `ddpm`, after which the known part is replaced by the known image with the noise of that time.
-    The rest was made without that noise, and so does not quite fit; therefore noise is added back and the step done
-    again, `resample` times in all, in which the two come to agree.
+    The rest was made without regard to that noise and does not quite fit. Therefore noise is added back and the step is
+    repeated, `resample` times in all; the two parts come to agree.
 
-    It is not exact. For N(0, [[1, 0.8], [0.8, 1]]) with 1 known for one of the two, the other has mean 0.8 and variance
-    0.36; 50 steps give 0.48 and 0.45 without resampling, 0.73 and 0.34 with 5 rounds, 0.76 and 0.33 with 10, and
-    1000 steps with 20 rounds 0.78 and 0.36.
+    It is not exact. For N(0, [[1, 0.8], [0.8, 1]]) with the first number known to be 1, the second has mean 0.8 and
+    variance 0.36. 50 steps give 0.48 and 0.45 without resampling, 0.73 and 0.34 with 5 rounds, 0.76 and 0.33 with 10;
+    1000 steps with 20 rounds give 0.78 and 0.36.
     Errors: ValueError for resample < 1, a mask that does not fit or is not of bool; and those of `sample`.
     Source: Lugmayr et al. 2022, "RePaint", algorithm 1, with a jump length of 1; resample = 1 is Song et al. 2021,
     appendix I.2.
@@ -96,11 +96,11 @@ def image_to_image(
     sample_offset: int = 0,
     **options: Any,
 ) -> Array:
-    """New images (N, ...) that resemble the given ones: noise of time t is added, and a method of sampling removes it.
+    """New images (N, ...) that resemble the given ones: the noise of time t is added, and `sample` removes it.
 
-    At small t little changes; at t_max nothing of the image is left. In between, what is finer than the noise is made
+    At small t little changes; at t_max nothing of the image is left. In between, details finer than the noise are made
     anew.
-    rng: first for that noise, then for `sample`; row i is that of sample `sample_offset + i`. method and options: as
+    rng: draws that noise, and then serves `sample`; row i is that of sample `sample_offset + i`. method and options: as
     in `sample`.
     Errors: ValueError for t not between eps and t_max; and those of `sample`.
     Source: Meng et al. 2022, "SDEdit", algorithm 1.
@@ -109,7 +109,7 @@ def image_to_image(
     if not 0 < t <= process.t_max:
         raise ValueError(f"image_to_image: t must be above 0 and not above {process.t_max:g}, not {t!r}")
     t = min(float(t), process.t_max)  # as in `sample`
-    noise = rng.normal(images.shape, images.dtype, first=sample_offset)
+    noise = rng.normal(images.shape, images.dtype, sample_offset=sample_offset)
     x = process.marginal_scale(t) * images + process.marginal_std(t) * noise
     return sample(
         model, images.shape, process, rng, method=method, start=(x, t), sample_offset=sample_offset, **options
@@ -121,14 +121,14 @@ def interpolate(
 ) -> Array:
     """A walk from the image of one noise to that of another: a, b (...) -> (count, ...), both ends included.
 
-    a, b: one sample each of process.prior, without the batch axis; between them goes `spherical`. method: one that
-    follows the ODE, so that neighbouring noises give neighbouring images; it and the options are as in `sample`.
+    a, b: one sample each of process.prior, without the batch axis; `spherical` gives the points between them. method:
+    one that follows the ODE, so that similar noises give similar images; method and options are as in `sample`.
     Errors: ValueError for count < 2, shapes that differ, noises that are opposite; and those of `sample`.
     Source: Song, Meng and Ermon 2021, "DDIM", section 5.3.
     """
     count = integer("interpolate: count", count, 2)
     x = spherical(a, b, [i / (count - 1) for i in range(count)])  # (...) -> (count, ...)
-    # an ODE draws nothing, so any seed will do
+    # an ODE draws no random numbers, so any seed will do
     return sample(model, x.shape, process, Rng(0), method=method, start=(x, process.t_max), **options)
 
 
@@ -137,9 +137,9 @@ def spherical(a: Any, b: Any, fractions: list[float]) -> Array:
 
         a sin((1 - f) theta) / sin(theta) + b sin(f theta) / sin(theta)
 
-    Noise of D dimensions lies near a sphere of radius sqrt(D), through which a straight line would cut: half-way its
-    points would be too short by sqrt(2), an amount of noise that no net has seen.
-    Errors: ValueError for shapes that differ, or opposite points, between which there is no one arc.
+    Noise of D dimensions lies near a sphere of radius sqrt(D). A straight line would cut through the sphere: its middle
+    would be shorter by a factor sqrt(2), an amount of noise that no net has seen.
+    Errors: ValueError for shapes that differ, or opposite points, for which the arc is not unique.
     Source: Shoemake 1985, "Animating rotation with quaternion curves".
     """
     a, b = _images("spherical", a), _images("spherical", b)
@@ -149,7 +149,7 @@ def spherical(a: Any, b: Any, fractions: list[float]) -> Array:
     cosine = scalar((a * b).sum()) / lengths if lengths > 0 else 1.0
     theta = math.acos(min(1.0, max(-1.0, cosine)))
     if math.pi - theta < 1e-3:
-        raise ValueError("spherical: a and b are opposite, and every way between them is as short as the others")
+        raise ValueError("spherical: a and b are opposite, so the shortest arc between them is not unique")
     if theta < 1e-3:  # there the arc is a straight line
         weights = [(1 - f, f) for f in fractions]
     else:
@@ -161,11 +161,11 @@ def spherical(a: Any, b: Any, fractions: list[float]) -> Array:
 
 @no_grad()
 def denoise(model: Model, noisy: Any, process: Any, *, sigma: Any = None, **condition: Any) -> Array:
-    """The image behind a noisy one, noisy = image + sigma z, on average over all that it could be: one evaluation.
+    """The denoised image E[image | noisy] for noisy = image + sigma z, by one evaluation of the model.
 
     noisy: (N, ...). sigma: a number, or one per image (N,), on the scale of the images; if not given, `noise_level` of
-    each. That average is the best guess by squared error, and blurred where the noise leaves a choice; one possibility,
-    as sharp as an image, is what `sample` gives with start=(m(t) noisy, t), t = time_at(process, sigma).
+    each. The mean over all possible images is the best guess by squared error, and blurred where they differ. For one
+    possible image, as sharp as the data, use `sample` with start=(m(t) noisy, t), t = time_at(process, sigma).
     Errors: ValueError for a sigma that is not positive or beyond what the process reaches, or is not one per image.
     Source: Tweedie's formula; Robbins 1956, Efron 2011.
     """
@@ -184,11 +184,11 @@ def denoise(model: Model, noisy: Any, process: Any, *, sigma: Any = None, **cond
 
 
 def noise_level(noisy: Any) -> Array:
-    """How strong the noise of each image seems to be: (N, H, W, C) -> (N,), a standard deviation.
+    """An estimate of the noise of each image: (N, H, W, C) -> (N,), a standard deviation.
 
-    The differences (p - q - r + s) / 2 of each square of four pixels have the deviation of the noise, and nothing of
-    what is smooth in the image; the median of their sizes does not depend on the few edges. It is divided by 0.6745,
-    the median of |z|. Noise that was cut at black or white seems weaker than it was.
+    The differences (p - q - r + s) / 2 of each square of four pixels have the deviation of the noise, and the smooth
+    parts of the image cancel in them; the median of their sizes hardly depends on the few edges. It is divided by
+    0.6745, the median of |z|. If the noise was clipped at black or white, the estimate is too small.
     Errors: ValueError for images of less than 2x2 pixels or another shape.
     Source: Donoho and Johnstone 1994, "Ideal spatial adaptation by wavelet shrinkage", section 4.
     """

@@ -1,15 +1,15 @@
-"""Diffusion where every answer is known: walks of numbers, step by step, and the law of x_t for simple data.
+"""Diffusion where every answer is known: random walks of numbers, and the distribution of x_t for simple data.
 
     t, x = forward_diffusion_1d(x0, process.diffusion, t_max=1.0, steps=1000, rng=rng)
     t, x = reverse_diffusion_1d(x[-1], process.diffusion, exact.score, t_max=1.0, steps=1000, rng=rng)
 
-This is where the tutorial begins, and where every formula can be seen at work. The noise strength of a walk is any
-function sigma(t), a number of a number: what is called `diffusion` in a process. There is no drift, so the noise that
-has accumulated at time t has the variance s(t)^2 = integral of sigma^2 from 0 to t. For a constant strength that is
-sigma^2 t: a number has moved by sigma sqrt(t), not by sigma t.
+The tutorial begins here, and every formula can be seen at work. The noise strength of a walk is any function sigma(t)
+from numbers to numbers; a process calls it `diffusion`. There is no drift, so the noise that has accumulated at time t
+has the variance s(t)^2 = integral of sigma^2 from 0 to t. For a constant strength that is sigma^2 t: the standard
+deviation is sigma sqrt(t), not sigma t.
 
     exact = Exact(GaussianMixture([0.3, 0.7], [-2.0, 1.0], [0.16, 0.09]), VESDE(25.0))
-    exact.score(x, t)                       what a perfect network would predict; goes into `sample` as it is
+    exact.score(x, t)                       what a perfect network would predict; a model for `sample`
 """
 
 from __future__ import annotations
@@ -33,10 +33,9 @@ NoiseStrength = Callable[[float], float]
 def forward_diffusion_1d(
     x0: Any, noise_strength: NoiseStrength, *, t_max: float, steps: int, rng: Rng | int, sample_offset: int = 0
 ) -> tuple[list[float], Array]:
-    """Numbers that walk at random: x(t + dt) = x(t) + sigma(t) sqrt(dt) r,  r ~ N(0, 1),  dt = t_max / steps.
+    """Random walks: x(t + dt) = x(t) + sigma(t) sqrt(dt) r,  r ~ N(0, 1),  dt = t_max / steps.
 
-    The square root is what makes the result independent of the number of steps: variances add, so each step adds
-    sigma^2 dt.
+    The square root makes the result independent of the number of steps: variances add, and each step adds sigma^2 dt.
     x0: (N,), of floats. Returns the steps + 1 times, and where the numbers are at each, (steps + 1, N). Row i of the
     noise is that of sample `sample_offset + i` of the seed.
     Errors: TypeError for an x0 that is not of floats; ValueError for another shape, steps < 1, a t_max that is not
@@ -49,7 +48,7 @@ def forward_diffusion_1d(
     for step in range(steps):
         t = step * dt
         sigma = _strength(noise_strength, t)
-        x = x + sigma * math.sqrt(dt) * rng.normal(x.shape, x.dtype, first=sample_offset)
+        x = x + sigma * math.sqrt(dt) * rng.normal(x.shape, x.dtype, sample_offset=sample_offset)
         times.append(t + dt if step + 1 < steps else t_max)
         path.append(x)
     return times, xp.stack(path)  # (steps + 1, N)
@@ -69,8 +68,8 @@ def reverse_diffusion_1d(
 
         x(t - dt) = x(t) + sigma(t)^2 score(x(t), t) dt + sigma(t) sqrt(dt) r,      t = t_max, ..., dt
 
-    x_end: (N,), of floats, where to start: for data that are small beside it, N(0, s(t_max)^2). For a constant
-    strength that is a standard deviation of sigma sqrt(t_max).
+    x_end: (N,), of floats, where to start: samples of N(0, s(t_max)^2), if the data are small beside s(t_max), which is
+    sigma sqrt(t_max) for a constant strength.
     score(x, t): the gradient of ln p_t at x (N,), at the number t -> (N,).
     Returns the steps + 1 times, which fall from t_max to 0, and where the numbers are at each, (steps + 1, N).
     Errors: as forward_diffusion_1d; ValueError for a score of another shape.
@@ -85,7 +84,8 @@ def reverse_diffusion_1d(
         sigma, score_x = _strength(noise_strength, t), array_of(score(x, t))
         if score_x.shape != x.shape:
             raise ValueError(f"reverse_diffusion_1d: the score returned shape {score_x.shape} for x of shape {x.shape}")
-        x = x + sigma**2 * dt * score_x + sigma * math.sqrt(dt) * rng.normal(x.shape, x.dtype, first=sample_offset)
+        z = rng.normal(x.shape, x.dtype, sample_offset=sample_offset)
+        x = x + sigma**2 * dt * score_x + sigma * math.sqrt(dt) * z
         times.append(t - dt if step + 1 < steps else 0.0)
         path.append(x)
     return times, xp.stack(path)  # (steps + 1, N)
@@ -110,7 +110,7 @@ def _strength(noise_strength: NoiseStrength, t: float) -> float:
     return sigma
 
 
-# ---------------------------------------------------------------- the law of x_t
+# ---------------------------------------------------------------- the distribution of x_t
 
 
 class Exact:
@@ -143,9 +143,9 @@ class Exact:
 
     def sample(self, n: int, t: float, rng: Rng | int, *, sample_offset: int = 0) -> Array:
         """n samples of x_t, float32. Row i is sample `sample_offset + i` of the seed."""
-        return self.mixture.sample(n, rng, **self._at(t), first=sample_offset)
+        return self.mixture.sample(n, rng, **self._at(t), sample_offset=sample_offset)
 
 
 def point_mass(x0: float) -> GaussianMixture:
-    """Data that are all x0, whose score at time t is -(x - m(t) x_0) / s(t)^2."""
+    """Data that are all equal to x0; their score at time t is -(x - m(t) x_0) / s(t)^2."""
     return GaussianMixture([1.0], [x0], [0.0])

@@ -1,14 +1,13 @@
-"""How probable an image is under a model: its log-density, exactly but for two estimates whose errors are known.
+"""How probable an image is under a model: its log-density. Two estimates enter, and the errors of both are known.
 
-Along the probability-flow ODE dx/dt = v(x, t) the density changes as the volume does, so with x(t_max) where the ODE
-leads from x,
+Along the probability-flow ODE dx/dt = v(x, t) the density changes as volumes do. Let x(t_max) be the point to which the
+ODE leads from x. Then
 
     ln p(x) = ln prior(x(t_max)) + integral over t of the divergence of v at x(t)          (Chen et al. 2018, theorem 1)
 
-The divergence is the trace of dv/dx. One backward pass gives one row of dv/dx, or any combination of its rows; so it
-costs D of them, or it is estimated: E[z . (dv/dx)^T z] for random signs z (Hutchinson 1989; Grathwohl et al. 2019,
-"FFJORD").
-What is called p here is the density at time eps, as the score cannot be learned at 0.
+The divergence is the trace of dv/dx. One backward pass gives one row of dv/dx, or any combination of its rows. So the
+trace costs D backward passes, or it is estimated as E[z . (dv/dx)^T z] for random signs z (Hutchinson 1989; Grathwohl
+et al. 2019, "FFJORD"). Here p is the density at time eps, because the score cannot be learned at 0.
 """
 
 from __future__ import annotations
@@ -42,13 +41,13 @@ def log_likelihood(
     sample_offset: int = 0,
     **condition: Any,
 ) -> Array:
-    """ln p(x) in nats: x (N, ...) -> (N, probes), in each column by another probe z; their mean is the estimate.
+    """ln p(x) in nats: x (N, ...) -> (N, probes). Each column uses another probe z; the mean of them is the estimate.
 
     model: score(x, t, **condition), differentiable, made of ops on its Tensors, or a Denoiser (see predict.py).
-    exact: the divergence itself, by one backward pass per dimension: (N, 1), for small D. rng: one draw per probe,
-    whose row i is that of sample `sample_offset + i`. rtol, atol, steps: of the ODE (runge_kutta.py), each sample at
-    its own pace, in the mean over x and for the integral by itself. That error is in no standard error; to see it,
-    call again with a tenth of the tolerance.
+    exact: compute the divergence itself, by one backward pass per dimension: (N, 1), for small D. rng: one draw per
+    probe, whose row i is that of sample `sample_offset + i`. rtol, atol, steps: of the ODE (runge_kutta.py), for each
+    sample, in the mean over x and separately for the integral. No standard error contains the error of the ODE; to see
+    it, call again with a tenth of the tolerance.
     Errors: ValueError for probes < 1, eps outside (0, t_max), a tolerance that is not below the noise at eps, a score
     of another shape; TypeError for an x that is not of floats, or a score without a gradient; RuntimeError if the
     tolerance cannot be met.
@@ -64,14 +63,15 @@ def log_likelihood(
     if not allowed < noise:
         raise ValueError(
             f"log_likelihood: atol + rtol |x| must be below the noise at eps={eps:g}, {noise:.2g}, not {allowed:.2g} "
-            f"(atol={atol:g}, rtol={rtol:g}): what is finer than that may be stepped over"
+            f"(atol={atol:g}, rtol={rtol:g}), or the solver may step over details of the density"
         )
     shape, (n, d) = x.shape, (x.shape[0], math.prod(x.shape[1:]))
     if exact:
         groups = [[xp.broadcast_to(row, (n, d)) for row in xp.eye(d, dtype=x.dtype)]]  # one column, the sum of D terms
     else:
         rng = as_rng(rng)
-        groups = [[(rng.integers(2, (n, d), first=sample_offset) * 2 - 1).astype(x.dtype)] for _ in range(probes)]
+        signs = [rng.integers(2, (n, d), sample_offset=sample_offset) * 2 - 1 for _ in range(probes)]
+        groups = [[z.astype(x.dtype)] for z in signs]
 
     score = as_score(model, process)
 
@@ -100,8 +100,8 @@ def log_likelihood(
 
 
 class Average(NamedTuple):
-    """A mean over images, and how far it may be off: by a standard error for images and probes together, of which
-    `probe_error` would be left if there were no images but these. NaN where there is only one to tell from."""
+    """A mean over images and its standard error, for images and probes together. `probe_error` is the part of the
+    probes: the standard error if these were all images. NaN where there is only one image, or one probe."""
 
     mean: float
     standard_error: float
@@ -146,11 +146,11 @@ def bits_per_dimension(
 
         x = low + (high - low) (k + u) / 256,  u ~ U(0, 1)         bits = -log2 p(x) / D + 8 - log2(high - low)
 
-    An image of bytes has a probability and a model a density; its mean over the cell of an image, an edge of 1/256 (so
-    the 8 bits), is a probability, and the mean of the logarithm a lower bound of that mean's.
-    low, high: what the bytes 0 and 255 were in training, as in data.to_float; each byte here fills a cell of its own.
+    An image of bytes has a probability, but the model is a density. The mean of the density over the cell of an image,
+    a cube of edge 1/256 (hence the 8 bits), is a probability; the mean of ln p is at most the logarithm of that mean.
+    low, high: what the bytes 0 and 255 were in training, as in data.to_float; here each byte is a cell of the range.
     microbatch, threads: how many images at a time, and how many such parts at the same time (None: one per core); the
-    estimates do not depend on them, but for rounding. progress(done, N, average so far): called after each part.
+    estimates depend on them only by rounding. progress(done, N, average so far): called after each part.
     condition: arrays (N,), one value per image.
     Errors: TypeError for images that are not of uint8, ValueError for none, or a high that is not above low; and those
     of log_likelihood.
@@ -171,7 +171,7 @@ def bits_per_dimension(
     def part(rows: slice) -> Any:
         source = Rng(**state)
         k = to_device(images[rows]).astype("float32")
-        x = low + (high - low) * (k + source.uniform(k.shape, first=rows.start)) / 256
+        x = low + (high - low) * (k + source.uniform(k.shape, sample_offset=rows.start)) / 256
         conditions = {name: value[rows] for name, value in condition.items()}
         nats = log_likelihood(
             model, x, process, source, probes=probes, eps=eps, rtol=rtol, atol=atol, sample_offset=rows.start,

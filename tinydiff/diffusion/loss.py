@@ -1,6 +1,6 @@
-"""The losses that learn the score, or what it can be computed from.
+"""The losses by which a network learns the score, or a prediction from which the score follows.
 
-Most of them remove noise: they add noise of a known strength to the data, and ask for it back.
+In most of them, noise of a known strength is added to the data, and the network has to predict it.
 
     score_matching_loss(model, x0, process, rng)       E |s model + z|^2, the tutorial's
     denoising_loss(model, x0, rng)                     the same for any prediction, times and weight
@@ -45,8 +45,8 @@ def score_matching_loss(
         t ~ U(eps, 1),  z ~ N(0, I),  x = m(t) x_0 + s(t) z,      L = mean over samples of  sum |s(t) model(x, t) + z|^2
 
     Why the plus: the score of N(m x_0, s^2) at x is -(x - m x_0) / s^2 = -z / s, so a model that knew z would make
-    every term 0. It cannot know it, and the best it can do on average is the score of the noised data. A model that
-    is 0 everywhere has the loss D in expectation, for D values per sample: 784 for 28x28x1.
+    every term 0. The model does not know z; the best prediction on average is the score of the noised data. A model
+    that is 0 everywhere has the loss D in expectation, for D values per sample: 784 for 28x28x1.
 
     x0: (N, ...). model(x, t, **condition): x (N, ...) and t (N,) -> (N, ...). rng: two draws are taken from it.
     Returns a Tensor of shape (), in the dtype of x0. s(t) is computed in float32.
@@ -70,15 +70,15 @@ def denoising_loss(
     sample_offset: int = 0,
     **condition: Any,
 ) -> Tensor:
-    """How far a network is from what it should predict (see ScoreModel), whatever that is.
+    """How far a network is from its target (see ScoreModel), for any of the predictions.
 
         t ~ times,  z ~ N(0, I),  x = m(t) x_0 + s(t) z,  y = a x_0 + b z
         L = mean over samples of  sum weight(t) |net(x, t) - y|^2
 
-    All predictions have one loss but for the weight: the error of the noise is m / (m b - s a) times that of y, so
-    with the square of that for a weight this is `score_matching_loss`; predicts="noise" needs no weight for it.
+    The losses of all predictions differ only by a weight: the error of the noise is m / (m b - s a) times that of y.
+    With the square of this factor as the weight, this is `score_matching_loss`; for predicts="noise" it is 1.
     times: `uniform()`, as there, unless given; for flow matching `logit_normal()`, for KarrasSDE `log_normal()`.
-    weight: of t (N,) -> (N,), 1 unless given. The rest, and what is returned and raised, as in score_matching_loss.
+    weight: of t (N,) -> (N,), 1 unless given. The other arguments, the result and the errors: as score_matching_loss.
     """
     errors, t = _squared_errors(model, x0, rng, times or uniform(), sample_offset, condition)
     if weight is not None:
@@ -101,9 +101,9 @@ def edm_loss(
 
         (sigma^2 + sd^2) / (sigma sd)^2  |D(x0 + sigma z; sigma) - x0|^2
 
-    averaged over values and batch. With this weight it is the plain error of the network F within the denoiser, about 1
-    for a net that knows nothing, and so it is computed: `denoising_loss` with these times is this times the number of
-    values in a sample. x0 (N, ...).
+    averaged over values and batch. With this weight it is the squared error of the network F within the denoiser, about
+    1 for a net that has learned nothing, and it is computed in that way. `denoising_loss` with these times is this
+    times the number of values in a sample. x0 (N, ...).
     Errors: TypeError for an x0 that is not of floats, or an rng that is no Rng.
     Source: Karras et al. 2022, equations 2 and 8, table 1.
     """
@@ -123,7 +123,7 @@ def uniform(eps: float = 1e-5) -> Times:
     def times(n: int, t_max: float, rng: Rng, dtype: Any, sample_offset: int) -> Array:
         if not 0 < eps < t_max:
             raise ValueError(f"eps must be between 0 and {t_max:g}, not {eps!r}")
-        return rng.uniform(n, dtype, first=sample_offset) * (t_max - eps) + eps
+        return rng.uniform(n, dtype, sample_offset=sample_offset) * (t_max - eps) + eps
 
     return times
 
@@ -137,14 +137,14 @@ def logit_normal(mean: float = 0.0, std: float = 1.0) -> Times:
         raise ValueError(f"logit_normal: std must be positive, not {std!r}")
 
     def times(n: int, t_max: float, rng: Rng, dtype: Any, sample_offset: int) -> Array:
-        return ops.sigmoid(rng.normal(n, dtype, first=sample_offset) * std + mean) * t_max
+        return ops.sigmoid(rng.normal(n, dtype, sample_offset=sample_offset) * std + mean) * t_max
 
     return times
 
 
 def log_normal(mean: float = -1.2, std: float = 1.2) -> Times:
     """t = exp(N(mean, std^2)), for a process whose time is the noise level (KarrasSDE): the levels at which there is
-    something to learn. It does not stop at t_max; with the defaults one draw in 600,000 is above 80.
+    most to learn. t is not bounded by t_max; with the defaults one draw in 600,000 is above 80.
 
     Source: Karras et al. 2022, table 1. Errors: ValueError unless std > 0.
     """
@@ -152,7 +152,7 @@ def log_normal(mean: float = -1.2, std: float = 1.2) -> Times:
         raise ValueError(f"log_normal: std must be positive, not {std!r}")
 
     def times(n: int, t_max: float, rng: Rng, dtype: Any, sample_offset: int) -> Array:
-        return xp.exp(rng.normal(n, dtype, first=sample_offset) * std + mean)
+        return xp.exp(rng.normal(n, dtype, sample_offset=sample_offset) * std + mean)
 
     return times
 
@@ -165,12 +165,12 @@ def noised(
     Errors: TypeError for an x0 that is not of floats, or an rng that is no Rng.
     """
     if not isinstance(rng, Rng):
-        raise TypeError(f"a loss draws anew at each step, so it takes an Rng, as Rng({rng!r}) made once, not {rng!r}")
+        raise TypeError(f"a loss draws anew at each step, so it takes an Rng: make Rng({rng!r}) once, not {rng!r}")
     x0 = to_device(array_of(x0))
     if x0.dtype.kind != "f":
         raise TypeError(f"x0 must be of floats (see data.to_float), not {x0.dtype} of shape {x0.shape}")
     t = times(x0.shape[0], process.t_max, rng, x0.dtype, sample_offset)  # (N,)
-    z = rng.normal(x0.shape, x0.dtype, first=sample_offset)  # (N, ...)
+    z = rng.normal(x0.shape, x0.dtype, sample_offset=sample_offset)  # (N, ...)
     m, s = per_sample(process.marginal_scale(t), x0), per_sample(process.marginal_std(t), x0)  # (N,) -> (N, 1, ..., 1)
     return x0, t, z, m * x0 + s * z
 
@@ -178,7 +178,7 @@ def noised(
 def _squared_errors(
     model: ScoreModel, x0: Any, rng: Rng, times: Times, sample_offset: int, condition: dict[str, Any]
 ) -> tuple[Tensor, Array]:
-    """|net(x, t) - y|^2 of each value, (N, ...), and the times (N,). A condition may have any name, also `weight`."""
+    """|net(x, t) - y|^2 of each value, (N, ...), and the times (N,). A condition may have any name, even `weight`."""
     x0, t, z, x = noised(x0, model.process, rng, times, sample_offset)
     return ops.square(model.output(Tensor(x), Tensor(t), **condition) - model.target(x0, z, t)), t
 
@@ -207,18 +207,18 @@ def score_at(model: Model, x: Array, t: Array, condition: dict[str, Any]) -> Any
 #     D/2 ln(2 pi e eps^2)  +  E|x_0|^2 / (2 sigma_max^2)  +  integral of e(sigma) d(ln sigma),
 #
 # where D ln(sigma_max) has cancelled, is at least H(eps), and equal to it only if both are right. It is a bound on
-# E[-ln q(x)] at sigma = eps for the density q of the model, if that is the one of the SDE with the network's score
-# (Song et al. 2021, "Maximum likelihood training of score-based diffusion models"; Kingma et al. 2021, "Variational
-# diffusion models"). The ODE with the same score has a density of its own, which likelihood.py measures. It is the same
-# if the score is right, but it depends on the derivative of an error too: an error that is small and steep raises it,
-# and not the bound.
+# E[-ln q(x)] at sigma = eps, where q is the density of the SDE with the network's score (Song et al. 2021, "Maximum
+# likelihood training of score-based diffusion models"; Kingma et al. 2021, "Variational diffusion models"). The ODE
+# with the same score has a density of its own, which likelihood.py measures. The two are equal if the score is exact.
+# The density of the ODE also depends on the derivative of the score's error: a small but steep error can lower the
+# likelihood of the ODE, and leave the bound as it is.
 #
-# The integral is over levels, which EDM draws where it helps pictures. The network F of EDM makes it simple: with
-# r = sigma / sqrt(sigma^2 + sd^2),
+# The integral is over noise levels; EDM draws those that help its images most. The network F of EDM makes the integral
+# simple: with r = sigma / sqrt(sigma^2 + sd^2),
 #
 #     |z - z_F|^2 = (1 - r^2) |F - target|^2      and      d(ln r) = (1 - r^2) d(ln sigma)
 #
-# so it is the integral of the plain error of F over ln r. Maximum likelihood is to draw ln r evenly.
+# so it is the integral over ln r of the squared error of F. For maximum likelihood, ln r is drawn uniformly.
 
 
 def likelihood_loss(
@@ -229,9 +229,9 @@ def likelihood_loss(
     model: one that predicts "edm" under a KarrasSDE; x0 (N, ...) of floats; rng, sample_offset, condition: as in
     score_matching_loss.
     Pixels of bytes have no density: add u ~ U(0, 1) to each byte, anew each time. In bits per dimension the loss is
-    loss / (D ln 2) + 8 - log2(high - low), of an image with noise; likelihood.bits_per_dimension asks for the ODE's
-    density of images without. For a grey all alone, with eps an eighth of its width, a perfect net has 0.33 bits here
-    and 0.17 there.
+    loss / (D ln 2) + 8 - log2(high - low), for images with noise; likelihood.bits_per_dimension uses the density of the
+    ODE, for images without. If a pixel has only one grey, and eps is an eighth of a grey's width, a perfect net has 0.33
+    bits here and 0.17 there.
     Errors: TypeError for another model or process, or x0 that is not of floats; ValueError for another prediction, or
     eps outside (0, t_max).
     """
@@ -255,11 +255,11 @@ def likelihood_loss(
 
 
 def _uniform_in_log_r(sd: float, low: float, high: float) -> Times:
-    """sigma, such that ln r ~ U(low, high)."""
+    """The noise levels sigma for which ln r ~ U(low, high)."""
 
     def times(n: int, t_max: float, rng: Rng, dtype: Any, sample_offset: int) -> Array:
-        # -ln r, which may be 1e-5 or less: as a sum of what is positive it keeps its digits.
-        less = (1 - rng.uniform(n, dtype, first=sample_offset)) * (high - low) - high
+        # -ln r, which may be 1e-5 or less: a sum of positive terms keeps its digits.
+        less = (1 - rng.uniform(n, dtype, sample_offset=sample_offset)) * (high - low) - high
         return sd / xp.sqrt(xp.expm1(2 * less))
 
     return times
@@ -267,9 +267,9 @@ def _uniform_in_log_r(sd: float, low: float, high: float) -> Times:
 
 # ---------------------------------------------------------------- four ways to the same score
 #
-# The wish is a model psi close to the score of the noised data, wherever these are, at every time:
+# A model psi should be close to the score of the noised data, at every time, where the data are:
 #
-#     explicit     E s^2 |psi(x, t) - score(x, t)|^2                            needs the score that is sought
+#     explicit     E s^2 |psi(x, t) - score(x, t)|^2                            needs the unknown score
 #
 # Integration by parts takes the unknown score out of the product psi . score, and leaves the trace of a Jacobian:
 #
@@ -279,8 +279,8 @@ def _uniform_in_log_r(sd: float, low: float, high: float) -> Times:
 #
 # (the last one is score_matching_loss). In expectation they differ by numbers that do not depend on psi, so they have
 # the same minimum. All take a model(x, t), data x0 (N, ...), a process and an rng, and draw t and z as that loss does.
-# Sample i of a batch may not depend on the others (no batch norm), as the derivative of their sum is taken for all
-# samples at once.
+# A sample must not depend on the others in the batch (no batch norm), because one backward pass of the sum over the
+# batch gives the derivatives of all samples.
 #
 # Sources: Hyvarinen 2005, "Estimation of non-normalized statistical models by score matching" (theorem 1); Vincent
 # 2011; Song, Garg, Shi and Ermon 2019, "Sliced score matching" (with variance reduction: |psi|^2 is not projected on
@@ -320,7 +320,7 @@ def sliced_loss(model: Model, x0: Any, process: Any, rng: Rng, *, eps: float = 1
     Draws once more from the rng than the others. Errors: as implicit_loss.
     """
     t, x, psi = _recorded(model, x0, process, rng, eps, sample_offset)
-    v = (rng.integers(2, psi.shape, first=sample_offset) * 2 - 1).astype(psi.dtype)  # (N, D)
+    v = (rng.integers(2, psi.shape, sample_offset=sample_offset) * 2 - 1).astype(psi.dtype)  # (N, D)
     (along,) = grad((psi * v).sum(), x, create_graph=True)  # d(v . psi) / dx, (N, D)
     return _weighted(psi, (along * v).sum(axis=1), process, t)  # (N, D) -> (N,)
 

@@ -1,8 +1,8 @@
-"""The methods of sampling. A method is its update rule and nothing else; all around it is done by `sample` (sample.py).
+"""The methods of sampling. A method is its update rule and nothing else; `sample` (sample.py) does the rest.
 
 | method | noise added | evaluations | |
 |---|---|---|---|
-| `euler_maruyama` | yes | steps + 1 | the reverse SDE, as simply as can be |
+| `euler_maruyama` | yes | steps + 1 | the reverse SDE by the simplest method |
 | `predictor_corrector` | yes | 2 steps + 1 | with Langevin steps in between |
 | `ddpm` | yes | steps + 1 | ancestral sampling |
 | `probability_flow` | no | 2 steps + 1, by Euler steps + 1 | the ODE in t, by Heun or Euler |
@@ -11,17 +11,17 @@
 | `heun` | if s_churn > 0 | 2 steps + 1 | EDM: Heun in the noise level |
 | `dpm_solver` | no | steps + 1 | DPM-Solver++(2M): second order for one evaluation per step |
 
-A method is a function of the state of a run (SamplerState in sample.py). It begins with state.x, x at the first of
-state.times, and returns x at the last of them. On the way it uses
+A method is a function of a SamplerState (sample.py). It begins with state.x, x at the first of state.times, and returns
+x at the last of them. On the way it uses
 
     state.intervals            the pairs (t, t_next) of neighbouring times, which decrease
     state.stop(x, t)           score and denoised image at x, once at each of the times; calls the callback
-    state.evaluate(x, t)       the same anywhere else
+    state.evaluate(x, t)       the same at other times; does not call the callback
     state.noise()              fresh standard normals in the shape of x
     state.sigma(t)             the noise level s(t) / m(t)
     state.process              the process
 
-Its keyword arguments are its options. So a method of your own, here Euler's for the ODE in t, is
+Its keyword arguments are its options. For example, Euler's method for the ODE in t is
 
     @method(steps=50)
     def euler(state, *, stretch=1.0):
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 Timesteps = Callable[[Any, int, float, float], list[float]]
 
 
-# ---------------------------------------------------------------- where a method stops on its way
+# ---------------------------------------------------------------- the times at which a method stops
 
 
 def uniform_times(process: Any, steps: int, begin: float, end: float) -> list[float]:
@@ -84,7 +84,7 @@ class Method:
     """An update rule with its defaults and its options: heun(s_churn=10.0) is `heun` with one set.
 
     rule(state, **options) -> x at the last of state.times. steps, timesteps: the defaults; timesteps=None is for a rule
-    that chooses its own, between the two times it is given. evaluations: per step; None if unknown.
+    that chooses its own times between the first and the last. evaluations: per step; None if unknown.
     Errors: TypeError for an option that the rule does not have.
     """
 
@@ -152,14 +152,14 @@ def euler_maruyama(state: SamplerState) -> Array:
 
 @method(steps=250, evaluations=2)
 def predictor_corrector(state: SamplerState, *, snr: float = 0.16) -> Array:
-    """Before each step of Euler and Maruyama one of Langevin, which brings x closer to its law at that time.
+    """A step of Langevin's equation before each Euler-Maruyama step; it brings x closer to its law at that time.
 
         x <- x + e score(x, t) + sqrt(2 e) z,      e = 2 (snr s(t))^2
 
     The paper has e = 2 (snr |z| / |score|)^2 with norms averaged over the batch, so an image would depend on the images
-    beside it. The norm of a sample's own score does not help: a step that depends on where x is does not keep the law
-    of x without another drift term, and where the score is 0 it is infinite. So |z| / |score| is here what it is for
-    pure noise, whose score is -z / s: s(t), the same for all.
+    beside it. The norm of a sample's own score is no remedy: a step size that depends on x does not preserve the law
+    of x without another drift term, and it is infinite where the score is 0. Here |z| / |score| has the value that it
+    has for pure noise, whose score is -z / s: that is s(t), the same for all samples.
     Source: Song et al. 2021, algorithms 2 to 5, with one corrector step, and the order and predictor of its tutorial.
     Errors: ValueError for an snr that is not positive and finite.
     """
@@ -201,7 +201,7 @@ def probability_flow(state: SamplerState, *, solver: str = "heun") -> Array:
     """The ODE in t, by Heun's method or, with solver="euler", by Euler's (one evaluation per step).
 
         Euler    x <- x - h v,                  v = f - g^2 score / 2 at (x, t)
-        Heun     x <- x - h (v + v') / 2,       v' the same where Euler's step leads
+        Heun     x <- x - h (v + v_next) / 2,   v_next the same at the end of Euler's step
 
     Source: Song et al. 2021, equation 13. Errors: ValueError for another solver.
     """
@@ -222,12 +222,13 @@ def probability_flow(state: SamplerState, *, solver: str = "heun") -> Array:
 def rk45(state: SamplerState, *, rtol: float = 1e-5, atol: float = 1e-5) -> Array:
     """The ODE in t by an adaptive Runge-Kutta method of order 5, with an error of about atol + rtol |x|.
 
-    Each sample has its own step, chosen from its own error, so that it is the same in any batch; the score is evaluated
-    for all of them, each at its own time, until the last has arrived. `steps` is how many rounds there may be, of 6
-    evaluations each, and two more. A callback costs one more per round, and its t is (N,) but for the last.
+    Each sample has its own step, chosen from its own error, so a sample is the same in any batch. The score is
+    evaluated for all samples, each at its own time, until the last has arrived. `steps` is the largest number of
+    rounds, of 6 evaluations each; there are two more evaluations. A callback costs one more per round, and its t is
+    (N,) in all calls but the last.
     Source: Dormand and Prince 1980 (runge_kutta.py); Song et al. 2021, appendix D.4.
-    Errors: RuntimeError if that is not enough, or a step becomes too small for the dtype (float32 hardly reaches 1e-6);
-    ValueError for tolerances that are not positive.
+    Errors: RuntimeError if the rounds are too few, or a step becomes too small for the dtype (float32 hardly reaches
+    1e-6); ValueError for tolerances that are not positive.
     """
 
     def velocity(x: Array, t: Array) -> Array:
@@ -242,8 +243,8 @@ def rk45(state: SamplerState, *, rtol: float = 1e-5, atol: float = 1e-5) -> Arra
 
 @method(steps=50, timesteps=karras_times)
 def ddim(state: SamplerState, *, eta: float = 0.0) -> Array:
-    """Towards the denoised image by as much as the noise level falls. With eta = 0 no noise is added, and it is Euler's
-    method in sigma.
+    """Move towards the denoised image by as much as the noise level falls. With eta = 0 no noise is added, and this is
+    Euler's method in sigma.
 
     Source: Song, Meng and Ermon 2021, "Denoising diffusion implicit models", equations 12 and 16.
     Errors: ValueError for eta outside 0 to 1.
@@ -273,14 +274,14 @@ def ddim_step(state: SamplerState, x: Array, t: float, t_next: float, denoised: 
 def heun(
     state: SamplerState, *, s_churn: float = 0.0, s_tmin: float = 0.05, s_tmax: float = 50.0, s_noise: float = 1.003
 ) -> Array:
-    """Heun's method in the noise level, each step after a little fresh noise if s_churn > 0.
+    """Heun's method in the noise level; with s_churn > 0, each step begins by adding a little noise.
 
         gamma = min(s_churn / (steps + 1), sqrt(2) - 1) if s_tmin <= sigma <= s_tmax, or else 0
         sigma_hat = (1 + gamma) sigma,      y_hat = y + s_noise sqrt(sigma_hat^2 - sigma^2) z
         y <- y_hat + (sigma_next - sigma_hat) (d_cur + d_prime) / 2
-        d_cur = (y_hat - D) / sigma_hat, and d_prime the same where Euler's step leads
+        d_cur = (y_hat - D) / sigma_hat, and d_prime the same at the end of Euler's step
 
-    Noise is not raised beyond that of the prior, where the net has never been, so the first step has no churn.
+    The noise is not raised above that of the prior, for which the net was not trained; so the first step has no churn.
     Source: Karras et al. 2022, algorithm 2 (algorithm 1 without churn); their N is steps + 1.
     Errors: ValueError for a negative s_churn, an s_noise that is negative or not finite, or unless
     0 <= s_tmin <= s_tmax.
@@ -310,8 +311,8 @@ def heun(
 def dpm_solver(state: SamplerState) -> Array:
     """DPM-Solver++(2M): of second order with one evaluation per step.
 
-    In l = -ln sigma the ODE is dy/dl = D - y; it is solved exactly for a D that is linear in l, through this step's
-    and the last one's (constant in the first step):
+    In l = -ln sigma the ODE is dy/dl = D - y. It is solved exactly for a D that is linear in l, through the D of this
+    step and of the one before (constant in the first step):
 
         y <- (sigma_u / sigma_t) y + (1 - e^-h) (D + (D - D_last) h / (2 h_last)),        h = ln(sigma_t / sigma_u)
 

@@ -1,4 +1,4 @@
-"""What a network may predict: the score, the noise, the data, or a mixture of them. It is all the same knowledge.
+"""What a network may predict: the score, the noise, the data, or a combination of them. All of them are equivalent.
 
 At time t a sample is x = m x_0 + s z. Whatever the network is trained to predict is another combination of the two,
 y = a x_0 + b z, with its own a and b, which depend on m and s. So x_0 and z follow from y and x, by solving two linear
@@ -6,7 +6,7 @@ equations,
 
     x_0 = (b x - s y) / (m b - s a),      z = (m y - a x) / (m b - s a)
 
-and what holds for the numbers holds for their means given x, which are the best that a network can predict.
+and the same equations hold for the means given x, which are the best that a network can predict.
 
     predicts     y                          a, b                       source
     "score"      -z / s                     0, -1 / s                  Song et al. 2021
@@ -17,12 +17,12 @@ and what holds for the numbers holds for their means given x, which are the best
     "edm"        F of D = c_skip x + c_out F, for data of standard deviation sigma_data (sd):
                  s / (sd q), -m sd / q  with  q = sqrt(s^2 + m^2 sd^2)         Karras et al. 2022, equation 7
 
-They differ in what they cost where s is small or large: noise is easy to see at t = 1 and hard at 0, the data the
-reverse; v, flow and edm change from the one to the other on the way. "flow" is the velocity dx/dt under FlowSDE, and
-"edm" is -v under VPSDE if sigma_data = 1.
+They differ in how hard they are where s is small or large: the noise is easy to predict at t = 1 and hard at 0, the
+data the reverse; v, flow and edm change from the one to the other in between. "flow" is the velocity dx/dt under
+FlowSDE, and "edm" is -v under VPSDE if sigma_data = 1.
 
-A model, in all of diffusion, is a function of x (N, ...) and a second argument (N,), both Tensors, and of conditions by
-name. There are two kinds of models, and whatever takes a model takes both:
+In all of diffusion, a model is a function of x (N, ...) and a second argument (N,), both Tensors, and of conditions by
+name. There are two kinds of models, and every function that takes a model takes both:
 
     score(x, t, **condition)              the gradient of ln p_t at x: any function; also a ScoreModel
     denoiser(x, sigma, **condition)       E[x_0 | x_0 + sigma z = x]: an object whose `is_denoiser` is true; a Denoiser
@@ -53,7 +53,7 @@ TARGETS: dict[str, Callable[[Any, Any, Any], tuple[Any, Any]]] = {  # a and b of
 
 
 def _std_of_x(m: Any, s: Any, sigma_data: Any) -> Any:
-    """q, the standard deviation of x: that of the data, scaled, and that of the noise. 1 / q is EDM's c_in."""
+    """q = sqrt(s^2 + m^2 sd^2), the standard deviation of x. 1 / q is EDM's c_in."""
     return sqrt(s * s + m * m * sigma_data**2)
 
 
@@ -74,7 +74,8 @@ class ScoreModel(nn.Module):
         if predicts == "edm" and not (sigma_data is not None and 0 < sigma_data < math.inf):
             raise ValueError(f"predicts='edm' needs sigma_data, the deviation of the data, not {sigma_data!r}")
         self.net, self.process, self.predicts = net, process, predicts
-        self.sigma_data = None if sigma_data is None else float(sigma_data)  # a NumPy float64 would lift float32 arrays
+        # a Python float: NumPy's float64 would turn float32 arrays into float64
+        self.sigma_data = None if sigma_data is None else float(sigma_data)
 
     def forward(self, x: Any, t: Any, **condition: Any) -> Any:
         return self.score(x, t, **condition)
@@ -122,13 +123,13 @@ class ScoreModel(nn.Module):
 
 
 class Denoiser(ScoreModel):
-    """EDM's denoiser D(x, sigma, **condition), the network's estimate of x_0 given x = x_0 + sigma z:
+    """EDM's denoiser D(x, sigma, **condition), which predicts E[x_0 | x] for x = x_0 + sigma z:
 
         D(x; sigma) = c_skip x + c_out F(c_in x, ln(sigma) / 4)
         c_skip = sd^2 / q^2,   c_out = sigma sd / q,   c_in = 1 / q,   q = sqrt(sigma^2 + sd^2)
 
-    with sd = sigma_data, the standard deviation of the data. So at every sigma the input, the target and the error of
-    the network F have variance one. It is the ScoreModel that predicts "edm" under KarrasSDE, as a function of sigma.
+    with sd = sigma_data, the standard deviation of the data. So the input and the target of the network F have
+    variance 1 at every sigma. It is the ScoreModel that predicts "edm" under KarrasSDE, as a function of sigma.
     net(x, noise, **condition): x (N, ...) and noise (N,) -> (N, ...). sigma: (N,) or a number.
     Errors: ValueError for a sigma_data that is not positive and finite, or a net whose output has another shape than x.
     Source: Karras et al. 2022, equation 7 and table 1.
@@ -143,7 +144,7 @@ class Denoiser(ScoreModel):
 
     def forward(self, x: Any, sigma: Any, **condition: Any) -> Any:  # type: ignore[override]
         if isinstance(sigma, (int, float)):
-            sigmas = xp.full((x.shape[0],), sigma, x.dtype)  # nothing comes from the host, so it may be captured
+            sigmas = xp.full((x.shape[0],), sigma, x.dtype)  # no array from the host, so a step may be captured
         else:
             sigmas = xp.broadcast_to(to_device(array_of(sigma), x.dtype), x.shape[:1])  # (N,)
         return self.denoised(x, sigmas, **condition)
@@ -154,8 +155,8 @@ class Guided:
 
         D_w(x) = (1 + w) D(x | condition) - w D(x)                     for w = weight; 0 is no guidance
 
-    The same holds for scores, so it is a model of the same kind as the one it is made of. The condition may be given
-    here, or where the model is used, for example to `sample`. Its values are arrays, without gradients.
+    The same formula holds for scores, so it is a model of the same kind as `model`. The condition may be given here, or
+    where the model is used, for example to `sample`. The result is an array, without a gradient.
     Source: Ho and Salimans 2022, "Classifier-free diffusion guidance", equation 6.
     """
 
@@ -171,8 +172,8 @@ class Guided:
 
 
 class Counted:
-    """A model that counts how often it is evaluated: `nfe`, the number of function evaluations, each of a whole batch
-    (or of a microbatch). It is a model of the same kind."""
+    """A model that counts its evaluations: `nfe`, the number of function evaluations, each of a whole batch (or of a
+    microbatch). It is of the same kind as `model`."""
 
     def __init__(self, model: Callable[..., Any]):
         self.model, self.nfe = model, 0
@@ -186,7 +187,7 @@ class Counted:
         self.nfe += 1
 
 
-# ---------------------------------------------------------------- from one to the other
+# ---------------------------------------------------------------- from scores to denoised images, and back
 
 
 def as_score(model: Callable[..., Any], process: Any) -> Score:
@@ -211,7 +212,7 @@ def score_of(denoiser: Callable[..., Any], process: Any) -> Score:
 
 
 def denoised(process: Any, x: Any, t: Any, score: Any) -> Any:
-    """E[x_0 | x_t], the image on average, from the score: (x + s(t)^2 score) / m(t), in the shape of x.
+    """E[x_0 | x_t], the denoised image, from the score: (x + s(t)^2 score) / m(t), in the shape of x.
 
     Source: Tweedie's formula; Efron 2011, "Tweedie's formula and selection bias".
     """

@@ -4,15 +4,14 @@
 
 Two different things are called sigma(t) in the literature. Here they are always `diffusion(t)`, which is g, the
 strength of the noise that is added at time t, and `marginal_std(t)`, which is s, the standard deviation of the noise
-that has accumulated since time 0. For a drift f = a(t) x, the only kind there is here, they and the scale m(t) are
-tied by
+that has accumulated since time 0. All drifts here have the form f = a(t) x. Then g, s and the scale m(t) are related by
 
     dm/dt = a m,      d(s^2)/dt = 2 a s^2 + g^2,      m(0) = 1,  s(0) = 0
 
 A process is an object with `drift(x, t)`, `diffusion(t)`, `marginal_scale(t)` (m), `marginal_std(t)` (s), `t_max`, and
 `prior(shape, rng)`, from which sampling starts; the losses and the methods of sampling use nothing else. t is a
 number, an array or a Tensor, and the result is of the same kind; for a batch it is (N,), one time per sample. A number
-outside the process is a ValueError; the values of an array are not checked, as that would wait for the device.
+outside 0 to t_max is a ValueError; the values of an array are not checked, because that would wait for the device.
 
 The chapter has four parts: the processes; the noise schedules of those that preserve the variance; noise levels and
 their times; and the small functions that all chapters of diffusion share.
@@ -58,7 +57,7 @@ class SDE:
 
     def prior(self, shape: tuple[int, ...], rng: Rng | int, *, sample_offset: int = 0) -> Array:
         """Where sampling starts: prior_std z, z ~ N(0, I), float32. Row i is that of sample `sample_offset + i`."""
-        return as_rng(rng).normal(shape, first=sample_offset) * self.prior_std
+        return as_rng(rng).normal(shape, sample_offset=sample_offset) * self.prior_std
 
     def prior_log_density(self, x: Any) -> Any:
         """ln N(x; 0, prior_std^2 I), in nats: (N, ...) -> (N,)."""
@@ -74,12 +73,12 @@ class SDE:
 
 
 class VESDE(SDE):
-    """The variance-exploding SDE: the data stays where it is, and noise is added ever faster.
+    """The variance-exploding SDE: the data keeps its scale, and noise is added ever faster.
 
         f = 0,   g(t) = sigma^t,   m = 1,   s(t) = sqrt((sigma^(2 t) - 1) / (2 ln sigma))
 
-    s^2 is the integral of g^2 from 0 to t. The prior is N(0, s(1)^2 I): the data is
-    forgotten to the extent that s(1) (9.8 for sigma = 25) is large beside it.
+    s^2 is the integral of g^2 from 0 to t. The prior is N(0, s(1)^2 I), an approximation that is good if s(1), 9.8 for
+    sigma = 25, is large beside the data.
     Errors: ValueError unless sigma > 1.
     Source: Song et al. 2021, "Score-based generative modeling through stochastic differential
     equations", and its tutorial.
@@ -149,8 +148,8 @@ class KarrasSDE(SDE):
 
         f = 0,   g(t) = sqrt(2 t),   m = 1,   s(t) = t,      for t from 0 to sigma_max
 
-    The prior is N(0, sigma_max^2 I). Equal steps in t would spend nearly all of them where there is nothing but noise:
-    sample with timesteps=karras_times.
+    The prior is N(0, sigma_max^2 I). With equal steps in t, nearly all steps would lie where there is nothing but
+    noise: sample with timesteps=karras_times.
     Errors: ValueError unless sigma_max is positive and finite.
     Source: Karras et al. 2022, "Elucidating the design space of diffusion-based generative models", table 1, last
     column.
@@ -180,7 +179,7 @@ class KarrasSDE(SDE):
 
 
 class VPSDE(SDE):
-    """The variance-preserving SDE: the data shrinks as the noise grows, so that data of variance 1 keeps it.
+    """The variance-preserving SDE: the data shrinks as the noise grows, so data of variance 1 keeps the variance 1.
 
         f = -beta(t) x / 2,   g = sqrt(beta),   m = exp(-B / 2),   s = sqrt(1 - exp(-B)),     B = integral of beta
 
@@ -235,7 +234,8 @@ class FlowSDE(SDE):
 
         f = -x / (1 - t),   g = sqrt(2 t / (1 - t)),   m = 1 - t,   s = t
 
-    At t = 1, where nothing of the data is left, drift and diffusion are infinite, so it ends shortly before, at t_max.
+    At t = 1, where nothing of the data is left, drift and diffusion are infinite. So the process ends a little earlier,
+    at t_max.
     Errors: ValueError unless 0 < t_max < 1.
     Source: Lipman et al. 2023, "Flow matching for generative modeling"; Liu et al. 2023, "Flow straight and fast".
     """
@@ -275,7 +275,7 @@ def process(name: str, **options: Any) -> SDE:
 class LinearSchedule:
     """beta(t) = low + t (high - low),   integral = low t + (high - low) t^2 / 2
 
-    At t = 1 the mean is exp(-10.05 / 2) = 0.0066 of what it was, with the defaults.
+    With the defaults, the mean at t = 1 is exp(-10.05 / 2) = 0.0066 of the mean at 0.
     Errors: ValueError unless 0 <= low <= high < infinity and high > 0.
     Source: Ho et al. 2020, as Song et al. 2021 (appendix C) write it for continuous time.
     """
@@ -300,9 +300,9 @@ class CosineSchedule:
 
         u = (pi / 2) (t + offset) / (1 + 2 offset),      beta(t) = 2 u' tan(u),      integral = -2 ln(cos(u) / cos(u_0))
 
-    The angle starts a little after 0, so that beta(0) is not 0, and ends as much before a right angle, where beta would
-    be infinite. Nichol and Dhariwal 2021 (equation 17) let it reach the right angle, and cut beta (at 0.999 per step).
-    Here at t = 1 the mean is 0.0124 of what it was.
+    The angle starts a little above 0, so that beta(0) is not 0, and ends as far below a right angle, where beta would
+    be infinite. Nichol and Dhariwal 2021 (equation 17) let it reach the right angle, and clip beta (at 0.999 per step).
+    Here the mean at t = 1 is 0.0124 of the mean at 0.
     Errors: ValueError unless 0 < offset < infinity.
     """
 
@@ -321,8 +321,8 @@ class CosineSchedule:
         return 2 * self.speed * sin(u) / cos(u)
 
     def integral(self, t: Any) -> Any:
-        # cos(u) / cos(u_0) = 1 - (2 sin^2(d / 2) + tan(u_0) sin(d)) for d = u - u_0; near t = 0, where it is almost 1,
-        # the logarithm of the quotient itself would keep no digits in float32.
+        # cos(u) / cos(u_0) = 1 - (2 sin^2(d / 2) + tan(u_0) sin(d)) for d = u - u_0. Near t = 0 the quotient is almost
+        # 1, and its logarithm, taken directly, would have no correct digits in float32.
         d = t * self.speed
         half = sin(d / 2)
         return -2 * log1p(-(2 * half * half + math.tan(self.start) * sin(d)))
@@ -335,7 +335,7 @@ SCHEDULES: dict[str, Callable[..., Any]] = {"linear": LinearSchedule, "cosine": 
 
 
 def sigma_at(process: Any, t: float) -> float:
-    """The noise level sigma = s(t) / m(t). As x_t = m (x_0 + sigma z), only this and the scale matter of a time."""
+    """The noise level sigma = s(t) / m(t). As x_t = m (x_0 + sigma z), a time matters only by sigma and the scale m."""
     return process.marginal_std(t) / process.marginal_scale(t)
 
 
@@ -345,7 +345,7 @@ def time_at(process: Any, sigma: float) -> float:
     Errors: ValueError for a sigma that is negative, or that the process does not reach.
     """
     high = sigma_at(process, process.t_max)
-    # rounding may put the highest of several noise levels a little above it
+    # rounding may put a noise level that was computed elsewhere a little above the highest one
     if not 0 <= sigma <= high * (1 + 1e-12):
         raise ValueError(f"{process}: a noise level must be from 0 to {high:.6g}, not {sigma!r}")
     below, above = 0.0, float(process.t_max)
@@ -383,7 +383,7 @@ def integer(what: str, n: Any, least: int = 1) -> int:
 
 
 def _of_number_or_array(number: Callable[[float], float], array: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A function of a time: of a number it is a Python float, of an array or a Tensor it is of the same kind."""
+    """A function that maps a number to a Python float, and an array or a Tensor to one of the same kind."""
     return lambda t: number(float(t)) if isinstance(t, Real) else array(t)
 
 

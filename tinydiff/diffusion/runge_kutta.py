@@ -1,7 +1,7 @@
-"""Ordinary differential equations to a given tolerance, each row of a batch at its own pace.
+"""Ordinary differential equations to a given tolerance, with a step size for each row of a batch.
 
 The pair of Dormand and Prince 1980 ("A family of embedded Runge-Kutta formulae", RK5(4)7M): six derivatives give a step
-of order 5, and a seventh, which is also the first of the next step, an estimate of its error.
+of order 5. A seventh, which is also the first of the next step, gives an estimate of the error.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ def solve(
     """dy/dt = derivative(y, t) from begin to end, which may be less: yields (t, y) at the start and after each round;
     the last y is the solution.
 
-    y: (N, ...), t: (N,), one time per row. In a round every row tries a step of its own length. It is taken if the root
-    mean square over the row of error / (atol + rtol |y|) is at most 1, and in any case the next is as long as that
-    error allows, a fifth to five times this one. So a row does not depend on the others. It takes 6 derivatives per
-    round, and one at the start.
+    y: (N, ...), t: (N,), one time per row. In a round every row tries a step of its own length. The step is taken if
+    the root mean square over the row of error / (atol + rtol |y|) is at most 1. The next step is as long as that error
+    allows, a fifth to five times this one. So no row depends on the others. The cost is 6 derivatives per round, and
+    one at the start.
     apart: this many of the last columns of y (N, D), fewer than D, are not averaged with the others: each of them must
     meet the tolerance by itself.
-    Errors: ValueError for tolerances that are not positive, or steps < 1; RuntimeError, which says where they are, if
-    rows have not arrived after so many rounds, or cannot: the step they would need is nothing beside t.
+    Errors: ValueError for tolerances that are not positive, or steps < 1; RuntimeError, which says how far the rows
+    are, if some have not arrived after so many rounds, or need a step too small to change t.
     """
     steps = integer("steps", steps)
     if not (rtol > 0 and atol > 0):
         raise ValueError(f"rtol and atol must be positive, not {rtol!r} and {atol!r}")
-    # Python's floats leave the dtype to the arrays
+    # Python floats, which never change the dtype of an array
     begin, end, rtol, atol = float(begin), float(end), float(rtol), float(atol)
     rows, wide, inner = len(y), (-1,) + (1,) * (y.ndim - 1), tuple(range(1, y.ndim))
     t = xp.full(rows, begin, y.dtype)  # (N,)
@@ -59,7 +59,7 @@ def solve(
     yield t, y
     for _ in range(steps):
         arrives = abs(h) >= abs(end - t)
-        h = xp.where(arrives, end - t, h)  # 0 for the rows that have arrived: they stay
+        h = xp.where(arrives, end - t, h)  # 0 for the rows that have arrived
         step = h.reshape(wide)  # (N,) -> (N, 1, ..., 1)
         for node, row in zip(NODES, STAGES):
             new = y + step * _combine(row, k)
@@ -67,8 +67,8 @@ def solve(
         error = abs(step * _combine(ERROR, k)) / (atol + rtol * xp.maximum(abs(y), abs(new)))
         error, alone = (error[:, :-apart], error[:, -apart:]) if apart else (error, None)
         error = xp.sqrt((error * error).mean(axis=inner)) if inner else error  # (N, ...) -> (N,)
-        error = error if alone is None else xp.maximum(error, alone.max(axis=1))  # NaN if one of them is
-        good = error <= 1  # not if it is NaN
+        error = error if alone is None else xp.maximum(error, alone.max(axis=1))  # NaN if one of them is NaN
+        good = error <= 1  # False for NaN
         t = xp.where(good, xp.where(arrives, end, t + h), t)
         y = xp.where(good.reshape(wide), new, y)
         k = [xp.where(good.reshape(wide), k[-1], k[0])]
@@ -84,7 +84,7 @@ def solve(
     raise RuntimeError(
         f"rtol={rtol:g}, atol={atol:g} cannot be met from t={begin:g} to {end:g} in {y.dtype} within {steps} rounds: "
         f"{far:.0f} of {rows} rows have not arrived, the last is at t={scalar(t.max() if end < begin else t.min()):g}. "
-        "Ask for less, allow more, or look for a derivative that jumps or is no number"
+        "Raise the tolerance or the steps, or check whether the derivative jumps or is NaN"
     )
 
 

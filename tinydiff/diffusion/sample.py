@@ -4,8 +4,8 @@
     x = sample(model, (64, 28, 28, 1), process, rng, method="euler_maruyama", steps=500)
     x = sample(model, (64, 28, 28, 1), process, rng, method=heun(s_churn=10.0), digit=labels)
 
-`sample` does what all methods share: the start, the times to stop at, the conditions, the callback, the microbatches,
-the checks, and the last step. What they do not share, the update rules, is in methods.py.
+`sample` does what all methods share: the start, the timesteps, the conditions, the callback, the microbatches, the
+checks, and the last step. The update rules, in which the methods differ, are in methods.py.
 """
 
 from __future__ import annotations
@@ -47,25 +47,25 @@ def sample(
     threads: int | None = None,
     **condition: Any,
 ) -> Array:
-    """New samples, on the device: float32 but for a `start` of another dtype.
+    """New samples, on the device, in float32 or in the dtype of `start`.
 
     model: score(x, t, **condition), of two Tensors x (N, ...) and t (N,) -> (N, ...), or a Denoiser (see predict.py).
-    shape: (N, ...). process: see process.py. rng: an Rng, which goes on, or a seed.
+    shape: (N, ...). process: see process.py. rng: an Rng, which advances, or a seed.
     method: a name in METHODS, a Method such as heun(s_churn=10.0), or an update rule of your own (see methods.py).
-    steps: down to eps, unless given those of the method. At the end all methods take one more step: the noise that is
-    left is replaced by its expectation, 0 (Tweedie's formula), x <- (x + s^2 score) / m.
+    steps: from the start to eps; by default the number that the method has. Then all methods take one more step, which
+    replaces the remaining noise by its expectation, 0 (Tweedie's formula): x <- (x + s^2 score) / m.
     eps: where to stop, as the score cannot be learned at t = 0.
     start: (x, t), where to begin instead of the prior at t_max.
-    callback(step, t, x, denoised): called at each of the steps + 1 stops, the last of which is the result, with x at
-    time t and the denoised image, what the model takes it to be on average.
-    timesteps: a function that chooses the times, karras_times or uniform_times, unless given that of the method.
+    callback(step, t, x, denoised): called at each of the steps + 1 times, with x at time t and the denoised image,
+    E[x_0 | x] by the model; the last denoised image is the result.
+    timesteps: a function that chooses the times, karras_times or uniform_times; by default that of the method.
     sample_offset: row i is that of sample `sample_offset + i` of the seed.
     microbatch: make the samples in parts of this size (None: all at once), `threads` parts at the same time (None: one
-    per core). An array or Tensor in `condition` whose first axis has N entries is cut with them; any other condition
-    goes to every part as it is.
+    per core). An array or Tensor in `condition` whose first axis has N entries is split in the same way; any other
+    condition goes to every part as it is.
 
-    Row i of the noise depends on the seed and i alone: a sample is the same alone, among 64 and in any microbatch, but
-    for the rounding of a matrix product of another size.
+    Row i of the noise depends on the seed and i alone. So a sample is the same alone, among 64 and in any microbatch,
+    except for the rounding of matrix products of another size.
     Errors: ValueError for an unknown method, steps or microbatch < 1, eps or start outside the process, a shape that is
     not one, timesteps that do not decrease from the start to eps, a callback together with several parts, a score of
     another shape, and bad values of options; TypeError for an option that the method does not have, or one among the
@@ -78,7 +78,7 @@ def sample(
     count = integer("steps", chosen.steps if steps is None else steps)
     if not 0 < eps < process.t_max:
         raise ValueError(f"eps must be between 0 and {process.t_max:g}, not {eps!r}")
-    # From here on times are Python floats: float64 scalars of NumPy would lift float32 arrays to their own dtype.
+    # From here on times are Python floats: a float64 scalar of NumPy would turn float32 arrays into float64.
     eps = float(eps)
     x, begin = _checked_start(start, shape, process, eps)
     times = _times(chosen, timesteps, process, count, begin, eps)
@@ -95,7 +95,7 @@ def sample(
         return samples(slice(0, n), source)
     if callback is not None:
         raise ValueError(f"a callback sees all {n} samples, so it cannot be given with microbatch={microbatch}")
-    copies: list[Rng] = []  # one for each part, and all draw the same number of times
+    copies: list[Rng] = []  # one per part; all draw the same number of times
 
     def part(rows: slice) -> Array:
         copy = source.copy()
@@ -108,9 +108,9 @@ def sample(
 
 
 def steps_for(method: str | Method, nfe: int) -> int:
-    """How many steps of a method cost nfe evaluations of the model, or the most that cost no more.
+    """The largest number of steps of a method that cost at most nfe evaluations of the model.
 
-    Errors: ValueError for another name, for rk45, which decides for itself, and for an nfe too small for a step.
+    Errors: ValueError for another name, for rk45, which chooses its own steps, and for an nfe too small for a step.
     """
     chosen = as_method(method)
     if chosen.evaluations is None:
@@ -126,7 +126,7 @@ def steps_for(method: str | Method, nfe: int) -> int:
 
 
 class Evaluation(NamedTuple):
-    """The model at x and a time: the score, and the image on average given x, both in the shape of x."""
+    """The model at x and a time: the score, and the denoised image E[x_0 | x], both in the shape of x."""
 
     score: Array
     denoised: Array
@@ -135,7 +135,7 @@ class Evaluation(NamedTuple):
 class SamplerState:
     """What a method works with: `x` (N, ...) at the first of the `times`, and the model as `stop` and `evaluate`.
 
-    times: steps + 1 of them, decreasing; the two ends for a method that chooses its own.
+    times: steps + 1 of them, decreasing; only the first and the last for a method that chooses its own.
     """
 
     def __init__(
@@ -165,20 +165,20 @@ class SamplerState:
 
     def noise(self) -> Array:
         """Fresh standard normals in the shape of x. Row i is that of sample `sample_offset + i` of the seed."""
-        return self._rng.normal(self.x.shape, self.x.dtype, first=self._sample_offset)
+        return self._rng.normal(self.x.shape, self.x.dtype, sample_offset=self._sample_offset)
 
     def score(self, x: Array, t: Any) -> Array:
-        """The score at x (N, ...), all of it at the time t or each row at its own, t (N,)."""
+        """The score at x (N, ...). t: one time, or (N,), one time per sample."""
         times = xp.full(len(x), t, x.dtype) if isinstance(t, float) else t  # (N,)
         return checked_score(self._score(Tensor(x), Tensor(times), **self._condition), x)
 
     def evaluate(self, x: Array, t: Any) -> Evaluation:
-        """Score and denoised image at x, between two stops."""
+        """Score and denoised image at x, between two of the times; the callback is not called."""
         score = self.score(x, t)
         return Evaluation(score, denoised(self.process, x, t, score))
 
     def stop(self, x: Array, t: Any) -> Evaluation:
-        """Score and denoised image at x, which has arrived at the next stop: calls the callback."""
+        """Score and denoised image at x, at the next of the times; calls the callback."""
         found = self.evaluate(x, t)
         if self.callback is not None:
             self.callback(self._stops, t, x, found.denoised)
@@ -186,7 +186,7 @@ class SamplerState:
         return found
 
     def last_step(self, x: Any, method: Method) -> Array:
-        """From eps to 0: the noise that is left is replaced by its expectation, 0. x: what the method returned."""
+        """From eps to 0: the remaining noise is replaced by its expectation, 0. x: what the method returned."""
         if getattr(x, "shape", None) != self.x.shape:
             raise ValueError(f"{method.name} must return x of shape {self.x.shape}, not {type(x).__name__}: {x!r:.80}")
         return self.stop(x, self.times[-1]).denoised
@@ -230,6 +230,6 @@ def _times(
 
 
 def _rows_of(value: Any, rows: slice, n: int) -> Any:
-    """What these rows need of a condition: their part of what has one entry per sample, or else all of it."""
+    """The condition for these rows: their part of an array with one entry per sample; anything else as it is."""
     shape: Any = getattr(value, "shape", ())
     return value[rows] if len(shape) > 0 and shape[0] == n and rows != slice(0, n) else value

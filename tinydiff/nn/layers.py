@@ -1,4 +1,4 @@
-"""The short layers: a linear map, tables and features of numbers, activations, dropout; and how weights begin.
+"""The short layers: a linear map, tables and features of numbers, activations, dropout; and initial weights.
 
 A sum over n inputs of variance 1, with weights of variance 1 / n, has variance 1: the signal keeps its size from layer
 to layer. n is the fan-in, the number of products that are summed in one output. The defaults are PyTorch's.
@@ -16,7 +16,7 @@ from ..operators import array_of
 from ..rng import Rng, as_rng
 from .module import Module, Parameter, same_dtype
 
-# ---------------------------------------------------------------- how weights begin
+# ---------------------------------------------------------------- initial weights
 
 
 def uniform(shape: tuple[int, ...], bound: float, rng: Rng) -> Array:
@@ -74,8 +74,8 @@ class Embedding(Module):
     """A table of vectors, one for each integer from 0 to num_embeddings - 1: (...) -> (..., embedding_dim).
 
     Parameter: weight (num_embeddings, embedding_dim), N(0, 1). Errors: TypeError for an index that is not of integers;
-    IndexError for one out of range. An index that is on a GPU already is not read back to be checked: give a list or a
-    NumPy array to have it checked there too.
+    IndexError for one out of range. With CuPy only an index in host memory (a list or a NumPy array) is checked for
+    its range, because reading one back from the device would wait for it.
     """
 
     def __init__(self, num_embeddings: int, embedding_dim: int, *, rng: Rng | int | None = None):
@@ -103,7 +103,7 @@ class Embedding(Module):
 class FourierFeatures(Module):
     """[sin 2 pi x w, cos 2 pi x w] for fixed random frequencies w: (N,) -> (N, features).
 
-    Without them a network sees a number such as the time as one slow direction; they tell neighbouring times apart.
+    A network can hardly tell neighbouring times apart from the number t alone; by these features it can.
     Buffer: W (features / 2,), N(0, scale^2), never trained. Source: Tancik et al. 2020, equation 5.
     Errors: ValueError for an odd number of features, or x that is not (N,).
     """
@@ -157,8 +157,8 @@ class Sigmoid(Module):
 
 
 class Dropout(Module):
-    """While training, each element is set to 0 with probability p, and the others divided by 1 - p;
-    else nothing is done.
+    """In training, each element is set to 0 with probability p, and the others are divided by 1 - p; in evaluation
+    nothing is done.
 
     The random source is `.rng`, a stream of its own; its step is not in the state_dict.
     Errors: ValueError for p outside [0, 1).

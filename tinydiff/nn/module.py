@@ -59,9 +59,9 @@ class Module:
         return output
 
     def register_forward_hook(self, fn: Callable[[Module, tuple[Any, ...], Any], Any]) -> Hook:
-        """Call fn(module, inputs, output) after each forward pass of this module, with its positional inputs; what it
-        returns, if that is not None, takes the place of the output. Hooks run in the order in which they were
-        registered, each with the output that the one before has left. Returns a handle: `.remove()` ends it.
+        """Call fn(module, inputs, output) after each forward pass of this module, with its positional inputs. If fn
+        returns anything but None, that replaces the output. Hooks run in the order of their registration, and each
+        gets the output of the one before. Returns a handle, whose `.remove()` takes the hook away.
         """
         handle = Hook(self)
         self._forward_hooks = {**self._forward_hooks, handle: fn}
@@ -78,13 +78,13 @@ class Module:
         return ((path, part) for path, part in _parts(self) if isinstance(part, Tensor))
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """This module, under the name "", and all below it; one that is used twice comes twice."""
+        """This module, under the name "", and all below it; a module that is used twice is listed twice."""
         yield prefix, self
         for path, child in self.children():
             yield from child.named_modules(f"{prefix}.{path}" if prefix else path)
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter and buffer with its name; one that is shared comes under each of its names."""
+        """Every parameter and buffer with its name; a shared one is listed under each of its names."""
         for path, part in _parts(self):
             if isinstance(part, Tensor):
                 yield path, part
@@ -99,7 +99,7 @@ class Module:
         return iter({id(p): p for _, p in self.named_parameters()}.values())
 
     def count(self) -> int:
-        """How many numbers are trained."""
+        """The number of trained weights, element by element."""
         return sum(p.size for p in self.parameters() if p.requires_grad)
 
     # ---- modes
@@ -179,7 +179,7 @@ class Hook:
         self.module = module
 
     def remove(self) -> None:
-        """Call the function no more. A second time does nothing."""
+        """Take the hook away. A second time does nothing."""
         hooks = self.module._forward_hooks
         self.module._forward_hooks = {handle: fn for handle, fn in hooks.items() if handle is not self}
 
@@ -225,7 +225,7 @@ def same_dtype(layer: Module, x: Any, weight: Any) -> None:
 
 
 def _parts(root: Any) -> Iterator[tuple[str, Any]]:
-    """(path, Tensor or Module) for what an object holds, through lists, tuples and dicts, in order."""
+    """(path, Tensor or Module) of everything that an object holds, through lists, tuples and dicts, in order."""
     if isinstance(root, Module):
         items: Any = ((name, value) for name, value in vars(root).items() if not name.startswith("_"))
     else:
@@ -250,13 +250,11 @@ def _tree(module: Module, label: str) -> Iterator[tuple[str, int]]:
 
 
 def _arguments(module: Module) -> str:
-    """The arguments of the constructor that are attributes too, where they are not the default:
-    "(1, 32, 3, stride=2)".
-    """
+    """The arguments of the constructor that are attributes too and not at their default: "(1, 32, 3, stride=2)"."""
     shown = []
     for p in list(inspect.signature(type(module).__init__).parameters.values())[1:]:
         value = vars(module).get(p.name, inspect.Parameter.empty)
-        if p.name == "bias":  # the argument says whether there is one, the attribute is it
+        if p.name == "bias":  # the argument is a bool, the attribute the Parameter or None
             value = value is not None
         if isinstance(value, (int, float, str, tuple)) and value != p.default:
             shown.append(f"{value}" if p.default is p.empty else f"{p.name}={value!r}")

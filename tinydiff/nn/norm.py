@@ -1,4 +1,4 @@
-"""Normalisation layers: a mean and a variance are taken out, a weight and a bias come in. See ops/norm.py."""
+"""Normalisation layers: they bring values to mean 0 and variance 1, then apply a weight and a bias. See ops/norm.py."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ class BatchNorm2d(_Norm):
     """(N, H, W, num_features), each channel brought to mean 0 and variance 1 over the batch, then
     times weight, plus bias.
 
-    While training, with the statistics of the batch, which also move the buffers running_mean and
-    running_var (the latter with n - 1 in its denominator) by `momentum`; in evaluation with the buffers, so
-    that each sample stands alone.
+    In training it uses the statistics of the batch, towards which the buffers running_mean and running_var (the latter
+    with n - 1 in its denominator) move by `momentum`. In evaluation it uses the buffers, so each sample is independent
+    of the others.
     Errors: ValueError for another rank or number of channels, or a batch with one value per channel while training;
     RuntimeError while training on one of several microbatches of a batch (microbatch.py).
     """
@@ -105,7 +105,7 @@ class BatchNorm2d(_Norm):
 
     @no_grad()
     def _follow(self, x: Any) -> None:
-        """Move the running statistics towards those of the batch, in the arrays that they are in."""
+        """Move the running statistics towards those of the batch, in place."""
         n = x.size // self.num_features
         mean = ops.mean(x, axis=(0, 1, 2))  # (N, H, W, C) -> (C,)
         var = ops.mean(ops.square(x - mean), axis=(0, 1, 2)) * (n / (n - 1))

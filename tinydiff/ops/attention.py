@@ -18,7 +18,7 @@ from .softmax import softmax
 
 @op
 def scaled_dot_product_attention(q: Any, k: Any, v: Any, *, mask: Any, scale: float) -> Any:
-    """y = p v,   p = softmax(s),   s = scale q k^T (+ mask): for each query a mean of the values, weighted by how well
+    """y = p v,   p = softmax(s),   s = scale q k^T (+ mask): each query gets a mean of the values, weighted by how well
     their keys agree with it
 
     dy = dp v + p dv                        p̄ = ȳ v^T,   v̄ = p^T ȳ
@@ -57,8 +57,8 @@ def attention(q: Any, k: Any, v: Any, *, mask: Any = None, scale: float | None =
     """softmax(scale q k^T + mask) v over the last two axes: q (N, heads, L, D), k (N, heads, S, D), v (N, heads, S, E)
     -> (N, heads, L, E).
 
-    mask: broadcastable to (N, heads, L, S); bool (True may be attended to), or numbers that are added to the scores. A
-    row with nothing to attend to is NaN. scale: 1 / sqrt(D) unless given.
+    mask: broadcastable to (N, heads, L, S); bool (True where a key may be attended to), or numbers that are added to
+    scale q k^T. A row in which no key may be attended to is NaN. scale: 1 / sqrt(D) unless given.
     Source: Vaswani et al. 2017, equation 1. Errors: ValueError for shapes that do not fit, TypeError for a mask of
     another kind, or one that requires a gradient.
     """
@@ -76,6 +76,7 @@ def attention(q: Any, k: Any, v: Any, *, mask: Any = None, scale: float | None =
 
 
 def checked_mask(mask: Any, length: int, keys: int) -> Any:
+    """The mask as an array, or None. Errors: as `attention`."""
     if isinstance(mask, Tensor) and mask.requires_grad:
         raise TypeError(f"attention: the mask has no gradient, but is a Tensor of shape {mask.shape} that requires one")
     mask = operand(array_of(mask))

@@ -141,7 +141,7 @@ def by_group(a: Any, groups: int) -> Any:
     return rows.transpose(1, 0, 2)
 
 
-# ---------------------------------------------------------------- the layers' functions
+# ---------------------------------------------------------------- the functions of users and layers
 
 
 @composite
@@ -176,8 +176,8 @@ def conv_transpose2d(
     """The transpose of conv2d as a linear map: (N, H, W, C) with (kh, kw, O / groups, C) gives (N, OH, OW, O).
 
     w is the weight of the conv2d (O -> C) whose transpose this is.
-    OH = (H - 1) stride - 2 padding + dilation (kh - 1) + 1 + output_padding; the last term chooses among the sizes that
-    the conv2d would bring to H.
+    OH = (H - 1) stride - 2 padding + dilation (kh - 1) + 1 + output_padding. With a stride, that conv2d maps several
+    sizes to H; output_padding chooses one of them.
     Errors: ValueError for shapes that do not fit, an output_padding that is not below stride or
     dilation, an empty output.
     """
@@ -206,7 +206,7 @@ def conv_transpose2d(
             f"dilation={dilation}, output_padding={output_padding} would be empty: {(oh, ow)}"
         )
     geometry = Geometry((oh, ow), kernel, s, ((p[0], p[0]), (p[1], p[1])), d, groups)
-    # output_padding is at least stride: the conv2d sees more rows than x has, which are zero
+    # If output_padding is at least stride, the conv2d has more rows of output than x has; those are zero.
     if geometry.out != x.shape[1:3]:
         x = pad(x, pad_width=((0, 0), *((0, m - n) for n, m in zip(x.shape[1:3], geometry.out)), (0, 0)))
     return conv2d_input_grad(x, w, b, geometry=geometry)
@@ -226,7 +226,7 @@ def conv1d(
 def _geometry(
     what: str, x: Any, w: Any, b: Any, size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> Geometry:
-    """That of conv1d and conv2d, if everything fits."""
+    """The Geometry of conv1d and conv2d. Errors: ValueError for arguments that do not fit each other."""
     channels, taken, out = x.shape[-1], w.shape[-2] * groups, w.shape[-1]
     if groups < 1 or channels % groups or out % groups:
         raise ValueError(

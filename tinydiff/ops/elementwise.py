@@ -1,7 +1,7 @@
 """Arithmetic and elementary functions, element by element, with NumPy's broadcasting.
 
-In each rule g is the adjoint of z, in the formulas z̄. The adjoint of an input that was stretched by broadcasting is
-summed to its shape by the engine, so no rule here speaks of shapes.
+In each rule g is the adjoint of z, z̄ in the formulas. The engine sums the adjoint of an input that broadcasting
+has stretched to the shape of that input, so no rule here deals with shapes.
 """
 
 from __future__ import annotations
@@ -344,7 +344,7 @@ def minimum_vjp(g: Any, _z: Any, x: Any, y: Any) -> Any:
 def astype(x: Any, *, dtype: Any) -> Any:
     """z = x in another dtype
 
-    x̄ = z̄, in the dtype of x (the engine sees to that)
+    x̄ = z̄, which the engine casts to the dtype of x
     """
     return x.astype(dtype)
 

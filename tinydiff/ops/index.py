@@ -1,4 +1,4 @@
-"""Picking elements, and its transpose, putting them back with addition."""
+"""Picking elements, and the transposed map: adding them back at their places."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def plain(index: Any) -> Any:
 
 
 def is_basic(index: Any) -> bool:
-    """Only slices, numbers, None and `...`: such an index picks no element twice, and NumPy answers it with a view."""
+    """Only slices, numbers, None and `...`: such an index picks no element twice; x[index] shares memory with x."""
     parts = index if isinstance(index, tuple) else (index,)
     return all(i is None or i is Ellipsis or isinstance(i, (int, slice)) and not isinstance(i, bool) for i in parts)
 
@@ -87,8 +87,8 @@ def add_at(z: Any, index: Any, values: Any) -> None:
 
 @composite
 def take(x: Any, indices: Any, *, axis: int | None = None) -> Any:
-    """x at the indices along the axis (None: of the flattened array), as numpy.take: the axis gives way to the shape of
-    the indices. On a GPU an index out of range is not found out; here it is an IndexError."""
+    """x at the indices along the axis (None: of the flattened array), as numpy.take: the shape of the indices takes the
+    place of the axis. An index out of range is an IndexError on NumPy; on a GPU it is not noticed."""
     if axis is None:
         return getitem(reshape(x, shape=-1), index=indices)
     return getitem(x, index=(slice(None),) * axis_of(axis, x.ndim, "take") + (indices,))
@@ -110,8 +110,8 @@ def take_along_axis(x: Any, indices: Any, *, axis: int) -> Any:
 def embedding(index: Any, table: Any) -> Any:
     """Rows of a table, by number: index of any shape (...), table (n, d) -> (..., d).
 
-    Errors: TypeError for an index that is not of integers; ValueError for a table that is not a matrix. A number out of
-    range is an IndexError, on NumPy.
+    Errors: TypeError for an index that is not of integers; ValueError for a table that is not a matrix; on NumPy,
+    IndexError for a number out of range.
     """
     index = index if isinstance(index, Tensor) else operand(index)
     if not isinstance(index, int) and index.dtype.kind not in "iu":

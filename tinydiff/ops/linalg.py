@@ -12,8 +12,8 @@ from .shape import broadcast_to, expand_dims, reshape, squeeze, swapaxes
 
 @op
 def matmul(x: Any, y: Any) -> Any:
-    """Z = X Y for (..., n, k) and (..., k, m), leading axes broadcast; a vector on the left is a row, on the right a
-    column, and that axis is not there in Z, as in NumPy
+    """Z = X Y for (..., n, k) and (..., k, m); leading axes broadcast. A vector on the left is a row, on the right a
+    column, and Z lacks that axis, as in NumPy
 
     dZ = dX Y + X dY          X̄ = Z̄ Y^T,   Ȳ = X^T Z̄
 
@@ -43,7 +43,7 @@ def matmul_vjp(g: Any, _z: Any, x: Any, y: Any) -> Any:
 
 
 def vectors_vjp(g: Any, x: Any, y: Any) -> Any:
-    """The rule where x is a vector, the row X, or y is one, the column Y."""
+    """The rule where x is a vector, taken as the row X, or y is one, taken as the column Y."""
     row = expand_dims(x, axis=0) if x.ndim == 1 else x  # (k,) -> (1, k)
     column = expand_dims(y, axis=1) if y.ndim == 1 else y  # (k,) -> (k, 1)
     g = expand_dims(g, axis=-1) if y.ndim == 1 else g
@@ -62,7 +62,7 @@ def einsum_p(*xs: Any, subscripts: str) -> Any:
     operand had was summed, and its adjoint is constant along it.
     """
     z = xp.einsum(subscripts, *xs)
-    return z.copy() if len(xs) == 1 else z  # of one operand it may be a view
+    return z.copy() if len(xs) == 1 else z  # with one operand, z may share its memory
 
 
 @einsum_p.vjp
@@ -76,7 +76,7 @@ def einsum_p_vjp(g: Any, _z: Any, *xs: Any, subscripts: str) -> Any:
         reached = "".join(c for c in terms[i] if c in known)
         exchanged = ",".join([out, *(terms[j] for j in others)]) + "->" + reached
         adjoint = einsum_p(g, *(xs[j] for j in others), subscripts=exchanged)
-        length = dict(zip(reached, adjoint.shape))  # that of the others, where this operand was stretched
+        length = dict(zip(reached, adjoint.shape))  # longer than this operand's where broadcasting stretched it
         kept = tuple(length.get(c, 1) for c in terms[i])
         spread = tuple(n if m == 1 else m for m, n in zip(kept, xs[i].shape))
         return broadcast_to(reshape(adjoint, shape=kept), shape=spread)

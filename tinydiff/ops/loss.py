@@ -44,7 +44,7 @@ def mse_loss(prediction: Any, target: Any, *, reduction: str = "mean") -> Any:
 def cross_entropy(logits: Any, labels: Any, *, reduction: str = "mean") -> Any:
     """-log softmax(logits)[label], averaged: logits (..., classes), labels (...) of integers.
 
-    A label below 0 makes the loss NaN, and so does one that is too large on a GPU, where NumPy raises IndexError.
+    A label below 0 makes the loss NaN. A label that is too large is an IndexError on NumPy, and makes it NaN on a GPU.
     Errors: TypeError for labels that are not integers, ValueError for shapes that do not fit.
     """
     labels = labels if isinstance(labels, Tensor) else operand(labels)
@@ -70,7 +70,7 @@ def binary_cross_entropy_with_logits(logits: Any, target: Any, *, reduction: str
 
 @composite
 def dropout(x: Any, *, p: float, rng: Rng) -> Any:
-    """x with each element set to 0 with probability p, and the others divided by 1 - p, so that the mean stays.
+    """x with each element set to 0 with probability p, and the others divided by 1 - p, which keeps the mean.
 
     Source: Srivastava et al. 2014. Errors: ValueError for p outside [0, 1).
     """

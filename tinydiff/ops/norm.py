@@ -58,11 +58,11 @@ def standardize(x: Any, axes: tuple[int, ...], eps: float) -> tuple[Any, Any]:
 def shift_normalize_silu(
     x: Any, shift: Any, weight: Any, bias: Any, *, axes: tuple[int, ...], eps: float, silu: bool
 ) -> Any:
-    """y = silu(u),   u = normalize(x + shift): what stands around a norm in a U-Net, as one op for the sake of speed
+    """y = silu(u),   u = normalize(x + shift): shift, norm and silu of a U-Net's block as one op, for speed
 
-    ū = ȳ silu'(u);   then as in normalize, and as both summands are used alike, x̄ = shift̄
+    ū = ȳ silu'(u);   then as in normalize. The sum x + shift gives both the same adjoint, x̄ = shift̄
 
-    A shift may be None, and without silu y = u.
+    shift may be None; with silu=False, y = u.
     """
     u = normalize(x if shift is None else x + shift, weight, bias, axes=axes, eps=eps)
     return silu_of(u) if silu else u
@@ -96,9 +96,9 @@ def group_norm(
 ) -> Any:
     """Group norm of (N, ..., C): statistics of each sample over all positions and the C / groups channels of a group.
 
-    What stands before and after it in a U-Net can go with it, in fewer passes over memory: silu=True gives
-    silu(group_norm(x)), and a shift (N, C), such as the time, is added to x at every position first. weight and bias
-    may be (N, C), one per sample (adaptive group norm).
+    The steps before and after a norm in a U-Net can be included, which needs fewer passes over memory: a shift (N, C),
+    such as the embedded time, is added to x at every position before the norm, and silu=True gives
+    silu(group_norm(x)). weight and bias may be (N, C), one per sample (adaptive group norm).
     Source: Wu and He 2018; adaptive: Dhariwal and Nichol 2021. Errors: ValueError if the groups do not divide C, or
     weight, bias or shift have another shape.
     """
@@ -143,7 +143,7 @@ def batch_norm(x: Any, weight: Any = None, bias: Any = None, *, eps: float = 1e-
 
 
 def check_channels(what: str, x: Any, weight: Any, bias: Any, least: int, per_sample: bool = False) -> int:
-    """C, if everything fits; per_sample: weight and bias may be (N, C)."""
+    """The number of channels C. per_sample: weight and bias may be (N, C). Errors: ValueError for other shapes."""
     if x.ndim < least:
         raise ValueError(f"{what} takes x of at least {least} dimensions, channels last, not {x.shape}")
     if x.dtype.kind not in "fc":

@@ -14,7 +14,7 @@ Axis = Any  # None | int | tuple[int, ...]
 
 
 def _spread(y: Any, like: Any, axis: Axis) -> Any:
-    """A reduced array, put back over the axes it was reduced over."""
+    """A reduced array, repeated along the axes over which it was reduced, in the shape of `like`."""
     axes = axes_of(axis, like.ndim, "reduce")
     kept = tuple(1 if a in axes else n for a, n in enumerate(like.shape))
     return broadcast_to(reshape(y, shape=kept), shape=like.shape)
@@ -92,8 +92,8 @@ def extremum_vjp(g: Any, z: Any, x: Any, *, axis: Axis, keepdims: bool) -> Any:
 def prod(x: Any, *, axis: Axis = None, keepdims: bool = False) -> Any:
     """z = product of x over the axes, in pairs, and pairs of pairs, and so on
 
-    It needs no rule: products of pairs have one. And none of them divides by x, so that its derivatives of any order
-    are right where x has zeros, too.
+    It needs no rule of its own, because `multiply` has one. Nothing is divided by x, so derivatives of any order are
+    right also where x has zeros.
     """
     axes = axes_of(axis, x.ndim, "prod")
     rest = [a for a in range(x.ndim) if a not in axes]

@@ -1,4 +1,4 @@
-"""Other arrangements of the same elements. Each is linear, and its rule is the way back."""
+"""Other arrangements of the same elements. Each of these maps is linear, and its rule is the transposed map."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def log_softmax(x: Any, *, axis: int = -1) -> Any:
 
     dz = dx - sum(softmax(x) dx)          x̄ = z̄ - e^z sum z̄
 
-    The largest x of each row is subtracted first: beside a large x, log sum e^x would lose its last digits.
+    The largest x of each row is subtracted first, because log sum e^x would lose its last digits beside a large x.
     """
     x = x - x.max(axis=axis_of(axis, x.ndim, "log_softmax"), keepdims=True)
     return x - logsumexp(x, axis=axis, keepdims=True)
