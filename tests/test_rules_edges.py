@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -31,6 +32,11 @@ def test_at_ties(each_backend: str) -> None:
     assert gradient_of(lambda x: ops.min(x, axis=0), [[1.0, 4.0], [1.0, 5.0]]) == [[[0.5, 1.0], [0.5, 0.0]]]
     assert gradient_of(ops.power, [0.0, 0.0, 2.0], [0.0, 2.0, 0.0]) == [[0.0, 0.0, 0.0], [0.0, 0.0, math.log(2)]]
     assert gradient_of(lambda x: x**0, [0.0, 2.0]) == [[0.0, 0.0]]
+    for x in (0.0, backend.xp.zeros(1)):  # a number, an array: x^y is 0 where y > 0, and infinite where y < 0
+        power = functools.partial(ops.power, x)
+        assert gradient_of(power, [0.0]) == gradient_of(power, [2.0]) == [[0.0]]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            assert math.isnan(gradient_of(power, [-1.0])[0][0])
     assert gradient_of(ops.prod, [0.0, 2.0, 3.0]) == [[6.0, 0.0, 0.0]]
     assert gradient_of(ops.prod, [0.0, 0.0, 3.0]) == [[0.0, 0.0, 0.0]]
     assert gradient_of(lambda x: ops.sqrt((x * x).sum()), [0.0, 0.0]) == [[0.0, 0.0]]  # the norm of a zero vector

@@ -88,7 +88,7 @@ def train(
     log = TrainLog(state, files, order, epochs, log_every, save_every, on_record, reference, stream, capture)
 
     def step(rng: Rng, *batch: Array) -> Array:
-        optimizer.zero_grad()
+        optimizer.zero_grad()  # so the last gradients are not in memory beside the next
         value = gradients(loss, optimizer.parameters, batch, rng, microbatch, threads)  # forward and backward
         log.updating = True  # an interrupt from here on would leave half-changed weights, which are not saved
         optimizer.step()
@@ -98,14 +98,16 @@ def train(
 
     if capture:
         step = backend.capture(step)
-    with log.running():
-        while state.step < log.steps and not log.interrupted:
-            epoch, _ = order.locate(state.step)
-            optimizer.lr = base_lr * schedule(epoch if schedule_by == "epoch" else state.step)
-            batch = [a[order.indices(state.step)] for a in data]  # on the host
-            value = step(noise.child(state.step), *batch)
-            log.stepped(value, len(batch[0]), optimizer.lr)
-    optimizer.lr = base_lr
+    try:
+        with log.running():
+            while state.step < log.steps and not log.interrupted:
+                epoch, _ = order.locate(state.step)
+                optimizer.lr = base_lr * schedule(epoch if schedule_by == "epoch" else state.step)
+                batch = [a[order.indices(state.step)] for a in data]  # on the host
+                value = step(noise.child(state.step), *batch)
+                log.stepped(value, len(batch[0]), optimizer.lr)
+    finally:
+        optimizer.lr = base_lr
     return state
 
 

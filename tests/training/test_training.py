@@ -377,6 +377,15 @@ def test_a_loss_that_is_not_finite_names_the_step(each_backend, tmp_path):
     assert state["run"]["step"] == 6 and np.isfinite(state["model"]["weight"]).all()
 
 
+def test_an_error_leaves_the_learning_rate_as_it_was():
+    task = Task()
+    task.model.weight.data = task.model.weight.data * float("nan")
+    lr = task.optimizer.lr
+    with pytest.raises(FloatingPointError):
+        task.train(schedule=lambda epoch: 0.5)
+    assert task.optimizer.lr == lr
+
+
 def test_the_advice_of_that_error_works():
     task = Task()
     task.model.weight.data = task.model.weight.data * float("nan")

@@ -8,7 +8,8 @@ Where it differs from the tutorial's net (models/tutorial.py): every convolution
 borders and any size that the halvings divide will do; the noise level enters as ln sigma, slowly varying, instead
 of frequencies of scale 30 in t; the pixels of a patch first become channels (pixel_unshuffle), which saves most of
 the work at full resolution; and the last layer of each block starts at zero, so that a block starts as the identity,
-and the net itself at zero.
+and the net itself at zero. (So the first step changes only the net's last layer, the second also all that is not before
+the last layer of a block, and the third everything.)
 """
 
 from __future__ import annotations

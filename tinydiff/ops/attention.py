@@ -22,7 +22,7 @@ def scaled_dot_product_attention(q: Any, k: Any, v: Any, *, mask: Any, scale: fl
     their keys agree with it
 
     dy = dp v + p dv                        p̄ = ȳ v^T,   v̄ = p^T ȳ
-    dp = p (ds - sum(p ds))                 s̄ = p (p̄ - sum(p p̄)),   the sums along the row
+    dp / p = ds - sum(p ds)                 s̄ = p (p̄ - sum(p p̄)),   the sums along the row, as in softmax
     ds = scale (dq k^T + q dk^T)            q̄ = scale s̄ k,   k̄ = scale s̄^T q
     """
     return matmul(attention_weights(q, k, mask, scale), v)  # (.., L, S) x (.., S, E) -> (.., L, E)

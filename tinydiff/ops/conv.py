@@ -2,16 +2,20 @@
 
 Everything here is one trilinear form in an image x, a weight w and an image y,
 
-    F(x, w, y) = sum over n, i, j, a, b, c, o of   x[n, s i + d a - p, s j + d b - p, c] w[a, b, c, o] y[n, i, j, o]
+    F(x, w, y) = sum over n, i, j, u, v, c, o of   x[n, s i + d u - p, s j + d v - p, c] w[u, v, c, o] y[n, i, j, o]
 
-with stride s, dilation d, padding p (x is 0 in the padding). The convolution y(x, w) is the derivative of F by its last
-argument, so sum(ȳ y(x, w)) = F(x, w, ȳ). As F is linear in each argument, the adjoints are its other two derivatives:
+with stride s, dilation d, and padding p at the top and on the left (x is 0 in the padding). The convolution y(x, w) is
+the derivative of F by its last argument: F(x, w, ȳ) = sum(ȳ y(x, w)). With ȳ fixed, F is linear in x and in w, so
+
+    dL = sum(ȳ dy) = F(dx, w, ȳ) + F(x, dw, ȳ)
+
+and the adjoints, what dx and dw are multiplied with, are the other two derivatives of F:
 
     x̄ = dF/dx (w, ȳ) = conv2d_input_grad(ȳ, w)          also the transposed convolution
     w̄ = dF/dw (x, ȳ) = conv2d_weight_grad(x, ȳ)
 
-and the rule of each of the three consists of the other two. So all derivatives, of any order, are these three
-functions. For one tap (a, b) of the kernel, each is a product of matrices: rows of pixels times w[a, b], (C, O).
+The rule of each of the three consists of the other two. So all derivatives, of any order, are these three functions.
+For one tap (u, v) of the kernel, each is a product of matrices: rows of pixels times w[u, v], (C, O).
 """
 
 from __future__ import annotations
@@ -51,11 +55,11 @@ class Geometry:
         return oh, ow
 
     def taps(self) -> Iterator[tuple[int, int, tuple[slice, ...]]]:
-        """(a, b, where x is under that tap of all output pixels), of x with its padding."""
-        for a, b in itertools.product(*map(range, self.kernel)):
-            starts = a * self.dilation[0], b * self.dilation[1]
+        """(u, v, where x is under that tap of all output pixels), of x with its padding."""
+        for u, v in itertools.product(*map(range, self.kernel)):
+            starts = u * self.dilation[0], v * self.dilation[1]
             rows, columns = (slice(i, i + s * (n - 1) + 1, s) for i, s, n in zip(starts, self.stride, self.out))
-            yield a, b, (slice(None), rows, columns)
+            yield u, v, (slice(None), rows, columns)
 
 
 # ---------------------------------------------------------------- the three derivatives of F
@@ -63,12 +67,12 @@ class Geometry:
 
 @op
 def conv2d_p(x: Any, w: Any, b: Any, *, geometry: Geometry) -> Any:
-    """y[n, i, j, o] = sum over a, b, c of x[n, s i + d a - p, s j + d b - p, c] w[a, b, c, o] + bias[o]
+    """y[n, i, j, o] = sum over u, v, c of x[n, s i + d u - p, s j + d v - p, c] w[u, v, c, o] + b[o]
 
-    x̄ = conv2d_input_grad(ȳ, w),   w̄ = conv2d_weight_grad(x, ȳ),   bias̄ = sum ȳ
+    x̄ = conv2d_input_grad(ȳ, w),   w̄ = conv2d_weight_grad(x, ȳ),   b̄ = sum ȳ
     """
     padded, groups = pad(x, pad_width=((0, 0), *geometry.padding, (0, 0))), geometry.groups
-    y = sum(by_group(padded[at], groups) @ by_group(w[i, j], groups) for i, j, at in geometry.taps())  # (G, M, O/G)
+    y = sum(by_group(padded[at], groups) @ by_group(w[u, v], groups) for u, v, at in geometry.taps())  # (G, M, O/G)
     y = y.transpose(1, 0, 2).reshape(len(x), *geometry.out, w.shape[-1])  # (G, M, O/G) -> (N, OH, OW, O)
     return y if b is None else y + b
 
@@ -84,18 +88,18 @@ def conv2d_p_vjp(g: Any, _y: Any, x: Any, w: Any, _b: Any, *, geometry: Geometry
 
 @op
 def conv2d_input_grad(y: Any, w: Any, b: Any, *, geometry: Geometry) -> Any:
-    """x[n, s i + d a - p, s j + d b - p, c] = sum over i, j, a, b, o that meet there of y[n, i, j, o] w[a, b, c, o]
-    + bias[c]
+    """x[n, s i + d u - p, s j + d v - p, c] = sum over i, j, u, v, o that meet there of y[n, i, j, o] w[u, v, c, o]
+    + b[c]
 
-    ȳ = conv2d(x̄, w),   w̄ = conv2d_weight_grad(x̄, y),   bias̄ = sum x̄
+    ȳ = conv2d(x̄, w),   w̄ = conv2d_weight_grad(x̄, y),   b̄ = sum x̄
     """
     groups, (height, width) = geometry.groups, geometry.size
     (top, bottom), (left, right) = geometry.padding
     channels = w.shape[2] * groups
     padded = xp.zeros((len(y), top + height + bottom, left + width + right, channels), xp.result_type(y, w))
     rows = by_group(y, groups)  # (G, M, O/G)
-    for i, j, at in geometry.taps():
-        products = rows @ by_group(w[i, j], groups).swapaxes(1, 2)  # (G, M, O/G) x (G, O/G, C/G) -> (G, M, C/G)
+    for u, v, at in geometry.taps():
+        products = rows @ by_group(w[u, v], groups).swapaxes(1, 2)  # (G, M, O/G) x (G, O/G, C/G) -> (G, M, C/G)
         padded[at] += products.transpose(1, 0, 2).reshape(*y.shape[:3], channels)  # -> (N, OH, OW, C)
     x = padded[:, top : top + height, left : left + width]  # (N, H, W, C)
     return x if b is None else x + b
@@ -112,7 +116,7 @@ def conv2d_input_grad_vjp(g: Any, _x: Any, y: Any, w: Any, _b: Any, *, geometry:
 
 @op
 def conv2d_weight_grad(x: Any, y: Any, *, geometry: Geometry) -> Any:
-    """w[a, b, c, o] = sum over n, i, j of x[n, s i + d a - p, s j + d b - p, c] y[n, i, j, o]
+    """w[u, v, c, o] = sum over n, i, j of x[n, s i + d u - p, s j + d v - p, c] y[n, i, j, o]
 
     x̄ = conv2d_input_grad(y, w̄),   ȳ = conv2d(x, w̄)
     """
@@ -121,9 +125,9 @@ def conv2d_weight_grad(x: Any, y: Any, *, geometry: Geometry) -> Any:
     padded = pad(x, pad_width=((0, 0), *geometry.padding, (0, 0)))
     rows = by_group(y, groups)  # (G, M, O/G)
     w = xp.empty((*geometry.kernel, c, o), xp.result_type(x, y))
-    for i, j, at in geometry.taps():
+    for u, v, at in geometry.taps():
         product = by_group(padded[at], groups).swapaxes(1, 2) @ rows  # (G, C/G, M) x (G, M, O/G) -> (G, C/G, O/G)
-        w[i, j] = product.transpose(1, 0, 2).reshape(c, o)
+        w[u, v] = product.transpose(1, 0, 2).reshape(c, o)
     return w
 
 
@@ -150,7 +154,7 @@ def conv2d(
 ) -> Any:
     """Convolution of (N, H, W, C) with (kh, kw, C / groups, O): (N, OH, OW, O), plus a bias (O,).
 
-    y[n, i, j, o] = b[o] + sum over a, b, c of x[n, s i + d a - p, s j + d b - p, c] w[a, b, c, o]
+    y[n, i, j, o] = b[o] + sum over u, v, c of x[n, s i + d u - p, s j + d v - p, c] w[u, v, c, o]
 
     padding: zeros on each side, one number or (vertical, horizontal); "same" makes OH = ceil(H / stride). With
     groups, output channels o of group g see only the input channels of group g.

@@ -18,7 +18,7 @@ from ..operators import array_of
 def add(x: Any, y: Any) -> Any:
     """z = x + y
 
-    dz = dx + dy          x̄ = z̄,   ȳ = z̄
+    dz = dx + dy          x̄ = z̄,   ȳ = z̄
     """
     return x + y
 
@@ -32,7 +32,7 @@ def add_vjp(g: Any, _z: Any, _x: Any, _y: Any) -> Any:
 def subtract(x: Any, y: Any) -> Any:
     """z = x - y
 
-    dz = dx - dy          x̄ = z̄,   ȳ = -z̄
+    dz = dx - dy          x̄ = z̄,   ȳ = -z̄
     """
     return x - y
 
@@ -46,7 +46,7 @@ def subtract_vjp(g: Any, _z: Any, _x: Any, _y: Any) -> Any:
 def multiply(x: Any, y: Any) -> Any:
     """z = x y
 
-    dz = y dx + x dy          x̄ = z̄ y,   ȳ = z̄ x
+    dz = y dx + x dy          x̄ = z̄ y,   ȳ = z̄ x
     """
     return x * y
 
@@ -60,7 +60,7 @@ def multiply_vjp(g: Any, _z: Any, x: Any, y: Any) -> Any:
 def divide(x: Any, y: Any) -> Any:
     """z = x / y
 
-    dz = dx / y - x dy / y^2          x̄ = z̄ / y,   ȳ = -z̄ z / y
+    dz = dx / y - x dy / y^2          x̄ = z̄ / y,   ȳ = -z̄ z / y
     """
     return x / y
 
@@ -88,9 +88,10 @@ def negative_vjp(g: Any, _z: Any, _x: Any) -> Any:
 def power(x: Any, y: Any) -> Any:
     """z = x^y
 
-    dz = y x^(y-1) dx + z log(x) dy          x̄ = z̄ y x^(y-1),   ȳ = z̄ z log x
+    dz = y x^(y-1) dx + z log(x) dy          x̄ = z̄ y x^(y-1),   ȳ = z̄ z log x
 
-    At 0: x^0 is constant, also at x = 0, so x̄ = 0 there; ȳ = 0 at x = 0. For x < 0 there is no ȳ: it is NaN.
+    At 0: x^0 is constant, also at x = 0, so x̄ = 0 there; ȳ = 0 at x = 0, if y >= 0. There is no ȳ for
+    x < 0, nor for x = 0 with y < 0: it is NaN.
     """
     return x**y
 
@@ -105,7 +106,7 @@ def power_vjp(g: Any, z: Any, x: Any, y: Any) -> Any:
 
     def wrt_exponent() -> Any:
         if isinstance(x, (int, float)):
-            return g * 0.0 if x == 0 else g * z * (math.log(x) if x > 0 else math.nan)
+            return g * z * (math.log(x) if x > 0 else 0.0 if x == 0 else math.nan)
         return g * z * log(where(x == 0, 1.0, x))
 
     return wrt_base, wrt_exponent
@@ -296,7 +297,7 @@ def clip_vjp(g: Any, _z: Any, x: Any, *, low: Any, high: Any) -> Any:
 def where(condition: Any, x: Any, y: Any) -> Any:
     """z = x where the condition holds, y elsewhere
 
-    x̄ = z̄ where it holds, 0 elsewhere;   ȳ the other way round
+    x̄ = z̄ where it holds, 0 elsewhere;   ȳ the other way round
     """
     return xp.where(condition, x, y)
 
@@ -310,7 +311,7 @@ def where_vjp(g: Any, _z: Any, condition: Any, _x: Any, _y: Any) -> Any:
 def maximum(x: Any, y: Any) -> Any:
     """z = the larger of x and y
 
-    x̄ = z̄ where x > y,   ȳ = z̄ where y > x
+    x̄ = z̄ where x > y,   ȳ = z̄ where y > x
 
     At ties: half each.
     """
@@ -327,7 +328,7 @@ def maximum_vjp(g: Any, _z: Any, x: Any, y: Any) -> Any:
 def minimum(x: Any, y: Any) -> Any:
     """z = the smaller of x and y
 
-    x̄ = z̄ where x < y,   ȳ = z̄ where y < x
+    x̄ = z̄ where x < y,   ȳ = z̄ where y < x
 
     At ties: half each.
     """

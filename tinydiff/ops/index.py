@@ -1,4 +1,11 @@
-"""Picking elements, and the transposed map: adding them back at their places."""
+"""Picking elements, and the transposed map: adding them back at their places.
+
+Let element k(i) of x be picked as z_i. Then
+
+    sum_i z̄_i dz_i = sum_i z̄_i dx_k(i) = sum_k x̄_k dx_k,    x̄_k = sum of the z̄_i with k(i) = k
+
+so the adjoint of an element is the sum over the times that it was picked.
+"""
 
 from __future__ import annotations
 

@@ -2,15 +2,22 @@
 
     xhat = (x - mean) / std,    std = sqrt(var + eps),    y = xhat w + b          mean and var over a set of m elements
 
+var divides by m, not m - 1.
+
 The derivative of xhat. With c = x - mean, r = 1 / std, and h for the adjoint of xhat, h = ȳ w:
 
     dc = dx - mean(dx)                                      a constant added to the set changes nothing
     dr = -r^3 / 2 dvar = -r^3 mean(c dc) = -r^3 mean(c dx)  as var = mean(c^2), and mean(c) = 0
     dxhat = r dc + c dr = r (dx - mean(dx) - xhat mean(xhat dx))                     as r c = xhat
 
-Both means are symmetric in dx and in what they are multiplied with, so the adjoint has the same form:
+Nothing here needs mean(xhat^2) = 1, which eps makes a little less. Now collect what multiplies dx in sum(h dxhat):
+
+    sum(h mean(dx)) = m mean(h) mean(dx) = sum(mean(h) dx)
+    sum(h xhat mean(xhat dx)) = m mean(xhat h) mean(xhat dx) = sum(xhat mean(xhat h) dx)
 
     x̄ = r (h - mean(h) - xhat mean(xhat h)),    w̄ = sum ȳ xhat,    b̄ = sum ȳ
+
+The sums of w̄ and b̄, over all elements that share a w or b, are the engine's: w and b are broadcast.
 """
 
 from __future__ import annotations
@@ -76,7 +83,7 @@ def shift_normalize_silu_vjp(
     if silu:
         g = silu_vjp(g, None, normalize(z, weight, bias, axes=axes, eps=eps))
     z_adjoint, weight_adjoint, bias_adjoint = normalize_vjp(g, None, z, weight, bias, axes=axes, eps=eps)
-    z_adjoint = z_adjoint()
+    z_adjoint = z_adjoint()  # once, for both inputs; the engine sums it to the shape of the shift
     return z_adjoint, z_adjoint, weight_adjoint, bias_adjoint
 
 
@@ -98,7 +105,8 @@ def group_norm(
 
     The steps before and after a norm in a U-Net can be included, which needs fewer passes over memory: a shift (N, C),
     such as the embedded time, is added to x at every position before the norm, and silu=True gives
-    silu(group_norm(x)). weight and bias may be (N, C), one per sample (adaptive group norm).
+    silu(group_norm(x)). weight and bias may be (N, C), one per sample (adaptive group norm). With eps = 0 a group of
+    equal elements gives NaN, 0 / 0.
     Source: Wu and He 2018; adaptive: Dhariwal and Nichol 2021. Errors: ValueError if the groups do not divide C, or
     weight, bias or shift have another shape.
     """
@@ -110,7 +118,7 @@ def group_norm(
         raise ValueError(f"group_norm: the shift must have shape {(n, channels)}, not {shift.shape}")
 
     def grouped(p: Any) -> Any:  # (C,) or (N, C) -> (1 or N, 1, G, D)
-        return None if p is None else reshape(p, shape=(-1 if p.size else 0, 1, groups, channels // groups))
+        return None if p is None else reshape(p, shape=(1 if p.ndim == 1 else n, 1, groups, channels // groups))
 
     z = reshape(x, shape=(n, math.prod(x.shape[1:-1]), groups, channels // groups))  # (N, ..., C) -> (N, L, G, D)
     weight, bias, shift = grouped(weight), grouped(bias), grouped(shift)

@@ -62,7 +62,7 @@ def _count(x: Any, axis: Axis, what: str, ddof: int) -> int:
 def max(x: Any, *, axis: Axis = None, keepdims: bool = False) -> Any:
     """z = the largest of x over the axes
 
-    x̄ = z̄ where x = z
+    dz = dx at the largest          x̄ = z̄ where x = z, else 0
 
     At ties: those that are largest share equally.
     """
@@ -73,7 +73,7 @@ def max(x: Any, *, axis: Axis = None, keepdims: bool = False) -> Any:
 def min(x: Any, *, axis: Axis = None, keepdims: bool = False) -> Any:
     """z = the smallest of x over the axes
 
-    x̄ = z̄ where x = z
+    dz = dx at the smallest          x̄ = z̄ where x = z, else 0
 
     At ties: those that are smallest share equally.
     """

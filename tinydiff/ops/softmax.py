@@ -15,7 +15,9 @@ from .shape import axis_of
 def softmax(x: Any, *, axis: int = -1) -> Any:
     """z = e^x / sum e^x along the axis
 
-    dz = z (dx - sum(z dx))          x̄ = z (z̄ - sum(z z̄))
+    log z = x - log sum e^x, so
+
+    dz / z = dx - sum(z dx)          x̄ = z (z̄ - sum(z z̄))
 
     The largest x of each row is subtracted first, so a row never overflows, and never underflows as a whole.
     """
