@@ -1,16 +1,17 @@
 """Where does the time of a step go, and how far is each op from what the machine can do?
 
-    report = tinydiff.profile(step)          # runs it twice, prints a table, an op a row
+    report = tinydiff.profile(step)          # runs it twice, prints a table with one row per op
 
     op                calls  forward ms  backward ms  share  moved MB  kept MB  GFLOP  GFLOP/s  GB/s  limit ms
     conv2d_p             16        41.2         78.9    38%       ...
 
-The profiler is an observer of the engine (observers.py): when it is off, it costs nothing at all. What an op calls (a
-rule is made of ops) belongs to that op. `conv2d` and other composites have no row: their parts do, here `conv2d_p`.
+The profiler is an observer of the engine (observers.py): when it is off, it costs nothing at all. The time of an op
+includes the ops that it calls (a rule is made of ops). `conv2d` and other composites have no row, but their parts do,
+here `conv2d_p`.
 
 limit ms is the roofline (Williams et al. 2009): the longer of the time that the products would take at the rate of a
 large matrix product, and the time that inputs and outputs would take at the rate of a large copy, both measured here.
-An op far above its limit is worth a look. One may be below it: what is still in a cache moves faster than memory.
+An op far above its limit may be improved. An op can be below its limit, because caches are faster than memory.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _one_at_a_time = threading.Lock()
 
 @dataclass
 class Row:
-    """An op, all its calls together. Seconds are thread-seconds: those of two threads add up."""
+    """All calls of one op together. Seconds are thread-seconds: those of two threads add up."""
 
     op: str
     calls: int = 0
@@ -48,7 +49,7 @@ class Row:
     backward: float = 0.0
     moved: int = 0  # bytes of inputs and outputs, forward and backward; a view moves nothing
     kept: int = 0  # bytes that stay until the backward pass because this op reads them; see profile
-    flop: int | None = None  # forward and backward; None where nobody has said how many
+    flop: int | None = None  # forward and backward; None where no number is known
 
     @property
     def seconds(self) -> float:
@@ -73,7 +74,7 @@ class Report:
         return self.wall - self.busy
 
     def limit(self, row: Row) -> float:
-        """Thread-seconds that the op could not be faster than, if its arrays come from memory."""
+        """The least thread-seconds that the op could take, if its arrays come from memory."""
         return max((row.flop or 0) / self.flop_rate, row.moved / self.byte_rate)
 
     def __str__(self) -> str:
@@ -114,14 +115,14 @@ _HEAD = [
 def profile(step: Callable[[], Any], *, repeat: int = 1, show: bool = True) -> Report:
     """Run step() once to warm up, then `repeat` times, and print what each op took, the longest first.
 
-    All threads count, such as those of the microbatches of a batch. An array that is kept counts once, with the first
-    op whose rule reads it; leaves (parameters, data) do not count, as they would be there anyway, and neither does what
-    `checkpoint` keeps. On CuPy the profiler waits for the device after each op, so that launches do not
-    overlap: the parts are right, the sum is longer than the step; not inside backend.no_sync, nor with a captured step.
+    All threads count, such as those of microbatches. A kept array counts once, for the first op whose rule reads it;
+    leaves (parameters, data) do not count, because they would be in memory anyway, nor do the arrays that `checkpoint`
+    keeps. On CuPy the profiler waits for the device after each op: the time of each op is right, but the sum is longer
+    than the step, because launches cannot overlap. It cannot be used inside backend.no_sync or with a captured step.
 
     show: print the table. Returns the Report.
-    Errors: ValueError for repeat < 1; RuntimeError if another step is being profiled. An error of the step is raised,
-    and everything is put back.
+    Errors: ValueError for repeat < 1; RuntimeError if another step is being profiled. An error of the step ends the
+    profile.
     """
     if repeat < 1:
         raise ValueError(f"profile: repeat must be 1 or more, not {repeat!r}")
@@ -148,11 +149,11 @@ def profile(step: Callable[[], Any], *, repeat: int = 1, show: bool = True) -> R
     return report
 
 
-# ---------------------------------------------------------------- watching
+# ---------------------------------------------------------------- the observer
 
 
 class _Watch(Observer):
-    """Collects, from all threads."""
+    """Collects the rows, from all threads."""
 
     def __init__(self) -> None:
         self.rows: dict[str, Row] = {}
@@ -160,7 +161,7 @@ class _Watch(Observer):
         self.local = threading.local()  # .within: is this thread in an op?
         self.inside = self.most = 0  # threads in an op, now and at most
         self.busy, self.since = 0.0, 0.0
-        self.known: dict[int, weakref.ref[Any]] = {}  # memory that has been counted, or does not count
+        self.known: dict[int, weakref.ref[Any]] = {}  # memory that was counted already, or does not count
 
     def on_call(self, run: Callable[..., Any], op: Op, inputs: tuple[Any, ...], params: dict[str, Any]) -> Any:
         if self._within():
@@ -182,7 +183,7 @@ class _Watch(Observer):
         return out
 
     def on_rule(self, run: Callable[..., Any], node: Node, g: Any, wanted: Sequence[bool], create_graph: bool) -> Any:
-        if self._within() or node.op is recompute:  # what checkpoint runs again counts itself
+        if self._within() or node.op is recompute:  # the ops that checkpoint runs again are counted themselves
             return run(node, g, wanted, create_graph)
         shapes = [getattr(x, "shape", ()) for x in node.values]
         moved = _bytes(g, *_kept_by(node))
@@ -224,7 +225,7 @@ class _Watch(Observer):
         return row
 
     def _is_new(self, array: Any) -> bool:
-        """Has the memory of this array not been met before? From now on it has."""
+        """Is the memory of this array new? From now on it is known."""
         owner = _owner(array)
         known = self.known.get(id(owner))
         if known is not None and known() is owner:
@@ -245,7 +246,7 @@ def _kept_by(node: Node) -> list[Any]:
 
 
 def _owner(array: Any) -> Any:
-    """The array whose memory it is; the memory of a file or of bytes is no array."""
+    """The array that owns the memory; the memory of a file or of bytes has no such array."""
     return array.base if backend.active().is_array(array.base) else array
 
 
@@ -265,8 +266,8 @@ _SIDE, _COPY = 1024, 1 << 26
 
 
 def machine_rates(threads: int) -> tuple[float, float]:
-    """FLOP/s of a large matrix product and bytes/s of a large copy, read and written, in each of so many threads at
-    once; the best of three each, the mean over the threads. One thread may use those of the BLAS."""
+    """FLOP/s of a large matrix product and bytes/s (read and written) of a large copy, per thread, with so many threads
+    at once: the best of three, averaged over the threads. A single thread may use the threads of the BLAS."""
 
     def rates(_rows: slice) -> tuple[float, float]:
         x = xp.ones((_SIDE, _SIDE), "float32")
@@ -289,7 +290,7 @@ def _fastest(run: Callable[[], Any]) -> float:
 
 
 def _flop(op: str, shapes: Sequence[Shape], out: Shape, params: Any, wanted: Sequence[bool] | None) -> int | None:
-    """Multiplications and additions of a call, or, if it is said which adjoints are wanted, of its rule."""
+    """Multiplications and additions of a call or, if `wanted` (which adjoints are wanted) is given, of its rule."""
     if op == "scaled_dot_product_attention":  # q (.., L, D), k (.., S, D), v (.., S, E) -> (.., L, E)
         width, pairs = shapes[0][-1], 2 * math.prod(out[:-1]) * shapes[1][-2]
         if wanted is None:
@@ -311,5 +312,5 @@ def _flop(op: str, shapes: Sequence[Shape], out: Shape, params: Any, wanted: Seq
         return None
     if wanted is None:
         return forward
-    # linear in each factor, so each adjoint is as much again; a bias beside the two factors is no product
+    # The op is linear in each factor, so each adjoint costs as much as the forward. A bias is no factor.
     return forward * sum(wanted if op == "einsum_p" else wanted[:2])

@@ -61,7 +61,7 @@ def train(
     schedule: epoch, or step with schedule_by="step", -> factor of the learning rate. ema: updated after each step.
     out: a directory for log.jsonl and checkpoint.npz. A record of the log is the mean loss over the images since the
     record before; it is written at the end of each epoch, or every `log_every` steps and at the end. The checkpoint is
-    written with each record, or every `save_every` steps.
+    written at the end of each epoch, or every `save_every` steps, and at the end.
     resume: go on from the checkpoint. on_record(state): called after each record, for pictures. reference: {epoch:
     loss} of another training, printed beside this one. stream: where progress is printed, stderr unless given.
 

@@ -1,5 +1,5 @@
-"""What a training run tells you and keeps: its state, the progress lines, the log and the checkpoints, and what Ctrl-C
-does. The loop itself is in training.py.
+"""What a training run prints and keeps: its state, the progress lines, the log and the checkpoints; and Ctrl-C. The
+loop itself is in training.py.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ Record = dict[str, Any]
 
 @dataclass
 class TrainState:
-    """Where a run is: steps done, the lines of its log, and whether it went to the end or was interrupted."""
+    """The progress of a run: steps done, the lines of its log, and whether it reached the end."""
 
     step: int = 0
     records: list[Record] = field(default_factory=list)
     finished: bool = False
-    seconds: float = 0.0  # of training, pictures and saving not counted, over all the times it was resumed
-    loss_sum: float = 0.0  # over the images since the last record, and
-    images: int = 0  # how many these are
+    seconds: float = 0.0  # of training, before and after it was resumed; pictures and saving do not count
+    loss_sum: float = 0.0  # over the images since the last record
+    images: int = 0  # the number of these images
 
 
 class TrainLog:
@@ -57,7 +57,7 @@ class TrainLog:
         self.log_every, self.save_every, self.on_record = log_every, save_every, on_record
         self.progress = Progress(state, order, epochs, reference or {}, stream or sys.stderr)
         self.interrupt = Interrupt()
-        # Are the weights being changed? A captured step cannot be cut before they are.
+        # Are the weights being changed? A captured step cannot be interrupted before it changes them.
         self.captured = self.updating = captured
 
     @property
@@ -67,7 +67,7 @@ class TrainLog:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """The loop is inside; an interrupt ends it. Then the state is saved, unless the weights were being changed."""
+        """The loop runs inside. An interrupt ends it, and the state is saved unless the weights were being changed."""
         with ctrl_c(self.interrupt, self.progress.stream):
             try:
                 yield
@@ -80,7 +80,7 @@ class TrainLog:
             self.progress.close(self.files.out)
 
     def stepped(self, loss: Array, images: int, lr: float) -> None:
-        """A step is done: its mean loss, over so many images, is still on the device."""
+        """A step is done. loss: its mean over so many images, still on the device."""
         state = self.state
         state.step += 1
         self.progress.stepped(loss, images)
@@ -101,19 +101,19 @@ def _is_due(step: int, every: int | None, epoch_ends: bool) -> bool:
     return step % every == 0 if every else epoch_ends
 
 
-# ---------------------------------------------------------------- what it tells you
+# ---------------------------------------------------------------- what it prints
 
 
 class Progress:
-    """Reads the losses back, adds them up, and prints how the run goes: on a terminal one line that renews itself,
-    elsewhere a line every half minute; and a line that stays for every record."""
+    """Reads the losses back, adds them up, and prints the progress: on a terminal in one line that is overwritten,
+    elsewhere in a new line every half minute. Every record is printed in a line of its own."""
 
     def __init__(self, state: TrainState, order: Batches, epochs: int, reference: Mapping[int, float], stream: TextIO):
         self.state, self.order, self.epochs, self.reference, self.stream = state, order, epochs, reference, stream
         self.live = stream.isatty()
         self.pending: list[tuple[Array, int]] = []  # (loss, images) of the steps that have not been read back
-        self.images = 0  # by this process, and
-        self.seconds = 0.0  # in this time
+        self.images = 0  # seen by this process
+        self.seconds = 0.0  # in which it saw them
         self.since = self.read_at = self.shown_at = time.monotonic()
 
     def stepped(self, loss: Array, images: int) -> None:
@@ -128,12 +128,12 @@ class Progress:
                 self._line(f"{where}  loss {latest:.4g}  {self.speed()}", stays=not self.live)
 
     def read(self) -> float:
-        """Add up the losses of the steps that are still on the device; their mean. Waits for it."""
+        """Add up the losses that are still on the device, and return their mean. Waits for the device."""
         if not self.pending:
             return math.nan
         values = backend.to_host(xp.stack([loss for loss, _ in self.pending])).tolist()
         first = self.state.step - len(self.pending)
-        # One by one and in float64, so that the sum does not depend on when it was read.
+        # One by one and in float64, so that the sum does not depend on the times of reading.
         for step, (value, (_, images)) in enumerate(zip(values, self.pending), start=first):
             if not math.isfinite(value):
                 raise FloatingPointError(
@@ -221,14 +221,14 @@ class Files:
     """log.jsonl and checkpoint.npz in the directory of a run; without a directory, nothing."""
 
     def __init__(self, out: Any, parts: dict[str, Any], settings: dict[str, int]):
-        """parts: what has a state_dict, by name; None is left out. settings: what must be the same to go on."""
+        """parts: objects with a state_dict, by name; None is left out. settings: must be the same to resume."""
         self.out = None if out is None else Path(out)
         self.parts = {name: part for name, part in parts.items() if part is not None}
         self.settings = settings
         self.saved_at: int | None = None
 
     def start(self) -> TrainState:
-        """A new run. What an older one left in the directory is kept under another name."""
+        """A new run. Files of an older run in the directory are renamed, and kept."""
         if self.out is not None:
             self.out.mkdir(parents=True, exist_ok=True)
             for name in ("checkpoint.npz", "log.jsonl"):
@@ -249,7 +249,7 @@ class Files:
         self.saved_at = state.step
 
     def load(self) -> TrainState:
-        """The run that was saved, its state put back where it came from, and the log cut to what it had."""
+        """Resume the saved run: load the state of every part, and cut the log to the records of that time."""
         if self.out is None:
             raise ValueError("train: resume needs `out`, the directory of the run")
         if not (self.out / "checkpoint.npz").exists():
@@ -292,7 +292,7 @@ class Interrupt:
 
 @contextlib.contextmanager
 def ctrl_c(interrupt: Interrupt, stream: TextIO) -> Iterator[None]:
-    """Inside, the first Ctrl-C only sets `wanted`, so that a step is never cut in the middle; the second raises."""
+    """Inside, the first Ctrl-C only sets `wanted`, so that the step is finished; the second raises."""
 
     def handler(number: int, frame: Any) -> None:
         if interrupt.wanted:

@@ -1,5 +1,5 @@
-"""What to learn from. Pictures, on the host: MNIST from its files, digits drawn here, and the order to see
-them in; and Gaussian mixtures, of which everything is known.
+"""The data to learn from. Images, on the host: MNIST from its files, digits drawn here, and the order of training; and
+Gaussian mixtures, whose score is known exactly.
 
     images, labels = mnist()                  # uint8 (60000, 28, 28), uint8 (60000,)
     data = glyphs(20_000)                     # .images, .labels["digit"], .captions; needs no download
@@ -7,8 +7,8 @@ them in; and Gaussian mixtures, of which everything is known.
     x[Batches(len(x), 128).indices(step)]     # batch number `step`, a pure function of it
     GaussianMixture([0.3, 0.7], [-2, 1], [0.16, 0.09]).sample(1000, rng)       # numbers, or points of the plane
 
-Pictures are NumPy, whatever the backend; `tinydiff.backend.to_device` takes a batch to the device. What a mixture
-gives is there already.
+Images are NumPy arrays with every backend; `tinydiff.backend.to_device` brings a batch to the device. The samples of a
+mixture are on the device already.
 """
 
 from .batches import Batches

@@ -28,10 +28,10 @@ def permutation(n: int, *, seed: int, epoch: int) -> np.ndarray:
 class Batches:
     """Batches of sample indices, each epoch in a new order.
 
-    n: samples; batch_size: of each batch; seed: 0 to 2^64 - 1, two seeds give two orders.
-    drop_last: leave out the samples of each epoch that do not fill a batch (others each time), so that
-    every batch has the same shape; else the last batch of an epoch is smaller. When n < batch_size an
-    epoch is one batch of n, dropped never.
+    n: samples; batch_size: of each batch; seed: 0 to 2^64 - 1, different seeds give different orders.
+    drop_last: leave out the samples of an epoch that do not fill a batch (other samples in each epoch), so that
+    every batch has the same shape; else the last batch of an epoch is smaller. If n < batch_size, an epoch is one
+    batch of n, which is never dropped.
     Raises TypeError for arguments that are not integers, ValueError for those out of range.
     """
 

@@ -3,9 +3,9 @@
     data = glyphs(20_000)
     data.images[0], data.labels["digit"][0], data.captions[0]   # ... "a small bold serif seven leaning left"
 
-A glyph is a row of random numbers: `ATTRIBUTES` are what its caption says of it, and a little jitter in
-size, slant, width and position makes no two alike. `_draw` shears and scales the outlines of the digits
-and lets Agg, matplotlib's rasteriser, fill them: many on one sheet, which is then cut up.
+A glyph is determined by a row of random numbers: its caption names its `ATTRIBUTES`, and a little jitter in size,
+slant, width and position makes all glyphs different. `_draw` shears and scales the outlines of the digits, and Agg,
+matplotlib's rasteriser, fills them: many on one sheet, which is then cut into images.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "slant": ("upright", "leaning left", "leaning right"),
     "place": ("centre", "top left", "top right", "bottom left", "bottom right"),
 }
-# What goes without saying in a caption.
+# The values that a caption does not mention.
 USUAL = {"regular", "medium", "upright", "centre"}
 
-# The values that a variety draws from; all of an attribute's where it names none.
+# The values that a variety draws from; for an attribute that it does not name, all of them.
 VARIETIES: dict[str, dict[str, tuple[str, ...]]] = {
     "wide": {},
     "plain": {
@@ -76,13 +76,13 @@ EMBOLDEN = 0.07  # stroke width that thickens an outline, in heights
 # Half-widths of the uniform jitter: height and width relative, shear, pixels across and up.
 JITTER = {"height": 0.04, "width": 0.06, "shear": 0.05, "across": 0.75, "up": 0.75}
 
-DRAWING = 1  # raise it when a seed is to give other pictures, so that old caches are not used
+DRAWING = 1  # raise it if a change makes a seed give other pictures, so that old caches are not used
 COLUMNS, ROWS = 32, 32  # of a sheet
 
 
 @dataclass(frozen=True)
 class Glyphs:
-    """Digits with what there is to say of them.
+    """Digits with their labels and captions.
 
     images: uint8 (N, 28, 28), 0 is background and 255 ink, as in MNIST
     labels: for each name in ATTRIBUTES int64 (N,), indices into ATTRIBUTES[name]
@@ -122,7 +122,7 @@ def glyphs(n: int, seed: int = 0, *, variety: str = "wide", cache: bool = True) 
 
 
 def _roll(n: int, seed: int, variety: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Throw the dice: the labels, each int64 (n,), and the jitter, each (n,) in (-half-width, half-width)."""
+    """Draw the labels, each int64 (n,), and the jitter, each (n,) in (-half-width, half-width)."""
     # Whole rows of raw words, so that row i does not depend on n; Philox promises the same words in every
     # version of NumPy. 53 bits make a float64 in [0, 1).
     columns = len(ATTRIBUTES) + len(JITTER)
@@ -169,7 +169,7 @@ def _draw(labels: dict[str, np.ndarray], jitter: dict[str, np.ndarray]) -> np.nd
             stroke *= scale
             shape = scale * np.array([[aspect[i], 0], [shear[i], 1]])  # rows: where x and y go
             corner = SIDE * np.array([(i - first) % COLUMNS, ROWS - 1 - (i - first) // COLUMNS])  # y is up
-            # Not a matrix product: BLAS libraries round it differently, and a seed means the same everywhere.
+            # Not a matrix product: BLAS libraries round differently, and a seed must give the same images everywhere.
             points = outline.vertices[:, :1] * shape[0] + outline.vertices[:, 1:] * shape[1]  # (vertices, 2)
             shift = corner + _shift(points, off[i], stroke / 2)  # (2,)
             pen.set_linewidth(stroke)
@@ -205,7 +205,7 @@ def _outlines(file: str) -> list[Outline]:
     from matplotlib.textpath import TextPath
 
     font = FontProperties(fname=os.path.join(matplotlib.get_data_path(), "fonts", "ttf", file + ".ttf"))
-    # Lines that stand for curves are off by up to half a pixel, so that is done with 1,000 pixels an em.
+    # Polygons replace curves with an error of up to half a pixel; at 1,000 pixels per em that is small.
     digits = [
         [np.asarray(polygon) for polygon in TextPath((0, 0), digit, size=1000, prop=font).to_polygons()]
         for digit in "0123456789"
@@ -226,7 +226,7 @@ def _load(path: Path, n: int) -> np.ndarray | None:
         # np.load leaves a damaged file open
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             images = file["images"]
-    except Exception:  # files, zip, zlib and NumPy each have errors of their own: to any the answer is to draw
+    except Exception:  # files, zip, zlib and NumPy each have errors of their own; after any of them, draw again
         return None
     return images if images.shape == (n, SIDE, SIDE) and images.dtype == np.uint8 else None
 

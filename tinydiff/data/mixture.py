@@ -1,11 +1,11 @@
-"""Mixtures of Gaussians: data of which everything is known exactly, also when it is shrunk and noised.
+"""Mixtures of Gaussians: data whose density and score are known exactly, at every time of a diffusion.
 
     mixture = GaussianMixture([0.3, 0.7], [-2.0, 1.0], [0.16, 0.09])           numbers: x (N,) or (N, 1)
     mixture = GaussianMixture([0.5, 0.5], [[0, 1], [2, -1]], [S1, S2])         points of the plane: x (N, 2)
 
-If X is a mixture, then so is m X + s Z with Z ~ N(0, I): means m mu_k, covariances m^2 S_k + s^2 I. Every method takes
-m and s (`scale` and `std`; numbers, or (N,) for one of each a sample), so a mixture is known at every time of a
-diffusion (see diffusion.exact).
+If X is a mixture, then so is m X + s Z with Z ~ N(0, I): its means are m mu_k, its covariances m^2 S_k + s^2 I. Every
+method takes m and s (`scale` and `std`; numbers, or (N,) with one value per sample), so a mixture is known at every
+time of a diffusion (see diffusion.exact).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class GaussianMixture:
 
     weights (K,), positive, of sum 1. means (K,) for numbers, (K, D) for vectors. covariances (K, D, D), or variances
     (K,), the same in every direction; 0 is a point mass, which has a density only with noise.
-    Errors: ValueError for other shapes, weights that are no weights, numbers that are not finite, a covariance
-    that is not symmetric or has a negative variance in some direction.
+    Errors: ValueError for other shapes, weights that are not positive or not of sum 1, numbers that are not finite, a
+    covariance that is not symmetric or has a negative variance in some direction.
     """
 
     def __init__(self, weights: Any, means: Any, covariances: Any):
@@ -50,7 +50,7 @@ class GaussianMixture:
                 f"GaussianMixture: covariances must be (K,), or (K, D, D) and symmetric, for K = {len(w)}, D = {d}, "
                 f"not {cov.shape}: {cov.tolist()}"
             )
-        # In the directions of its eigenvectors each Gaussian is a product of numbers, and noise only adds to variances.
+        # Along the eigenvectors of its covariance each Gaussian is a product of 1-D ones, and noise adds to variances.
         variances, directions = np.linalg.eigh(cov)  # (K, D) and (K, D, D), whose columns are the directions
         if not (variances > -1e-12).all():
             raise ValueError(f"GaussianMixture: a variance is negative: {cov.tolist()}")
@@ -58,7 +58,7 @@ class GaussianMixture:
         self.variances = variances.clip(0)
 
     def sample(self, n: int, rng: Rng | int, *, scale: Any = 1.0, std: Any = 0.0, sample_offset: int = 0) -> Array:
-        """n samples, float32, (n,) or (n, D) as the means were given; row i is sample `sample_offset + i` of the seed."""
+        """n samples, float32, (n,) or (n, D) like the means. Row i is sample `sample_offset + i` of the seed."""
         rng = as_rng(rng)
         u = rng.uniform(n, sample_offset=sample_offset)
         edges = backend.to_device(self.weights.cumsum()[:-1], "float32")
@@ -80,8 +80,8 @@ class GaussianMixture:
         return ops.exp(self.log_density(x, scale=scale, std=std))
 
     def score(self, x: Any, *, scale: Any = 1.0, std: Any = 0.0) -> Any:
-        """The gradient of ln p by x, in the shape of x: the scores of the Gaussians, weighted with how likely x is of
-        each.
+        """The gradient of ln p by x, in the shape of x: the scores of the Gaussians, weighted with the probability that
+        x comes from each.
         """
         logs, y, variances = self._parts(x, scale, std)
         likely = ops.expand_dims(ops.softmax(logs, axis=1), axis=2)  # (N, K, 1)
@@ -97,8 +97,8 @@ class GaussianMixture:
         return (below * self._array(self.weights[:, None], x)).sum(axis=(1, 2))
 
     def _parts(self, x: Any, scale: Any, std: Any) -> tuple[Any, Any, Any]:
-        """For each sample and Gaussian: ln w_k N(x; ...) (N, K), and x from its mean in its own directions with the
-        variances there, (N, K, D).
+        """For each sample and Gaussian: ln w_k N(x; ...), (N, K); x less the mean, along the eigenvectors, (N, K, D);
+        and the variances along them, (K, D) or (N, K, D).
         """
         n, d = x.shape[0] if x.ndim else 0, self.means.shape[1]
         if x.ndim == 0 or math.prod(x.shape[1:]) != d:

@@ -1,7 +1,7 @@
 """MNIST and Fashion-MNIST: 70,000 grey pictures of 28x28, from idx files on disk or from the network.
 
 Read from the top: `mnist` finds the two files of a split, `parse_idx` turns bytes into an array, and
-what is left fetches a file from the first mirror that has the right bytes.
+the rest fetches a file from the first mirror that has the right bytes.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Digits(NamedTuple):
 
 
 class DownloadError(RuntimeError):
-    """No mirror had the file; the message says of each why."""
+    """No mirror had the file; the message gives the reason for each."""
 
 
 @dataclass(frozen=True)
 class Source:
     """Where a data set is published, and the md5 of each file.
 
-    `md5_of` says of which bytes: of the idx file itself, whoever compressed it ("idx"), or of the gzip file
+    `md5_of`: which bytes the md5 is of: the idx file itself, whoever compressed it ("idx"), or the gzip file
     as its authors published it ("gz").
     """
 
@@ -110,7 +110,7 @@ def mnist(
     hold both data sets). With neither they are downloaded from `mirrors` to
     `${XDG_CACHE_HOME:-~/.cache}/tinydiff/<name>`, where the next call finds them.
 
-    What is downloaded or cached must have the published md5. A directory of yours may hold a subset or
+    Files that are downloaded or cached must have the published md5. A directory of yours may hold a subset or
     digits of your own, so there only the structure is verified, and that it is not the other data set.
 
     Raises FileNotFoundError for a directory without the files, ValueError for a malformed file or an
@@ -182,7 +182,7 @@ def parse_idx(data: bytes, ndim: int) -> np.ndarray:
 
 
 def gunzip(blob: bytes) -> bytes:
-    """`blob` uncompressed, or itself if it is not gzip. Names do not tell: browsers unpack and keep them."""
+    """`blob` uncompressed, or itself if it is not gzip. The name is no guide: browsers unpack files and keep it."""
     if blob[:2] != b"\x1f\x8b":
         return blob
     try:
@@ -245,7 +245,7 @@ def _download(file: str, name: str, source: Source, mirrors: Sequence[str]) -> P
 
 def _fetch(url: str) -> tuple[bytes, str]:
     """What is at `url`, and why it could not be read ("" if it could)."""
-    import http.client  # here, as these take a fifth of the time that importing this package may take
+    import http.client  # here, because these two take a fifth of the time that importing this package may take
     import urllib.request
 
     try:

@@ -230,8 +230,8 @@ def likelihood_loss(
     score_matching_loss.
     Pixels of bytes have no density: add u ~ U(0, 1) to each byte, anew each time. In bits per dimension the loss is
     loss / (D ln 2) + 8 - log2(high - low), for images with noise; likelihood.bits_per_dimension uses the density of the
-    ODE, for images without. If a pixel has only one grey, and eps is an eighth of a grey's width, a perfect net has 0.33
-    bits here and 0.17 there.
+    ODE, for images without. If a pixel has only one grey, and eps is an eighth of a grey's width, a perfect net has
+    0.33 bits here and 0.17 there.
     Errors: TypeError for another model or process, or x0 that is not of floats; ValueError for another prediction, or
     eps outside (0, t_max).
     """

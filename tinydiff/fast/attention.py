@@ -1,4 +1,4 @@
-"""Attention with its weights kept for the rule: what the CPU and the GPU share."""
+"""Attention that keeps its weights for the rule: the part that the CPU and the GPU share."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .taken import is_real
 def register(
     name: str, matmul: Callable[..., Array], weights: Callable[..., Array], weights_vjp: Callable[..., Array]
 ) -> None:
-    """Let a backend's functions stand for the page:
+    """Register a backend's functions in place of the page:
 
-    weights(s, scale, mask) -> softmax(scale s + mask)                        in place of s, if it likes
-    weights_vjp(g, p, scale) -> scale times the adjoint of the scores         in place of g, if it likes
+    weights(s, scale, mask) -> softmax(scale s + mask)                        may overwrite s
+    weights_vjp(g, p, scale) -> the adjoint of s from that of p, g            may overwrite g
     """
 
     @scaled_dot_product_attention.fast(name)

@@ -1,4 +1,4 @@
-"""A whole step as one CUDA graph (`backend.capture`), and what the host does while the device repeats it.
+"""A whole step as one CUDA graph (`backend.capture`), and the work of the host before each replay.
 
     def step(x, rng):
         value = gradients(loss, optimizer.parameters, [x], rng)
@@ -7,12 +7,13 @@
 
     captured = backend.capture(step)
     for x in batches:
-        value = captured(x, rng.child(...))         # of a thousand launches, the host makes one
+        value = captured(x, rng.child(...))         # one launch in place of a thousand
 
-Python is slower than a GPU at launching small kernels. So the first call runs the step as it is, the second records
-what it launches, and from then on the device repeats that by itself: the step's Python is not run any more. What has to
-happen on the host all the same, such as counting the steps of an optimiser or the draws of an Rng, goes through
-`backend.each_time` and `backend.numbers`, which a recording notes and repeats. On NumPy, the step is called as it is.
+For small kernels, Python needs more time to launch them than a GPU to run them. So the first call runs the step as it
+is, the second records its launches, and from the third on the device repeats them by itself: the step's Python code is
+not run any more. Work that the host must still do, such as counting the steps of an optimiser or the draws of an Rng,
+goes through `backend.each_time` and `backend.numbers`; a Recording notes and repeats it. On NumPy, every call runs the
+step as it is.
 """
 
 from __future__ import annotations
@@ -40,21 +41,21 @@ _one_at_a_time = threading.Lock()  # one step is recorded at a time
 _recording: Recording | None = None  # of the step that is being recorded now
 
 
-# ---------------------------------------------------------------- what a recording notes
+# ---------------------------------------------------------------- the recording of a step
 
 
 class Recording(Observer):
-    """What the host has to do before every replay of one captured step, in its order; it observes the step's ops."""
+    """The work of the host before every replay of one captured step, in its order. It observes the step's ops."""
 
     def __init__(self) -> None:
         self.thread = threading.get_ident()
         self.actions: list[Callable[[], None]] = []
         self.blocks: list[tuple[Array, numpy.ndarray]] = []  # the same bytes on the device and here
-        self.free = 0  # of the last block, from where on
-        self.seen: dict[int, weakref.ref[Any]] = {}  # Tensors that were used, and
-        self.originals: dict[int, tuple[Any, Array]] = {}  # those whose array was replaced, with the first one
-        self.given: dict[int, Any] = {}  # those that were given a gradient in the step
-        self.carried: dict[int, tuple[Any, Any]] = {}  # those whose gradient of before the step was read, with that
+        self.free = 0  # where the free part of the last block begins
+        self.seen: dict[int, weakref.ref[Any]] = {}  # Tensors that were used
+        self.originals: dict[int, tuple[Any, Array]] = {}  # Tensors whose array was replaced, with the first array
+        self.given: dict[int, Any] = {}  # Tensors that were given a gradient in the step
+        self.carried: dict[int, tuple[Any, Any]] = {}  # Tensors with a gradient from before the step, which was read
 
     def numbers(self, values: Callable[[], Any]) -> Array:
         """values(), in a place on the device that `upload` fills."""
@@ -75,17 +76,17 @@ class Recording(Observer):
         return device
 
     def prepare(self) -> None:
-        """Do on the host what the step did there when it was captured."""
+        """Repeat on the host what the step did there when it was captured."""
         for action in self.actions:
             action()
 
     def upload(self) -> None:
-        """Bring the numbers of now to the device."""
+        """Bring the present numbers to the device."""
         for device, host in self.blocks:
             device[...] = backend.to_device(host)
 
     def on_call(self, run: Callable[..., Any], op: Op, inputs: tuple[Any, ...], params: dict[str, Any]) -> Any:
-        """Note the leaves that the step uses: should one have another array one day, it must be captured again."""
+        """Note the leaves that the step uses: if one of them gets another array, the step must be captured again."""
         for x in (*inputs, *params.values()):
             if isinstance(x, Tensor) and x.node is None:
                 self.seen[id(x)] = weakref.ref(x)
@@ -99,12 +100,12 @@ class Recording(Observer):
         if id(x) not in self.given and id(x) not in self.carried:
             before = x._grad
             if before is not None and (seen := self.seen.get(id(before))) is not None and seen() is before:
-                self.carry(x, before)  # an op has read the gradient of before the step, to add to it
+                self.carry(x, before)  # an op has read the gradient from before the step, to add to it
         self.given[id(x)] = x
         self.actions.append(lambda: setattr(x, "_grad", value))
 
     def carry(self, x: Tensor, g: Any) -> None:
-        """Note a gradient that was there before the step: the graph will read it where it is now."""
+        """Note a gradient from before the step: every replay will read it from its present memory."""
         self.carried[id(x)] = (x, g)
 
         def check() -> None:
@@ -117,8 +118,8 @@ class Recording(Observer):
         self.actions.append(check)
 
     def put_back(self) -> None:
-        """What replaced the array of a Tensor is copied into that array, so that the next replay starts from it; so is
-        a gradient that was added to one of before."""
+        """If the step replaced the array of a Tensor, copy the new values into the old array, from which the next
+        replay starts. Do the same with a gradient that was added to one from before the step."""
         for x, g in self.carried.values():
             if x._grad is not None and x._grad is not g:
                 g._data[...] = x._grad._data
@@ -131,7 +132,7 @@ class Recording(Observer):
         self.originals = {}
 
     def leaves(self) -> list[tuple[weakref.ref[Any], Array]]:
-        """The Tensors that were used and are still there, with their arrays."""
+        """The Tensors that were used and still exist, with their arrays."""
         alive = ((ref, ref()) for ref in self.seen.values())
         return [(ref, x._data) for ref, x in alive if x is not None]
 
@@ -142,19 +143,19 @@ class Recording(Observer):
 class Captured:
     """step(*inputs), recorded at its second call and replayed from the third on. Make one with `backend.capture`.
 
-    inputs: arrays, of the host or the device, which are copied to where the graph reads them; Rngs, which advance as
-    ever; and constants (None, bool, int, float, str). Outputs: arrays and Tensors on the device, or None, in tuples,
-    lists and dicts. An output is overwritten by the next call: copy what should stay.
+    inputs: arrays of the host or the device, which are copied to the memory from which the graph reads them; Rngs,
+    which advance as in an ordinary call; and constants (None, bool, int, float, str). Outputs: arrays and Tensors on
+    the device, or None, in tuples, lists and dicts. The next call overwrites an output: copy what you want to keep.
 
-    What the graph depends on is looked at in every call. Where a shape, a dtype, a constant, the precision of products
-    or the recording of gradients is another one, there is another graph, as the last batch of an epoch is shorter than
-    the others; at most MOST_GRAPHS of them. Where a Tensor that the step used has got another array since (x.data = a,
-    load_state_dict), the graph is made again. Nothing else is seen: other arrays that the step finds by itself must
-    stay what and where they are, modes such as model.eval() and an optimiser's nesterov stay as they were, and Python
-    that prints, or appends to a list, does so at the first two calls alone. One thread at a time may call it.
+    Every call checks what the graph depends on. For another shape, dtype, constant, precision of products or mode of
+    recording gradients there is another graph, at most MOST_GRAPHS in all: the last batch of an epoch, for example, is
+    shorter than the others. If a Tensor that the step used has another array than before (x.data = a, load_state_dict),
+    the graph is made again. Nothing else is noticed. Other arrays that the step reads must keep their memory; a change
+    of mode, such as model.eval() or an optimiser's nesterov, has no effect on the graph; and Python code that prints or
+    appends to a list does so in the first two calls only. Only one thread at a time may call it.
 
     Errors: TypeError for other inputs or outputs; RuntimeError, which names the line, for a step that cannot be
-    captured, because it reads from the device or brings host arrays to it, and for too many graphs.
+    captured because it reads from the device or brings host arrays to it; RuntimeError for too many graphs.
     """
 
     def __init__(self, step: Callable[..., Any]):
@@ -191,7 +192,7 @@ class _Replay:
 
     def __init__(self, step: Callable[..., Any], inputs: tuple[Any, ...]):
         self.step, self.graph = step, cuda_graph()
-        self.static: list[Any] = []  # what the step is given in place of the inputs, always the same
+        self.static: list[Any] = []  # the same objects in every call, which the step gets in place of the inputs
         for i, x in enumerate(inputs):
             if isinstance(x, Rng):
                 first = _first(i, inputs)
@@ -203,7 +204,7 @@ class _Replay:
         self.out: Any = None
 
     def first(self, inputs: tuple[Any, ...]) -> Any:
-        """The step as it is: kernels are compiled, cuBLAS starts, and what is made once is made."""
+        """Run the step as it is: kernels are compiled, cuBLAS starts, and objects that are made once are made."""
         self._take(inputs)
         out = self.graph.run(lambda: self.step(*self.static))
         _check_output(out)
@@ -222,11 +223,11 @@ class _Replay:
         return self.out
 
     def is_stale(self) -> bool:
-        """Has a Tensor that the step used another array now?"""
+        """Does a Tensor that the step used have another array now?"""
         return any((x := ref()) is not None and x._data is not array for ref, array in self.leaves)
 
     def _take(self, inputs: tuple[Any, ...]) -> None:
-        """Copy the inputs to where the graph reads them."""
+        """Copy the inputs into the static ones, which the graph reads."""
         for mine, x in zip(self.static, inputs):
             if isinstance(x, Rng):
                 mine._become(x.seed, x.stream, x.step)
@@ -234,7 +235,7 @@ class _Replay:
                 mine[...] = backend.to_device(x)
 
     def _give_back(self, inputs: tuple[Any, ...]) -> None:
-        """Let the sources that were given advance as those that the step drew from."""
+        """Let the given Rngs advance as the static ones did, from which the step drew."""
         for mine, x in zip(self.static, inputs):
             if isinstance(x, Rng):
                 x._become(mine.seed, mine.stream, mine.step)
@@ -265,7 +266,7 @@ class _Replay:
 
 
 def _kind(i: int, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What of an input a graph depends on."""
+    """The part of an input on which a graph depends."""
     x = inputs[i]
     if isinstance(x, Rng):
         return "Rng", _first(i, inputs)
@@ -284,7 +285,7 @@ def _is_array(x: Any) -> bool:
 
 
 def _first(i: int, inputs: tuple[Any, ...]) -> int:
-    """The number of the first input that is this very object."""
+    """The index of the first input that is the same object as input i."""
     return next(j for j, x in enumerate(inputs) if x is inputs[i])
 
 
@@ -301,7 +302,7 @@ def _check_output(out: Any) -> None:
 
 
 def _line_of(error: BaseException) -> str:
-    """Where the step of the user was, " at file:line: text"."""
+    """The line of the user's step, " at file:line: text"."""
     here = os.path.dirname(__file__) + os.sep
     frames = traceback.extract_tb(error.__traceback__)
     outside = [f for f in frames if f.line and not f.filename.startswith(here) and f"{os.sep}cupy" not in f.filename]
@@ -318,7 +319,7 @@ def cuda_graph() -> Any:
 
 
 def current() -> Recording | None:
-    """The recording of the step that this thread is capturing, if it is."""
+    """The recording of the step that this thread is capturing; None if it is not."""
     return _recording if _recording is not None and _recording.thread == threading.get_ident() else None
 
 

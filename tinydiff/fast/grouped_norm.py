@@ -1,5 +1,5 @@
-"""The norms of the page (ops/norm.py) as one function of x (A, L, G, D), whose sets lie over L and D: what the CPU and
-the GPU share. Group norm is that already; layer norm is (rows, 1, 1, C), batch norm (1, N H W, C, 1).
+"""The norms of the page (ops/norm.py) as one function of x (A, L, G, D) with statistics over L and D, for the CPU and
+the GPU. Group norm has this shape already; layer norm is (rows, 1, 1, C), batch norm (1, N H W, C, 1).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ View = tuple[int, ...]
 
 
 def register(name: str, norm: Callable[..., Any], norm_vjp: Callable[..., Any]) -> None:
-    """Let a backend's functions stand for the page:
+    """Register a backend's functions in place of the page:
 
     norm(x, shift, weight, bias, eps, silu) -> y, mean, rstd
     norm_vjp(g, x, mean, rstd, shift, weight, bias, silu) -> the adjoints of x, shift, weight, bias
@@ -44,7 +44,7 @@ def register(name: str, norm: Callable[..., Any], norm_vjp: Callable[..., Any]) 
         g: Array, _y: Any, x: Array, shift: Any, weight: Any, bias: Any, *, silu: bool, residuals: Any, **_options: Any
     ) -> Any:
         mean, rstd, view = residuals
-        bias = weight if isinstance(bias, ShapeDtype) else bias  # where only its shape is read
+        bias = weight if isinstance(bias, ShapeDtype) else bias  # a bias that was not kept: only its shape is read
         parameters = [flat(p, view) for p in (shift, weight, bias)]
         found = norm_vjp(g.reshape(view), x.reshape(view), mean, rstd, *parameters, silu)
         if found is NotImplemented:
@@ -62,7 +62,7 @@ def register(name: str, norm: Callable[..., Any], norm_vjp: Callable[..., Any]) 
 
 
 def view_of(x: Array, shift: Any, weight: Any, bias: Any, axes: tuple[int, ...]) -> View | None:
-    """x as (A, L, G, D); None for what has no such view."""
+    """The shape (A, L, G, D) for x; None if there is no such shape."""
     if not is_real(x, shift, weight, bias) or x.size == 0:
         return None
     if x.ndim == 4 and axes == (1, 3):  # group norm
@@ -79,7 +79,7 @@ def view_of(x: Array, shift: Any, weight: Any, bias: Any, axes: tuple[int, ...])
 
 
 def flat(p: Any, view: View) -> Any:
-    """A parameter for all samples, (C,), or with a row for each, (A, C)."""
+    """A parameter as (C,), the same for all samples, or (A, C), one row per sample."""
     if p is None:
         return None
     channels = view[2] * view[3]

@@ -1,5 +1,5 @@
-"""Sums over leading axes, and products of many small matrices with one, as large matrix products: what the CPU and the
-GPU share."""
+"""Sums over leading axes, and products of many small matrices with one, as large matrix products, for the CPU and the
+GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .taken import is_real
 
 
 def register(name: str, product: Callable[[Array, Array], Array]) -> None:
-    """Let a backend's product of matrices, (..., n, k) x (..., k, m), stand for the page."""
+    """Register a backend's product of matrices, (..., n, k) x (..., k, m), in place of the page."""
 
     @matmul.fast(name)
     def matmul_fast(x: Array, y: Array) -> Any:
@@ -41,7 +41,7 @@ def register(name: str, product: Callable[[Array, Array], Array]) -> None:
 
     @sum_over.fast(name)
     def sum_fast(x: Array, *, axis: Any = None, keepdims: bool = False) -> Any:
-        """Over the leading axes of a large array the product with a row of ones is the fastest."""
+        """Over the leading axes of a large array, a product with a row of ones is the fastest way to sum."""
         if not (is_real(x) and x.size >= 4096 and x.flags.c_contiguous):
             return NotImplemented
         axes = axes_of(axis, x.ndim, "sum")

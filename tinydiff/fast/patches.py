@@ -1,9 +1,9 @@
 """Convolution by patches: the algorithm that the CPU and the GPU share (fast/cpu, fast/cuda).
 
 The patch under each output pixel is gathered into a row (im2col), (N OH OW, kh kw C), and multiplied once by the
-weight, (kh kw C, O). The other two derivatives of the page are the same product with its factors in other roles; in
-that by the input, patches are added up where they were taken (col2im). A few images go through at a time: `Tools` says
-how many.
+weight, (kh kw C, O). The other two derivatives of the page are the same product with its factors in other roles; for
+the gradient by the input, the patches are added back at their places (col2im). A few images are done at a time, as many
+as `Tools.patch_bytes` allows.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from .taken import is_real
 
 @dataclass(frozen=True)
 class Tools:
-    """What a backend brings."""
+    """The functions of a backend."""
 
     im2col: Callable[[Array, Geometry], Array]  # (n, H, W, C) -> (n, OH, OW, kh, kw, C)
     col2im: Callable[[Array, Array, Geometry], None]  # its transpose, into an array (n, H, W, C)
     matmul: Callable[..., Array]  # (a, b, out=None)
-    patch_bytes: int  # of the patches that are in work at a time
+    patch_bytes: int  # of the patches in memory at a time, at most
 
 
 def register(name: str, tools: Tools) -> None:
-    """Let a backend's tools stand for the page."""
+    """Register convolution by a backend's tools in place of the page."""
 
     @page.conv2d_p.fast(name)
     def conv2d_fast(x: Array, w: Array, b: Any, *, geometry: Geometry) -> Any:
@@ -46,8 +46,8 @@ def register(name: str, tools: Tools) -> None:
 
 
 def mirrored(geometry: Geometry) -> Geometry | None:
-    """The geometry by which the transpose is a convolution too, with the kernel turned round: there is one for stride
-    1, and padding that is not wider than the kernel reaches."""
+    """The geometry of the transpose as a convolution with the kernel turned round. It exists for stride 1 and a padding
+    that is not wider than the reach of the kernel; else None."""
     reach = [d * (k - 1) for d, k in zip(geometry.dilation, geometry.kernel)]
     padding: Any = tuple((r - p, r - q) for r, (p, q) in zip(reach, geometry.padding))
     if geometry.stride != (1, 1) or min(map(min, padding)) < 0:
@@ -56,12 +56,12 @@ def mirrored(geometry: Geometry) -> Geometry | None:
 
 
 def patch_elements(geometry: Geometry, channels: int) -> int:
-    """Of the patches of one image."""
+    """The number of elements in the patches of one image."""
     return math.prod(geometry.out) * math.prod(geometry.kernel) * channels
 
 
 def chunks(tools: Tools, geometry: Geometry, n: int, channels: int, itemsize: int) -> Iterator[slice]:
-    """The batch in parts whose patches fit."""
+    """The batch in parts whose patches have at most patch_bytes."""
     step = max(1, tools.patch_bytes // max(patch_elements(geometry, channels) * itemsize, 1))
     return (slice(i, min(i + step, n)) for i in range(0, n, step))
 
@@ -81,7 +81,7 @@ def conv2d_input_grad(tools: Tools, y: Array, w: Array, b: Array | None, geometr
     (kh, kw), groups = geometry.kernel, geometry.groups
     channels = w.shape[2] * groups
     turned = mirrored(geometry)
-    # Gathering patches is quicker than adding them up, so it may be done with more of them.
+    # Gathering patches is quicker than adding them up, so it is worth while with up to twice as many elements.
     if turned and patch_elements(turned, y.shape[-1]) <= 2 * patch_elements(geometry, channels):
         return conv2d(tools, y, _turned(w, groups), b, turned)
     x = xp.empty((len(y), *geometry.size, channels), y.dtype)
@@ -111,7 +111,7 @@ def conv2d_weight_grad(tools: Tools, x: Array, y: Array, geometry: Geometry) -> 
 
 
 def _turned(w: Array, groups: int) -> Array:
-    """The kernel turned round, and from out to in: (kh, kw, C/G, O) -> (kh, kw, O/G, C)"""
+    """The kernel turned round, with inputs and outputs exchanged: (kh, kw, C/G, O) -> (kh, kw, O/G, C)"""
     kh, kw, c, out = w.shape
     w = w[::-1, ::-1].reshape(kh, kw, c, groups, out // groups).transpose(0, 1, 4, 3, 2)  # (kh, kw, O/G, G, C/G)
     return w.reshape(kh, kw, out // groups, groups * c)

@@ -1,4 +1,4 @@
-"""What fast versions take: the page runs for the rest."""
+"""The arrays that fast versions take; for all others the page runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from typing import Any
 
 
 def is_real(*arrays: Any) -> bool:
-    """Are these arrays all of float32, or all of float64? None does not count. Others, such as the complex numbers of
-    the complex step, and Python's numbers, are for the page."""
+    """Are these arrays all float32, or all float64? None does not count. Anything else, such as the complex arrays of
+    the complex step or Python's numbers, is for the page."""
     return {getattr(getattr(a, "dtype", None), "char", None) for a in arrays if a is not None} in ({"f"}, {"d"})

@@ -1,9 +1,9 @@
 """Several microbatches at a time, one per thread, on a CPU.
 
-NumPy releases the GIL while it computes, so two threads with a microbatch each are faster than two threads inside every
-matrix product, which also get in each other's way as soon as the machine has anything else to do. Results come in the
-order of the microbatches, so sums of several do not depend on the number of threads. (A single microbatch leaves the
-threads to the BLAS, which may split sums.)
+NumPy releases the GIL while it computes, so two threads with one microbatch each are faster than two threads inside
+every matrix product, which also wait for each other whenever the machine does other work. Results come in the order of
+the microbatches, so sums over several do not depend on the number of threads. (A single microbatch leaves the threads
+to the BLAS, which may split sums.)
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Result = TypeVar("Result")
 def over_microbatches(fn: Callable[[slice], Result], n: int, size: int, threads: int | None = None) -> Iterator[Result]:
     parts = microbatches(n, size, threads)
     workers = min(len(parts), cores() if threads is None else threads)
-    # Anomaly detection belongs to the calling thread, and a microbatch of a microbatch would wait for its own thread.
+    # Anomaly detection observes the calling thread only, and a microbatch within a microbatch would wait for itself.
     if anomaly_detection() or current_microbatch() is not None:
         workers = 1
     _keep_memory()
@@ -47,7 +47,7 @@ def over_microbatches(fn: Callable[[slice], Result], n: int, size: int, threads:
 def _in_turn(
     fn: Callable[[slice], Result], parts: list[slice], n: int, enabled: bool, count: int | None
 ) -> Iterator[Result]:
-    """As in microbatch.py, with the number of threads that belongs to it in the matrix products."""
+    """As in microbatch.py, with `count` threads in the matrix products."""
     with blas_threads(count):
         for rows in parts:
             with working_on(rows, n, enabled):
@@ -59,7 +59,7 @@ def _in_turn(
 def _in_threads(
     fn: Callable[[slice], Result], parts: list[slice], n: int, enabled: bool, workers: int
 ) -> Iterator[Result]:
-    """No thread is at work any more when this ends, also by an error or because nobody wants the rest."""
+    """The microbatches in threads. When this ends, also by an error or early, no thread is at work any more."""
 
     def work(rows: slice) -> Result:
         with working_on(rows, n, enabled):
@@ -69,7 +69,7 @@ def _in_threads(
         waiting = deque(_pool(workers).submit(work, rows) for rows in parts)
         try:
             while waiting:
-                yield waiting.popleft().result()  # not kept, so that memory does not grow with the batch
+                yield waiting.popleft().result()  # not kept, or memory would grow with the batch
         finally:
             for future in waiting:
                 future.cancel()
@@ -83,7 +83,7 @@ def cores() -> int:
 
 @functools.cache
 def _pool(workers: int) -> ThreadPoolExecutor:
-    """Threads that stay: a new one would begin with memory of its own, all of it cold."""
+    """Threads that are kept: a new thread would start with memory of its own, none of it in the cache."""
     return ThreadPoolExecutor(workers, "tinydiff-microbatches")
 
 
@@ -93,11 +93,11 @@ if hasattr(os, "register_at_fork"):
 
 @functools.cache
 def _keep_memory() -> None:
-    """Ask the C library to keep the memory that is freed, for the next arrays.
+    """Ask the C library to keep freed memory for the next arrays.
 
-    glibc gives a large block back to the system when it is freed, and the next array then begins with a page fault for
-    each 4 KiB: a fifth of the time of a training step. Elsewhere, and where it cannot be asked, that stays so. It holds
-    for the whole process, up to 1 GiB, and for good; with TINYDIFF_KEEP_MEMORY=0 in the environment nothing is asked.
+    glibc gives a large block back to the system when it is freed, and the next array then causes a page fault for each
+    4 KiB: a fifth of the time of a training step. The request holds for the whole process, up to 1 GiB, until it ends.
+    It is made on Linux with glibc only, and not if TINYDIFF_KEEP_MEMORY=0 is in the environment.
     """
     if sys.platform != "linux" or os.environ.get("TINYDIFF_KEEP_MEMORY") == "0":
         return
@@ -114,8 +114,8 @@ def _keep_memory() -> None:
 
 @functools.cache
 def _blas() -> Any:
-    """(get, set) number of threads of the OpenBLAS in NumPy's wheel; None if NumPy brings another one, whose threads
-    then stay as they are, which costs time but changes nothing else."""
+    """Functions that get and set the number of threads of the OpenBLAS in NumPy's wheel. None with another BLAS; its
+    threads then stay as they are, which costs time and changes nothing else."""
     home = Path(numpy.__file__).parent
     for path in [*home.parent.glob("numpy.libs/*openblas*"), *home.glob(".dylibs/*openblas*")]:
         library = ctypes.CDLL(str(path))
@@ -126,16 +126,16 @@ def _blas() -> Any:
     return None
 
 
-_limits: list[int] = []  # of all who are inside blas_threads now; the smallest holds for the process
+_limits: list[int] = []  # the counts of all blas_threads blocks that are active; the smallest holds for the process
 _limits_lock = threading.Lock()
-_unlimited = 0  # threads of the BLAS when nobody is inside
+_unlimited = 0  # threads of the BLAS when no block is active
 
 
 @microbatch.blas_threads.fast("numpy")
 @contextlib.contextmanager
 def blas_threads(count: int | None) -> Iterator[None]:
-    """The number belongs to the whole process: of several that are asked for at a time, by other threads or further
-    out, the smallest holds."""
+    """The number belongs to the whole process: if several blocks are active, nested or in other threads, the smallest
+    number holds."""
     blas = None if count is None else _blas()
     if blas is None or count is None:
         yield

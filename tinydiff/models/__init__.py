@@ -1,1 +1,1 @@
-"""Networks: `tutorial` has those of the lineage, exactly as they were published; the other files have ours."""
+"""Networks: `tutorial` has the nets of the tutorial, exactly as they were published; the other files have ours."""

@@ -1,5 +1,5 @@
-"""Fourier features where a network must see small differences: a small score network whose time enters by them, and
-image inputs in which a single grey is large.
+"""Fourier features, by which a network sees small differences: of the time, in a small score network, and of the greys
+of an image, as additional input channels.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from ..rng import Rng, as_rng
 class ScoreMLP(nn.Module):
     """The score of noised vectors: x (N, D), t (N,) -> (N, D).
 
-    Ten Fourier features of the time (scale 1) beside x, two hidden layers of 50 with tanh, and, as the score grows as
-    1 / s(t), a division by it: (D + 10) - 50 - 50 - D.
+    The input is x and ten Fourier features of the time (scale 1); then two hidden layers of 50 with tanh, and a
+    division by s(t), because the score grows as 1 / s(t): (D + 10) - 50 - 50 - D.
     marginal_std: s(t) of the process. Errors: ValueError for x that is not (N, D).
     """
 
@@ -53,18 +53,19 @@ class FourierInputs(nn.Module):
 
         a = exp(-w^2 r^2 / 2),      r = sigma / sqrt(sigma^2 + sigma_data^2)
 
-    At the noise level of a single grey, 1/256 of the range, what a network has to tell apart differs by a hundredth of
-    its input, so it would have to learn weights of a hundred. Sinusoids of high frequency are such weights. The
-    likelihood asks for them, as it wants each pixel to the last grey (docs/results.md has it with and without).
+    At the noise level of a single grey, 1/256 of the range, a network must distinguish inputs that differ by about a
+    hundredth, for which it would have to learn weights of about a hundred. Sinusoids of high frequency replace such
+    weights. Maximum likelihood needs them, because it depends on every grey (docs/results.md: with and without).
 
-    x is what a ScoreModel of "edm" or a Denoiser gives its net: c + r z, the image and the noise scaled to variance 1
-    together. On average over z, the feature of x is a times that of c, E[cos(w (c + r z))] = a cos(w c): a is the share
-    of the signal in it. Where the noise is wider than a period, a is 0, and so is the feature.
-    noise: ln(sigma) / 4, as they give it. sigma_data: theirs; it is not compared. powers: the n. For digits in [-1, 1]
-    the period is a third of the range at n = 1, and two and a half of 256 greys at n = 6. Without powers y is x alone.
+    x is the input that a ScoreModel of "edm" or a Denoiser gives its net: c + r z, image and noise, of variance 1
+    together. On average over z, the feature of x is a times that of c: E[cos(w (c + r z))] = a cos(w c). So the factor
+    a removes a feature, a = 0, where the noise is wider than its period.
+    noise: ln(sigma) / 4, as the net gets it. sigma_data: that of the model; it is not compared. powers: the n. For
+    digits in [-1, 1] the period is a third of the range at n = 1, and two and a half of 256 greys at n = 6. Without
+    powers, y = x.
     Errors: ValueError for a sigma_data that is not positive and finite.
-    Source: the sinusoids: Kingma et al. 2021, "Variational diffusion models", appendix C; what noise leaves of them:
-    Barron et al. 2021, "Mip-NeRF", section 3.1.
+    Source: the sinusoids: Kingma et al. 2021, "Variational diffusion models", appendix C; the factor a: Barron et al.
+    2021, "Mip-NeRF", section 3.1.
     """
 
     def __init__(self, net: nn.Module, sigma_data: float, powers: Sequence[int] = (1, 2, 3, 4, 5, 6)):

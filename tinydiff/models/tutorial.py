@@ -5,12 +5,12 @@
     Autoencoder             709: 28x28 images to 10x10x4 latents, and back
     LatentUNet          285,284: the score of noised latents
 
-Read ScoreUNet first. `marginal_std`, a function of the times (N,), is that of the process (diffusion/process.py): the
-networks return the score, their raw output divided by it, because the score of x_0 + s(t) z grows like 1 / s(t) and a
-network whose output has one size is easier to train.
+Read ScoreUNet first. `marginal_std`, a function of the times (N,), is that of the process (diffusion/process.py). The
+networks return the score: their raw output divided by s(t), because the score of x_0 + s(t) z grows like 1 / s(t), and
+a network is easier to train if its output has the same size at all times.
 
-All convolutions are 3x3 without padding, so images shrink at every layer, and the sizes that come back must meet those
-that went down: output paddings are chosen for one size of image, 28x28 (latents 10x10), and no other is taken.
+All convolutions are 3x3 without padding, so images shrink at every layer, and the sizes on the way up must equal those
+on the way down. The output paddings are chosen for one size of image, 28x28 (latents 10x10); others are errors.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from ..rng import Rng, as_rng
 
 MarginalStd = Callable[[Any], Any]
 
-# What others report for these nets on MNIST, so that "is my loss normal?" has an answer: score_matching_loss averaged
-# over the images of an epoch, by epoch counted from 0, as printed in the seminar's notebook of 2022 (see docs).
+# Losses that others report for these nets on MNIST, to compare yours with: score_matching_loss averaged over the images
+# of an epoch, by epoch counted from 0, as printed in the seminar's notebook of 2022 (see docs/results.md).
 PUBLISHED_LOSS: dict[str, dict[int, float]] = {
     "concat": {49: 41.5},
     "add": {0: 1154.0, 1: 300.0, 10: 64.9, 20: 42.4, 40: 30.0, 60: 26.5, 74: 24.75},
     "conditional": {0: 1010.0, 1: 276.0, 10: 56.7, 20: 37.9, 50: 27.1, 80: 23.6, 99: 22.30},
 }
 
-# For scale: the same loss, on the test images, of scores that need no net.
+# For comparison: the same loss, on the test images, of scores that need no net.
 SIMPLE_LOSS: dict[str, float] = {"zero score": 784.0, "a Gaussian per pixel": 56.8, "best affine denoiser": 31.1}
 
 
 class ScoreUNet(nn.Module):
     """The score of noised images: x (N, 28, 28, 1) and times t (N,) -> (N, 28, 28, 1).
 
-    On the way down the image becomes smaller and the channels more, on the way up the reverse; each layer up also gets
-    what the layer of its size on the way down has computed, concatenated ("concat") or added ("add"). The time is added
-    in each layer; in the last (dense7) in vain: its group norm has one group per channel, which takes out again what is
-    added to all of a channel.
-    Errors: ValueError for another shape of x or t, or another word for skips; TypeError for another
-    dtype than the weights'.
+    On the way down the images become smaller and the channels more, on the way up the reverse. Each layer up also gets
+    the output of the layer of its size on the way down, concatenated ("concat") or added ("add"). The time is added in
+    each layer. In the last (dense7) it has no effect: the group norm there has one group per channel, so it subtracts
+    a number that was added to a whole channel.
+    Errors: ValueError for another shape of x or t, or another value of skips; TypeError if the dtype is not that of the
+    weights.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class ScoreUNet(nn.Module):
         self.time_embed = nn.Sequential(
             nn.FourierFeatures(embed_dim, rng=rng), nn.Linear(embed_dim, embed_dim, rng=rng), nn.SiLU()
         )
-        # Down. No bias: the dense layer of the time brings one.
+        # Down. No bias: the dense layer of the time has one.
         self.conv1 = nn.Conv2d(1, c1, 3, stride=1, bias=False, rng=rng)
         self.dense1 = nn.Linear(embed_dim, c1, rng=rng)
         self.gnorm1 = nn.GroupNorm(4, c1)
@@ -94,7 +94,7 @@ class ScoreUNet(nn.Module):
         return self._score(x, t, lambda h: h, lambda h: h)
 
     def _score(self, x: Any, t: Any, attend3: Callable[[Any], Any], attend4: Callable[[Any], Any]) -> Any:
-        """The pass itself; attend3 and attend4 come after levels 3 and 4."""
+        """The forward pass; attend3 and attend4 are applied after levels 3 and 4."""
         _check(self, x, t, (28, 28, 1))
         time = self.time_embed(t)  # (N,) -> (N, 256)
 
@@ -119,9 +119,9 @@ class ScoreUNet(nn.Module):
 class ConditionalUNet(ScoreUNet):
     """The score of noised images of a given class: x (N, 28, 28, 1), t (N,), labels (N,) of integers -> (N, 28, 28, 1).
 
-    The additive ScoreUNet, with a transformer after levels 3 and 4 that attends to the embedding of the label. As that
-    is a single token, the softmax over it is 1 whatever is asked: query and key of the cross-attention get no gradient,
-    and it is one bias per class. It is built as it was published.
+    The additive ScoreUNet, with a transformer after levels 3 and 4 that attends to the embedding of the label. That is
+    a single token, so the softmax over it is always 1: query and key of the cross-attention get no gradient, and the
+    cross-attention only adds one vector per class. It is built as it was published.
     Errors: as ScoreUNet; TypeError for labels that are not integers, IndexError for one out of
     range (see nn.Embedding).
     """
@@ -169,9 +169,8 @@ class Attention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention to the context, and a network on each token;
-    each after a layer norm, each added to what came in.
-    """
+    """Self-attention, attention to the context, and a network on each token; each after a layer norm, and each added to
+    its input."""
 
     def __init__(self, width: int, context_dim: int, *, rng: Rng | int | None = None):
         rng = as_rng(rng)

@@ -4,12 +4,12 @@
       -> patches (H/p, W/p)  -> [residual blocks -> halve] at each level  -> attention, block
       <- patches             <- [double <- residual blocks, with the skips concatenated] at each level
 
-Where it differs from the tutorial's net (models/tutorial.py): every convolution is padded, so nothing is cut from the
-borders and any size that the halvings divide will do; the noise level enters as ln sigma, slowly varying, instead
-of frequencies of scale 30 in t; the pixels of a patch first become channels (pixel_unshuffle), which saves most of
-the work at full resolution; and the last layer of each block starts at zero, so that a block starts as the identity,
-and the net itself at zero. (So the first step changes only the net's last layer, the second also all that is not before
-the last layer of a block, and the third everything.)
+Differences from the tutorial's net (models/tutorial.py): every convolution is padded, so no border is lost, and any
+size that can be halved often enough will do; the noise level enters as the slowly varying ln sigma, not by frequencies
+of scale 30 in t; the pixels of a patch first become channels (pixel_unshuffle), which saves most of the work at full
+resolution; and the last layer of each block starts at zero, so that each block starts as the identity, and the output
+of the net at zero. (So the first step changes only the net's last layer; the second also all that does not come before
+the last layer of a block; the third everything.)
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class UNet(nn.Module):
 
     channels: of each level, from fine to coarse; level i works at 1 / (patch 2^i) of the resolution.
     blocks: residual blocks per level, on the way down; as many on the way up.
-    labels: the condition, by how many values each label has, {"digit": 10}; each is embedded, and the embeddings are
-    summed. -1 is the null class, no condition (the last row of a table), which is also what a label that is left out
-    means. To learn it, replace labels by -1 at random in training (label dropout; Ho and Salimans 2022).
+    labels: the conditions, with the number of values of each, {"digit": 10}. Each label is embedded, and the embeddings
+    are summed. The label -1 is the null class, no condition (the last row of a table); a label that is not given is -1.
+    To learn the null class, replace labels by -1 at random in training (label dropout; Ho and Salimans 2022).
     """
 
     def __init__(
@@ -80,8 +80,8 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, noise: Any, **labels: Any) -> Tensor:
         """noise: (N,), a slowly varying function of the noise level such as ln(sigma) / 4; labels: (N,) integers.
 
-        Errors: ValueError for an image that the halvings do not divide, or a label that this net does not have;
-        TypeError for labels that are not integers, IndexError for one out of range (on a GPU it is not read back).
+        Errors: ValueError for an image whose size cannot be halved often enough, or a label that this net does not
+        have; TypeError for labels that are not integers, IndexError for one out of range (not checked on a GPU).
         """
         n, height, width, channels = x.shape
         unit = self.patch * 2 ** (self.levels - 1)

@@ -1,4 +1,4 @@
-"""What runs on NumPy in place of the pages: the same formulas in few passes over memory, a block at a time."""
+"""The versions for NumPy: the formulas of the pages in few passes over memory, one block at a time."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""sigmoid, silu and erf in few passes, a block at a time.
+"""sigmoid, silu and erf in few passes, one block at a time.
 
 With t = e^u and u = -x:   silu = u / (-1 - t),   s = 1 / (1 + t),   silu' = s (1 + x (1 - s)) = s (1 - u (1 - s)).
 """
@@ -15,7 +15,7 @@ from ...backend import Array
 from ...ops.activation import erf, sigmoid, silu
 from ..taken import is_real
 
-BLOCK_BYTES = 2**20  # an array's share; larger blocks spend less on starting each pass, smaller ones stay in the cache
+BLOCK_BYTES = 2**20  # of each array: larger blocks spend less on starting each pass, smaller ones stay in the cache
 
 
 def blocks(x: Array) -> Iterator[Any]:
@@ -60,7 +60,7 @@ def silu_vjp_numpy(g: Array, _z: Any, x: Array, *, residuals: Any) -> Any:
 
 
 def silu_of_negative(u: Array) -> None:
-    """u becomes silu(-u) = u / (-1 - e^u). Where e^u overflows, that is -0, as it should be."""
+    """u becomes silu(-u) = u / (-1 - e^u). Where e^u overflows, the result is -0, which is right."""
     with np.errstate(over="ignore"):
         e = np.exp(u, out=np.empty_like(u))
     np.subtract(-1, e, out=e)

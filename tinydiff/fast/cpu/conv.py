@@ -1,4 +1,4 @@
-"""Convolution on NumPy, by patches (fast/patches.py): copies of views, and sums into views."""
+"""Convolution on NumPy, by patches (fast/patches.py): copies from views, and sums into views."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def im2col(x: Array, geometry: Geometry) -> Array:
         x = padded
     elif (kh, kw) == (sh, sw) == (1, 1):
         return x.reshape(n, oh, ow, 1, 1, c)
-    if c * kw < 8:  # runs too short to copy: a plane for each tap instead, which is as good a matrix, transposed
+    if c * kw < 8:  # runs too short to copy: one plane per tap instead, which gives the matrix transposed
         planes = np.empty((kh, kw, c, n, oh, ow), x.dtype)
         for i in range(kh):
             for j in range(kw):
@@ -34,8 +34,8 @@ def im2col(x: Array, geometry: Geometry) -> Array:
 
 
 def col2im(patches: Array, x: Array, geometry: Geometry) -> None:
-    """The transpose of im2col: every patch is added where it was taken, (n, OH, OW, kh, kw, C) into x (n, H, W, C),
-    whatever was there before."""
+    """The transpose of im2col: every patch is added at its place in x. (n, OH, OW, kh, kw, C) -> x (n, H, W, C), whose
+    old values do not count."""
     n, oh, ow, kh, kw, c = patches.shape
     (sh, sw), (dh, dw), (height, width) = geometry.stride, geometry.dilation, geometry.size
     (top, bottom), (left, right) = geometry.padding
@@ -45,11 +45,11 @@ def col2im(patches: Array, x: Array, geometry: Geometry) -> None:
     if (dh, dw) != (1, 1) or kh < sh or kw < sw:
         whole[...] = 0
         first = 0, 0
-    else:  # the taps of the first stride meet every pixel once, but for what the last patch leaves over
+    else:  # the taps of the first stride meet every pixel once, except for those beyond the last patch
         whole[:, sh * oh :] = 0
         whole[:, :, sw * ow :] = 0
         first = sh, sw
-    # Along a row the taps of one stride lie side by side, in the image and in the patch: they go together.
+    # Along a row the taps of one stride are neighbours, in the image and in the patch, and are added together.
     step = sw if dw == 1 else 1
     a, b, r, q = whole.strides
     for i in range(kh):
@@ -65,5 +65,5 @@ def col2im(patches: Array, x: Array, geometry: Geometry) -> None:
         x[...] = whole[:, top : top + height, left : left + width]
 
 
-# The patches in work at a time fill about the cache of a core.
+# The patches of a part fill about the cache of a core.
 patches.register("numpy", patches.Tools(im2col, col2im, np.matmul, patch_bytes=2**21))

@@ -11,7 +11,7 @@ from ...backend import Array
 from .. import grouped_norm
 from .activation import BLOCK_BYTES, blocks, silu_derivative_of_negative, silu_of_negative
 
-ROW = 1024  # elements: beside a row of these, what NumPy spends on starting it is little
+ROW = 1024  # elements: for rows of this length, the time that NumPy needs to start a row is small
 
 
 def blocked_norm(
@@ -71,8 +71,8 @@ def blocked_norm_vjp(
         x̄ = rstd (h weight - mean(h weight) - xhat mean(h weight xhat)),   shift̄ = sum x̄,
         weight̄ = sum h xhat,   bias̄ = sum h
 
-    That is x̄ = p h + q z + r with z = x + shift - mean, where p, q and r are the same at every position: so sums over
-    the positions come first, and shift̄ follows from them.
+    That is x̄ = p h + q z + r with z = x + shift - mean, where p, q and r are the same at every position. So the sums
+    over the positions are computed first, and shift̄ follows from them.
     """
     a, length, groups, d = x.shape
     if length == 1:
@@ -100,7 +100,7 @@ def blocked_norm_vjp(
             z_sums.add(block, z)
     h_sum, hz_sum = h_sums.total, hz_sums.total  # (A, C)
     hw_sum, hwz_sum = (h_sum, hz_sum) if weight is None else (h_sum * weight, hz_sum * weight)
-    # From the left: the third power of rstd by itself may overflow.
+    # Multiplied from the left, because the third power of rstd by itself may overflow.
     q = _to_channels(_over_groups(hwz_sum, groups) / -(length * d) * rstd * rstd * rstd, d)
     r = _to_channels(rstd * _over_groups(hw_sum, groups) / -(length * d), d)
 
@@ -118,7 +118,7 @@ def blocked_norm_vjp(
 
 
 def _norm_of_positions(x: Array, shift: Any, weight: Any, bias: Any, eps: float, silu: bool) -> Any:
-    """blocked_norm for L = 1, as in layer norm: a set is a stretch of memory, (A, 1, G, D) -> (A, G, D)."""
+    """blocked_norm for L = 1, as in layer norm, where the elements of one mean are contiguous."""
     a, _, groups, d = x.shape
     x3, y = x.reshape(a, groups, d), np.empty((a, groups, d), x.dtype)
     mean, rstd = np.empty((a, groups, 1), x.dtype), np.empty((a, groups, 1), x.dtype)
@@ -177,16 +177,16 @@ def _over_set(x: Array) -> Array:
 
 
 def _of_part(p: Array, part: slice, groups: int) -> Array:
-    """A parameter (C,), or that of some samples of (A, C): (1 or n, G, D)"""
+    """A parameter (C,), or its rows for n of the samples (A, C): (1 or n, G, D)"""
     p = p[None] if p.ndim == 1 else p[part]
     return p.reshape(len(p), groups, p.shape[1] // groups)
 
 
 class _Rows:
-    """(A, L, C) seen as (A, R, K), several positions in a row, and cut into blocks that fit in the cache.
+    """(A, L, C) seen as (A, R, K), with several positions in a row, and cut into blocks that fit in the cache.
 
-    What is the same at every position is broadcast along R. NumPy starts anew for every row, and a row of one position,
-    the channels, is short.
+    Values that are the same at every position are broadcast along R. NumPy needs some time to start each row, and a row
+    of one position, C channels, would be short.
     """
 
     def __init__(self, a: int, length: int, channels: int, itemsize: int):
@@ -211,8 +211,8 @@ class _Rows:
 
 
 class _Sums:
-    """The sum over the positions of each sample, (A, C), block by block, as products with a row of ones: that is faster
-    than a sum over a middle axis."""
+    """The sum over the positions of each sample, (A, C), block by block, by products with a row of ones, which are
+    faster than sums over a middle axis."""
 
     def __init__(self, rows: _Rows, dtype: Any):
         self.rows, (a, r, _) = rows, rows.shape
@@ -227,8 +227,8 @@ class _Sums:
 
 @functools.lru_cache(1024)
 def _fold(length: int, channels: int) -> int:
-    """The fewest positions that make a row of ROW elements, of those that divide the length; a row may be up to eight
-    times as long. Else one position."""
+    """How many positions make a row: the smallest divisor of the length that gives at least ROW elements, and at most
+    about eight times as many; without one, a single position (or all of them, if these are short)."""
     few = -(-ROW // max(channels, 1))
     return next((k for k in range(few, min(8 * few, length) + 1) if length % k == 0), length if length <= few else 1)
 

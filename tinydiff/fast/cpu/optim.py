@@ -1,5 +1,5 @@
-"""Steps of optimisers over lists of arrays, in place: as many passes as the formula has operations, but over parts that
-stay in the cache.
+"""Steps of optimisers over lists of arrays, in place: one pass per operation of the formula, but over parts that stay
+in the cache.
 
 The formulas are those of optim.py.
 """
@@ -18,7 +18,7 @@ _RUN_BYTES = 2**20  # of each array at a time, so that a few of them stay in the
 
 
 def _runs(*arrays: Array) -> Iterable[tuple[Array, ...]]:
-    """Large arrays of one shape in parts; small ones, and such as lie in different orders, whole."""
+    """Large arrays of one shape in parts; small arrays, and arrays that are not contiguous, whole."""
     if arrays[0].nbytes <= _RUN_BYTES or not all(a.flags.c_contiguous for a in arrays):
         return (arrays,)
     flat, length = [a.reshape(-1) for a in arrays], _RUN_BYTES // arrays[0].itemsize

@@ -1,8 +1,8 @@
 /*
-The functions between the layers (tinydiff/ops/activation.py), of one number, real or complex. CuPy makes kernels of
-them (activation.py), and norm.cu ends with silu.
+The activation functions (tinydiff/ops/activation.py), of one number, real or complex. CuPy makes kernels of them
+(activation.py), and norm.cu uses silu.
 
-Where e^-x overflows, the quotients are 0, as they should be; and a NaN stays one.
+Where e^-x overflows, the quotients are 0, which is right; and NaN stays NaN.
 */
 #ifndef TINYDIFF_ACTIVATION
 #define TINYDIFF_ACTIVATION

@@ -1,6 +1,6 @@
-"""The functions between the layers (activation.cuh), which CuPy makes kernels of.
+"""The activation functions (activation.cuh), of which CuPy makes kernels.
 
-Such a kernel takes any order in memory, broadcasts, and has complex numbers too.
+Such a kernel takes any order in memory, broadcasts, and takes complex numbers too.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 /*
-The norm of all gradients together, brought to at most max_norm (clip_norm in tinydiff/optim.py).
+All gradients, scaled so that their norm together is at most max_norm (clip_norm in tinydiff/optim.py).
 
     norm = sqrt(sum over all elements of g^2),    g <- g factor,    factor = min(1, max_norm / (norm + 1e-6))
 
-Three launches, and between the first two a sum of CuPy's: squares, clip_factor, scale. All is added up in float64, in
-an order that is always the same.
+Three launches: squares, clip_factor, scale; after the first, CuPy adds up the sums. Everything is added up in float64,
+in an order that is always the same.
 
 Depends on TYPE, TENSORS.
 */
@@ -17,7 +17,7 @@ struct SquaresTensor {
   int index;
 };
 
-// Each block adds up its part of a tensor in shared memory, and leaves it in its own place: sums (list, places).
+// Each block adds up its part of a tensor in shared memory, and writes the sum to its own place in sums (list, places).
 extern "C" __global__ void __launch_bounds__(THREADS) squares(
     Table<SquaresTensor> table, double* sums, int places) {
   __shared__ double part[THREADS];
@@ -32,7 +32,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) squares(
   if (threadIdx.x == 0) sums[my.index * (long long)places + blockIdx.x] = part[0];
 }
 
-// One thread's work: norm and factor, from the sum of all squares.
+// One thread computes norm and factor, from the sum of all squares.
 extern "C" __global__ void __launch_bounds__(THREADS) clip_factor(
     const double* squares, double max_norm, T* norm, double* factor) {
   if (threadIdx.x > 0) return;

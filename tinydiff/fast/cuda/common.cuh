@@ -1,11 +1,12 @@
 /*
-What the kernels share. A file compiles as it stands, for the values below; each call may ask for others, by -D:
+Definitions that the kernels share. A file compiles as it stands, with the default values below; a call may choose
+others, by -D:
 
     TYPE         float, double   T, the type of the elements
     LANES        1, 2, 4         how many neighbours a thread moves at once, a Run of them: at most 16 bytes
     THREADS      up to 1024      the size of a block
-    INDEX_BITS   32, 64          an Index counts elements; 64 bits where an array has 2^31 of them or more, as 32 bits
-                                 are much the faster
+    INDEX_BITS   32, 64          an Index counts elements; 64 bits only if an array has 2^31 of them or more, because
+                                 32 bits are much faster
 
 A file states above its kernels which of these it depends on.
 */

@@ -7,8 +7,8 @@ The patches of a convolution (tinydiff/ops/conv.py), and the sum of patches, its
               where y = oy stride_h + ky dilation_h - top,    x = ox stride_w + kx dilation_w - left
 
 Channels are last and contiguous. A thread has one run of neighbouring channels at one place, and neighbouring threads
-have neighbouring runs, so they read and write neighbouring memory. A thread's number, taken apart from the right, gives
-its run and its place: `rest` is what is left of the number.
+have neighbouring runs, so they read and write neighbouring memory. The number of a thread is divided by the sizes of
+the axes, the last axis first; the remainders are its run and its place, and `rest` is the quotient so far.
 
 Depends on TYPE, LANES, INDEX_BITS.
 */
@@ -35,7 +35,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) im2col(
 }
 
 // One thread for each run of channels of one input pixel: it gathers the taps that read this pixel. No two threads
-// write to one place, so there are no atomics, and the sum is the same every time.
+// write to the same place, so no atomics are needed, and the sum is the same every time.
 extern "C" __global__ void __launch_bounds__(THREADS) col2im(
     const Run* patches, Run* image, int runs, int height, int width, int out_h, int out_w, int kernel_h, int kernel_w,
     int stride_h, int stride_w, int top, int left, int dilation_h, int dilation_w, Index threads) {

@@ -25,13 +25,13 @@ def im2col(x: Array, geometry: Any) -> Array:
 
 
 def col2im(patches: Array, x: Array, geometry: Any) -> None:
-    """The transpose of im2col: every patch is added where it was taken, (n, OH, OW, kh, kw, C) into x (n, H, W, C),
-    whatever was there before."""
+    """The transpose of im2col: every patch is added at its place in x. (n, OH, OW, kh, kw, C) -> x (n, H, W, C), whose
+    old values do not count."""
     _gather(_CONV["col2im"], patches, x, geometry)
 
 
 def _gather(kernel: Kernel, source: Array, target: Array, geometry: Any) -> None:
-    """Run im2col or col2im. Complex channels are twice as many real ones, as both treat all channels alike."""
+    """Run im2col or col2im. Complex channels count as twice as many real ones; both treat all channels alike."""
     source = cupy.ascontiguousarray(source)
     if source.dtype.kind == "c":
         real = source.real.dtype
@@ -42,5 +42,5 @@ def _gather(kernel: Kernel, source: Array, target: Array, geometry: Any) -> None
     kernel.each_element(target.size // lanes, source, target, source.shape[-1] // lanes, *numbers, lanes=lanes)
 
 
-# How many patches are in work at a time is a matter of memory here, not of a cache.
+# Here memory, not a cache, limits the number of patches in a part.
 by_patches.register("cupy", by_patches.Tools(im2col, col2im, matmul, patch_bytes=2**28))

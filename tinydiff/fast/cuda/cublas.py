@@ -1,12 +1,12 @@
 """Matrix products on the device, by cuBLAS itself.
 
-CuPy's own `@` is refused while a stream captures, copies what is transposed, and makes many small products without
+CuPy's own `@` is refused while a stream captures, copies transposed views, and makes many small products without
 tensor cores. So cuBLAS is called here directly, by one function: a batch of products whose matrices lie at equal
-distances. Its matrices are column-major; a row-major matrix is its transpose seen that way, so Z = X Y is asked for as
-Z^T = Y^T X^T, and transposed views cost nothing.
+distances. cuBLAS expects column-major matrices, and takes a row-major matrix for its transpose. So Z = X Y is computed
+as Z^T = Y^T X^T, and transposed views cost nothing.
 
-What cuBLAS needs beside the matrices is kept here too: one handle per thread and device, one workspace per stream.
-Without a workspace of ours it allocates one itself, which a captured graph would do at every replay.
+cuBLAS also needs a handle, one per thread and device, and a workspace, one per stream; both are kept here. Without a
+workspace of ours, cuBLAS would allocate one itself, and a captured graph would do so at every replay.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def _readable(x: Array, batch: tuple[int, ...]) -> tuple[Array, int, int, int]:
 
 
 def _pitch(x: Array) -> tuple[int, int] | None:
-    """(0, elements from row to row), or (1, elements from column to column); None if neither are contiguous, or overlap
-    their neighbours. The distance of a single row or column is never used, but cuBLAS checks it."""
+    """(0, elements from row to row), or (1, elements from column to column); None if neither rows nor columns are
+    contiguous, or if they overlap. The distance of a single row or column is never used, but cuBLAS checks it."""
     rows, columns = x.shape[-2:]
     by_row, by_column = x.strides[-2] // x.itemsize, x.strides[-1] // x.itemsize
     if (by_column == 1 or columns == 1) and (by_row >= columns or rows == 1):
@@ -144,7 +144,7 @@ class _Handle:
         self.workspaces: weakref.WeakKeyDictionary[Any, Array] = weakref.WeakKeyDictionary()
         major = int(cupy.cuda.Device().compute_capability) // 10
         self.workspace_bytes = 32 * 2**20 if major >= 9 else 8 * 2**20  # what NVIDIA gives its own, by generation
-        # With its thread; not at the end of the process, when CUDA may be gone already.
+        # Destroyed with its thread, but not at the end of the process, when CUDA may be gone already.
         weakref.finalize(self, _library().cublasDestroy_v2, self.pointer).atexit = False
 
     def on(self, stream: Any) -> _Handle:
@@ -153,7 +153,7 @@ class _Handle:
                 self.workspaces[stream] = cupy.empty(self.workspace_bytes, "uint8")
             workspace = self.workspaces[stream]
             _check(_library().cublasSetStream_v2(self.pointer, stream.ptr), "a stream")
-            # In this order: setting the stream takes the workspace away.
+            # In this order, because setting the stream resets the workspace.
             _check(_library().cublasSetWorkspace_v2(self.pointer, workspace.data.ptr, workspace.nbytes), "a workspace")
             self.stream = stream.ptr
         return self
@@ -169,14 +169,14 @@ def _handle() -> _Handle:
 
 
 def prepare() -> None:
-    """Make what a product needs, on the current stream, which must not be capturing yet."""
+    """Make the handle and workspace for the current stream, which must not be capturing yet."""
     _handle()
 
 
 @functools.cache
 def _library() -> Any:
     """The cuBLAS that CuPy has loaded."""
-    cupy.cuda.device.get_cublas_handle()  # so that it has
+    cupy.cuda.device.get_cublas_handle()  # makes CuPy load it
     name = f"libcublas.so.{cupy.cuda.runtime.runtimeGetVersion() // 1000}"
     try:
         library = ctypes.CDLL(name)

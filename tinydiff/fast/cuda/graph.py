@@ -12,11 +12,12 @@ from .cublas import prepare
 
 
 class Graph:
-    """A stream and a pool of memory of its own, and what was recorded on them.
+    """A stream and a memory pool of its own, and the launches that were recorded on them.
 
-    The stream does not block, as a recording would break as soon as anything ran on the default stream. The pool is
-    used by nothing else, as what the recorded step allocated and freed is written again at every replay: from
-    a shared pool it would be handed to others in between. Work outside is waited for before, and waits for the end.
+    The stream is a non-blocking one, because otherwise any work on the default stream would break the recording. The
+    pool is used by nothing else: every replay writes into all memory that the recorded step allocated, even if the step
+    has freed it, and a shared pool would give that memory to others. The stream waits for earlier work on the current
+    stream, and later work there waits for this stream.
     """
 
     def __init__(self) -> None:
@@ -41,14 +42,14 @@ class Graph:
             return step()
 
     def record(self, step: Callable[[], Any]) -> Any:
-        """Run the step's Python; what it launches is recorded, and not run. Errors: those of the step."""
+        """Run the step's Python code; its launches are recorded, and not run. Errors: those of the step."""
         with self._on_stream(), cupy.cuda.using_allocator(self.pool.malloc):
             prepare()
             self.stream.begin_capture()
             try:
                 result = step()
             except BaseException:
-                with contextlib.suppress(Exception):  # it is an error by now to end it; the one of the step is raised
+                with contextlib.suppress(Exception):  # ending it fails after an error; the error of the step is raised
                     self.stream.end_capture()
                 raise
             self.graph = self.stream.end_capture()

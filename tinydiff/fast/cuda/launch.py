@@ -1,15 +1,15 @@
-"""Kernels in CUDA, out of files, behind a launcher that checks what CUDA does not.
+"""CUDA kernels from files, behind a launcher that checks what CUDA does not check.
 
-CUDA itself takes anything for anything: float64 for a float*, a strided view, a float that reads as 0, one argument too
-few. So the parameters that a kernel declares in its file are read, and every call is held against them:
+CUDA itself checks no argument: it takes float64 for a float*, a strided view, a float for an int, one argument too few.
+So the parameters that a kernel declares are read from its file, and every call is compared with them:
 
     Run* x              a C-contiguous CuPy array of T, float32 or float64, the same for all; LANES elements at once
     T* x                the same, one element at a time
     bool* x, double* x  a C-contiguous CuPy array of that type
     T* x_or_null        an array, or None
-    T scale, double s   a number, passed as that
+    T scale, double s   a number, passed in that type
     int n, long long n  an int of 32 bits, of 64 bits
-    Index n             an int of 32 bits, or of 64 if an argument of the call takes as many
+    Index n             an int of 32 bits, or of 64 if an argument of the call needs them
     Table<Some> table   a NumPy array of such structs: table.py makes it
 
 A kernel is compiled when it is first launched with a type, width of Run and of Index, and size of block: common.cuh
@@ -32,14 +32,14 @@ from ...backend import Array
 
 FOLDER = Path(__file__).parent
 
-SOURCES: list[Source] = []  # all files with kernels, and
-ELEMENTWISE: list[Any] = []  # all kernels that CuPy makes of a function in a file: the tests compile every one
+SOURCES: list[Source] = []  # all files with kernels
+ELEMENTWISE: list[Any] = []  # all kernels that CuPy makes of a function in a file; the tests compile all of both
 
-THREADS = 256  # a block, where the kernel does not care
+THREADS = 256  # per block, for kernels that work with any number
 
-WIDE = 2**31  # from so many elements on, Index has 64 bits
+WIDE = 2**31  # for so many elements or more, Index has 64 bits
 
-# What C calls things. T by the character of its dtype; arrays; ints, with the least and the most of them.
+# The types of C: T by the character of its dtype; arrays; ints, with the least and the largest value.
 TYPES = {"f": "float", "d": "double"}
 ARRAYS = {
     "bool*": numpy.dtype("bool"),
@@ -64,7 +64,7 @@ class Source:
     """A .cu file, and its kernels by name: `source["im2col"]`."""
 
     def __init__(self, name: str | Path, **macros: Sequence[Any]):
-        """name: of a file in this folder. macros: what it may be compiled for beside the defaults, LANES=(1, 2, 4)."""
+        """name: of a file in this folder. macros: the values that it may be compiled for, such as LANES=(1, 2, 4)."""
         self.path = FOLDER / name
         self.macros = {**{macro: (value,) for macro, value in DEFAULTS.items()}, **macros}
         self.text = text_of(self.path)
@@ -87,7 +87,7 @@ class Source:
         return tuple([f"-D{macro}={asked[macro]}" for macro in self.macros])
 
     def combinations(self) -> Iterator[tuple[str, ...]]:
-        """The options of everything that a call may ask for."""
+        """The options of every combination that a call may ask for."""
         for values in itertools.product(*self.macros.values()):
             asked = dict(zip(self.macros, values))
             if (asked["TYPE"], asked["LANES"]) != ("double", 4):  # more than 16 bytes
@@ -106,8 +106,8 @@ class Source:
 
 
 def text_of(path: Path) -> str:
-    """A file of CUDA with its headers pasted in. CuPy keeps compiled kernels by their text, and would not see that a
-    header has changed if the compiler included it."""
+    """A CUDA file with its headers pasted in. CuPy caches compiled kernels by their text, so it would not notice a
+    change in a header that the compiler includes."""
     return re.sub(r'^#include "(.+)"$', lambda m: text_of(path.parent / m[1]), path.read_text("utf-8"), flags=re.M)
 
 
@@ -135,7 +135,7 @@ def elementwise(name: str, function: str) -> Any:
 
 
 class Parameter(NamedTuple):
-    """What a kernel declares about one argument, or a struct about one member."""
+    """The declaration of one argument of a kernel, or of one member of a struct."""
 
     declaration: str
     kind: str  # Run*, T*, bool*, T, int or Index ...
@@ -156,13 +156,13 @@ def _parameters(declared: str, separator: str) -> list[Parameter]:
 
 
 class Kernel:
-    """A kernel of a file, compiled for each combination of macros that it meets."""
+    """A kernel of a file, compiled for each combination of macros when it is first needed."""
 
     def __init__(self, source: Source, name: str, declared: str):
         self.source, self.name = source, name
         self.parameters = _parameters(declared, ",")
         of_type = [i for i, p in enumerate(self.parameters) if p.kind in ("Run*", "T*")]
-        self._of_type = of_type[0] if of_type else None  # the argument that says what T is
+        self._of_type = of_type[0] if of_type else None  # the argument whose dtype is T
         self._counts_wide = 64 in source.macros["INDEX_BITS"]
         self._tables = {k: source.table(k[6:-1]) for k in {p.kind for p in self.parameters} if k.startswith("Table<")}
         self._built: dict[tuple[str | None, int, bool, int], Any] = {}
@@ -170,10 +170,10 @@ class Kernel:
     def __call__(
         self, grid: tuple[int, ...], block: int, *arguments: Any, lanes: int = 1, dtype: numpy.dtype | None = None
     ) -> None:
-        """Launch a grid of blocks of `block` threads. An empty grid is no launch. dtype: what T is, for a kernel whose
-        arrays of T are in a table.
+        """Launch a grid of blocks of `block` threads. For an empty grid nothing is launched. dtype: T, for a kernel
+        whose arrays of T are in a table.
 
-        Errors: TypeError for arguments that are not what was declared; ValueError for another size of block.
+        Errors: TypeError for arguments that are not as declared; ValueError for another size of block.
         """
         if len(arguments) != len(self.parameters):
             declared = ", ".join(p.declaration for p in self.parameters)
@@ -183,7 +183,7 @@ class Kernel:
         if self._of_type is not None:
             dtype = getattr(arguments[self._of_type], "dtype", None)
         elif self._tables and (dtype is None or dtype.char not in TYPES):
-            raise TypeError(f"kernel {self.name} must be told what T is, float32 or float64, not {dtype}")
+            raise TypeError(f"kernel {self.name} needs dtype, the type T, to be float32 or float64, not {dtype}")
         wide = self._counts_wide and any(
             a.size >= WIDE if isinstance(a, cupy.ndarray) else type(a) is int and a >= WIDE for a in arguments
         )
@@ -195,17 +195,17 @@ class Kernel:
             self._built[key](grid, (block,), passed)
 
     def each_element(self, threads: int, *arguments: Any, lanes: int = 1) -> None:
-        """Launch as many threads, a number that becomes the last argument: the kernel leaves out those beyond it."""
+        """Launch at least so many threads. The number is also the last argument; the kernel skips threads beyond it."""
         self((-(-threads // THREADS),), THREADS, *arguments, threads, lanes=lanes)
 
     def build(self, char: str | None, lanes: int, wide: bool, block: int) -> Any:
-        """Errors: ValueError for what the file was not declared to be compiled for."""
+        """The compiled kernel. Errors: ValueError for a value of a macro that the Source does not have."""
         asked = {"TYPE": TYPES[char]} if char else {}
         options = self.source.options(**asked, LANES=lanes, THREADS=block, INDEX_BITS=64 if wide else 32)
         return cupy.RawKernel(self.source.text, self.name, options)
 
     def _passed(self, parameter: Parameter, a: Any, dtype: Any, wide: bool) -> Any:
-        """The argument as it goes to the device, if it is what was declared."""
+        """The argument as it goes to the device. Errors: TypeError if it is not as declared."""
         declaration, kind, _, _, nullable = parameter
         if kind in ("T*", "Run*"):
             if nullable and a is None:
@@ -240,7 +240,7 @@ class Kernel:
 
 
 def widest_run(length: int, *arrays: Array | None) -> int:
-    """How many neighbours of rows of this length can be moved at once: at most 16 bytes of them."""
+    """How many neighbouring elements can be moved at once in rows of this length: at most 16 bytes."""
     present = [a for a in arrays if a is not None]
     lanes = 16 // present[0].itemsize
     while length % lanes or any(a.data.ptr % (lanes * a.itemsize) for a in present):

@@ -1,39 +1,39 @@
 /*
-Normalisation, its shift before it and silu after it, and its adjoint (tinydiff/ops/norm.py).
+Normalisation, with a shift before it and silu after it, and its adjoint (tinydiff/ops/norm.py).
 
     xhat = (x + shift - mean) rstd,    u = xhat weight + bias,    y = u, or silu(u)
 
-x is (A, L, G, D): samples of L positions and G groups of D channels. mean, and rstd = 1 / sqrt(var + eps), are those of
-the L D elements of a group; shift is one number for each channel of a sample, weight and bias are too, or are the same
-for all samples.
+x is (A, L, G, D): samples of L positions and G groups of D channels. mean and rstd = 1 / sqrt(var + eps) are those of
+the L D elements of a group. shift has one number for each channel of a sample; so have weight and bias, unless they are
+the same for all samples.
 
-The adjoint. Let g be the adjoint of y. That of u is k = g, or g silu'(u), and that of xhat is h = k weight. A shift of
-the group by a constant moves its mean with it, a scaling its deviation; so of h there remains for x what is orthogonal
-to the constants and to xhat:
+The adjoint. Let g be the adjoint of y. The adjoint of u is k = g, or g silu'(u), and that of xhat is h = k weight. xhat
+does not change if a constant is added to a group, or if the group is scaled. So x̄ is rstd times the part of h that is
+orthogonal to the constants and to xhat:
 
     x̄ = (h - mean(h) - xhat mean(h xhat)) rstd,   shift̄ = sum x̄,   weight̄ = sum k xhat,   bias̄ = sum k
 
 with the last three sums over the positions of a channel. As weight is constant in a channel, three sums over positions,
-of k, k xhat and xhat, are enough for all of this:
+of k, k xhat and xhat, are enough:
 
-    mean(h) = sum over channels of weight sum k, by L D,    mean(h xhat) likewise of weight sum k xhat
+    mean(h) = (sum over channels of weight sum k) / (L D),    mean(h xhat) = the same with k xhat for k
     shift̄ = (weight sum k - L mean(h) - mean(h xhat) sum xhat) rstd
 
-Memory is what costs time, so xhat and u are computed again from x wherever they are needed, and x and g are read twice:
-once for the sums, once for the result.
+Access to memory takes most of the time. So xhat and u are computed again from x wherever they are needed, and x and g
+are read twice: once for the sums, once for the result.
 
-How the elements are spread over threads (norm.py has the numbers). A block takes one sample and some neighbouring
+How the elements are spread over threads (norm.py chooses the sizes). A block takes one sample and some neighbouring
 groups, enough of them to fill a line of memory. A thread stays in one run of channels, its column, and goes along L. So
-it reads what belongs to a channel (weight, bias, shift) once, and keeps what it adds up over L in registers:
+it reads weight, bias and shift of its channels once, and keeps its sums over L in registers:
 
     column   0 1 2 3 0 1 2 3      runs = 4 columns, here two groups of group_runs = 2
     row      0 0 0 0 1 1 1 1      each row of threads takes every rows-th position
 
-Then the rows of threads are folded into the first, and its columns into one for each group. Where the samples are so
-few and so long that this would leave most of the device idle (batch norm has A = 1), the positions are cut into
-gridDim.z parts as well: a first launch (`moments`, `sums`) leaves the sums of each part in memory, and each block of
-the second begins by folding those. The order of every sum depends on shape and alignment alone, so the same numbers
-come out every time.
+Then the sums of all rows of threads are added to those of the first row, and there those of the columns of each group.
+A few long samples would leave most of the device idle (batch norm has A = 1). Then the positions are also divided into
+gridDim.z parts: a first launch (`moments`, `sums`) writes the sums of each part to memory, and each block of the second
+launch begins by adding those up. The order of every sum depends on shape and alignment alone, so the result is the same
+every time.
 
 Depends on TYPE, LANES, THREADS, INDEX_BITS.
 */
@@ -47,7 +47,7 @@ struct Place {
   int run;                // of the all_runs of a position
   int member;             // of the group_runs of its group
   int group, groups;
-  bool busy;              // the others fold as well, but nobody reads what they find
+  bool busy;              // the other threads take part in `fold`, but their results are not used
   int begin, end;         // the positions of the block
   int length, all_runs;
 
@@ -76,9 +76,9 @@ struct Place {
 
 // ---------------------------------------------------------------- forward
 
-// The mean of some elements, and the sum of their squared deviations from it. Another element moves the mean by
-// (x - mean) / count (Welford 1962), and two sets are joined by the same formula (Chan et al. 1979): one pass over
-// memory finds both, and no digits are lost in a difference of large sums.
+// The mean of some elements, and the sum of their squared deviations from it. A new element moves the mean by
+// (x - mean) / count (Welford 1962), and a similar formula joins two sets (Chan et al. 1979). So one pass over memory
+// gives both, and no digits are lost in a difference of large sums.
 struct Moments {
   T count, mean, squares;
   __device__ void operator+=(const Moments& other) {
@@ -90,7 +90,7 @@ struct Moments {
   }
 };
 
-// x + shift is seen relative to the first element of its group, so a mean far from 0 costs no digits either.
+// x + shift is taken relative to the first element of its group, so a mean far from 0 costs no digits either.
 struct Origin {
   T x, shift;  // of the first element
   Run rest;    // the shift of each channel, less that of the first
@@ -107,7 +107,7 @@ struct Origin {
   __device__ T relative(T value, int i) const { return value - x + rest.lane[i]; }
 };
 
-// Of what this thread reads of sample a.
+// The moments of the elements of sample a that this thread reads.
 __device__ Moments moments_of_positions(const Run* x, const Origin& origin, const Place& my, Index a) {
   Moments found = {};
   if (!my.busy) return found;
@@ -130,7 +130,7 @@ __device__ Moments moments_of_positions(const Run* x, const Origin& origin, cons
   return found;
 }
 
-// Of the parts of the group that fall to this thread.
+// The moments of the parts of the group that this thread reads.
 __device__ Moments moments_of_parts(const Moments* parts, const Place& my, Index a) {
   Moments found = {};
   if (my.busy && my.member == 0)
@@ -151,7 +151,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) moments(
   if (my.busy && my.row == 0 && my.member == 0) ((Moments*)parts)[my.group_of_part(a, blockIdx.z)] = found;
 }
 
-// y, mean and rstd; from the moments of the parts, if they have been found before.
+// y, mean and rstd; from the moments of the parts, if a first launch has found them.
 extern "C" __global__ void __launch_bounds__(THREADS) normalize(
     const Run* x, const Run* shift_or_null, const T* parts_or_null, const Run* weight_or_null, const Run* bias_or_null,
     int of_samples, T eps, int with_silu, Run* y, T* mean, T* rstd, int length, int part, int all_runs, int runs,
@@ -212,7 +212,7 @@ struct Means {
   }
 };
 
-// What a thread knows of its channels: the forward pass, element by element.
+// The forward pass of a thread's channels, element by element.
 struct Channels {
   T rstd;
   Run offset, weight, bias;  // xhat = (x + offset) rstd,   u = xhat weight + bias
@@ -235,13 +235,13 @@ struct Channels {
     }
   }
   __device__ T xhat(T x, int i) const { return (x + offset.lane[i]) * rstd; }
-  // with_silu is no member, so that the compiler makes two loops of those that ask for it.
+  // with_silu is not a member, so that the compiler makes two versions of each loop that uses it.
   __device__ T k(T g, T xhat, int i, int with_silu) const {
     return with_silu ? g * silu_derivative(xhat * weight.lane[i] + bias.lane[i]) : g;
   }
 };
 
-// Of what this thread reads of sample a.
+// The sums of the elements of sample a that this thread reads.
 __device__ Sums sums_of_positions(
     const Run* g, const Run* x, const Channels& channels, int with_silu, const Place& my, Index a) {
   Sums found = {};
@@ -258,7 +258,7 @@ __device__ Sums sums_of_positions(
   return found;
 }
 
-// Of the parts that fall to this thread.
+// The sums of the parts that this thread reads.
 __device__ Sums sums_of_parts(const Sums* parts, const Place& my, Index a) {
   Sums found = {};
   if (my.busy)
@@ -280,10 +280,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) sums(
   if (my.busy && my.row == 0) ((Sums*)parts)[my.of_part(a, blockIdx.z)] = found;
 }
 
-// The adjoints of x, shift, weight and bias; from the sums of the parts, if they have been found before.
+// The adjoints of x, shift, weight and bias; from the sums of the parts, if a first launch has found them.
 //
-// affine_adjoints: of weight, then of bias, (2, A, G D) if they are the samples' own. If they are shared, a block takes
-// every gridDim.x-th sample, adds up over them, and leaves (2, gridDim.x, G D), whose sum over the blocks is wanted.
+// affine_adjoints: of weight, then of bias; (2, A, G D) if every sample has its own. If the samples share them, a block
+// takes every gridDim.x-th sample and adds up over these; the result, (2, gridDim.x, G D), is summed over the blocks
+// later.
 extern "C" __global__ void __launch_bounds__(THREADS) normalize_backward(
     const Run* g, const Run* x, const T* mean, const T* rstd, const Run* shift_or_null, const Run* weight_or_null,
     const Run* bias_or_null, int of_samples, int with_silu, const T* parts_or_null, Run* x_adjoint,

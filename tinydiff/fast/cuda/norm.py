@@ -15,10 +15,10 @@ from ...backend import Array
 from .. import grouped_norm
 from .launch import Source, widest_run
 
-LINE = 128  # bytes: what a block reads side by side, at least
+LINE = 128  # contiguous bytes that a block reads, at least
 BUSY = 1024  # blocks that are enough to fill a device
-PART = 2**14  # elements that are worth a block of their own
-SIZES = (32, 64, 128, 256, 512, 1024)  # of a block
+PART = 2**14  # elements that are enough for a block of their own
+SIZES = (32, 64, 128, 256, 512, 1024)  # of a block, in threads
 
 _NORM = Source("norm.cu", TYPE=("float", "double"), LANES=(1, 2, 4), THREADS=SIZES, INDEX_BITS=(32, 64))
 _SUM_ROWS = Source("sum_rows.cu", TYPE=("float", "double"), THREADS=SIZES[-1:], INDEX_BITS=(32, 64))
@@ -43,8 +43,9 @@ class Plan:
 
 
 def plan_for(x: Array, *of_channels: Array | None) -> Plan | None:
-    """None for what these kernels do not take: no numbers, complex ones, or a group of more runs than a block has
-    threads, which is more than 4,096 channels in float32 (of an odd number more than 1,024), half that in float64."""
+    """The plan; None for arrays that these kernels do not take: empty or complex ones, or a group of more runs than a
+    block can have threads. That is more than 4,096 channels in float32 (1,024 if their number is odd), and 2,048 in
+    float64."""
     if x.size == 0 or x.dtype.char not in "fd":
         return None
     samples, length, groups, d = x.shape
@@ -95,7 +96,7 @@ def normalize_vjp(
     bias: Array | None,
     silu: bool,
 ) -> tuple[Array, Array | None, Array | None, Array | None]:
-    """The adjoints of x, shift, weight and bias, None for what is None, from that of y. norm.cu has the derivation."""
+    """The adjoints of x, shift, weight and bias (None for an input that is None) from that of y: see norm.cu."""
     g, x, mean, rstd, shift, weight, bias = (_contiguous(a) for a in (g, x, mean, rstd, shift, weight, bias))
     plan = plan_for(x, g, shift, weight, bias)
     if plan is None:

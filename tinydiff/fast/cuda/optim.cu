@@ -1,8 +1,8 @@
 /*
 Steps of optimisers and averages (tinydiff/optim.py), for all parameters in one launch: one thread for each element.
 
-What changes from step to step, the hyperparameters, is read from device memory, so that a captured graph does not
-repeat it. They are float64, and are rounded to T after what needs the digits: 1 - b2 is one of those.
+The hyperparameters may change from step to step, so they are read from device memory, and a captured graph does not
+repeat them. They are float64, and are rounded to T only after the computations that need the digits, such as 1 - b2.
 
 Depends on TYPE, TENSORS.
 */
@@ -45,7 +45,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) momentum(
 // With g + decay p for g:   m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2
 //                           p <- shrink p - rate m / (sqrt(v) + eps)
 //                                                    hyperparameters of each tensor: rate, eps, shrink, decay, b1, b2
-// The corrections for the number of steps are in rate and eps. Decay is that of the gradient, shrink that of AdamW.
+// The corrections for the number of steps are in rate and eps. decay is for Adam's gradient, shrink for AdamW.
 struct AdamTensor {
   T* p;
   const T* g;

@@ -1,12 +1,12 @@
 /*
-Random numbers by counter (tinydiff/rng.py): the same words on every device, and what is made of them.
+Random numbers by counter (tinydiff/rng.py): the same words on every device, and the numbers made from them.
 
-A counter-based generator has no state that moves on: it scrambles a counter under a key. The key is (seed, stream), the
-counter (block, step), and each block gives eight words of 32 bits. Where the generator stands, (seed, stream, step), is
-read from device memory: so a captured graph draws other numbers at each replay.
+A counter-based generator has no state that changes: it scrambles a counter under a key. The key is (seed, stream), the
+counter (block, step), and each block gives eight words of 32 bits. (seed, stream, step) is read from device memory, so
+a captured graph draws other numbers at each replay.
 
-One thread makes one block, and writes the eight numbers of it. Each row begins with a block of its own, so a sample's
-numbers do not depend on how many samples are drawn beside it; what a row leaves of its last block is dropped.
+One thread makes one block and writes its eight numbers. Each row begins with a new block, so the numbers of a sample do
+not depend on how many samples are drawn; the numbers of the last block that a row does not need are dropped.
 
 Depends on none of the macros.
 */
@@ -29,9 +29,9 @@ __device__ void philox4x64(unsigned long long block, const unsigned long long* o
   words[6] = (unsigned int)d; words[7] = (unsigned int)(d >> 32);
 }
 
-// ---- eight words become eight numbers: the same operations in the same order as on the host, in float32
+// ---- eight words give eight numbers: the same operations in the same order as on the host, in float32
 
-// Box and Muller 1958: of uniform u and v, sqrt(-2 log u) (cos 2 pi v, sin 2 pi v) are two normals.
+// Box and Muller 1958: for uniform u and v, sqrt(-2 log u) (cos 2 pi v, sin 2 pi v) are two normals.
 __device__ void normals(const unsigned int* words, float* values) {
   for (int i = 0; i < 8; i += 2) {
     float radius = sqrtf(-2.0f * logf(((float)words[i] + 0.5f) * 2.3283064365386963e-10f));  // 2^-32
@@ -51,7 +51,7 @@ __device__ void integers(const unsigned int* words, unsigned int n, long long* v
   for (int i = 0; i < 8; ++i) values[i] = (long long)((unsigned long long)words[i] * n >> 32);
 }
 
-// Block number `block` of the launch, in its place of its row.
+// Write block number `block` of the launch at its place in its row.
 template <class Value>
 __device__ void write(
     const Value* values, Value* target, long long block, long long blocks_per_row, long long columns) {

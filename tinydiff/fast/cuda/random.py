@@ -33,6 +33,6 @@ def _drawn(name: str, dtype: str, source: Array, rows: int, columns: int, sample
     """The rows from sample_offset on of the draw at source = (seed, stream, step)."""
     target, blocks = cupy.empty((rows, columns), dtype), -(-columns // 8)
     if target.size:
-        numbers = [int(n) for n in (sample_offset * blocks, blocks, columns, *others)]  # NumPy's will do as well
+        numbers = [int(n) for n in (sample_offset * blocks, blocks, columns, *others)]  # also from NumPy's integers
         _RANDOM[name].each_element(int(rows * blocks), source, *numbers, target)
     return target

@@ -1,20 +1,20 @@
 /*
-softmax along rows (tinydiff/ops/softmax.py), with what attention does to the scores before it (ops/attention.py).
+softmax along rows (tinydiff/ops/softmax.py), after the scale and mask of attention (ops/attention.py).
 
     z = e^(s - max s) / sum e^(s - max s),    s = scale x + mask
 
-Its adjoint: dz = z (ds - sum(z ds)), a symmetric map of ds, so with g the adjoint of z that of x is
+Its adjoint: dz = z (ds - sum(z ds)) is a symmetric map of ds. So if g is the adjoint of z, the adjoint of x is
 
     scale z (g - sum(g z))
 
-Some neighbouring threads, `across` of them, a power of 2, share a row; the rest of the block takes other rows:
+`across` neighbouring threads, a power of 2, share a row; the rest of the block takes other rows:
 
     thread   0 1 2 3 4 5 6 7      across = 4
     row      0 0 0 0 1 1 1 1      each thread takes every fourth number of its row
 
 A thread reads its numbers once for the largest of the row, and once more, from the cache, to write their exponentials,
-which it then divides by the sum of the row. It touches no numbers but its own, so the result may be written over the
-argument.
+which it then divides by the sum of the row. It reads and writes only its own numbers, so the result may be written over
+the argument.
 
 Depends on TYPE, INDEX_BITS.
 */
@@ -25,7 +25,7 @@ Depends on TYPE, INDEX_BITS.
 struct Place {
   int place;   // of this thread among those of its row
   Index line;  // its row
-  bool busy;   // the others fold as well, but nobody reads what they find
+  bool busy;   // the other threads take part in `fold`, but their results are not used
   Index at;    // where the row begins
 
   __device__ Place(int length, int across, Index lines)
@@ -35,7 +35,7 @@ struct Place {
         at(line * length) {}
 };
 
-// A NaN is never the largest, but then it makes the sum one; so does a row of -inf alone.
+// A NaN is never the largest, but it makes the sum NaN; so does a row of nothing but -inf.
 struct Largest {
   T value;
   __device__ void operator+=(const Largest& other) {
@@ -43,8 +43,8 @@ struct Largest {
   }
 };
 
-// A mask of bool says which numbers are allowed, another is added. Its row is found from that of the scores,
-// line = (sample, head, query): a mask that has one of an axis for all has stride 0 there.
+// A mask of bool says which numbers are allowed; another mask is added. Its row follows from the row of the scores,
+// line = (sample, head, query); along an axis where the mask is broadcast, its stride is 0.
 extern "C" __global__ void __launch_bounds__(THREADS) softmax(
     const T* x, T* z, T scale, const bool* allowed_or_null, const T* added_or_null, int heads, int queries,
     Index of_sample, Index of_head, Index of_query, int of_key, int length, int across, Index lines) {

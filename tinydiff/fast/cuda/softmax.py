@@ -60,7 +60,7 @@ def attention_weights_vjp(g: Array, p: Array, scale: float) -> Array:
     changed."""
     if not _is_taken(p):
         return NotImplemented
-    if p.shape != g.shape:  # values that have samples of their own for the same weights
+    if p.shape != g.shape:  # the values have more samples than the weights
         p = cupy.broadcast_to(p, g.shape)
     g, p = cupy.ascontiguousarray(g), cupy.ascontiguousarray(p)
     _launch("softmax_backward", g, g, p, g, scale)
@@ -68,12 +68,12 @@ def attention_weights_vjp(g: Array, p: Array, scale: float) -> Array:
 
 
 def _is_taken(x: Array) -> bool:
-    """Complex numbers are not, as they have no order; nor is what has no rows."""
+    """Not complex arrays, which have no order; nor arrays without elements or axes."""
     return x.dtype.char in "fd" and x.ndim > 0 and x.size > 0
 
 
 def _launch(kernel: str, x: Array, *arguments: Any) -> None:
-    """Give each row of x so many threads, a power of 2, that each has about four numbers."""
+    """Launch with so many threads per row of x, a power of 2, that each has about four numbers."""
     length = x.shape[-1]
     across = 1
     while across < THREADS and 4 * across < length:

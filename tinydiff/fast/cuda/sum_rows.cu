@@ -1,8 +1,8 @@
 /*
 Sums down columns: (n, L, C) -> (n, C).
 
-A warp reads 32 neighbouring columns of one row, and each of its threads goes down its column. Then the warps of the
-block are folded into the first.
+A warp reads 32 neighbouring columns of one row, and each of its threads goes down its column. Then the sums of all
+warps of the block are added to those of the first.
 
 Depends on TYPE, THREADS, INDEX_BITS.
 */

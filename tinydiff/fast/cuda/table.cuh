@@ -1,12 +1,11 @@
 /*
-Kernels over a list of tensors, in one launch (optim.cu, clip.cu; table.py fills the table in).
+Kernels over a list of tensors, in one launch (optim.cu, clip.cu; table.py fills in the table).
 
-A kernel is handed a table by value: where the arrays of each tensor are, and how long. So parameters, gradients and
-moments stay where they are; a buffer that held all of them in one piece would save nothing, and every `p.data = ...`
-would break it. Arguments may have 4 KB, which is room for TENSORS of them; a net with more takes another launch for
-each TENSORS.
+A kernel gets a table by value, with the addresses and lengths of the arrays of each tensor. So parameters, gradients
+and moments stay where they are; one buffer for all of them would save nothing, and every `p.data = ...` would break it.
+Arguments may have 4 KB, which is room for TENSORS of them; a net with more needs one launch for every TENSORS.
 
-Tensor number blockIdx.y of the launch is worked on by the blocks of that y. Its struct names its arrays, all of `size`
+The blocks with blockIdx.y = n work on tensor number n of the launch. Its struct names its arrays, all of `size`
 elements; it is number `index` in the list.
 */
 #ifndef TINYDIFF_TABLE
@@ -21,7 +20,7 @@ struct Table {
   Tensor tensor[TENSORS];
 };
 
-// The elements of a tensor that fall to this thread.
+// The elements of a tensor that this thread works on.
 #define FOR_EACH_ELEMENT(i, size)                                               \
   for (long long i = blockIdx.x * (long long)THREADS + threadIdx.x; i < (size); \
        i += gridDim.x * (long long)THREADS)

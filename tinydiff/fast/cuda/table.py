@@ -11,8 +11,8 @@ import numpy
 from ...backend import Array
 from .launch import THREADS, TYPES, Source
 
-TENSORS = 80  # in a launch: their table has to fit into the 4 KB that arguments may have
-BLOCK_ELEMENTS = 4 * THREADS  # that a block works on, where a tensor is as long
+TENSORS = 80  # per launch: their table must fit into the 4 KB that arguments may have
+BLOCK_ELEMENTS = 4 * THREADS  # per block, if the tensor has as many
 
 MACROS: dict[str, Any] = {"TYPE": ("float", "double"), "TENSORS": (TENSORS,)}  # of a file with such kernels
 
@@ -22,14 +22,15 @@ class TableKernel:
     all of one shape and dtype, float32 or float64."""
 
     def __init__(self, source: Source, name: str, *, most_blocks: int = 1024):
-        """most_blocks: on a tensor; then each block does more."""
+        """most_blocks: per tensor, at most; with fewer blocks, each block does more."""
         self.kernel, self.name, self.most_blocks = source[name], name, most_blocks
         struct = self.kernel.parameters[0].kind.removeprefix("Table<").removesuffix(">")
         self.table = source.table(struct)
         self.arrays = [m for m in source.members(struct) if m.kind == "T*"]
 
     def __call__(self, columns: Sequence[Sequence[Array]], *arguments: Any) -> None:
-        """columns: for each array of the struct those of all tensors. What is not const is changed in place.
+        """columns: for each array of the struct, the arrays of all tensors. Arrays not declared const are changed in
+        place.
 
         Errors: TypeError or ValueError unless the arrays of each tensor are all float32 or all float64, of one shape.
         """
