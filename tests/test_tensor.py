@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tinydiff as td
-from tinydiff import backend, engine, ops
+from tinydiff import backend, changes, ops
 from tinydiff.operators import OPS
 
 pytestmark = pytest.mark.usefixtures("each_backend")
@@ -239,7 +239,7 @@ def test_in_place_keeps_the_array() -> None:
     x /= np.float64(4)
     x[1:] = 7.0
     assert x is before and x.data is array and x.dtype == "float32"
-    assert engine.changes[id(array)][0] == next(engine.clock) - 1, "the last change has been noted"
+    assert changes.changes[id(array)][0] == next(changes.clock) - 1, "the last change has been noted"
     equal(x, [0.5, 7, 7])
 
 

@@ -9,7 +9,7 @@ import pytest
 from tape_tools import equal, leaf
 
 import tinydiff as td
-from tinydiff import backend, engine, ops
+from tinydiff import backend, changes, ops
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
@@ -165,13 +165,13 @@ def test_with_another_array_in_its_place_a_gradient_has_no_gradient() -> None:
 
 
 def test_a_note_of_a_change_goes_with_its_array() -> None:
-    before = len(engine.changes)
+    before = len(changes.changes)
     for _ in range(3):
         x = leaf(3)
         change_operator(x)
-        assert len(engine.changes) == before + 1
+        assert len(changes.changes) == before + 1
         del x
-    assert len(engine.changes) == before
+    assert len(changes.changes) == before
 
 
 def test_in_place_without_no_grad_is_refused() -> None:

@@ -27,20 +27,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import itertools
 import operator
 import reprlib
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from . import backend
 from .backend import Array, HostArray
+from .changes import changed_since, changes, clock, note_change
 from .observers import observed, observers, tell
 from .operators import OPS, Operators, array_of
-
-clock = itertools.count(1)  # numbers nodes, and changes in place, in the order in which they happen
 
 
 class Mode(threading.local):
@@ -171,35 +168,6 @@ def describe(x: Any) -> str:
 def origin(x: Tensor) -> Any:
     """Where a Tensor stands in the graph: the node that made it, or, if it is a leaf, itself."""
     return x.node or x
-
-
-# ---------------------------------------------------------------- changes in place
-
-
-class Changes(dict[int, tuple[int, Any]]):
-    """Memory that was changed in place, by its id: the time of the change, and a weak reference to the memory."""
-
-    latest = 0  # the latest of those times
-
-
-changes = Changes()
-
-
-def memory_of(array: Array) -> Array:
-    """The array that owns the memory; views share it."""
-    return array.base if backend.active().is_array(array.base) else array
-
-
-def note_change(array: Array) -> None:
-    """Note that an array was changed in place: a rule that has yet to read it would read the wrong values."""
-    memory = memory_of(array)
-    key = id(memory)
-    changes.latest = now = next(clock)
-    changes[key] = now, weakref.ref(memory, lambda _: changes.pop(key, None))
-
-
-def changed_since(array: Array, time: int) -> bool:
-    return changes.latest > time and changes.get(id(memory_of(array)), (0,))[0] > time
 
 
 # ---------------------------------------------------------------- 2. op

@@ -23,7 +23,8 @@ from typing import Any
 
 from . import backend
 from .backend import Array, overridable, xp
-from .engine import Tensor, note_change
+from .changes import note_change
+from .engine import Tensor
 from .nn import Module
 from .operators import array_of
 

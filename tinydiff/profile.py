@@ -27,7 +27,8 @@ from typing import Any, TypeVar
 
 from . import backend, ops
 from .backend import xp
-from .engine import Node, Op, Tensor, memory_of
+from .changes import memory_of
+from .engine import Node, Op, Tensor
 from .microbatch import over_microbatches
 from .observers import Observer, observing
 from .operators import array_of

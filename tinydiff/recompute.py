@@ -8,13 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from . import rng
+from .changes import changed_since, clock
 from .engine import (
     Node,
     Op,
     Tensor,
     backward_pass,
-    changed_since,
-    clock,
     describe,
     mode,
     no_grad,

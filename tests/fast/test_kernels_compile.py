@@ -66,10 +66,10 @@ def combinations() -> Iterator[Any]:
             yield pytest.param(source.path, options, id=" ".join([source.path.name, *values]))
 
 
-@pytest.mark.parametrize("gpu", GPUS)
 @pytest.mark.parametrize(("path", "options"), list(combinations()))
-def test_a_file_compiles_for_all_that_a_call_may_ask_for(path: Path, options: tuple[str, ...], gpu: str) -> None:
-    compiles(path, gpu, options)
+def test_a_file_compiles_for_all_that_a_call_may_ask_for(path: Path, options: tuple[str, ...]) -> None:
+    """For the older GPU, which has no more of anything than the newer one."""
+    compiles(path, GPUS[0], options)
 
 
 @pytest.mark.parametrize("gpu", GPUS)

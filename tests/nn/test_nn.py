@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tinydiff
-from tinydiff import Rng, Tensor, backend, engine, nn, ops, tensor
+from tinydiff import Rng, Tensor, backend, changes, nn, ops, tensor
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
@@ -190,13 +190,13 @@ def test_loading_copies_into_the_arrays_that_are_there() -> None:
     """So that a captured step, an optimiser and a view go on with what was loaded."""
     net = Net(1)
     arrays = {name: t.data for name, t in net.named_tensors()}
-    before = next(engine.clock)
+    before = next(changes.clock)
     view = net.scale[0:1]
     other = Net(2).state_dict()
     other["scale"] = np.array([7.0])
     net.load_state_dict(other)
     for name, t in net.named_tensors():
-        assert t.data is arrays[name] and engine.changes[id(t.data)][0] > before
+        assert t.data is arrays[name] and changes.changes[id(t.data)][0] > before
         assert np.array_equal(host(t), host(other[name]))
     assert host(view) == 7
 
@@ -395,10 +395,10 @@ def test_batch_norm_follows_the_statistics_and_uses_them_in_evaluation() -> None
 def test_batch_norm_changes_its_statistics_in_place() -> None:
     """So that a captured step finds them where they were."""
     norm = nn.BatchNorm2d(3)
-    arrays, before = (norm.running_mean.data, norm.running_var.data), next(engine.clock)
+    arrays, before = (norm.running_mean.data, norm.running_var.data), next(changes.clock)
     norm(normal(4, 2, 2, 3))
     assert norm.running_mean.data is arrays[0] and norm.running_var.data is arrays[1]
-    assert engine.changes[id(arrays[0])][0] > before and host(norm.running_mean).any()
+    assert changes.changes[id(arrays[0])][0] > before and host(norm.running_mean).any()
     assert not norm.running_mean.requires_grad
 
 

@@ -1,0 +1,42 @@
+"""Which arrays were changed in place, and when.
+
+A rule reads arrays that an op kept. If one of them has been changed since, the gradient would be wrong without a word:
+so the engine asks here first, and raises an error instead.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from typing import Any
+
+from . import backend
+from .backend import Array
+
+clock = itertools.count(1)  # numbers nodes, and changes in place, in the order in which they happen
+
+
+class Changes(dict[int, tuple[int, Any]]):
+    """Memory that was changed in place, by its id: the time of the change, and a weak reference to the memory."""
+
+    latest = 0  # the latest of those times
+
+
+changes = Changes()
+
+
+def memory_of(array: Array) -> Array:
+    """The array that owns the memory; views share it."""
+    return array.base if backend.active().is_array(array.base) else array
+
+
+def note_change(array: Array) -> None:
+    """Note that an array was changed in place."""
+    memory = memory_of(array)
+    key = id(memory)
+    changes.latest = now = next(clock)
+    changes[key] = now, weakref.ref(memory, lambda _: changes.pop(key, None))
+
+
+def changed_since(array: Array, time: int) -> bool:
+    return changes.latest > time and changes.get(id(memory_of(array)), (0,))[0] > time
