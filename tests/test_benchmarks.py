@@ -132,3 +132,17 @@ def test_every_family_of_the_report_has_cases():
     if backend.name == "cupy":
         wanted -= {"scaling", "memory"}
     assert {name.split("/")[0] for name in names} == wanted
+
+
+def test_two_checkouts_take_turns(tmp_path):
+    """Here the same one twice: which is faster is not asserted."""
+    root, out = str(BENCHMARKS.parents[1]), tmp_path / "out.jsonl"
+    command = [sys.executable, BENCHMARKS / "checkouts.py", root, root, "--only", "tiny", "--rounds", "2", "--out", out]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    heads, _, *lines = done.stdout.splitlines()
+    assert heads == "| ms, median | before | after | ratio (quartiles) |"
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(lines) == len(records) == 2
+    for record in records:
+        assert record["case"].startswith("tiny/") and 0 < record["before"] < 1000 and 0.001 < record["median"] < 1000
