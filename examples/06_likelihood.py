@@ -96,7 +96,7 @@ def dequantised(greys, rng, sample_offset=0):
 
 
 def by_itself(train, test):
-    """Bits per dimension of the test images if each pixel is coded by itself, by the frequencies of its greys in training
+    """Bits per dimension of the test images if each pixel is coded by itself, by how often it has each grey in training
     (each counted once more)."""
     total = 0.0
     for seen, new in zip(train.reshape(len(train), -1).T, test.reshape(len(test), -1).T):
