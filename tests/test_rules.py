@@ -1,4 +1,4 @@
-"""The matrix: what every op must pass, one test a row, over the registry, its examples
+"""The matrix: the tests that every op must pass, one test per row, over the registry, its examples
 (op_examples.py) and the backends.
 
 Rows 5 and 9 are in test_rules_shapes.py and test_rules_graph.py, ties and extremes in test_rules_edges.py.

@@ -87,7 +87,7 @@ def sections(records: list[Record]) -> dict[str, str]:
 
 
 def rows(records: list[Record]) -> str:
-    """A table a unit: a column a rival, and the ratio; families of ops end with their mean."""
+    """One table per unit, with one column per rival, and the ratio; families of ops end with their mean."""
     tables = []
     graph = any(r["ratio_to_graph"] for r in records)
     for unit in dict.fromkeys(r["unit"] for r in records):

@@ -95,7 +95,7 @@ MASKS = {
     "none": ((2, 3, 5, 7), None),
     "for each score": ((2, 3, 5, 7), (2, 3, 5, 7)),
     "for all": ((2, 3, 5, 7), (5, 7)),
-    "for all but said": ((2, 3, 5, 7), (1, 1, 5, 7)),
+    "for all, in 4 axes": ((2, 3, 5, 7), (1, 1, 5, 7)),
     "of samples": ((2, 3, 5, 7), (2, 1, 5, 7)),
     "of heads": ((2, 3, 5, 7), (3, 5, 7)),
     "of the keys of a sample": ((2, 3, 5, 7), (2, 1, 1, 7)),

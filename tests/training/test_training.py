@@ -268,7 +268,7 @@ def test_the_loss_becomes_small():
     assert records[-1]["loss"] < 0.2 < 1 < records[0]["loss"]
 
 
-# ---------------------------------------------------------------- what is told and kept
+# ---------------------------------------------------------------- what is printed and kept
 
 
 def test_a_record_is_the_mean_over_images_not_over_steps(each_backend, tmp_path):
