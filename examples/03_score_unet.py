@@ -83,7 +83,7 @@ def main() -> int:
 
 
 def use(model, ema, sde, args):
-    """What --sample-only, --compare and --bits ask of the checkpoint."""
+    """--sample-only, --compare and --bits, from the checkpoint."""
     path = args.out / "checkpoint.npz"
     state = common.load_checkpoint(path, "--skips", model=model)
     averaged = "ema" in state

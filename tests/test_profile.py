@@ -55,7 +55,7 @@ def test_only_adjoints_that_are_wanted_count(each_backend):
 
 def test_an_array_that_two_rules_read_is_kept_once_and_a_view_moves_nothing(each_backend):
     if each_backend == "strict":
-        pytest.skip("the base of a strict view is another object at every look, so memory has no identity there")
+        pytest.skip("the base of a strict view is a new object in every access, so memory has no identity there")
     x = leaf(6)
 
     def step():

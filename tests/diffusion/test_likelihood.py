@@ -105,7 +105,7 @@ def test_the_integral_is_as_exact_as_the_image(each_backend):
     known = -0.5 * ((x * stretch / 20) ** 2).sum(1) - d * math.log(20 * math.sqrt(2 * math.pi)) + np.log(stretch).sum()
     found = log_likelihood(score, backend.to_device(x), sde, 0, eps=eps, rtol=1e-4, atol=1e-4)  # diagonal: exact
     assert (abs(backend.to_host(found)[:, 0] - known) / (d * math.log(2)) < 1e-3).all()
-    for rtol, atol in ((1e-5, 1e-3), (1e-3, 1e-5)):  # either way 0.15 bits a pixel would be lost at the first step
+    for rtol, atol in ((1e-5, 1e-3), (1e-3, 1e-5)):  # either way 0.15 bits per pixel would be lost at the first step
         with pytest.raises(ValueError, match=r"must be below the noise at eps=0.001, 0.001, not 0.00\d+ \(atol="):
             log_likelihood(score, backend.to_device(x), sde, 0, eps=eps, rtol=rtol, atol=atol)
 

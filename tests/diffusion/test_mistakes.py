@@ -93,7 +93,7 @@ def test_4_the_two_objectives_differ_by_a_weight():
 
 
 def test_5_the_predicted_noise_is_minus_s_times_the_score():
-    """For images that are all the same the exact score has the loss 0; with a minus sign it has 4 a pixel, 3136."""
+    """For images that are all the same the exact score has the loss 0; with a minus it has 4 per pixel, 3136."""
     n, seen = 200, []
 
     def exact(x, t):

@@ -49,7 +49,7 @@ def close(got: Any, right: Any, dtype: str, digits: float = 30) -> None:
 # ---------------------------------------------------------------- softmax
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 17, 49, 64, 257, 1000, 5000])  # 1 to 256 threads a row
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 17, 49, 64, 257, 1000, 5000])  # 1 to 256 threads per row
 @pytest.mark.parametrize("dtype", REAL)
 def test_softmax_of_rows(dtype, length, each_fast_backend):
     for lines in (1, 3, 70):

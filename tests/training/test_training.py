@@ -16,7 +16,7 @@ from tinydiff.models.tutorial import ScoreUNet
 from tinydiff.optim import EMA, SGD, Adam
 from tinydiff.training import CannotResume, train
 
-N, BATCH = 10, 4  # three steps an epoch, of 4, 4 and 2 samples
+N, BATCH = 10, 4  # three steps per epoch, of 4, 4 and 2 samples
 X = np.random.default_rng(0).normal(size=(N, 3)).astype(np.float32)
 Y = X @ np.array([[1.0], [-2.0], [0.5]], np.float32)
 

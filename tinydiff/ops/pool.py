@@ -16,7 +16,7 @@ def max_pool2d(x: Any, *, kernel: Pair, stride: Pair | None = None, padding: Pai
     """The largest value under each window: (N, H, W, C) -> (N, OH, OW, C),
     OH = floor((H + 2 padding - kernel) / stride) + 1.
 
-    stride: that of the kernel unless given. What lies in the padding never wins.
+    stride: the kernel's size unless given. The padding is -inf, so it is never the largest.
     At ties: those that are largest share equally.
     """
     return max(_windows("max_pool2d", x, kernel, stride, padding, -math.inf), axis=0)
