@@ -34,8 +34,8 @@ def upsample_nearest2d(x: Any, *, scale: Pair = 2) -> Any:
     if x.ndim != 4:
         raise ValueError(f"upsample_nearest2d takes images (N, H, W, C), not {x.shape}")
     (n, h, w, c), (a, b) = x.shape, _pair(scale, "upsample_nearest2d", "scale", 1)
-    x = broadcast_to(reshape(x, shape=(n, h, 1, w, 1, c)), shape=(n, h, a, w, b, c))
-    return reshape(x, shape=(n, h * a, w * b, c))
+    x = broadcast_to(reshape(x, shape=(n, h, 1, w, 1, c)), shape=(n, h, a, w, b, c))  # -> (N, H, s, W, s, C)
+    return reshape(x, shape=(n, h * a, w * b, c))  # -> (N, s H, s W, C)
 
 
 def _windows(what: str, x: Any, kernel: Pair, stride: Pair | None, padding: Pair, fill: float) -> Any:
