@@ -1,4 +1,4 @@
-"""Diffusion of a single number: noise it, and bring it back. No images, no tricks, and every answer is known exactly.
+"""Diffusion of a single number: add noise, and remove it again. Every answer is known exactly.
 
     python examples/01_one_dimension.py                       three pictures in a minute
     python examples/01_one_dimension.py --seed 1              other noise
@@ -24,7 +24,7 @@ from tinydiff.microbatch import blas_threads
 from tinydiff.models.fourier import ScoreMLP
 from tinydiff.optim import EMA, Adam, cosine, warmup
 
-TIMES = (0.02, 0.1, 0.3, 1.0)  # at which the learned score is looked at
+TIMES = (0.02, 0.1, 0.3, 1.0)  # at which the learned score is drawn
 PALE = "#c9d8e6"
 
 
@@ -42,7 +42,7 @@ def main() -> int:
     walks = walk(exact, args.walkers, steps=500, rng=rng.child("mixture"))
     draw_walks(walks, exact, args.out / "mixture.png", "two kinds of numbers", height=13)
 
-    # The same without knowing them: a network that has only seen samples.
+    # The same with a learned score: the network has only seen samples.
     net = learn(exact, args.steps, rng.child("net"))
     start = exact.sample(args.walkers // 2, 1.0, rng.child("start"))
     _, path = reverse_diffusion_1d(
@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def walk(exact, n, steps, rng):
-    """Forward from the data and back from the exact law at the end: (times, x (steps + 1, N)) of each."""
+    """Forward from the data, and back from the exact distribution at t_max: (times, x (steps + 1, N)) of each."""
     sde, end = exact.process, exact.process.t_max
     x0 = exact.mixture.sample(n, rng.child("data"))
     forward = forward_diffusion_1d(x0, sde.diffusion, t_max=end, steps=steps, rng=rng.child("forward"))
@@ -70,7 +70,7 @@ def walk(exact, n, steps, rng):
 
 
 def learn(exact, steps, rng):
-    """Denoising score matching: the loss knows the noise that was added to each sample, and nothing of the density."""
+    """Denoising score matching: the loss uses the noise that was added to each sample, and not the density."""
     sde, began = exact.process, time.monotonic()
     net = ScoreMLP(sde.marginal_std, 1, rng=rng.child("weights"))
     optimizer, ema, schedule = Adam(net.parameters(), lr=5e-3), EMA(net, 0.998), warmup(100, cosine(steps))
@@ -193,5 +193,5 @@ def arguments():
 
 
 if __name__ == "__main__":
-    with blas_threads(1):  # as all products are small here
+    with blas_threads(1):  # because all products are small here
         common.run(main)

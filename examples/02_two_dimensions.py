@@ -1,4 +1,4 @@
-"""Scores in the plane: what they look like, and four losses that all learn the same one.
+"""Scores in the plane, and four losses that all learn the same score.
 
     python examples/02_two_dimensions.py                      two pictures and a table in a minute
     python examples/02_two_dimensions.py --steps 10000        closer
@@ -6,9 +6,9 @@
 scores.png    the score of a mixture of two Gaussians at four times, exact and learned
 samples.png   points of noise, their way back, and what they become, beside the data
 
-The table says how far each of the four nets is from the exact score. Explicit score matching is given the answer;
-implicit and sliced score matching differentiate the score by its input, and then the loss by the weights, so they are
-also a test of second derivatives; denoising score matching, the loss of every diffusion model, needs neither.
+The table has the distance of each of the four nets from the exact score. Explicit score matching uses the exact score.
+Implicit and sliced score matching differentiate the learned score by its input, and then the loss by the weights, so
+they also test second derivatives. Denoising score matching, the loss of every diffusion model, needs neither.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from tinydiff.optim import EMA, Adam, cosine, warmup
 
 MIXTURE = GaussianMixture([0.5, 0.5], [[0, 1], [2, -1]], [[[1, 0], [0, 1]], [[2, 0.5], [0.5, 1]]])
 EXACT = Exact(MIXTURE, VESDE(sigma=25.0))
-TIMES = (0.05, 0.3, 0.6, 1.0)  # at which the scores are looked at
-WAYS = 5  # back from noise that are drawn
+TIMES = (0.05, 0.3, 0.6, 1.0)  # at which the scores are compared
+WAYS = 5  # from noise to data that are drawn
 SHADES = [(1 - 0.09 * i, 1 - 0.055 * i, 1 - 0.025 * i) for i in range(1, 8)]  # white to blue
 
 
@@ -77,7 +77,7 @@ def learn(loss, steps, rng):
         optimizer.lr = 1e-2 * schedule(step)
         x0 = MIXTURE.sample(512, data)
         optimizer.zero_grad()
-        # Some losses draw more than others. So that all get the same times and noise, each step starts at its own.
+        # Some losses draw more than others; a source with its own step per training step gives all the same noise.
         value = loss(net, x0, Rng(noise.seed, stream=noise.stream, step=4 * step))
         value.backward()
         optimizer.step()
@@ -107,7 +107,7 @@ def error(net, t, rng):
 
 
 def draw_scores(net, path):
-    """Arrows of the score over the density; above exact, below learned. In each column the arrows have one scale."""
+    """Arrows of the score over the density; above exact, below learned. All arrows in a column have the same scale."""
     figure = plot.new_figure(11, 5.7, dpi=100)
     grid = figure.add_gridspec(2, len(TIMES), hspace=0.2, wspace=0.2, left=0.06, right=0.99, top=0.95, bottom=0.09)
     for column, t in enumerate(TIMES):
@@ -129,7 +129,7 @@ def draw_scores(net, path):
 
 
 def draw_samples(net, rng, path):
-    """Noise, some ways back, what it becomes, and the data."""
+    """Noise, some paths from noise to data, the samples, and the data."""
     n, frames = 2000, []
     made = sample(net, (n, 2), EXACT.process, rng.child("noise"), method="euler_maruyama", steps=300,
                   callback=lambda *a: frames.append(a))  # fmt: skip
@@ -181,5 +181,5 @@ def arguments():
 
 
 if __name__ == "__main__":
-    with blas_threads(1):  # as all products are small here
+    with blas_threads(1):  # because all products are small here
         common.run(main)

@@ -9,8 +9,8 @@
     TINYDIFF_BACKEND=cupy python examples/03_score_unet.py    on a GPU
 
 The directory of the run (runs/03_score_unet) gets samples.png, loss.png, log.jsonl and checkpoint.npz after every
-epoch, and compare.png: one row per method, all from the same noise and with the same number of evaluations of the net
-(its number in the label), by the running average of the weights (EMA) and, at the end, without.
+epoch. compare.png has one row per method, all from the same noise and with the same number of evaluations of the net
+(in the label), with the running average of the weights (EMA) and, in the last rows, without.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tinydiff.models.tutorial import PUBLISHED_LOSS, SIMPLE_LOSS, ScoreUNet
 from tinydiff.optim import EMA, Adam, constant, exponential
 from tinydiff.training import train
 
-# As published; the loss beside which ours is printed is of the same settings.
+# As published; the published losses, which are printed beside ours, are for these settings.
 TUTORIAL = {
     "add": {"lr": 1e-3, "schedule": exponential(0.98, floor=0.2), "batch_size": 1024, "epochs": 75},
     "concat": {"lr": 5e-4, "schedule": constant(), "batch_size": 2048, "epochs": 50},
@@ -83,7 +83,7 @@ def main() -> int:
 
 
 def use(model, ema, sde, args):
-    """What --sample-only, --compare and --bits ask of the checkpoint."""
+    """--sample-only, --compare and --bits, from the checkpoint."""
     path = args.out / "checkpoint.npz"
     state = common.load_checkpoint(path, "--skips", model=model)
     averaged = "ema" in state
@@ -109,7 +109,7 @@ def draw_samples(model, sde, args, steps, n=None):
 
 
 def compare(model, ema, sde, args):
-    """compare.png: the same ten samples by every method, as many evaluations for each; rk45 takes what it needs."""
+    """compare.png: ten samples by every method, with equally many evaluations; rk45 takes as many as it needs."""
     names, rows = [], []
 
     def row(method, steps=None, label=""):

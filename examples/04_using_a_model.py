@@ -1,14 +1,14 @@
-"""Four uses of one trained model: filling holes, redoing images, walking between them, removing noise.
+"""Four uses of one trained model: inpainting, image-to-image, interpolation, denoising.
 
     python examples/quickstart.py                          trains it, in a few minutes
     python examples/04_using_a_model.py                    then this takes about two minutes
     python examples/04_using_a_model.py --checkpoint runs/other/checkpoint.npz --out other.png
 
-The checkpoint is one of examples/quickstart.py, of glyphs or of MNIST. What is edited are images that it was not
-trained on, one of each digit. The condition is the digit, and nothing of the style; with --unconditional there is none.
-One figure is drawn (--out):
+The checkpoint is one of examples/quickstart.py, of glyphs or of MNIST. The edited images are not from its training, one
+of each digit. The condition is the digit, but not the style; with --unconditional there is no condition. One figure is
+drawn (--out):
 
-    given, with a hole, filled, filled again     inpainting: the lower half is to be guessed from the upper
+    given, with a hole, filled, filled again     inpainting: the lower half is made to fit the upper
     redone from noise 0.7, 1.5, 4                image-to-image: the more noise, the less of the image is left
     a walk, another                              from the image of one noise to that of another, with guidance
     noisy, mean, one possibility                 denoising, at a level estimated from the noisy image itself
@@ -104,7 +104,8 @@ def use(denoiser, sde, images, digits, args):
 
 
 def compare(denoiser, sde, args):
-    """One row per method, {label: one image of each digit}, all from the same noise; rk45 takes what it needs."""
+    """One row per method, {label: one image of each digit}, all from the same noise; rk45 takes as many evaluations as
+    it needs."""
     rows = {}
     model = Guided(denoiser, 1.0, digit=to_device(np.arange(10)))
     for name, method in METHODS.items():
@@ -130,7 +131,7 @@ def read(path):
 
 
 def build(state, sigma_data):
-    """The net of quickstart.py, its widths and labels read off the weights, with the averaged weights."""
+    """The net of quickstart.py with the averaged weights; widths and labels follow from the shapes of the weights."""
     weights = state["model"]
     halvings = [
         a for name, a in weights.items() if name.startswith("net.down.") and name.count(".") == 3 and a.ndim == 4
@@ -146,7 +147,7 @@ def build(state, sigma_data):
 
 
 def load(state, args):
-    """What it was trained on, and one image of each digit that it was not: (n, 28, 28, 1), (10, 28, 28, 1), (10,)."""
+    """Its training images, and another image of each digit with labels: (n, 28, 28, 1), (10, 28, 28, 1), (10,)."""
     seed = state["settings"]["seed"]
     if "net.labels.face.weight" in state["model"]:
         train, test = (data.glyphs(n, s, variety="plain") for n, s in ((20_000, seed), (200, seed + 1)))

@@ -1,19 +1,20 @@
-"""Which method of sampling is better? A judge, that is a small network, learns to tell its samples from real digits.
+"""Which method of sampling is better? A judge, a small network, learns to distinguish samples from real digits.
 
     python examples/03_score_unet.py                          trains the net whose samples are judged; over an hour
-    python examples/05_judge.py                               then this: some minutes, most of them for one method
+    python examples/05_judge.py                               then this takes some minutes, mostly for one method
     python examples/05_judge.py --samples 128                 a quick one
     python examples/05_judge.py --checkpoint runs/other/checkpoint.npz
 
-The figure is the judge's cross-entropy, in nats, on images that it has not learned from: ln 2 = 0.693 if it cannot tell
-the two kinds apart, 0 if it always can, so higher is better. It is a classifier two-sample test (Lopez-Paz and Oquab
-2017). Compare figures within a table only, as more samples make a better judge.
+The figure is the judge's cross-entropy, in nats, on images that it has not learned from: ln 2 = 0.693 if it cannot
+distinguish the two kinds, 0 if it always can, so higher is better. It is a classifier two-sample test (Lopez-Paz and
+Oquab 2017). Compare figures within one table only, because more samples make a better judge.
 
-All methods get the same net (its averaged weights), noise to start from, real images (of the test set, which the net
-has not seen) and judges. Samples and real images are treated alike: clipped to [0, 1], rounded to the 256 greys of a
-file, and given noise of standard deviation 0.5 before the judge sees them. Without it a grey of 1/255 on the black
-around a digit would give every sample away, and all figures would be 0. The last row has other real images in place of
-samples, so it is what a perfect method gets; it is a little above ln 2, as the judge believes a little too much.
+All methods get the same net (its averaged weights), initial noise, real images (of the test set, which the net has not
+seen) and judges. Samples and real images are treated in the same way: clipped to [0, 1], rounded to the 256 greys of a
+file, and given noise of standard deviation 0.5 before the judge sees them. Without this noise the judge would recognise
+every sample by a grey of 1/255 in the black around a digit, and all figures would be 0. The last row has other real
+images in place of samples, so it is the figure of a perfect method. It is a little above ln 2, because the judge is a
+little overconfident.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ CONTESTANTS = [
 ]
 SIGMA = 25.0  # of the process, as in 03_score_unet.py
 FOLDS = 4
-NOISE = 0.5  # on what the judge sees
+NOISE = 0.5  # on the images that the judge sees
 
 
 def main() -> int:
@@ -65,13 +66,13 @@ def main() -> int:
         )  # (N,)
         first = losses if first is None else first
         print("\r\033[K", end="", file=sys.stderr, flush=True)
-        # The real half of a pair is the same in all rows, so a difference is more certain than what it is made of.
+        # The real half of a pair is the same in all rows, so a difference is more certain than its two terms.
         print(f"| {label} | {mean(losses)} | {mean(losses - first)} |", flush=True)
     return 0
 
 
 def mean(values):
-    """With its standard error."""
+    """The mean and its standard error, as text."""
     return f"{values.mean():.3f} +- {values.std(ddof=1) / math.sqrt(len(values)):.3f}"
 
 
@@ -79,7 +80,7 @@ def mean(values):
 
 
 def new_judge(rng):
-    """Images (N, 28, 28, 1) -> logits (N, 1, 1, 1), how sure it is that they are real; 6,513 parameters."""
+    """Images (N, 28, 28, 1) -> logits (N, 1, 1, 1) of the probability that they are real; 6,513 parameters."""
     return nn.Sequential(
         nn.Conv2d(1, 8, 3, stride=2, padding=1, rng=rng),  # (N, 28, 28, 1) -> (N, 14, 14, 8)
         nn.GroupNorm(2, 8),
@@ -95,13 +96,13 @@ def new_judge(rng):
 
 
 def held_out_losses(real, fake, rng, steps=100):
-    """By how much a judge that learned from other pairs is wrong about pair i, a real image and a fake one
-    (N, 28, 28, 1): the mean of its two cross-entropies, (N,), in nats.
+    """The loss on pair i, a real and a fake image (N, 28, 28, 1), of a judge that learned from other pairs: the mean of
+    its two cross-entropies, (N,), in nats.
 
-    Each of FOLDS judges learns from the pairs of the other folds, so that every pair is judged once. It takes as many
-    steps whatever N is, so few that it does not learn them by heart.
+    Each of FOLDS judges learns from the pairs of the other folds, so that every pair is judged once. The number of
+    steps does not depend on N, and is so small that a judge does not memorise the pairs.
     Source: Lopez-Paz and Oquab 2017, "Revisiting classifier two-sample tests", section 3, with the cross-entropy in
-    place of the accuracy, as it does not wait for an image to change sides.
+    place of the accuracy, because it also shows changes that do not change a decision.
     """
     losses = np.empty(len(real))
     for fold in range(FOLDS):
@@ -141,11 +142,11 @@ def pair_losses(judge, real, fake, rng, sample_offset=0):
     return (losses[0] + losses[1]) / 2
 
 
-# ---------------------------------------------------------------- what it judges
+# ---------------------------------------------------------------- the images that it judges
 
 
 def samples_by(model, sde, name, evaluations, options, args):
-    """The row's label, and its images (N, 28, 28, 1): those of rows i to j are worked on together, for the cache."""
+    """The row's label, and its images (N, 28, 28, 1), made in microbatches."""
     n, method, steps = args.samples, METHODS[name](**options), steps_for(name, evaluations)
     label = ", ".join([f"{name}, {evaluations} evaluations", *(f"{key} {value:g}" for key, value in options.items())])
 
@@ -168,7 +169,7 @@ def as_a_file_has_it(images):
 
 
 def real_images(args):
-    """Two disjoint lots of N from the test set, at random, as its second half is more difficult."""
+    """Two disjoint sets of N images of the test set, chosen at random, because its second half is more difficult."""
     images = common.mnist(args, "test").images
     if len(images) < 2 * args.samples:
         sys.exit(f"--samples {args.samples} takes twice as many real images, but the test set has {len(images)}")
@@ -185,7 +186,7 @@ def build(path):
         sys.exit(f"{path} is not a checkpoint of examples/03_score_unet.py: it has no such net, or no average")
     skips = "add" if weights["tconv1.weight"].shape == weights["conv1.weight"].shape else "concat"
     model = ScoreUNet(VESDE(SIGMA).marginal_std, skips=skips, rng=0)
-    model.load_state_dict(weights)  # what is not averaged, too: the frequencies of the time
+    model.load_state_dict(weights)  # also the buffers, which are not averaged: the frequencies of the time
     ema = EMA(model)
     ema.load_state_dict(state["ema"])
     ema.copy_to(model)

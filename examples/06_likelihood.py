@@ -1,13 +1,13 @@
-"""How many bits an image costs: a network trained by maximum likelihood, and what it needs for images it never saw.
+"""How many bits an image costs: a network trained by maximum likelihood, and its bits per dimension on test images.
 
     python examples/06_likelihood.py                          MNIST, 5 rounds: a quarter of an hour on a CPU
     python examples/06_likelihood.py --data glyphs            digits drawn here, without a download
     python examples/06_likelihood.py --measure --bits 1000    no training: the checkpoint in --out, more images
     TINYDIFF_BACKEND=cupy python examples/06_likelihood.py    on a GPU
 
-Bits are per pixel: an image of 8-bit greys, sent as it is, has 8. The loss is in bits too. It is a bound for the SDE
-(diffusion/loss.py); what is measured at the end is the density of the ODE (diffusion/likelihood.py). The
-directory of the run (runs/06_likelihood) gets loss.png, samples.png, log.jsonl, checkpoint.npz and bits.txt.
+Bits are per pixel: an image of 8-bit greys without compression has 8. The loss is in bits too. It is a bound for the
+SDE (diffusion/loss.py); at the end the density of the ODE is measured (diffusion/likelihood.py). The directory of the
+run (runs/06_likelihood) gets loss.png, samples.png, log.jsonl, checkpoint.npz and bits.txt.
 """
 
 from __future__ import annotations
@@ -90,14 +90,14 @@ def main() -> int:
 
 
 def dequantised(greys, rng, sample_offset=0):
-    """A density has no use for single values: each grey k becomes the interval from k to k + 1, of 256."""
+    """Floats from greys, because a density needs continuous values: grey k is uniform between k and k + 1, of 256."""
     k = to_device(greys).astype("float32")
     return (k + rng.uniform(k.shape, sample_offset=sample_offset)) * ((HIGH - LOW) / 256) + LOW
 
 
 def by_itself(train, test):
-    """Bits per dimension of the test images if each pixel is sent by how often it has each grey in training (and one
-    time more), whatever the other pixels are."""
+    """Bits per dimension of the test images if each pixel is coded by itself, by how often it has each grey in training
+    (each counted once more)."""
     total = 0.0
     for seen, new in zip(train.reshape(len(train), -1).T, test.reshape(len(test), -1).T):
         counts = np.bincount(seen, minlength=256) + 1
@@ -131,13 +131,13 @@ def arguments():
     add("--channels", type=integer(8, multiple_of=8), nargs="+", default=[32, 64], metavar="N",
         help="of the U-Net, from fine to coarse, multiples of 8")  # fmt: skip
     add("--fourier", "--waves", type=int, nargs="*", choices=range(-4, 13), default=[1, 2, 3, 4, 5, 6], metavar="N",
-        help="the net is also given Fourier features of the input, of frequency 2^N pi; no N: it is not")  # fmt: skip
+        help="also give the net Fourier features of its input, of frequency 2^N pi; without N, none")  # fmt: skip
     common.add_training(parser, batch_size=64)
     add("--lr", type=common.positive, default=1.5e-3, metavar="X", help="of Adam, between a warm-up and a cosine")
     add("--samples", type=integer(1), default=64, metavar="N", help="images in samples.png")
     add("--bits", type=integer(1), default=256, metavar="N", help="test images to measure")
     add("--rtol", type=common.positive, default=1e-5, metavar="X",
-        help=f"tolerance of the ODE in measuring, below {EPS:g}; what it costs is not in the +-")  # fmt: skip
+        help=f"tolerance of the ODE in measuring, below {EPS:g}; its error is not in the +-")  # fmt: skip
     common.add_seed_and_out(parser, "06_likelihood")
     add("--measure", action="store_true", help="no training: samples.png and bits.txt of the checkpoint in --out")
     args = common.parse(parser)

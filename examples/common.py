@@ -1,4 +1,4 @@
-"""What the examples share: how they read their arguments, where the digits come from, and how a checkpoint is read.
+"""Code that the examples share: reading arguments, digits and checkpoints.
 
 Everything else is in each of them: the mathematics, the loop (its own, or tinydiff.training.train), the pictures.
 """
@@ -17,7 +17,7 @@ from tinydiff.training import CannotResume
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
-    """The text as it is written, and after each option its default."""
+    """The text as it is written, and each option with its default."""
 
     def _get_help_string(self, action):
         default = action.default
@@ -48,7 +48,7 @@ def add_data_dir(parser):
 
 
 def add_training(parser, batch_size):
-    """batch_size: the default; None if the example chooses it later and says so in its own help."""
+    """batch_size: the default; None if the example has its own option."""
     add = parser.add_argument
     if batch_size is not None:
         add("--batch-size", type=integer(1), default=batch_size, metavar="N", help="images per step")
@@ -67,7 +67,7 @@ def parse(parser):
 
 
 def check_checkpoint(args, *options):
-    """The program ends if one of these options is given, and there is no checkpoint in --out to start from."""
+    """End the program if one of these options is given, and there is no checkpoint in --out to start from."""
     path = args.out / "checkpoint.npz"
     if any(getattr(args, option.strip("-").replace("-", "_")) for option in options) and not path.exists():
         sys.exit(f"there is no {path}: train first, without {', '.join(options)}")
@@ -106,7 +106,7 @@ def check_channels(parser, channels):
 
 
 def mnist(args, split="train"):
-    """.images uint8 (n, 28, 28), .labels uint8 (n,); the program ends if they cannot be had."""
+    """.images uint8 (n, 28, 28), .labels uint8 (n,). Ends the program if they are not found."""
     try:
         return data.mnist(args.data_dir, split)
     except (OSError, ValueError, data.DownloadError) as error:
@@ -115,7 +115,7 @@ def mnist(args, split="train"):
 
 
 def images(args, split="train"):
-    """uint8 (n, 28, 28) of --data, to learn from ("train") or others ("test"); the same for every --seed."""
+    """uint8 (n, 28, 28) of --data, for training ("train") or not ("test"); the same for every --seed."""
     return data.glyphs(20_000, int(split == "test")).images if args.data == "glyphs" else mnist(args, split).images
 
 
@@ -144,12 +144,12 @@ def load_checkpoint(path, options, **parts):
 
 
 def show_bits(done, total, so_far):
-    """The progress of bits_per_dimension, in a line that renews itself."""
+    """The progress of bits_per_dimension, in one line that is overwritten."""
     print(f"\r{done} of {total} images, {so_far} bits per dimension", end="", file=sys.stderr, flush=True)
 
 
 def run(main):
-    """Run the example; a checkpoint that it cannot go on from is an error of one line."""
+    """Run the example; a checkpoint that cannot be resumed is an error of one line."""
     try:
         sys.exit(main())
     except CannotResume as error:

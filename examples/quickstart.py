@@ -1,12 +1,12 @@
-"""From nothing to digits that you can read, in minutes: a small diffusion model, trained and sampled on this machine.
+"""Legible digits in minutes: a small diffusion model, trained and sampled on this machine.
 
     python examples/quickstart.py                         digits drawn here, no download
     python examples/quickstart.py --data mnist            handwritten ones; twice as long
     TINYDIFF_BACKEND=cupy python examples/quickstart.py   on a GPU
 
 A padded residual U-Net (models/unet.py) learns to remove noise of any strength (diffusion/predict.py). Its condition is
-the digit in the image, which is left out one time in ten, so that at the end the difference that it makes can be
-increased (guidance). The directory of the run (runs/quickstart) gets samples.png, one row per digit, and loss.png,
+the digit in the image. In training the condition is left out one time in ten, so that sampling can strengthen its
+effect (guidance). The directory of the run (runs/quickstart) gets samples.png, one row per digit, and loss.png,
 log.jsonl and checkpoint.npz.
 """
 
@@ -51,7 +51,7 @@ def main() -> int:
 
     def pictures(state):
         plot.loss_curve(state.records, args.out / "loss.png", x="step", title=f"EDM loss on {args.data}")
-        if state.step % 300 == 0:  # a quick look
+        if state.step % 300 == 0:  # a preview, with few steps
             with ema.applied():
                 draw_samples(denoiser, args, steps=min(args.steps, 7))
 
@@ -99,7 +99,7 @@ def load(args):
 
 
 def draw_samples(denoiser, args, steps):
-    """samples.png: one row per digit; of glyphs one column per style, of handwriting ten tries."""
+    """samples.png: one row per digit; one column per style of glyphs, or ten samples of handwriting."""
     if args.data == "mnist":
         wanted = [{"digit": d} for d in range(10) for _ in range(10)]
     else:
@@ -124,7 +124,7 @@ def arguments():
     add("--images", type=integer(1), metavar="N",
         help="images to learn from, in whole rounds through the data, of 20000 or, of MNIST, 60000 "
         "(default: 60000, of MNIST 120000)")  # fmt: skip
-    # Multiples of 8, as its group norms have eight groups.
+    # Multiples of 8, because its group norms have eight groups.
     add("--channels", type=integer(8, multiple_of=8), nargs="+", default=[32, 64], metavar="N",
         help="of the U-Net, from fine to coarse, multiples of 8")  # fmt: skip
     common.add_training(parser, batch_size=64)

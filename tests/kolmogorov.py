@@ -1,4 +1,4 @@
-"""The test of Kolmogorov and Smirnov: do these samples follow that law?"""
+"""The Kolmogorov-Smirnov test: do these samples follow that distribution?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def distance(samples: Any, cdf: Any) -> float:
 
 
 def threshold(n: int, probability: float = 0.001) -> float:
-    """What the distance of n samples of the very law exceeds with this probability: the first term of Kolmogorov's
+    """The distance that n samples of the exact law exceed with this probability: the first term of Kolmogorov's
     series, 2 exp(-2 n d^2) = probability, good for n over 35.
     """
     return math.sqrt(-math.log(probability / 2) / (2 * n))

@@ -218,7 +218,7 @@ def standardized(x: Any, axes: Any, eps: float) -> Any:
 
 
 def everywhere(p: Any, x: Any) -> Any:
-    """A number, (C,), or one a sample, (N, C), shaped to meet x (N, ..., C)."""
+    """A number, (C,), or one row per sample, (N, C), shaped to broadcast with x (N, ..., C)."""
     return p.reshape(len(p), *[1] * (x.ndim - 2), -1) if np.ndim(p) == 2 else p
 
 

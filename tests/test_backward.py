@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tape_tools import constant, equal, leaf
+from graph_tools import constant, equal, leaf
 
 import tinydiff as td
 from tinydiff import backend, ops
@@ -54,7 +54,7 @@ def test_create_graph_through_a_fused_op() -> None:
     (d1,) = td.grad(ops.group_norm(x, w, b, groups=2), x, g, create_graph=True)
     (d2,) = td.grad((d1 * d1).sum(), w)
     h = 1e-6
-    slopes = []
+    differences = []
     for i in range(4):
         values = []
         for sign in (1, -1):
@@ -63,8 +63,8 @@ def test_create_graph_through_a_fused_op() -> None:
             moved[i] += sign * h
             (d,) = td.grad(ops.group_norm(x, td.tensor(moved), b, groups=2), x, g)
             values.append((d.numpy() ** 2).sum())
-        slopes.append((values[0] - values[1]) / (2 * h))
-    equal(d2, slopes, rtol=1e-6)
+        differences.append((values[0] - values[1]) / (2 * h))
+    equal(d2, differences, rtol=1e-6)
 
 
 def test_backward_with_create_graph_leaves_differentiable_gradients() -> None:
@@ -194,7 +194,7 @@ def test_a_chain_of_5000() -> None:
 
 
 def test_60_diamonds() -> None:
-    """2^60 paths: only an algorithm that visits a node once comes back."""
+    """2^60 paths: only an algorithm that visits each node once will end."""
     x = leaf(2)
     y = x
     for _ in range(60):

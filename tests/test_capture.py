@@ -1,6 +1,6 @@
 """Captured steps: the same numbers as the step itself, by one launch of one graph.
 
-On NumPy a captured step is the step, and these tests hold it to the same contract.
+On NumPy a captured step is the step, and has the same contract in these tests.
 TINYDIFF_BACKEND=cupy python -m pytest tests/test_capture.py
 """
 

@@ -94,8 +94,8 @@ def test_too_many_kinds_are_an_error_that_shows_the_input() -> None:
 
 @on_cupy
 def test_a_replay_leaves_other_arrays_alone() -> None:
-    """What a step has freed is written again by the graph, so no one else may be given it, not even once a pool has
-    been told to give back what is free. An array of sevens stays."""
+    """A replay writes into memory that the step has freed, so no other array may get that memory, not even after a pool
+    has freed its unused blocks. An array of sevens stays."""
     import cupy
 
     def step(x: Any) -> Any:

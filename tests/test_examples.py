@@ -92,7 +92,7 @@ def test_the_score_unet_trains_goes_on_and_samples(tmp_path, data_dir, skips, co
         assert (out / "samples.png").read_bytes() != first
         saving.save(out / "checkpoint.npz", {**state, "model": state["model"] | averages})
         run(SCORE_UNET, *options, "--sample-only")
-        assert (out / "samples.png").read_bytes() == first  # what was painted was the average
+        assert (out / "samples.png").read_bytes() == first  # the samples were made with the averaged weights
         (out / "checkpoint.npz").write_bytes(checkpoint)
     run(SCORE_UNET, *options, "--epochs", 2, "--resume")
     records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
@@ -116,7 +116,7 @@ def test_the_quickstart_trains_goes_on_and_samples(tmp_path, data_dir):
     assert "parameters, 24 images" in text and "samples.png after" in text
     assert sorted(path.name for path in out.iterdir()) == ["checkpoint.npz", "log.jsonl", "loss.png", "samples.png"]
     first = (out / "samples.png").read_bytes()
-    assert imread(out / "samples.png").shape[0] == (10 * 30 + 2) * 3  # a row a digit
+    assert imread(out / "samples.png").shape[0] == (10 * 30 + 2) * 3  # one row per digit
     run(QUICKSTART, *options, "--sample-only")
     assert (out / "samples.png").read_bytes() == first
     run(QUICKSTART, *options, "--images", 48, "--resume")
@@ -126,7 +126,7 @@ def test_the_quickstart_trains_goes_on_and_samples(tmp_path, data_dir):
 
 
 @pytest.mark.slow
-def test_the_quickstart_paints_every_digit_in_every_style_of_the_glyphs(tmp_path, monkeypatch, each_backend):
+def test_the_quickstart_samples_every_digit_in_every_style_of_the_glyphs(tmp_path, monkeypatch, each_backend):
     few = data.glyphs(80, 0, variety="plain", cache=False)
     monkeypatch.setattr(data, "glyphs", lambda n, seed, variety: few)
     options = ["--out", tmp_path, "--images", 80, "--channels", 8, 16, "--steps", 2]
@@ -157,7 +157,8 @@ def test_two_dimensions_compares_four_losses_and_draws(tmp_path, monkeypatch, ca
 
 @pytest.mark.slow
 def test_a_model_of_glyphs_is_used(tmp_path, monkeypatch, each_backend):
-    """Trained, for a moment, and used in four ways: twelve rows of ten, the same at the second time, others untold."""
+    """Trained for a moment, and used in four ways: twelve rows of ten; a second run gives the same, and a run without
+    the condition gives others."""
     few = data.glyphs(80, 0, variety="plain", cache=False)
     monkeypatch.setattr(data, "glyphs", lambda n, seed, variety: few)
     # a rate so large that the condition matters after two steps, and not by the rounding of the last digit alone
@@ -225,7 +226,7 @@ def test_no_judge_has_seen_what_it_is_asked_about(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("skips", ["add", "concat"])
 def test_samplers_are_judged(tmp_path, data_dir, monkeypatch, capsys, skips):
-    """A row a sampler, each of its own evaluations, and one of real images; the same in a second run."""
+    """One row per sampler, with its own number of evaluations, and one of real images; the same in a second run."""
     train = ["--skips", skips, "--data-dir", data_dir, "--out", tmp_path, "--batch-size", 24, "--epochs", 1]
     run(SCORE_UNET, *train, "--steps", 2, "--samples", 1)
     judge = runpy.run_path(str(JUDGE))

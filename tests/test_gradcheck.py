@@ -1,6 +1,6 @@
 """The checker is checked: gradients that are wrong, each in one of the usual ways, must be found and named.
 
-The broken ops are Primitives of their own, outside the registry.
+The broken ops are Ops of their own, outside the registry.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ random = np.random.default_rng(4)
 
 @pytest.fixture(autouse=True)
 def the_same_numbers() -> None:
-    """In every test, whichever ran before it."""
+    """In every test, whatever ran before."""
     global random
     random = np.random.default_rng(4)
 
@@ -159,7 +159,7 @@ def test_right_rules_pass() -> None:
     for op, inputs in (
         (made(tanh, tanh_rule), [N(3, 4)]),
         (made(product, lambda g, z, x, y: (g @ y.T, x.T @ g)), SQUARE),
-        (made(multiply, lambda g, z, x, y: (g * y, g * x)), [N(3, 4), N(1, 4)]),  # the tape sums over the repetitions
+        (made(multiply, lambda g, z, x, y: (g * y, g * x)), [N(3, 4), N(1, 4)]),  # the engine sums over the repetitions
     ):
         report = gradcheck(op, *inputs)
         assert report.ok and report.checked == report.elements and set(report.methods) == {"complex step"}
@@ -167,7 +167,7 @@ def test_right_rules_pass() -> None:
 
 
 def test_a_use_that_is_forgotten() -> None:
-    """The tape adds up the uses of a Tensor; a rule that forgets one of two inputs looks the same from outside."""
+    """The engine adds up the uses of a Tensor; a rule that forgets one of two inputs has the same effect."""
     forgets = made(multiply, lambda g, z, x, y: (g * y, None))
     x = N(4)
     with pytest.raises(
@@ -179,7 +179,7 @@ def test_a_use_that_is_forgotten() -> None:
         gradcheck(forgets, x, N(4))
 
 
-def test_an_op_that_the_tape_does_not_see() -> None:
+def test_an_op_that_the_graph_does_not_contain() -> None:
     with pytest.raises(GradcheckError, match="missing accumulation|zero"):
         gradcheck(lambda x: x * Tensor(xp.exp(x.data)), N(3))
     with pytest.raises(GradcheckError, match="zero"):
@@ -203,7 +203,7 @@ def test_only_one_wrong_element() -> None:
 
 
 def test_only_one_wrong_element_and_it_is_small() -> None:
-    """Its error is below what tells two patterns apart: a factor of 1 fits all elements, and explains nothing."""
+    """The error is too small to distinguish patterns: a factor of 1 fits all elements, and explains nothing."""
 
     def rule(g: Any, z: Any, x: Any) -> Any:
         return tanh_rule(g, z, x) * xp.asarray([1, 1, 1.001])
@@ -222,11 +222,11 @@ def test_the_adjoint_is_random() -> None:
 
 
 def test_functions_that_take_gradients_themselves() -> None:
-    def slope(f: Any) -> Any:
+    def gradient(f: Any) -> Any:
         return lambda x: tinydiff.grad(f(x), x, x.data * 0 + 1, create_graph=True)[0]
 
     for f in (ops.tanh, ops.silu, lambda x: ops.softmax(x) * x, lambda x: ops.layer_norm(x) * x):
-        assert gradcheck(slope(f), N(2, 3), order=2).ok  # third derivatives, in effect
+        assert gradcheck(gradient(f), N(2, 3), order=2).ok  # third derivatives, in effect
 
 
 def test_second_order_finds_what_first_order_cannot() -> None:
@@ -244,7 +244,7 @@ def test_second_order_finds_what_first_order_cannot() -> None:
 # ---------------------------------------------------------------- where the complex step fails
 
 
-def test_functions_that_are_not_analytic() -> None:
+def test_functions_that_are_not_holomorphic() -> None:
     for f in (
         ops.abs,  # |x + ih| has no imaginary part
         lambda x: ops.where(abs(x.data) > 0.5, x * x, ops.abs(x)),
@@ -290,7 +290,7 @@ def test_kinks_are_reported_and_not_called_wrong() -> None:
     assert [e.kind for e in gradcheck(ops.sqrt, np.array([0.0, 1.0])).kinks] == ["edge"]
 
 
-def test_a_gradient_outside_of_the_slopes_of_a_kink_is_wrong() -> None:
+def test_a_gradient_outside_of_the_derivatives_of_the_sides_of_a_kink_is_wrong() -> None:
     with pytest.raises(GradcheckError) as caught:
         gradcheck(made(absolute, lambda g, z, x: g * ops.where(x == 0, 1.5, ops.sign(x))), np.array([0.0, 1.0, -2.0]))
     assert [e.index for e in caught.value.report.wrong] == [(0,)]

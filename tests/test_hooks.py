@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tape_tools import constant, equal, leaf
+from graph_tools import constant, equal, leaf
 
 import tinydiff as td
 from tinydiff import ops
@@ -126,7 +126,7 @@ class Names(Observer):
         self.sets.append((name, x))
 
 
-def test_an_observer_stands_around_every_call_and_every_rule() -> None:
+def test_an_observer_wraps_every_call_and_every_rule() -> None:
     x = leaf(3)
     with observing(Names()) as names:
         y = ops.exp(x * 2.0).sum()

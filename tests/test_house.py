@@ -101,7 +101,7 @@ def test_only_the_host_side_imports_an_array_module(path: Path) -> None:
 
 
 def test_importing_tinydiff_imports_little() -> None:
-    """In a fresh process, and with every layer below the examples."""
+    """In a fresh process."""
     code = (
         "import sys, tinydiff; "
         "print(sorted(n for n in ('matplotlib', 'cupy', 'torch', 'PIL', 'tinydiff.plot') if n in sys.modules))"

@@ -1,4 +1,4 @@
-"""kernels.matmul against NumPy's, for every order in memory that a view can have; the precisions of a GPU.
+"""The product of fast/ against NumPy's, for every order in memory that a view can have; the precisions of a GPU.
 
 TINYDIFF_BACKEND=cupy python -m pytest tests/test_matmul.py
 """

@@ -1,4 +1,4 @@
-"""no_grad and the modes of a thread."""
+"""no_grad and the mode of each thread."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tape_tools import constant, equal, leaf
+from graph_tools import constant, equal, leaf
 
 import tinydiff as td
 from tinydiff import ops
@@ -126,7 +126,7 @@ def test_grad_mode_belongs_to_the_thread() -> None:
     equal(seen["gradient"], [2, 2, 2])
 
 
-def test_threads_share_leaves_but_not_tapes() -> None:
+def test_threads_share_leaves_but_not_graphs() -> None:
     w = leaf(8, 8)
     xs = [constant(4, 8, seed=i) for i in range(4)]
     alone = [td.grad(ops.tanh(x @ w).sum(), w)[0].numpy() for x in xs]

@@ -93,7 +93,7 @@ def test_a_step_leaves_gradients_alone_keeps_the_dtype_and_never_waits(name: str
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_step_is_seen_by_the_tape(name: str) -> None:
+def test_a_step_is_noticed_by_the_graph(name: str) -> None:
     p = nn.Parameter(np.ones(3))
     y = (p * p).sum()
     p.grad = tensor(np.ones(3))
@@ -280,8 +280,9 @@ def test_ema_state() -> None:
 def test_schedules() -> None:
     decay = optim.exponential(0.98, floor=0.2)
     assert decay(0) == 1 and decay(10) == 0.98**10 and decay(80) > 0.198 and decay(81) == decay(1000) == 0.2
-    wave = optim.cosine(100, floor=0.1)
-    assert wave(0) == 1 and wave(50) == pytest.approx(0.55) and wave(100) == wave(500) == pytest.approx(0.1)
+    schedule = optim.cosine(100, floor=0.1)
+    assert schedule(0) == 1 and schedule(50) == pytest.approx(0.55)
+    assert schedule(100) == schedule(500) == pytest.approx(0.1)
     rise = optim.warmup(10)
     assert [rise(n) for n in (0, 4, 9, 20)] == [0.1, 0.5, 1, 1]
     both = optim.warmup(10, optim.exponential(0.5))

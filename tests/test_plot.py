@@ -12,7 +12,7 @@ from tinydiff.models import tutorial
 
 
 def tiles(path, rows, columns, side, scale):
-    """The images of a sheet without labels, one value a pixel: (rows, columns, side, side)."""
+    """The images of a sheet without labels, one value per pixel: (rows, columns, side, side)."""
     sheet = imread(path)[..., 0]
     assert sheet.shape == ((rows * (side + 2) + 2) * scale, (columns * (side + 2) + 2) * scale)
     blocks = sheet.reshape(sheet.shape[0] // scale, scale, -1, scale)

@@ -1,4 +1,4 @@
-"""What the README shows is what happens."""
+"""The code in the README runs, with the output that it shows."""
 
 from __future__ import annotations
 

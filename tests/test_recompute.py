@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tape_tools import constant, equal, leaf
+from graph_tools import constant, equal, leaf
 
 import tinydiff as td
 from tinydiff import observers, ops

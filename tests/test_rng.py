@@ -1,4 +1,4 @@
-"""Random numbers by counter: the words, what is made of them, and that a draw depends on nothing but its address."""
+"""Random numbers by counter: the words, the numbers made from them, and that a draw depends on its address alone."""
 
 from __future__ import annotations
 
@@ -294,7 +294,7 @@ def test_a_permutation_is_one_and_comes_again() -> None:
 
 
 def test_every_order_is_as_likely() -> None:
-    """Of 3, over 6000 draws: 1000 each, within four standard deviations."""
+    """6000 permutations of 3: each of the 6 orders 1000 times, within four standard deviations."""
     rng, counts = td.Rng(8), {}
     for _ in range(6000):
         order = tuple(rng.permutation(3).tolist())

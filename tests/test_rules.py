@@ -1,4 +1,4 @@
-"""The matrix: what every op must pass, one test a row, over the registry, its examples
+"""The matrix: the tests that every op must pass, one test per row, over the registry, its examples
 (op_examples.py) and the backends.
 
 Rows 5 and 9 are in test_rules_shapes.py and test_rules_graph.py, ties and extremes in test_rules_edges.py.
@@ -227,7 +227,7 @@ def test_inputs_are_unchanged_afterwards(example: Example, each_backend: str) ->
 
 @pytest.mark.parametrize("example", [pytest.param(e, id=n) for n, e in NAMED.items() if e.op != "astype"])
 def test_dtype_in_is_dtype_out(example: Example, each_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also before the engine casts: a rule that computes in float64 is slow in silence."""
+    """Also before the engine casts: a rule that computes in float64 would be slow without any error."""
 
     def same(op: Op, adjoint: Any, x: Any) -> None:
         if hasattr(x, "dtype") and x.dtype.kind == "f":

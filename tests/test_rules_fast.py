@@ -24,7 +24,7 @@ def has_fast(op: Any) -> bool:
 
 @pytest.fixture
 def pages() -> Iterator[Any]:
-    """Call it, and from then on everything runs as it stands on its page."""
+    """Call it to switch the fast versions off for the rest of the test."""
     before = backend.active()
     yield lambda: backend._install(dataclasses.replace(before, fast=None))
     backend._install(before)
@@ -46,7 +46,7 @@ def test_with_the_fast_versions_as_with_the_pages(example: Example, dtype: str, 
 @pytest.mark.skipif(FAST is None, reason="there are no fast versions: TINYDIFF_FAST=0")
 @pytest.mark.parametrize("name", sorted(name for name, op in OPS.items() if has_fast(op)))
 def test_a_fast_version_takes_an_example(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that declined everything would be held to nothing."""
+    """A version that declined every example would not be tested at all."""
     op: Any = OPS[name]
     taken = {"forward": 0, "rule": 0}
 

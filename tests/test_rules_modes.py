@@ -1,5 +1,5 @@
-"""The matrix once more, with what makes a step fast switched on: each op in microbatches over threads, and each op as a
-captured step, gives what it gives without. (Fused ops are held against their definitions in test_rules.py.)"""
+"""The matrix once more, in the modes that make a step fast: each op gives the same in microbatches over threads, and as
+a captured step. (test_rules.py compares fused ops with their definitions.)"""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_in_microbatches_over_threads(example: Example, numpy_backend: str) -> N
 # counted on the host; a pool whose windows go over the edge takes its indices from there.
 REFUSED = {f"einsum-{i}" for i in (1, 2, 3, 4, 6, 7, 8, 10, 11)}
 REFUSED |= {"einsum_p-1", "einsum_p-2", "getitem-11", "scatter-4", "avg_pool2d-3", "max_pool2d-3"}
-# An example an op: a graph has 32 MiB of cuBLAS's for itself.
+# One example per op: every graph has 32 MiB of workspace for cuBLAS.
 ONCE = sorted({example.op: name for name, example in reversed(NAMED.items()) if name not in REFUSED}.values())
 ONCE = sorted(
     {*(n for n in ONCE if NAMED[n].op != "dropout"), "einsum-1", "getitem-11", "max_pool2d-3"}

@@ -38,7 +38,7 @@ class Refusal(NamedTuple):
 HIDDEN_COPY = (
     "CuPy copies the host array to the device at each use, which stalls the stream and is an error in a CUDA graph"
 )
-ON_THE_HOST = "CuPy's answer is a NumPy array or scalar, or depends on which argument it looks at first"
+ON_THE_HOST = "CuPy's answer is a NumPy array or scalar, or depends on which argument it checks first"
 DISPATCH = "NumPy hands the call to CuPy, which hides where the code computes; tinydiff calls xp"
 READS_BOTH = "the same code has to run on NumPy, which does otherwise"
 UNDEFINED = "CuPy does it without an error, and the result depends on the order of threads"

@@ -1,4 +1,4 @@
-"""What is changed after it was used is noticed, and named."""
+"""Changes in place after an array was used are noticed, and the error names the op."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tape_tools import equal, leaf
+from graph_tools import equal, leaf
 
 import tinydiff as td
 from tinydiff import backend, changes, ops
@@ -146,7 +146,7 @@ def test_a_loop_of_updates_works() -> None:
 
 
 def test_another_array_in_its_place_leaves_the_old_values_to_the_graph() -> None:
-    """Nothing that was kept has changed: so the gradient is the right one, of what was computed."""
+    """No kept array has changed, so the gradient is right for the values that were used."""
     x, w = leaf(2, 3), leaf(2, 3, seed=1)
     before = x.numpy().copy()
     y = (x * w).sum()

@@ -26,7 +26,7 @@ _HERE = os.path.dirname(__file__) + os.sep
 @contextlib.contextmanager
 def detect_anomaly() -> Iterator[None]:
     """Inside, in this thread, the first NaN or Inf, forward or backward, is an error that names the op and your line.
-    So is a kept array that was written into. Slow: every result is read back to the host.
+    A kept array that was written into is an error too. Slow: every result is read back to the host.
 
     Errors: FloatingPointError for a NaN or Inf; RuntimeError for an array that has changed.
     """

@@ -202,7 +202,7 @@ def scalar(a: Any) -> float:
 
 
 def operand(a: Any) -> Any:
-    """What an op may compute with: arrays stay, NumPy scalars become Python's (which never widen a dtype).
+    """An input of an op: arrays stay as they are, NumPy scalars become Python's (which never widen a dtype).
 
     Errors: TypeError for a host array where the arrays of the device are wanted, and for anything that is no number.
     """

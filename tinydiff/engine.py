@@ -332,7 +332,7 @@ class Node(ShapeDtype):
                 yield name, part
 
     def check_options(self) -> None:
-        """Errors: TypeError for an option that would need a gradient, as it has none."""
+        """Errors: TypeError for an option that requires a gradient, because options have none."""
         for name, x in self.options():
             if isinstance(x, Tensor) and x._requires_grad:
                 raise TypeError(
@@ -398,7 +398,7 @@ class Node(ShapeDtype):
 
 
 def tensor_at(parent: Any, value: Any) -> Any:
-    """An input of a node as a Tensor with its history; what had no gradient, or was not kept, as it is."""
+    """An input of a node as a Tensor with its history; an input without a gradient, or not kept, stays as it is."""
     if parent is None or isinstance(value, ShapeDtype):
         return value
     if isinstance(parent, Node):

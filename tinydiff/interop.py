@@ -3,10 +3,9 @@
     from_torch(model, torch.load("weights.pt"))
     torch_model.load_state_dict({k: torch.tensor(v) for k, v in to_torch(model).items()})
 
-The names must be the same, as they are when both modules were written with the same attributes. What differs is
-the order of the axes of a weight: PyTorch has (out, in) and channels first, tinydiff (in, out) and channels
-last. Only the weights are moved: where a network flattens an image, the rows of the Linear after it must be put
-in the new order by hand.
+The names of the weights must be the same; they are if both modules have the same attributes. Only the order of the axes
+differs: PyTorch has (out, in) and channels first, tinydiff (in, out) and channels last. Only axes are exchanged: if a
+network flattens an image, the rows of the Linear after it must be put in the new order by hand.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import numpy as np
 
 from . import backend, nn
 
-# For each layer, how the axes of PyTorch's array are to be put: ours = theirs.transpose(axes).
+# For each layer, the order of the axes of PyTorch's array: ours = theirs.transpose(axes).
 AXES: dict[type, dict[str, tuple[int, ...]]] = {
     nn.Linear: {"weight": (1, 0)},  # (out, in)
     nn.Conv1d: {"weight": (2, 1, 0)},  # (out, in / groups, k)

@@ -35,7 +35,7 @@ Schedule = Callable[[float], float]
 
 
 class Optimizer:
-    """What all share: the parameters, the learning rate, and for each parameter its count of steps and its state."""
+    """The base of all optimisers: parameters, learning rate, and for each parameter a count of steps and a state."""
 
     state_names: tuple[str, ...] = ()  # of arrays of the shape of the parameter, zero at first
 
@@ -82,7 +82,7 @@ class Optimizer:
             self._update([p.data for _, p, _ in moving], [g.data for _, _, g in moving], hyperparameters, **state)
 
     def _hyperparameters(self, counts: list[int]) -> list[Any]:
-        """Rates, decays and the like, as the kernel wants them; they may depend on the counts of steps."""
+        """The rates and decays for the formula; they may depend on the counts of steps of the parameters."""
         raise NotImplementedError
 
     def _update(self, ps: list[Array], gs: list[Array], hyperparameters: Array, **state: list[Array]) -> None:

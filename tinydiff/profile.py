@@ -59,7 +59,7 @@ class Row:
 
 @dataclass
 class Report:
-    """What `profile` found; print it for the table. Rows and times are sums over `repeat` steps."""
+    """The result of `profile`; print it for the table. Rows and times are sums over `repeat` steps."""
 
     rows: list[Row]  # the longest first
     repeat: int

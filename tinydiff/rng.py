@@ -236,7 +236,7 @@ def normals_of(words: numpy.ndarray) -> numpy.ndarray:
     z = numpy.empty(pairs.shape, numpy.float32)
     numpy.multiply(radius, numpy.cos(angle), out=z[:, :, 0])
     numpy.multiply(radius, numpy.sin(angle), out=z[:, :, 1])
-    return z.reshape(words.shape)
+    return z.reshape(words.shape)  # (rows, pairs, 2) -> (rows, 2 pairs)
 
 
 def uniforms_of(words: numpy.ndarray) -> numpy.ndarray:

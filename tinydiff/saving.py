@@ -1,5 +1,5 @@
-"""Checkpoints on disk, and how a file gets to its place: whole or not at all. (Not called `checkpoint`:
-`tinydiff.checkpoint` is the function that computes again to save memory.)
+"""Checkpoints on disk, and files that are written whole or not at all. (The name `tinydiff.checkpoint` belongs to the
+function that computes again to save memory.)
 
     save("run.npz", {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": 1000})
     state = load("run.npz")
@@ -49,8 +49,8 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What was saved, with NumPy arrays where there were arrays. Errors: FileNotFoundError; ValueError for a file that
-    is truncated, damaged, or was not written by `save`."""
+    """The saved state, with NumPy arrays in place of arrays and Tensors. Errors: FileNotFoundError; ValueError for a
+    file that is truncated, damaged, or was not written by `save`."""
     try:
         if not zipfile.is_zipfile(path):
             with open(path, "rb"):  # FileNotFoundError, if that is why
@@ -64,7 +64,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _split(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
-    """The value with its arrays taken out, and stand-ins for them."""
+    """The value with each array replaced by {ARRAY: its path}; the arrays go into `arrays`."""
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str) or "/" in key:

@@ -117,7 +117,7 @@ class Progress:
         self.since = self.read_at = self.shown_at = time.monotonic()
 
     def stepped(self, loss: Array, images: int) -> None:
-        self.pending.append((loss.copy(), images))  # a copy, as a captured step writes the next loss into its place
+        self.pending.append((loss.copy(), images))  # a copy, because a captured step overwrites the loss
         now = time.monotonic()
         if now - self.read_at > 0.5:
             latest = self.read()
@@ -193,7 +193,7 @@ class Progress:
         kept = (
             f"saved in {out}: go on from there with resume=True (--resume)"
             if out
-            else "nothing was saved, as no `out` was given"
+            else "nothing was saved, because no `out` was given"
         )
         self._line(f"interrupted after step {self.state.step} (epoch {epoch}, {position} batches); {kept}", stays=True)
 

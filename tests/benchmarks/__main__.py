@@ -1,9 +1,9 @@
 """tinydiff beside PyTorch: python tests/benchmarks
 
-Every case runs on both, taking turns, each in a process of its own (apart.py), on the same model, batch and number of
-threads; the figure to quote is the median of the ratios of neighbours, tinydiff over PyTorch run eagerly in the better
-of its two memory formats. With TINYDIFF_BACKEND=cupy both run on the GPU. How to read it: docs/performance.md, whose
-tables `python tests/benchmarks/report.py RESULTS` makes.
+Every case runs on both, which take turns, each in a process of its own (apart.py), with the same model, batch and
+number of threads. The figure to quote is the median of the ratios within each round: tinydiff over eager PyTorch in the
+better of its two memory formats. With TINYDIFF_BACKEND=cupy both run on the GPU. docs/performance.md explains the
+tables, which `python tests/benchmarks/report.py RESULTS` makes.
 """
 
 from __future__ import annotations

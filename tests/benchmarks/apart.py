@@ -1,7 +1,7 @@
 """PyTorch's rivals in a process of their own, one for all cases.
 
-In one process each side would feel what the other asks of it: tinydiff tells the C library to keep the memory that is
-freed, which quickens PyTorch too, and Python's collector goes through the objects of both.
+In one process each side would be affected by the settings of the other: tinydiff asks the C library to keep freed
+memory, which also makes PyTorch faster, and Python's garbage collector goes through the objects of both.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Apart:
         return run
 
     def ask(self, **request: Any) -> float:
-        """Seconds a run. Errors: Unavailable, with what the other process says; RuntimeError if it ended."""
+        """Seconds per run. Errors: Unavailable, with what the other process says; RuntimeError if it ended."""
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
@@ -45,7 +45,7 @@ class Apart:
 
 
 class AwayRun:
-    """A rival over there."""
+    """A rival in the other process."""
 
     def __init__(self, apart: Apart, case: str, rival: str):
         self.apart, self.request = apart, {"case": case, "rival": rival}
@@ -58,7 +58,7 @@ class AwayRun:
 
 
 def serve(threads: int, compiled: bool) -> None:
-    """Answer a line of JSON for each line of JSON, until there are no more."""
+    """Answer each line of JSON with a line of JSON, until there are no more."""
     import cases
 
     answers, sys.stdout = sys.stdout, sys.stderr  # what compilers print goes elsewhere

@@ -1,4 +1,4 @@
-"""Every case: what is run, how large, by which rivals, and how the ratio is meant to come out."""
+"""Every case: what is run, its size, its rivals, and the aim for the ratio."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def sampling(options: Options) -> Iterator[Case]:
 
 
 def scaling() -> Iterator[Case]:
-    """Time a sample of the concat net's training step."""
+    """Time per sample of the concat net's training step."""
     for threads in (1, 2):
         for n in (1, 4, 16, 64, 256, 1024, 4096):
 

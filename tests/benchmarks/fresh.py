@@ -1,4 +1,4 @@
-"""What needs a fresh process: the time of an import, and the peak of the memory of a training step.
+"""Measurements that need a fresh process: the time of an import, and the peak memory of a training step.
 
 python tests/benchmarks/fresh.py import tinydiff                 prints milliseconds
 python tests/benchmarks/fresh.py memory tinydiff concat 256 2    prints MiB
@@ -39,7 +39,7 @@ def import_time(module: str) -> float:
 
 
 def step_memory(rival: str, name: str, batch: int, threads: int) -> float:
-    """MiB by which the peak is higher after two training steps than when the net had been made."""
+    """MiB by which the peak is higher after two training steps than after the net was made."""
     import ours
 
     if rival == "tinydiff":

@@ -1,7 +1,7 @@
-"""How a case is measured: its rivals take turns, and what counts is the ratio of neighbours.
+"""How a case is measured: its rivals take turns, and the result is the ratio within each round.
 
-A machine that other work shares is sometimes slow for seconds. Rivals that take turns, A B C A B C ..., are slow
-together, so each ratio of one round is fair, and the median over the rounds forgets the rounds that were not.
+A machine with other work is sometimes slow for seconds. Rivals that take turns, A B C A B C ..., are slow together, so
+most ratios of one round are fair, and the median over the rounds is not affected by the others.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Case:
 @dataclass
 class Result:
     case: Case
-    times: dict[str, list[float]] = field(default_factory=dict)  # a value a round, in the case's unit
+    times: dict[str, list[float]] = field(default_factory=dict)  # one value per round, in the case's unit
     unavailable: dict[str, str] = field(default_factory=dict)
 
     def median(self, rival: str) -> float:
@@ -112,7 +112,7 @@ def measure(case: Case, pairs: int, wait: Run, apart: Any = None) -> Result:
                 repeats[name] = max(2 * repeats[name], math.ceil(SHORTEST / max(once, 1e-7)))
                 once = timed(runs[name], repeats[name], wait)
     gc.collect()
-    gc.freeze()  # else Python's collector goes through all objects of both libraries in the time of whoever comes next
+    gc.freeze()  # else Python's collector would go through all objects of both libraries in the time of the next rival
     scale = {"ms": 1e3, "us": 1e6}.get(case.unit, 1) / case.per
     for _ in range(min(pairs, case.rounds or pairs)):
         for name, run in runs.items():
@@ -128,7 +128,7 @@ def measure(case: Case, pairs: int, wait: Run, apart: Any = None) -> Result:
 
 
 def timed(run: Run, repeats: int, wait: Run) -> float:
-    """Seconds a run."""
+    """Seconds per run."""
     if hasattr(run, "seconds"):  # in another process, where it is timed
         return run.seconds(repeats)
     wait()
@@ -143,7 +143,7 @@ def timed(run: Run, repeats: int, wait: Run) -> float:
 
 
 def facts(gpu: str | None) -> dict[str, Any]:
-    """The machine, the versions, the day and the command, which stand beside every figure."""
+    """The machine, the versions, the date and the command, which are printed with every figure."""
     versions = {"python": platform.python_version()}
     for package in ("numpy", "torch", "cupy-cuda13x", "cupy-cuda12x"):
         try:

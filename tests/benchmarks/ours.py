@@ -22,7 +22,7 @@ SIGMA_DATA, LABEL_DROPOUT = 0.5, 0.1  # the spread of the images, and how often 
 
 
 def wait() -> None:
-    """Until the device has done everything it was asked for."""
+    """Wait until the device has done all its work."""
     if backend.name == "cupy":
         xp.cuda.get_current_stream().synchronize()
 
@@ -69,7 +69,7 @@ def loss_of(name: str, net: Any) -> Callable[..., Any]:
 
 
 def training_step(name: str, n: int, threads: int, captured: bool = False, net: Any = None) -> Run:
-    """Loss, gradients and Adam. The autoencoder has batch norm, so its batch is not cut."""
+    """Loss, gradients and Adam. The autoencoder has batch norm, so its batch is not divided."""
     net = net or net_of(name)
     loss, adam = loss_of(name, net), optim.Adam(net.parameters(), lr=1e-3)
     batch = [to_device(a) for a in batch_of(name, n)]
@@ -122,12 +122,12 @@ def single_op(
     n = len(inputs[0])
     size = n if backend.name == "cupy" or size is None else size
     arrays = [to_device(a) for a in inputs]
-    cotangent = to_device(np.random.default_rng(1).standard_normal(op(*arrays).shape, np.float32))
+    adjoint = to_device(np.random.default_rng(1).standard_normal(op(*arrays).shape, np.float32))
     leaves: dict[int, tuple[list[Tensor], Any]] = {}
     for start in range(0, n, size):
         rows = slice(start, start + size)
         parts = [a[rows] if i < batched else a for i, a in enumerate(arrays)]
-        leaves[start] = [Tensor(a, requires_grad=True) for a in parts], cotangent[rows]
+        leaves[start] = [Tensor(a, requires_grad=True) for a in parts], adjoint[rows]
 
     def of_microbatch(rows: slice) -> list[Any]:
         xs, g = leaves[rows.start]

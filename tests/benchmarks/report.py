@@ -87,7 +87,7 @@ def sections(records: list[Record]) -> dict[str, str]:
 
 
 def rows(records: list[Record]) -> str:
-    """A table a unit: a column a rival, and the ratio; families of ops end with their mean."""
+    """One table per unit, with one column per rival, and the ratio; families of ops end with their mean."""
     tables = []
     graph = any(r["ratio_to_graph"] for r in records)
     for unit in dict.fromkeys(r["unit"] for r in records):
@@ -119,7 +119,7 @@ def rows(records: list[Record]) -> str:
 
 
 def scaling(records: list[Record]) -> str:
-    """Time a sample: a row a batch, a column for each of tinydiff and PyTorch's better format, by threads."""
+    """Time per sample: one row per batch, one column per thread count for tinydiff and for PyTorch's better format."""
     found = {tuple(r["case"].split("/")[1:]): r for r in records}
     threads = list(dict.fromkeys(t for t, _ in found))
     lines = [
@@ -139,7 +139,7 @@ def scaling(records: list[Record]) -> str:
                 cells.append(number(statistics.median(r["times"][best])) if r and best else "-")
         cells += [ratio(found[t, n]) if (t, n) in found else "-" for t in threads]
         lines.append([n, *cells])
-    return "ms a sample:\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return "ms per sample:\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def provenance(records: list[Record]) -> str:

@@ -117,11 +117,11 @@ def sampler(name: str, n: int, steps: int, memory_format: Any, compiled: bool = 
         levels = [(top + i / (steps - 1) * (low - top)) ** 7 for i in range(steps)] + [0.0]
         y = torch.randn_like(x) * levels[0]
         for sigma, following in zip(levels, levels[1:]):
-            slope = (y - net(y, torch.full((n,), sigma, device=DEVICE), condition)) / sigma
-            moved = y + (following - sigma) * slope
+            d_cur = (y - net(y, torch.full((n,), sigma, device=DEVICE), condition)) / sigma
+            moved = y + (following - sigma) * d_cur
             if following > 0:
-                again = (moved - net(moved, torch.full((n,), following, device=DEVICE), condition)) / following
-                moved = y + (following - sigma) / 2 * (slope + again)
+                d_prime = (moved - net(moved, torch.full((n,), following, device=DEVICE), condition)) / following
+                moved = y + (following - sigma) / 2 * (d_cur + d_prime)
             y = moved
         return y
 

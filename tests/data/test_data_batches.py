@@ -1,4 +1,4 @@
-"""Batches: every sample once an epoch, a new order each epoch, and a step means the same after a restart."""
+"""Batches: every sample once per epoch, a new order in each epoch, and a step means the same after a restart."""
 
 import numpy as np
 import pytest

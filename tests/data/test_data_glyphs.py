@@ -168,7 +168,7 @@ def test_faces_are_different_shapes():
 
 
 @pytest.mark.parametrize("variety, least", [("plain", 1.0), ("wide", 0.9)])
-def test_digits_are_told_apart_by_their_nearest_neighbour(variety, least, wide):
+def test_digits_are_distinguished_by_their_nearest_neighbour(variety, least, wide):
     data = wide if variety == "wide" else glyphs(1200, variety=variety, cache=False)
     x = data.images.reshape(len(data), -1).astype(np.float32) / 255
     train, test, digit = x[:-200], x[-200:], data.labels["digit"]
@@ -196,7 +196,7 @@ def test_captions(values, caption):
     assert module._caption(*row) == caption
 
 
-def test_captions_tell_every_two_combinations_apart(wide):
+def test_captions_distinguish_every_two_combinations(wide):
     rows = {tuple(row) for row in np.stack(list(wide.labels.values()), axis=1).tolist()}
     assert len(set(wide.captions)) == len(rows) > 4000
 

@@ -77,7 +77,7 @@ def law_of_inpainting(sde, steps, resample, eps, timesteps):
 )
 def test_inpainting_follows_the_law_of_the_algorithm(each_backend, sde, steps, resample, timesteps):
     """Within five standard errors of 20,000 samples; and what is known comes back as it was."""
-    known, mask = np.tile(np.float32([9.0, KNOWN]), (N, 1)), np.array([[False, True]])  # 9: must not be looked at
+    known, mask = np.tile(np.float32([9.0, KNOWN]), (N, 1)), np.array([[False, True]])  # 9: must not be used
     x = backend.to_host(
         inpaint(pair_score(sde), known, mask, sde, 0, steps=steps, resample=resample, eps=1e-2, timesteps=timesteps)
     )
@@ -201,7 +201,7 @@ def test_a_noisy_image_is_denoised_in_closed_form(each_backend, sde):
 
 
 def test_the_noise_level_of_pure_noise(each_backend):
-    """65,025 differences, whose median has a standard error of less than 1 %: 0.67449 is told from 0.70."""
+    """65,025 differences; the standard error of their median is below 1 %, which distinguishes 0.67449 from 0.70."""
     noisy = 0.3 * Rng(0).normal((4, 256, 256, 1))
     assert backend.to_host(noise_level(noisy)) == pytest.approx(0.3, rel=0.02)
     assert backend.to_host(noise_level(noisy)).mean() == pytest.approx(0.3, rel=0.01)

@@ -59,7 +59,7 @@ def test_forward_from_a_mixture_with_a_growing_strength(each_backend):
 
 
 def test_the_variance_is_the_sum_of_squares_to_the_last_digit(each_backend):
-    """With the same noise at every step x grows by sigma(t) sqrt(dt) r: nothing else is in it."""
+    """With the same noise r at every step, x grows by exactly sigma(t) sqrt(dt) r."""
     _, x = forward_diffusion_1d(zeros(3), lambda t: 1 + t, t_max=0.8, steps=4, rng=7)
     rng, by_hand = Rng(7), np.zeros(3)
     for t in (0.0, 0.2, 0.4, 0.6):

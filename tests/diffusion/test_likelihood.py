@@ -64,7 +64,7 @@ def test_a_gaussian_is_exact_to_the_tolerance_of_the_ode(each_backend, sde):
 
 
 def test_a_far_wider_process_forgets_the_data_and_gives_their_own_density(numpy_backend):
-    """The closed form above still has the prior's mismatch in it; with s(1) = 80 it is that of N(MEAN, COVARIANCE)."""
+    """The closed form above contains the mismatch of the prior; with s(1) = 80 it is that of N(MEAN, COVARIANCE)."""
     sde, x = KarrasSDE(80.0), some(300)
     off = (x - MEAN) @ np.linalg.inv(ROOT).T
     known = -0.5 * (off**2).sum(1) - np.log(np.diag(ROOT)).sum() - 2 * math.log(2 * math.pi)
@@ -91,8 +91,8 @@ def test_a_mixture_is_exact_in_one_dimension(each_backend):
 
 
 def test_the_integral_is_as_exact_as_the_image(each_backend):
-    """400 pixels of deviations from 0.003 to 1. Averaged over 401 numbers an error of the integral would be divided by
-    20, and 0.01 to 0.03 bits a pixel would pass."""
+    """400 pixels of deviations from 0.003 to 1. Averaged over 401 numbers, an error of the integral would be divided by
+    20, and errors of 0.01 to 0.03 bits per pixel would be accepted."""
     sde, eps, d = KarrasSDE(20.0), 1e-3, 400
     random = np.random.default_rng(0)
     sd = np.exp(random.uniform(math.log(0.003), math.log(1), d))
@@ -105,7 +105,7 @@ def test_the_integral_is_as_exact_as_the_image(each_backend):
     known = -0.5 * ((x * stretch / 20) ** 2).sum(1) - d * math.log(20 * math.sqrt(2 * math.pi)) + np.log(stretch).sum()
     found = log_likelihood(score, backend.to_device(x), sde, 0, eps=eps, rtol=1e-4, atol=1e-4)  # diagonal: exact
     assert (abs(backend.to_host(found)[:, 0] - known) / (d * math.log(2)) < 1e-3).all()
-    for rtol, atol in ((1e-5, 1e-3), (1e-3, 1e-5)):  # either way 0.15 bits a pixel would be lost at the first step
+    for rtol, atol in ((1e-5, 1e-3), (1e-3, 1e-5)):  # either way 0.15 bits per pixel would be lost at the first step
         with pytest.raises(ValueError, match=r"must be below the noise at eps=0.001, 0.001, not 0.00\d+ \(atol="):
             log_likelihood(score, backend.to_device(x), sde, 0, eps=eps, rtol=rtol, atol=atol)
 
@@ -115,7 +115,7 @@ def test_the_integral_is_as_exact_as_the_image(each_backend):
 
 @processes
 def test_the_estimate_is_right_within_three_standard_errors(each_backend, sde):
-    """On these very points, of whose spread only the probes' part counts; and on all data, whose mean is known."""
+    """On these points, where only the probes cause an error; and on all data, whose mean is known."""
     x, n, probes = some(400), 400, 4
     found = log_likelihood(correlated_score(sde), backend.to_device(x), sde, 3, probes=probes, eps=EPS)
     mean, error, probe_error = average(found)

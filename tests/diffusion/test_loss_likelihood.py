@@ -1,4 +1,4 @@
-"""The bound on the likelihood against Gaussian data, of which the exact one is known and where the bound is met."""
+"""The bound on the likelihood for Gaussian data, whose exact likelihood is known, and for which the bound is exact."""
 
 import math
 
@@ -100,8 +100,8 @@ def test_levels_near_the_largest_are_not_rounded_away(numpy_backend):
 
 
 def test_what_the_noise_costs_a_grey_that_is_all_alone(numpy_backend):
-    """Data U(0, w) and eps = w / 8: noised it has 0.33 bits, by the loss of the exact net and by numbers, and without
-    the noise 0.17: what the docs say of black pixels."""
+    """Data U(0, w) and eps = w / 8: 0.33 bits with noise, by the loss of the exact net and numerically, and 0.17
+    without noise, as the docs say of black pixels."""
     w, sigma_max = 1.0, 20.0
     cdf, eps = lambda u: (erf(u / math.sqrt(2)) + 1) / 2, w / 8
 
@@ -147,8 +147,8 @@ class OnePixel(nn.Module):
 
 
 def test_what_is_trained_by_it_needs_as_many_bits_as_the_loss_says(numpy_backend):
-    """One pixel of four greys, each as frequent as the others: 2 bits, and at a noise that hides their width those of
-    the noise. The loss says it by denoising, bits_per_dimension by the ODE."""
+    """One pixel of four equally frequent greys: 2 bits, plus those of the noise if it hides the width of a grey. The
+    loss measures it by denoising, bits_per_dimension by the ODE."""
     eps, sde = 0.05, KarrasSDE()
     greys = (np.random.default_rng(0).integers(0, 4, (512, 1, 1, 1)) * 85).astype(np.uint8)
     model = ScoreModel(FourierInputs(OnePixel(), 0.75), sde, "edm", sigma_data=0.75)
@@ -189,7 +189,7 @@ def test_errors(numpy_backend, change, error, text):
 
 
 class Seen(nn.Module):
-    """What a net within is given."""
+    """The input of the inner net."""
 
     def forward(self, y, noise, **condition):
         self.condition = condition

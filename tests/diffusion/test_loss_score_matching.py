@@ -179,7 +179,7 @@ def test_bad_arguments_are_quoted(numpy_backend, loss, model, x0, error, message
         loss(model, x0, VPSDE(), Rng(0), exact=Exact(GAUSSIAN, VPSDE()))
 
 
-def test_without_a_tape_there_is_no_trace(numpy_backend):
+def test_without_a_graph_there_is_no_trace(numpy_backend):
     net = ScoreMLP(VPSDE().marginal_std, 2, rng=Rng(0))
     with no_grad(), pytest.raises(RuntimeError):
         implicit_loss(net, np.zeros((3, 2), np.float32), VPSDE(), Rng(0))

@@ -1,5 +1,5 @@
-"""The methods that add noise: against the law that each must give on Gaussian data, where every step is linear;
-against the letters of their papers with the same noise; and on a mixture by the test of Kolmogorov and Smirnov."""
+"""The methods that add noise: against the exact law of each on Gaussian data, where every step is linear; against the
+algorithms as written in their papers, with the same noise; and on a mixture by the Kolmogorov-Smirnov test."""
 
 import math
 

@@ -53,13 +53,13 @@ def rmse(method, **options):
 
 @pytest.mark.parametrize("row", TABLE)
 def test_the_error_is_the_published_one_and_falls_with_the_order(each_backend, row):
-    """Every entry within 1 %, but for the digits that are printed; the slope over the last four within 0.2."""
+    """Every entry within 1 % of the printed digits; the order, fitted to the last four steps, within 0.2."""
     method, order, published = TABLE[row]
     errors = [rmse(method, steps=n) for n in STEPS]
     print(row, *(f"{error:.3g}" for error in errors), sep=" | ")  # for docs/samplers.md: pytest -rP
     assert errors == pytest.approx(published, rel=0.01)
-    slope = -np.polyfit(np.log2(STEPS[2:]), np.log2(errors[2:]), 1)[0]
-    assert slope == pytest.approx(order, abs=0.2)
+    fitted = -np.polyfit(np.log2(STEPS[2:]), np.log2(errors[2:]), 1)[0]
+    assert fitted == pytest.approx(order, abs=0.2)
 
 
 # Tolerance: error, and evaluations of all 200 until the last one has arrived; docs/samplers.md shows it.
@@ -71,7 +71,7 @@ ADAPTIVE = {
 
 @pytest.mark.parametrize("tolerance", ADAPTIVE)
 def test_rk45_is_as_exact_as_its_table_says(each_backend, tolerance):
-    """The tolerance is that of each step, and the ODE stretches an error on its way."""
+    """The tolerance holds for each step, and the ODE amplifies errors."""
     error, nfe = ADAPTIVE[tolerance]
     score = Counted(SPEC.score(SDE))
     method = rk45(rtol=tolerance, atol=tolerance)
@@ -146,7 +146,7 @@ def test_rk45_says_when_its_rounds_are_spent():
 
 @pytest.mark.parametrize("stiff, least, most", [(float("nan"), 20, 300), (1e6, 6001, 6001)], ids=["NaN", "stiff"])
 def test_rk45_does_not_loop_on_a_hopeless_score(stiff, least, most):
-    """A NaN shortens the step until it is nothing beside t; where steps must be tiny, all rounds are spent."""
+    """A NaN shortens the step until it no longer changes t; if steps must be tiny, all rounds are used up."""
     score = Counted(lambda x, t: x * -stiff)
     with pytest.raises(RuntimeError, match="have not arrived"):
         sample(score, (2, 1), SDE, 0, method="rk45", start=(backend.to_device(np.ones((2, 1))), 1.0))

@@ -1,4 +1,4 @@
-"""Where methods stop."""
+"""The timesteps of methods."""
 
 import pytest
 from mixtures import constant_vp

@@ -1,6 +1,6 @@
-"""Mistakes of the lineage, made here on purpose: the wrong result beside the right one, as docs/mistakes.md tells them.
+"""Mistakes of the lineage, made here on purpose: the wrong result beside the right one, as in docs/mistakes.md.
 
-The numbers of that page are asserted here, under its numbers.
+The numbers of that page are asserted here, by tests with the numbers of its sections.
 """
 
 import math
@@ -41,7 +41,7 @@ def test_1_a_step_without_the_root_of_dt_depends_on_the_number_of_steps(steps, w
 
 
 def test_2_the_noise_that_has_gathered_is_not_the_noise_that_is_added():
-    """At t = 0.5: g = 5, s = 1.93. The walk says which of them is its standard deviation."""
+    """At t = 0.5: g = 5, s = 1.93. The walk has the standard deviation s."""
     assert SDE.diffusion(0.5) == pytest.approx(5) and SDE.marginal_std(0.5) == pytest.approx(1.930805)
     _, path = forward_diffusion_1d(zeros(N), SDE.diffusion, t_max=0.5, steps=400, rng=1)
     assert std(path[-1]) == pytest.approx(1.93, rel=CLOSE + 0.005)  # the second: the sum of g^2 dt for the integral
@@ -93,7 +93,7 @@ def test_4_the_two_objectives_differ_by_a_weight():
 
 
 def test_5_the_predicted_noise_is_minus_s_times_the_score():
-    """For images that are all the same the exact score has the loss 0; with a minus sign it has 4 a pixel, 3136."""
+    """For images that are all the same the exact score has the loss 0; with a minus it has 4 per pixel, 3136."""
     n, seen = 200, []
 
     def exact(x, t):
@@ -109,8 +109,8 @@ def test_5_the_predicted_noise_is_minus_s_times_the_score():
 
 @pytest.mark.parametrize(("steps", "right"), [(100, 0.316), (1000, 0.1)])
 def test_6_the_score_is_a_magnitude_too(steps, right):
-    """The way back from T = 10 to a point. By the score there remains the noise of the last step, sqrt(dt). By its
-    direction alone, of length 1, the walk does not close in on the point, and more steps do not help: 0.8."""
+    """The reverse walk from T = 10 to a point. With the score, the noise of the last step remains, sqrt(dt). With its
+    direction alone, of length 1, the walk does not converge to the point, and more steps do not help: 0.8."""
     exact = Exact(point_mass(0.0), Brownian(1.0, t_max=10.0))
     start = exact.sample(N, 10.0, Rng(0))
     results = []
@@ -179,7 +179,7 @@ def test_10_pixels_and_latents():
 
 
 def test_10_batch_norm_while_encoding():
-    """The latent of an image depends on the images beside it while the batch norms train; in evaluation it does not."""
+    """The latent of an image depends on the other images while batch norms train; in evaluation it does not."""
     net = Autoencoder(rng=Rng(0))
     x = Tensor(Rng(1).uniform((8, 28, 28, 1)))
     dark = ops.concatenate([x[:1], x[1:] * 0.1], axis=0)
@@ -194,8 +194,10 @@ def test_10_batch_norm_while_encoding():
 
 
 def test_11_times_close_by_look_unrelated_and_borders_are_thrown_away():
-    """The similarity of the waves of two times 0.01 apart is 0.17, 0.02 apart 0.001, in the mean over frequencies of
-    scale 30. Of 26 x 26, a convolution of 3 x 3 with stride 2 and no padding never sees the last row and column."""
+    """The Fourier features of two times 0.01 apart have the similarity 0.17, 0.02 apart 0.001, averaged over
+    frequencies of scale 30. Of 26 x 26, a convolution of 3 x 3 with stride 2 and no padding never sees the last row and
+    column.
+    """
     features = nn.FourierFeatures(20_000, scale=30.0, rng=Rng(0))
     e = features(tensor([0.5, 0.51, 0.52])).numpy()
     similarity = e @ e[0] / 10_000

@@ -1,4 +1,4 @@
-"""All predictions are one knowledge: identities between them, and every one of them exact on Gaussian data."""
+"""All predictions are equivalent: identities between them, and every one of them exact on Gaussian data."""
 
 import math
 
@@ -43,7 +43,7 @@ def host(a):
 
 
 def best(predicts, x, m, s):
-    """What a perfect network says of Gaussian data, written out: the means of x_0 and z given x, by Bayes' theorem."""
+    """The output of a perfect network for Gaussian data: the means of x_0 and z given x, by Bayes' theorem."""
     total = m * m * VARIANCE + s * s
     x0 = MEAN + m * VARIANCE / total * (x - m * MEAN)
     z = s / total * (x - m * MEAN)
@@ -64,14 +64,14 @@ def best(predicts, x, m, s):
 def test_a_perfect_network_gives_the_exact_score_and_the_exact_mean(each_backend, sde, predicts):
     x, t = numbers(0, 4, 3), backend.to_device(TIMES)
     m, s = (np.array([[f(u)] for u in TIMES]) for f in (sde.marginal_scale, sde.marginal_std))
-    said = best(predicts, host(x), m, s)
-    model = model_of(lambda x, t: Tensor(backend.to_device(said)), sde, predicts)
+    output = best(predicts, host(x), m, s)
+    model = model_of(lambda x, t: Tensor(backend.to_device(output)), sde, predicts)
     for times in (t, Tensor(t)):
         np.testing.assert_allclose(host(model.score(x, times)), best("score", host(x), m, s), rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(host(model.denoised(x, times)), best("x0", host(x), m, s), rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(host(model.noise(x, times)), best("noise", host(x), m, s), rtol=1e-9, atol=1e-9)
         np.testing.assert_array_equal(host(model(x, times)), host(model.score(x, times)))
-    one = model_of(lambda x, t: Tensor(backend.to_device(said[1:2])), sde, predicts)
+    one = model_of(lambda x, t: Tensor(backend.to_device(output[1:2])), sde, predicts)
     np.testing.assert_allclose(host(one(x[1:2], 0.2)), best("score", host(x), m, s)[1:2], rtol=1e-9)
 
 
@@ -79,7 +79,7 @@ def test_a_perfect_network_gives_the_exact_score_and_the_exact_mean(each_backend
 @pytest.mark.parametrize("source", TARGETS)
 @pytest.mark.parametrize("target", TARGETS)
 def test_conversions_are_identities(each_backend, sde, source, target):
-    """From one prediction to another and back, and the other is what it would have been at once."""
+    """From one prediction to another and back; the other equals the one computed directly."""
     x0, z, t = numbers(1, 4, 3), numbers(2, 4, 3), backend.to_device(TIMES)
     x = per_sample(sde.marginal_scale(t), x0) * x0 + per_sample(sde.marginal_std(t), x0) * z
     a, b = (model_of(None, sde, predicts) for predicts in (source, target))
@@ -106,7 +106,7 @@ def test_edm_is_minus_v_if_the_data_have_variance_one(each_backend):
 
 
 class Wavy(nn.Module):
-    """Some network that looks at x and t."""
+    """A network that depends on x and t."""
 
     def forward(self, x, t):
         return ops.sin(x * 2) + per_sample(t, x)

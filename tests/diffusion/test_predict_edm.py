@@ -84,7 +84,7 @@ def test_the_noise_levels_of_training_are_log_normal():
 
 @pytest.mark.parametrize("shape", [(2000,), (2000, 3), (2000, 4, 3), (500, 2, 2, 2, 3)], ids=str)
 def test_a_sample_may_have_any_number_of_axes(shape):
-    """The same values, seen as images and as they are, have the same loss."""
+    """The same values have the same loss as vectors and as images."""
     x0 = Rng(0).normal(shape) * SD
     as_images = x0.reshape((shape[0], -1, 1, 1))
     losses = [edm_loss(Denoiser(Wavy(), SD), x, Rng(1)).item() for x in (x0, as_images)]
@@ -92,7 +92,7 @@ def test_a_sample_may_have_any_number_of_axes(shape):
 
 
 def test_it_is_the_loss_of_a_score_model_that_predicts_f():
-    """Of the same net and the same draws, per value."""
+    """The two losses agree, per value, for the same net and the same draws."""
     x0 = Rng(0).normal((50, 4, 4, 1), "float64") * SD
     model = ScoreModel(Wavy(), KarrasSDE(), "edm", sigma_data=SD)
     known = denoising_loss(model, x0, Rng(1), times=log_normal()).item() / 16
@@ -108,7 +108,7 @@ def test_the_loss_of_a_batch_is_the_mean_of_the_losses_of_its_parts():
 
 
 def test_a_condition_may_be_called_weight():
-    """As one of the glyphs' labels is."""
+    """One of the glyphs' labels has that name."""
 
     class Net(nn.Module):
         def forward(self, x, noise, weight):

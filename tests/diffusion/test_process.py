@@ -1,4 +1,4 @@
-"""The processes: their figures, that mean and variance solve the equations of the moments, and digits at small t."""
+"""The processes: published values, the differential equations of mean and variance, and accuracy at small t."""
 
 import math
 

@@ -1,5 +1,5 @@
-"""What `sample` promises for every method: the stops, the last step, seeds, microbatches, and errors at the call. The
-laws of the methods are in test_methods_ode.py and test_methods_noise.py."""
+"""The contract of `sample` for every method: the timesteps, the last step, seeds, microbatches, and errors at the call.
+The laws of the methods are in test_methods_ode.py and test_methods_noise.py."""
 
 import kolmogorov
 import numpy as np
@@ -37,7 +37,7 @@ all_but_rk45 = pytest.mark.parametrize("name", [name for name in METHODS if name
 
 
 def steps(name, n):
-    """n, but for rk45, whose steps are the most that it may take."""
+    """n; for rk45 more, because its steps are an upper limit."""
     return 1000 if name == "rk45" else n
 
 
@@ -56,7 +56,7 @@ def test_the_callback_sees_every_stop(name):
     np.testing.assert_array_equal(backend.to_host(seen[0][2]), backend.to_host(SDE.prior((2, 3), 0)))
 
 
-def test_the_callback_of_rk45_sees_a_time_a_sample():
+def test_the_callback_of_rk45_sees_one_time_per_sample():
     seen = []
     x = sample(gaussian_score(0.2, 0.1, SDE), (2, 3), SDE, 0, method="rk45", callback=lambda *a: seen.append(a))
     assert [a[0] for a in seen] == list(range(len(seen))) and seen[-1][1] == 1e-3
@@ -147,7 +147,7 @@ def test_noise_is_drawn_by_those_that_say_so(name, options, drawn):
 
 
 @every_method
-def test_the_score_gets_tensors_a_time_a_sample_and_the_condition(name):
+def test_the_score_gets_tensors_one_time_per_sample_and_the_condition(name):
     calls = []
 
     def score(x, t, *, label):
@@ -178,7 +178,7 @@ def test_a_denoiser_samples_as_its_score_does(each_backend, name, sde):
 @every_method
 @pytest.mark.parametrize("wrap", [lambda model: model, Counted, lambda model: Guided(model, 0.0)])
 def test_a_denoiser_is_taken_as_the_score_that_belongs_to_it(name, wrap):
-    """Also inside of what counts or guides."""
+    """Also inside Counted and Guided."""
     sde, denoiser, options = constant_vp(), Denoiser(lambda x, noise: ops.sin(x), 0.5), {"method": name}
     options |= {"steps": steps(name, 5), "eps": 0.01}
     by_itself = sample(wrap(denoiser), (3, 2), sde, 4, **options)
@@ -242,7 +242,7 @@ def test_a_count_of_steps_may_be_the_largest_of_its_type(name):
     "eps, begin", [(1, 5), (np.float32(0.1), np.float32(5.3)), (np.float64(0.1), np.float64(5.3))], ids=repr
 )
 def test_times_of_any_type_are_as_floats(each_backend, name, eps, begin):
-    """An int must reach the score as a time a sample, and a float64 of NumPy must not lift float32 to its own dtype."""
+    """An int must reach the score as one time per sample, and NumPy's float64 must not turn float32 into float64."""
     sde, x, times = Brownian(t_max=10.0), Rng(0).normal((2, 3)), []
     options = {"steps": steps(name, 5), "callback": lambda step, t, x, denoised: times.append(t)}
     options["method"] = METHODS["heun"](s_churn=5.0) if name == "heun" else name
@@ -352,7 +352,7 @@ def test_an_option_that_a_method_does_not_have_is_quoted(make, message):
 
 
 def test_an_option_among_the_conditions_is_an_error_that_says_where_it_belongs():
-    """A net with any conditions would take it for one, and nothing would happen."""
+    """A net that accepts any condition would ignore it silently."""
     with pytest.raises(TypeError, match=r"s_churn is an option of the method: method=heun\(s_churn=1.0\)"):
         sample(lambda x, t, **labels: -x, (2, 3), SDE, 0, method="heun", steps=2, s_churn=1.0)
     with pytest.raises(TypeError, match="s_churn"):  # ddim has none, so it is the score that refuses it
@@ -419,8 +419,8 @@ def test_a_method_that_returns_something_else_is_quoted(numpy_backend, rule, mes
 @every_method
 @pytest.mark.parametrize("size, threads", [(2, None), (3, 1), (4, 2)])
 def test_microbatches_change_no_bit(each_backend, name, size, threads):
-    """Neither in the samples nor in where the source of the noise goes on; the score is elementwise, so nothing is
-    rounded otherwise."""
+    """Neither in the samples nor in the later draws of the source; the score is elementwise, so the rounding is the
+    same."""
     score, source, whole_source = gaussian_score(0.2, 0.1, SDE), Rng(11, step=5), Rng(11, step=5)
     options = {"method": name, "steps": steps(name, 6), "sample_offset": 3}
     whole = sample(score, (7, 4, 4, 1), SDE, whole_source, **options)
@@ -430,7 +430,7 @@ def test_microbatches_change_no_bit(each_backend, name, size, threads):
 
 
 def test_microbatches_cut_the_start_and_the_conditions(each_backend):
-    """An array or Tensor with a row for each sample goes with it, and anything else is the same for all parts."""
+    """An array or Tensor with one row per sample is divided; anything else is the same for all parts."""
     seen = []
 
     def score(x, t, *, shift, scale, table, name):

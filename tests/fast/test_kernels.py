@@ -1,4 +1,4 @@
-"""fast/cuda against fast/cpu: the same arguments, the same numbers. (The matrix holds both to the pages.)
+"""fast/cuda against fast/cpu: the same arguments give the same numbers. (The matrix compares both with the pages.)
 
 TINYDIFF_BACKEND=cupy python -m pytest tests/fast/test_kernels.py
 """
@@ -31,7 +31,7 @@ def draw(*shape: int, dtype: str = "float64", seed: int = 0) -> np.ndarray:
 
 
 def twins(name: str, *arguments: Any, atol: float | None = None) -> None:
-    """Both kernels of this name, called alike: what they return and what they leave in their arguments must agree."""
+    """Call both kernels of this name: the results, and the arguments that they change, must agree."""
     theirs = [backend.to_device(a.copy()) if isinstance(a, np.ndarray) else a for a in arguments]
     got = getattr(kernels, name)(*theirs)
     with contextlib.contextmanager(conftest.in_use)("numpy"):

@@ -170,8 +170,8 @@ def test_silu_far_out(each_fast_backend):
 
 @pytest.mark.parametrize("view", [(2, 49, 4, 8), (1, 700, 5, 1), (7, 1, 1, 33)], ids=str)
 def test_a_large_mean_costs_few_digits_and_none_on_a_gpu(view, each_fast_backend):
-    """float32 has 7 digits, of which a mean of 10,000 leaves 3 to x itself: that noise is as it is, so the exact y of
-    this x is well defined, and the kernel in CUDA finds it, as it subtracts a number of x before all else."""
+    """float32 has 7 digits, of which a mean of 10,000 leaves 3 to the differences in x. The exact y of this rounded x
+    is well defined, and the CUDA kernel finds it, because it subtracts an element of x before anything else."""
     x = (1e4 + draw(view)).astype("float32")
     exact = formula(x.astype("float64"), None, None, None, False)
     close(forward([x, None, None, None], False)[:1], exact[:1], "float32", 50 if each_fast_backend == "cupy" else 3e4)

@@ -49,7 +49,7 @@ def close(got: Any, right: Any, dtype: str, digits: float = 30) -> None:
 # ---------------------------------------------------------------- softmax
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 17, 49, 64, 257, 1000, 5000])  # 1 to 256 threads a row
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 17, 49, 64, 257, 1000, 5000])  # 1 to 256 threads per row
 @pytest.mark.parametrize("dtype", REAL)
 def test_softmax_of_rows(dtype, length, each_fast_backend):
     for lines in (1, 3, 70):
@@ -95,7 +95,7 @@ MASKS = {
     "none": ((2, 3, 5, 7), None),
     "for each score": ((2, 3, 5, 7), (2, 3, 5, 7)),
     "for all": ((2, 3, 5, 7), (5, 7)),
-    "for all but said": ((2, 3, 5, 7), (1, 1, 5, 7)),
+    "for all, in 4 axes": ((2, 3, 5, 7), (1, 1, 5, 7)),
     "of samples": ((2, 3, 5, 7), (2, 1, 5, 7)),
     "of heads": ((2, 3, 5, 7), (3, 5, 7)),
     "of the keys of a sample": ((2, 3, 5, 7), (2, 1, 1, 7)),

@@ -66,7 +66,7 @@ def test_matrix_products_have_one_thread_inside_microbatches_of_any_depth():
 
 
 def test_callers_at_the_same_time_leave_the_blas_as_it_was():
-    """The first to come is the first to go: what it found is there again only when the other has gone too."""
+    """The first block to begin is the first to end; the old number of threads is back only when both have ended."""
     before = blas_count()
     first, second = blas_threads(1), blas_threads(1)
     first.__enter__()

@@ -29,8 +29,8 @@ NETS: dict[str, Any] = {
 COUNTS = {"concat": 1_115_297, "add": 1_022_849, "conditional": 2_045_057, "autoencoder": 709, "latent": 285_284}
 SCORE_NETS = [name for name in NETS if name != "autoencoder"]
 
-# Attention to a single token, such as the label, has the weight 1 whatever is asked: what asks has no slope. The latent
-# net has a level of one pixel, whose attention to itself is of that kind too.
+# Attention to a single token, such as the label, always has the weight 1, so query and key have no gradient. The latent
+# net has a level of one pixel, whose self-attention is of that kind too.
 ONE_TOKEN = {
     "conditional": r"transformer\.(attn_cross\.(query|key)|norm2)\.",
     "latent": r"transformer\.(attn_cross\.(query|key)|norm2)\.|attn3\.transformer\.attn_self\.(query|key)\.",
@@ -105,7 +105,7 @@ def test_a_training_step_never_waits_and_reaches_every_parameter(name: str) -> N
     assert np.isfinite(loss.item())
     for key, p in net.named_parameters():
         assert p.grad is not None and p.grad.dtype == "float32" and np.isfinite(host(p.grad)).all(), key
-        # dense7 shifts channels whose norm, of one channel a group, takes the shift out again.
+        # dense7 shifts channels, and the norm after it, with one channel per group, subtracts that shift again.
         if key != "dense7.weight" and not re.search(ONE_TOKEN.get(name, "^$"), key):
             assert not np.array_equal(host(p), host(before[key])), key
 

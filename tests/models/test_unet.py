@@ -59,12 +59,12 @@ def test_every_parameter_has_a_gradient_and_it_is_right():
     for (name, p), g in zip(parameters.items(), gradients):
         assert float(abs(g.numpy()).max()) > 0, name
         direction, h, before = Rng(3).normal(p.shape, "float64"), 1e-5, p.data
-        slope = 0.0
+        difference = 0.0
         for sign in (1, -1):
             p.data = before + sign * h * direction
-            slope += sign * value().item() / (2 * h)
+            difference += sign * value().item() / (2 * h)
         p.data = before
-        assert slope == pytest.approx(backend.scalar((g.data * direction).sum()), rel=1e-6, abs=1e-8), name
+        assert difference == pytest.approx(backend.scalar((g.data * direction).sum()), rel=1e-6, abs=1e-8), name
 
 
 def test_a_training_step_never_waits_wherever_its_labels_lie():

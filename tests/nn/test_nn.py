@@ -178,7 +178,7 @@ def test_load_state_dict_lists_all_that_is_wrong_and_changes_nothing() -> None:
     assert np.array_equal(host(net.scale), before)
 
 
-def test_loading_is_seen_by_the_tape() -> None:
+def test_loading_is_noticed_by_the_graph() -> None:
     net = Net()
     y = net(normal(4, 3)).sum()
     net.load_state_dict(net.state_dict())

@@ -1,4 +1,4 @@
-"""Layers, their initial weights and the optimisers beside PyTorch's: same weights, same input, same cotangent."""
+"""Layers, their initial weights and the optimisers beside PyTorch's: same weights, same input, same adjoint."""
 
 from __future__ import annotations
 

@@ -61,10 +61,10 @@ def compare_gradients(ours: Any, theirs: Any, tolerance: float) -> None:
         close(found[name], g, tolerance, f"gradient of {name}", least=largest if is_zero else 0.0)
 
 
-# Gradients that are zero but for rounding.
-ONE_TOKEN = r".*transformer\.(attn_cross\.(query|key)|norm2)\..*"  # attention to a single token is 1, whatever is asked
+# Gradients that are zero up to rounding.
+ONE_TOKEN = r".*transformer\.(attn_cross\.(query|key)|norm2)\..*"  # attention to a single token is always 1
 ZERO = {
-    # the group norm after it, 32 groups of 32 channels, takes out what it adds to a channel
+    # the group norm after it, 32 groups of 32 channels, subtracts what it adds to a channel
     "ScoreUNet": r"dense7\..*",
     "ConditionalUNet": rf"dense7\..*|{ONE_TOKEN}",
     "LatentUNet": rf"{ONE_TOKEN}|attn3\.transformer\.attn_self\.(query|key)\..*",  # level 3 is a single pixel

@@ -15,7 +15,7 @@ def std(t: Any) -> Any:
     return torch.sqrt(torch.expm1(2 * math.log(25.0) * t) / (2 * math.log(25.0)))
 
 
-class Waves(torch.nn.Module):
+class FourierFeatures(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.W = torch.nn.Parameter(torch.randn(128) * 30, requires_grad=False)
@@ -30,7 +30,7 @@ class UNet(torch.nn.Module):
         super().__init__()
         conv, tconv, lin, norm = torch.nn.Conv2d, torch.nn.ConvTranspose2d, torch.nn.Linear, torch.nn.GroupNorm
         self.cat, k = skips == "concat", 2 if skips == "concat" else 1
-        self.time_embed = torch.nn.Sequential(Waves(), lin(256, 256), torch.nn.SiLU())
+        self.time_embed = torch.nn.Sequential(FourierFeatures(), lin(256, 256), torch.nn.SiLU())
         self.conv1, self.dense1, self.gnorm1 = conv(1, 32, 3, bias=False), lin(256, 32), norm(4, 32)
         self.conv2, self.dense2, self.gnorm2 = conv(32, 64, 3, 2, bias=False), lin(256, 64), norm(32, 64)
         self.conv3, self.dense3, self.gnorm3 = conv(64, 128, 3, 2, bias=False), lin(256, 128), norm(32, 128)
@@ -126,7 +126,7 @@ class Latent(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         conv, tconv, lin, norm = torch.nn.Conv2d, torch.nn.ConvTranspose2d, torch.nn.Linear, torch.nn.GroupNorm
-        self.time_embed = torch.nn.Sequential(Waves(), lin(256, 256), torch.nn.SiLU())
+        self.time_embed = torch.nn.Sequential(FourierFeatures(), lin(256, 256), torch.nn.SiLU())
         self.cond_embed = torch.nn.Embedding(10, 256)
         self.conv1, self.dense1, self.gnorm1 = conv(4, 16, 3, bias=False), lin(256, 16), norm(4, 16)
         self.conv2, self.dense2, self.gnorm2 = conv(16, 32, 3, 2, bias=False), lin(256, 32), norm(4, 32)
@@ -178,7 +178,7 @@ class SelfAttention(torch.nn.Module):
 
 
 class ResidualUNet(torch.nn.Module):
-    """Of two levels, on folded images of one channel."""
+    """With two levels, on images of one channel after pixel_unshuffle."""
 
     def __init__(self, widths: tuple[int, int], labels: dict[str, int], embedding: int = 192, groups: int = 8):
         super().__init__()

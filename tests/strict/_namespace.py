@@ -257,7 +257,7 @@ def _find(path: str, name: str) -> Any:
         )
         if name in API["objects"] and not known:
             raise AttributeError(
-                f"cupy.{name} is not offered by strict: tinydiff's code has no use for it outside kernels/cuda.py"
+                f"cupy.{name} is not offered by strict: tinydiff's code has no use for it outside fast/cuda"
             )
         if frozen is None and not known:
             raise AttributeError(f"module 'cupy' has no attribute {name!r}, in CuPy {API['cupy']}")

@@ -31,7 +31,7 @@ def test_microbatches_add_up_to_the_whole(each_backend, size):
         np.testing.assert_allclose(p.grad.numpy(), e.numpy(), rtol=1e-10, atol=1e-12)
 
 
-def test_the_loss_is_told_which_rows_it_has_and_draws_by_them(each_backend):
+def test_the_loss_gets_its_sample_offset_and_draws_by_it(each_backend):
     seen = []
 
     def loss(x, rng, sample_offset):

@@ -16,7 +16,7 @@ from tinydiff.models.tutorial import ScoreUNet
 from tinydiff.optim import EMA, SGD, Adam
 from tinydiff.training import CannotResume, train
 
-N, BATCH = 10, 4  # three steps an epoch, of 4, 4 and 2 samples
+N, BATCH = 10, 4  # three steps per epoch, of 4, 4 and 2 samples
 X = np.random.default_rng(0).normal(size=(N, 3)).astype(np.float32)
 Y = X @ np.array([[1.0], [-2.0], [0.5]], np.float32)
 
@@ -268,7 +268,7 @@ def test_the_loss_becomes_small():
     assert records[-1]["loss"] < 0.2 < 1 < records[0]["loss"]
 
 
-# ---------------------------------------------------------------- what is told and kept
+# ---------------------------------------------------------------- what is printed and kept
 
 
 def test_a_record_is_the_mean_over_images_not_over_steps(each_backend, tmp_path):

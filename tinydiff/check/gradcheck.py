@@ -50,7 +50,7 @@ class Element:
 
 @dataclass
 class Report:
-    """What gradcheck found."""
+    """The result of gradcheck."""
 
     order: int
     methods: list[str] = field(default_factory=list)  # one per input that was differentiated
@@ -262,7 +262,7 @@ def _method(problem: Problem, k: int, a: Any, noise: float, rng: Rng) -> tuple[s
     except Exception as error:  # whatever it is: the function is not made for complex numbers
         return (
             "central differences",
-            f"no complex step, as the function raises {type(error).__name__} on complex arrays: {error}",
+            f"no complex step, because the function raises {type(error).__name__} on complex arrays: {error}",
         )
     derivative = problem.by_central_differences(
         k, d, 1 / max(float(np.abs(d).max()), 1.0), noise, 1e-8 * float(np.abs(a * d).sum())

@@ -2,7 +2,7 @@
 
 A function f of several arrays and an adjoint v give a number, phi(x) = <v, f(x)>. Its derivative along a direction d:
 
-    complex step          Im phi(x + i h d) / h,  h = 1e-20          exact to rounding, as no difference is taken
+    complex step          Im phi(x + i h d) / h,  h = 1e-20          exact to rounding: no difference is taken
     central differences   (phi(x + h d) - phi(x - h d)) / 2h         with two steps, so that the error is known
 
 The first needs a holomorphic f that accepts complex arrays (Squire and Trapp 1998). The second works for every f. It

@@ -181,8 +181,8 @@ def _draw(labels: dict[str, np.ndarray], jitter: dict[str, np.ndarray]) -> np.nd
 
 
 def _shift(points: np.ndarray, off: np.ndarray, stroke: float) -> np.ndarray:
-    """What to add to points (n, 2) so that their middle is `off` from that of the frame, or as far as
-    leaves the frame's outermost pixels empty; `stroke` is the ink around the points. Both (2,)."""
+    """The shift (2,) of points (n, 2) that puts their middle at `off` (2,) from that of the frame, or as near to it as
+    leaves the outermost pixels of the frame empty; `stroke` is the width of the ink around the points."""
     low, high = points.min(0), points.max(0)  # (2,)
     room = np.maximum(SIDE / 2 - 1 - stroke - (high - low) / 2, 0)  # (2,)
     return SIDE / 2 - (low + high) / 2 + np.clip(off, -room, room)

@@ -68,7 +68,7 @@ class GaussianMixture:
         z = rng.normal(shape, sample_offset=sample_offset)
         x = self._array(self.means, z)[k] + (spread[k] * z[:, None, :]).sum(axis=2)  # (n, D)
         x = x * _column(scale) + rng.normal(shape, sample_offset=sample_offset) * _column(std)
-        return x.reshape((n, *self.shape))
+        return x.reshape((n, *self.shape))  # (n, D) -> (n,) or (n, D)
 
     def log_density(self, x: Any, *, scale: Any = 1.0, std: Any = 0.0) -> Any:
         """ln p, in nats: x (N,) or (N, D) -> (N,)."""

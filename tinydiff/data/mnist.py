@@ -244,7 +244,7 @@ def _download(file: str, name: str, source: Source, mirrors: Sequence[str]) -> P
 
 
 def _fetch(url: str) -> tuple[bytes, str]:
-    """What is at `url`, and why it could not be read ("" if it could)."""
+    """The bytes at `url`, and the reason why they could not be read ("" if they could)."""
     import http.client  # here, because these two take a fifth of the time that importing this package may take
     import urllib.request
 
@@ -256,7 +256,7 @@ def _fetch(url: str) -> tuple[bytes, str]:
 
 
 def _damage(blob: bytes, file: str, source: Source) -> str:
-    """What is wrong with the bytes of a downloaded file; "" if nothing is."""
+    """The fault in the bytes of a downloaded file; "" if there is none."""
     try:
         digest = source.digest(blob)
     except ValueError as error:

@@ -1,5 +1,5 @@
-"""What a trained model is good for besides new images: filling a hole, making an image from a sketch, walking from one
-image to another, removing noise.
+"""Other uses of a trained model: filling a hole (inpainting), making an image from another, interpolation between
+images, removing noise.
 
 A model is as in `sample`. Other arguments of `sample`, such as a condition, are passed on. Images are floats on the
 scale on which the model was trained.

@@ -141,7 +141,7 @@ def bits_per_dimension(
     progress: Callable[[int, int, Average], Any] | None = None,
     **condition: Any,
 ) -> Any:
-    """What it costs to send an image by this model, in bits per pixel and channel: images (N, ...) of uint8
+    """The code length of an image under this model, in bits per pixel and channel: images (N, ...) of uint8
     -> (N, probes) on the host. `average` gives the mean and its standard error.
 
         x = low + (high - low) (k + u) / 256,  u ~ U(0, 1)         bits = -log2 p(x) / D + 8 - log2(high - low)

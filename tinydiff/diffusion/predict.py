@@ -1,8 +1,7 @@
 """What a network may predict: the score, the noise, the data, or a combination of them. All of them are equivalent.
 
-At time t a sample is x = m x_0 + s z. Whatever the network is trained to predict is another combination of the two,
-y = a x_0 + b z, with its own a and b, which depend on m and s. So x_0 and z follow from y and x, by solving two linear
-equations,
+At time t a sample is x = m x_0 + s z. Every prediction is another combination of the two, y = a x_0 + b z, with its own
+a and b, which depend on m and s. So x_0 and z follow from y and x, by solving two linear equations,
 
     x_0 = (b x - s y) / (m b - s a),      z = (m y - a x) / (m b - s a)
 
@@ -58,7 +57,7 @@ def _std_of_x(m: Any, s: Any, sigma_data: Any) -> Any:
 
 
 class ScoreModel(nn.Module):
-    """A network and what it predicts, as a score: model(x, t) goes into every loss and every method of sampling.
+    """A network and its kind of prediction, as a score: a model(x, t) for every loss and every method of sampling.
 
     net(x, t, **condition): x (N, ...) and t (N,) -> y (N, ...), which is what `predicts` names in the table above.
     With "edm" the inputs of the network are preconditioned as in that paper: x / q, of variance 1, and ln(s / m) / 4.

@@ -365,7 +365,7 @@ def time_at(process: Any, sigma: float) -> float:
 
 def per_sample(a: Any, x: Any) -> Any:
     """One number per sample, (N,), shaped to multiply x (N, ...): (N, 1, ..., 1). A Python number stays one."""
-    return a if isinstance(a, (int, float)) else a.reshape((-1,) + (1,) * (x.ndim - 1))
+    return a if isinstance(a, (int, float)) else a.reshape((-1,) + (1,) * (x.ndim - 1))  # -> (N, 1, ..., 1)
 
 
 def by_name(what: str, choices: Mapping[str, Any], name: str) -> Any:

@@ -70,7 +70,7 @@ def solve(
         error = error if alone is None else xp.maximum(error, alone.max(axis=1))  # NaN if one of them is NaN
         good = error <= 1  # False for NaN
         t = xp.where(good, xp.where(arrives, end, t + h), t)
-        y = xp.where(good.reshape(wide), new, y)
+        y = xp.where(good.reshape(wide), new, y)  # (N,) -> (N, 1, ..., 1)
         k = [xp.where(good.reshape(wide), k[-1], k[0])]
         growth = xp.where(xp.isnan(error), 0.2, 0.9 * xp.maximum(error, 1e-10) ** -0.2)
         h = h * xp.clip(growth, 0.2, 5.0)

@@ -54,7 +54,7 @@ def sample(
     method: a name in METHODS, a Method such as heun(s_churn=10.0), or an update rule of your own (see methods.py).
     steps: from the start to eps; by default the number that the method has. Then all methods take one more step, which
     replaces the remaining noise by its expectation, 0 (Tweedie's formula): x <- (x + s^2 score) / m.
-    eps: where to stop, as the score cannot be learned at t = 0.
+    eps: the time at which the steps end, because the score cannot be learned at t = 0.
     start: (x, t), where to begin instead of the prior at t_max.
     callback(step, t, x, denoised): called at each of the steps + 1 times, with x at time t and the denoised image,
     E[x_0 | x] by the model; the last denoised image is the result.

@@ -26,7 +26,7 @@ def register(name: str, product: Callable[[Array, Array], Array]) -> None:
         if y.ndim > 2 or x.ndim == 2:
             return product(x, y)
         rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])  # many matrices times one: (..., n, k) -> (... n, k)
-        return product(rows, y).reshape(*x.shape[:-1], y.shape[1])
+        return product(rows, y).reshape(*x.shape[:-1], y.shape[1])  # (... n, m) -> (..., n, m)
 
     @matmul.fast_vjp(name)
     def matmul_vjp_fast(g: Array, _z: Any, x: Array, y: Array, *, residuals: Any) -> Any:
@@ -48,6 +48,6 @@ def register(name: str, product: Callable[[Array, Array], Array]) -> None:
         lead = len(axes)
         if not (0 < lead < x.ndim and axes == tuple(range(lead))):
             return NotImplemented
-        rows = x.reshape(math.prod(x.shape[:lead]), -1)
-        z = product(xp.ones((1, len(rows)), x.dtype), rows).reshape(x.shape[lead:])
+        rows = x.reshape(math.prod(x.shape[:lead]), -1)  # (lead, rest) -> (M, R)
+        z = product(xp.ones((1, len(rows)), x.dtype), rows).reshape(x.shape[lead:])  # (1, R) -> (rest)
         return z.reshape((1,) * lead + z.shape) if keepdims else z

@@ -114,7 +114,7 @@ def _turned(w: Array, groups: int) -> Array:
     """The kernel turned round, with inputs and outputs exchanged: (kh, kw, C/G, O) -> (kh, kw, O/G, C)"""
     kh, kw, c, out = w.shape
     w = w[::-1, ::-1].reshape(kh, kw, c, groups, out // groups).transpose(0, 1, 4, 3, 2)  # (kh, kw, O/G, G, C/G)
-    return w.reshape(kh, kw, out // groups, groups * c)
+    return w.reshape(kh, kw, out // groups, groups * c)  # -> (kh, kw, O/G, C)
 
 
 def _products(tools: Tools, x: Array, y: Array, out: Array) -> None:
@@ -122,7 +122,7 @@ def _products(tools: Tools, x: Array, y: Array, out: Array) -> None:
     if len(x) == 1:
         tools.matmul(x[0], y[0], out=out)
     else:
-        out[...] = tools.matmul(x, y).transpose(1, 0, 2).reshape(out.shape)
+        out[...] = tools.matmul(x, y).transpose(1, 0, 2).reshape(out.shape)  # (G, n, m) -> (n, G m)
 
 
 def _rows(x: Array) -> Array:
@@ -134,6 +134,6 @@ def _grouped(patches: Array, groups: int) -> Array:
     """(n, OH, OW, kh, kw, C) -> (G, n OH OW, kh kw C/G)"""
     n, oh, ow, kh, kw, c = patches.shape
     if groups == 1:
-        return patches.reshape(1, n * oh * ow, kh * kw * c)
-    patches = patches.reshape(n * oh * ow, kh * kw, groups, c // groups).transpose(2, 0, 1, 3)
-    return patches.reshape(groups, n * oh * ow, kh * kw * (c // groups))
+        return patches.reshape(1, n * oh * ow, kh * kw * c)  # (1, n OH OW, kh kw C)
+    patches = patches.reshape(n * oh * ow, kh * kw, groups, c // groups).transpose(2, 0, 1, 3)  # (G, M, kh kw, C/G)
+    return patches.reshape(groups, n * oh * ow, kh * kw * (c // groups))  # -> (G, M, kh kw C/G)

@@ -82,4 +82,4 @@ class FourierInputs(nn.Module):
             w = 2.0**n * math.pi
             a = ops.exp(r2 * (-0.5 * w * w))  # (N, 1, 1, 1)
             parts += [ops.cos(x * w) * a, ops.sin(x * w) * a]
-        return self.net(ops.concatenate(parts, axis=x.ndim - 1), noise, **condition)
+        return self.net(ops.concatenate(parts, axis=x.ndim - 1), noise, **condition)  # (N, H, W, C (1 + 2 n))

@@ -323,7 +323,7 @@ def _hidden(x: Any, conv: nn.Module, time: Any, norm: nn.Module) -> Any:
 
 def _per_image(a: Any) -> Any:
     """One number or vector per image, as an image of one pixel: (N,) or (N, C) -> (N, 1, 1, 1 or C)."""
-    return a.reshape((a.shape[0], 1, 1, -1))
+    return a.reshape((a.shape[0], 1, 1, -1))  # (N,) or (N, C) -> (N, 1, 1, 1 or C)
 
 
 def _context(net: nn.Module, x: Any, labels: Any, table: nn.Embedding) -> Any:

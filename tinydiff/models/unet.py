@@ -100,7 +100,7 @@ class UNet(nn.Module):
         h = block(attention(h), e)
         for layer in self.up:
             if isinstance(layer, ResidualBlock):
-                h = layer(ops.concatenate([h, skips.pop()], axis=3), e)
+                h = layer(ops.concatenate([h, skips.pop()], axis=3), e)  # (N, h, w, 2C) -> (N, h, w, C)
             else:
                 h = layer(h)
         return pixel_shuffle(self.last(self.norm(h, silu=True)), self.patch)  # (N, H, W, out_channels)
@@ -158,8 +158,8 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         n, height, width, channels = x.shape
         tokens = self.norm(x).reshape(n, 1, height * width, channels)  # one head: (N, 1, HW, C)
-        q, k, v = ops.split(self.qkv(tokens), 3, axis=3)
-        return x + self.project(ops.attention(q, k, v)).reshape(x.shape)
+        q, k, v = ops.split(self.qkv(tokens), 3, axis=3)  # (N, 1, HW, 3C) -> 3 of (N, 1, HW, C)
+        return x + self.project(ops.attention(q, k, v)).reshape(x.shape)  # (N, 1, HW, C) -> (N, H, W, C)
 
 
 def pixel_unshuffle(x: Tensor, patch: int) -> Tensor:

@@ -1,9 +1,9 @@
 """Convolutions with their weights, channels last; see ops/conv.py for what they compute.
 
 Weights are (kernel..., in / groups, out), and for the transposed convolution (kernel..., out / groups, in): the
-weight of the convolution whose transpose it is. The bound of their initialisation is PyTorch's,
-1 / sqrt(fan_in): for the transposed convolution PyTorch counts out / groups times the kernel, although what it
-sums in one output is in / groups of them.
+weight of the convolution whose transpose it is. The bound of their initialisation is PyTorch's, 1 / sqrt(fan_in). For
+the transposed convolution PyTorch takes out / groups times the kernel as the fan-in, although an output is a sum over
+in / groups channels.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .module import Module, Parameter, same_dtype
 
 
 class _Conv(Module):
-    """What the three have in common: their arguments, and the parameters made from them.
+    """The base of the three layers: their arguments, and the parameters made from them.
 
     kernel_size, stride, padding, dilation: an int, or one per axis; padding may be "same".
     Errors: ValueError for groups that do not divide the channels; when called, for shapes that do not fit.

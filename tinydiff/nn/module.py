@@ -173,7 +173,7 @@ class Module:
 
 
 class Hook:
-    """What `register_forward_hook` returns."""
+    """The handle that `register_forward_hook` returns."""
 
     def __init__(self, module: Module):
         self.module = module

@@ -127,7 +127,7 @@ def conv2d_weight_grad(x: Any, y: Any, *, geometry: Geometry) -> Any:
     w = xp.empty((*geometry.kernel, c, o), xp.result_type(x, y))
     for u, v, at in geometry.taps():
         product = by_group(padded[at], groups).swapaxes(1, 2) @ rows  # (G, C/G, M) x (G, M, O/G) -> (G, C/G, O/G)
-        w[u, v] = product.transpose(1, 0, 2).reshape(c, o)
+        w[u, v] = product.transpose(1, 0, 2).reshape(c, o)  # (G, C/G, O/G) -> (C/G, O)
     return w
 
 
@@ -141,8 +141,8 @@ def conv2d_weight_grad_vjp(g: Any, _w: Any, x: Any, y: Any, *, geometry: Geometr
 
 def by_group(a: Any, groups: int) -> Any:
     """(..., C) -> (G, M, C/G): rows of channels, a matrix for each group."""
-    rows = a.reshape(math.prod(a.shape[:-1]), groups, a.shape[-1] // groups)
-    return rows.transpose(1, 0, 2)
+    rows = a.reshape(math.prod(a.shape[:-1]), groups, a.shape[-1] // groups)  # (..., C) -> (M, G, C/G)
+    return rows.transpose(1, 0, 2)  # (M, G, C/G) -> (G, M, C/G)
 
 
 # ---------------------------------------------------------------- the functions of users and layers

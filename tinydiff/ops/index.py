@@ -97,7 +97,7 @@ def take(x: Any, indices: Any, *, axis: int | None = None) -> Any:
     """x at the indices along the axis (None: of the flattened array), as numpy.take: the shape of the indices takes the
     place of the axis. An index out of range is an IndexError on NumPy; on a GPU it is not noticed."""
     if axis is None:
-        return getitem(reshape(x, shape=-1), index=indices)
+        return getitem(reshape(x, shape=-1), index=indices)  # (...) -> (M,) -> indices.shape
     return getitem(x, index=(slice(None),) * axis_of(axis, x.ndim, "take") + (indices,))
 
 

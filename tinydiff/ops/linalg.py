@@ -46,7 +46,7 @@ def vectors_vjp(g: Any, x: Any, y: Any) -> Any:
     """The rule where x is a vector, taken as the row X, or y is one, taken as the column Y."""
     row = expand_dims(x, axis=0) if x.ndim == 1 else x  # (k,) -> (1, k)
     column = expand_dims(y, axis=1) if y.ndim == 1 else y  # (k,) -> (k, 1)
-    g = expand_dims(g, axis=-1) if y.ndim == 1 else g
+    g = expand_dims(g, axis=-1) if y.ndim == 1 else g  # (..., n) -> (..., n, 1)
     g = expand_dims(g, axis=-2) if x.ndim == 1 else g  # (..., n, m)
     x_adjoint, y_adjoint = (adjoint() for adjoint in matmul_vjp(g, None, row, column))
     return x_adjoint, squeeze(y_adjoint, axis=-1) if y.ndim == 1 else y_adjoint

@@ -16,7 +16,7 @@ def max_pool2d(x: Any, *, kernel: Pair, stride: Pair | None = None, padding: Pai
     """The largest value under each window: (N, H, W, C) -> (N, OH, OW, C),
     OH = floor((H + 2 padding - kernel) / stride) + 1.
 
-    stride: that of the kernel unless given. What lies in the padding never wins.
+    stride: the kernel's size unless given. The padding is -inf, so it is never the largest.
     At ties: those that are largest share equally.
     """
     return max(_windows("max_pool2d", x, kernel, stride, padding, -math.inf), axis=0)
@@ -34,8 +34,8 @@ def upsample_nearest2d(x: Any, *, scale: Pair = 2) -> Any:
     if x.ndim != 4:
         raise ValueError(f"upsample_nearest2d takes images (N, H, W, C), not {x.shape}")
     (n, h, w, c), (a, b) = x.shape, _pair(scale, "upsample_nearest2d", "scale", 1)
-    x = broadcast_to(reshape(x, shape=(n, h, 1, w, 1, c)), shape=(n, h, a, w, b, c))
-    return reshape(x, shape=(n, h * a, w * b, c))
+    x = broadcast_to(reshape(x, shape=(n, h, 1, w, 1, c)), shape=(n, h, a, w, b, c))  # -> (N, H, s, W, s, C)
+    return reshape(x, shape=(n, h * a, w * b, c))  # -> (N, s H, s W, C)
 
 
 def _windows(what: str, x: Any, kernel: Pair, stride: Pair | None, padding: Pair, fill: float) -> Any:

@@ -98,7 +98,7 @@ def prod(x: Any, *, axis: Axis = None, keepdims: bool = False) -> Any:
     axes = axes_of(axis, x.ndim, "prod")
     rest = [a for a in range(x.ndim) if a not in axes]
     shape = tuple(x.shape[a] for a in rest)
-    z = reshape(transpose(x, axes=(*rest, *axes)), shape=(*shape, math.prod(x.shape[a] for a in axes)))
+    z = reshape(transpose(x, axes=(*rest, *axes)), shape=(*shape, math.prod(x.shape[a] for a in axes)))  # (rest, M)
     while z.shape[-1] > 1:
         half = z.shape[-1] // 2
         pairs = z[..., :half] * z[..., half : 2 * half]

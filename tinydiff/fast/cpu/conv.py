@@ -19,14 +19,14 @@ def im2col(x: Array, geometry: Geometry) -> Array:
         padded[:, top : top + height, left : left + width] = x
         x = padded
     elif (kh, kw) == (sh, sw) == (1, 1):
-        return x.reshape(n, oh, ow, 1, 1, c)
+        return x.reshape(n, oh, ow, 1, 1, c)  # (n, H, W, C) -> (n, OH, OW, 1, 1, C)
     if c * kw < 8:  # runs too short to copy: one plane per tap instead, which gives the matrix transposed
         planes = np.empty((kh, kw, c, n, oh, ow), x.dtype)
         for i in range(kh):
             for j in range(kw):
                 taps = x[:, i * dh : i * dh + sh * oh : sh, j * dw : j * dw + sw * ow : sw]
-                planes[i, j] = taps.transpose(3, 0, 1, 2)
-        return planes.transpose(3, 4, 5, 0, 1, 2)
+                planes[i, j] = taps.transpose(3, 0, 1, 2)  # (n, OH, OW, C) -> (C, n, OH, OW)
+        return planes.transpose(3, 4, 5, 0, 1, 2)  # -> (n, OH, OW, kh, kw, C)
     x = np.ascontiguousarray(x)
     a, b, r, q = x.strides
     windows = np.lib.stride_tricks.as_strided(x, (n, oh, ow, kh, kw, c), (a, b * sh, r * sw, b * dh, r * dw, q))

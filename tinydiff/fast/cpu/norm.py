@@ -120,7 +120,7 @@ def blocked_norm_vjp(
 def _norm_of_positions(x: Array, shift: Any, weight: Any, bias: Any, eps: float, silu: bool) -> Any:
     """blocked_norm for L = 1, as in layer norm, where the elements of one mean are contiguous."""
     a, _, groups, d = x.shape
-    x3, y = x.reshape(a, groups, d), np.empty((a, groups, d), x.dtype)
+    x3, y = x.reshape(a, groups, d), np.empty((a, groups, d), x.dtype)  # (A, G, D)
     mean, rstd = np.empty((a, groups, 1), x.dtype), np.empty((a, groups, 1), x.dtype)
     for part in blocks(x3):
         shifted = x3[part] if shift is None else x3[part] + shift[part].reshape(-1, groups, d)
@@ -142,7 +142,7 @@ def _norm_of_positions_vjp(
 ) -> Any:
     a, _, groups, d = x.shape
     x3, g3, dx = x.reshape(a, groups, d), g.reshape(a, groups, d), np.empty((a, groups, d), x.dtype)
-    mean, rstd = mean.reshape(a, groups, 1), rstd.reshape(a, groups, 1)
+    mean, rstd = mean.reshape(a, groups, 1), rstd.reshape(a, groups, 1)  # (A, 1, G) -> (A, G, 1)
     dweight, dbias = (None if p is None else np.zeros(p.shape, x.dtype) for p in (weight, bias))
     for part in blocks(x3):
         xhat = np.subtract(x3[part], mean[part], out=dx[part])
@@ -204,7 +204,7 @@ class _Rows:
         c = c[None, None] if c.ndim == 1 else c[:, None]
         if c.shape[2] == self.channels:
             c = np.broadcast_to(c, (len(c), self.fold, self.channels)).reshape(len(c), 1, k)
-        return np.broadcast_to(c, (a, 1, k))
+        return np.broadcast_to(c, (a, 1, k))  # (A, 1, K)
 
     def sums(self, dtype: Any) -> _Sums:
         return _Sums(self, dtype)

@@ -18,7 +18,7 @@ def im2col(x: Array, geometry: Any) -> Array:
     """The patch under each output pixel: (n, H, W, C) -> (n, OH, OW, kh, kw, C)."""
     n, (oh, ow), kernel = len(x), geometry.out, geometry.kernel
     if kernel == geometry.stride == (1, 1) and geometry.padding == ((0, 0), (0, 0)):
-        return x.reshape(n, oh, ow, 1, 1, x.shape[3])
+        return x.reshape(n, oh, ow, 1, 1, x.shape[3])  # (n, H, W, C) -> (n, OH, OW, 1, 1, C)
     patches = cupy.empty((n, oh, ow, *kernel, x.shape[3]), x.dtype)
     _gather(_CONV["im2col"], x, patches, geometry)
     return patches

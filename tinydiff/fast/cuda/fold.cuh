@@ -5,9 +5,9 @@ Sums over the threads of a block, through shared memory.
 #define TINYDIFF_FOLD
 
 // Add up, by +=, the values `mine` of `count` threads whose numbers are `apart` from one another. `place` is the place
-// of this thread among them, or at least `count` if it is not one of them. Afterwards the thread at place 0 has the sum.
-// The upper half is added to the lower, again and again, so the order is always the same. All threads of the block must
-// call it, and `memory` has room for one value per thread.
+// of this thread among them, or at least `count` if it is not one of them. Afterwards the thread at place 0 has the
+// sum. The upper half is added to the lower, again and again, so the order is always the same. All threads of the block
+// must call it, and `memory` has room for one value per thread.
 template <class Value>
 __device__ void fold(Value& mine, Value* memory, int place, int count, int apart) {
   while (count > 1) {

@@ -1,4 +1,4 @@
-"""What the tape keeps and frees, and what it refuses of a rule."""
+"""What the graph keeps and frees, and the errors of a wrong rule."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tape_tools import constant, equal, leaf
+from graph_tools import constant, equal, leaf
 
 import tinydiff as td
 from tinydiff import ops
@@ -162,7 +162,7 @@ def test_a_rule_that_raises_leaves_no_gradient_behind(op: Any) -> None:
 # ---------------------------------------------------------------- rules
 
 
-def test_none_as_a_adjoint(op: Any) -> None:
+def test_none_as_an_adjoint(op: Any) -> None:
     def forward(x: Any, y: Any) -> Any:
         return x * y
 
@@ -175,7 +175,7 @@ def test_none_as_a_adjoint(op: Any) -> None:
     equal(gy, np.zeros(3))
 
 
-def test_a_adjoint_that_nobody_wants_is_not_computed(op: Any) -> None:
+def test_an_adjoint_that_is_not_wanted_is_not_computed(op: Any) -> None:
     def forward(x: Any, y: Any) -> Any:
         return x * y
 

@@ -1,4 +1,4 @@
-"""Leaves, constants and a comparison, for the tests of the tape."""
+"""Leaves, constants and a comparison, for the tests of the graph."""
 
 from __future__ import annotations
 
