@@ -71,10 +71,10 @@ def test_a_gradient_may_be_kept_where_it_passes_through() -> None:
     x = leaf(3)
     h, other = x * 2.0, x * 3.0
     h.retain_grad()
-    h.retain_grad()  # once more changes nothing but the sum
+    h.retain_grad()  # once more changes nothing
     x.retain_grad()  # leaves keep theirs anyway
     (h * other).sum().backward()
-    equal(h.grad, 2 * other.numpy())
+    equal(h.grad, other.numpy())
     assert other.grad is None
     again = leaf(3, seed=1) * 1.0
     again.retain_grad()
@@ -102,6 +102,47 @@ def test_retain_grad_keeps_no_result_alive() -> None:
 def test_a_tensor_that_gets_no_gradient_has_no_hooks() -> None:
     with pytest.raises(RuntimeError, match=r"register_hook: a Tensor of shape \(3,\) requires no gradient"):
         constant(3).register_hook(print)
+    with pytest.raises(RuntimeError, match=r"retain_grad: a Tensor of shape \(3,\) requires no gradient"):
+        constant(3).retain_grad()
+
+
+def test_a_gradient_is_kept_after_the_hooks_whichever_came_first() -> None:
+    for retain_first in (True, False):
+        h = leaf(3) * 1.0
+        steps = [h.retain_grad, lambda h=h: h.register_hook(lambda g: g * 2.0)]
+        for step in steps if retain_first else reversed(steps):
+            step()
+        h.sum().backward()
+        equal(h.grad, np.full(3, 2.0))
+
+
+def test_one_function_may_be_registered_twice() -> None:
+    x = leaf(3)
+
+    def double(g: td.Tensor) -> td.Tensor:
+        return g * 2.0
+
+    first, _second = x.register_hook(double), x.register_hook(double)
+    first.remove()
+    first.remove()
+    x.sum().backward()
+    equal(x.grad, np.full(3, 2.0))
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_hooks_share_no_memory_with_gradients(create_graph: bool) -> None:
+    x, y, seen = leaf(3), leaf(3, seed=1), []
+    h = x + y
+    h.retain_grad()
+    h.register_hook(seen.append)
+    buffer = td.tensor(np.ones(3))
+    y.register_hook(lambda g: buffer)
+    h.backward(np.ones(3), create_graph=create_graph)
+    with td.no_grad():
+        x.grad *= 5.0
+        y.grad *= 7.0
+    for g in (h.grad, seen[0], buffer):
+        equal(g, np.ones(3))
 
 
 # ---------------------------------------------------------------- observers
@@ -183,7 +224,8 @@ def test_hooks_of_what_goes_into_a_checkpoint_run_once(create_graph: bool) -> No
     assert h.grad.tolist() == [6.0]
 
 
-def test_a_hook_may_change_in_place_what_it_is_given() -> None:
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_a_hook_may_change_in_place_what_it_is_given(create_graph: bool) -> None:
     """add hands one array to both of its inputs; and the adjoint of a 0-d result is an array, too."""
     x, y = leaf(3), leaf(3, seed=1)
 
@@ -191,7 +233,7 @@ def test_a_hook_may_change_in_place_what_it_is_given() -> None:
         g *= 2.0
 
     x.register_hook(double)
-    (x + y).sum().backward()
+    (x + y).backward(np.ones(3), create_graph=create_graph)
     equal(x.grad, np.full(3, 2.0))
     equal(y.grad, np.ones(3))
     z = td.tensor(3.0, requires_grad=True)

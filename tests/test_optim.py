@@ -203,6 +203,12 @@ def test_a_training_step_never_waits_and_learns(dtype: str) -> None:
 # ---------------------------------------------------------------- clipping
 
 
+def test_plain_sgd_takes_no_state_of_another_optimiser() -> None:
+    ps = [Tensor(backend.xp.ones(3, "float32"), requires_grad=True)]
+    with pytest.raises(ValueError, match=r"this state does not fit SGD of 1 parameters: parameter 0"):
+        optim.SGD(ps, 0.1).load_state_dict(optim.Adam(ps, 0.1).state_dict())
+
+
 def test_clip_grad_norm() -> None:
     ps = parameters("float32")
     set_gradients(ps, 0)
@@ -262,6 +268,26 @@ def test_ema_applied_and_given_back() -> None:
     assert np.array_equal(host(other.weight), host(ema.averages["weight"]))
     ema.update()
     assert not np.allclose(host(other.weight), host(ema.averages["weight"]))
+
+
+def test_a_graph_made_with_the_averages_notices_that_they_have_moved_on() -> None:
+    net, x = nn.Linear(2, 2, rng=0), tensor(np.ones((1, 2), np.float32), requires_grad=True)
+    ema = optim.EMA(net)
+    with ema.applied():
+        y = net(x).sum()
+    net.weight.data = net.weight.data + 1.0
+    ema.update()
+    with pytest.raises(RuntimeError, match="was changed in place after it was used"):
+        y.backward()
+
+
+def test_a_clipped_gradient_that_a_graph_needs_is_noticed() -> None:
+    x = tensor([1.0, 2.0], requires_grad=True)
+    (x * x * x).sum().backward(create_graph=True)
+    y = (x.grad * x.grad).sum()
+    optim.clip_grad_norm([x], 0.1)
+    with pytest.raises(RuntimeError, match="was changed in place after it was used"):
+        y.backward()
 
 
 def test_ema_state() -> None:

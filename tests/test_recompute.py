@@ -231,3 +231,30 @@ def test_checkpoint_in_two_threads() -> None:
         t.join()
     for g in found:
         equal(g, expected)
+
+
+@pytest.mark.parametrize("change", ["in place", "other data"])
+def test_a_change_of_what_the_function_uses_without_being_given_it_is_noticed(change: str) -> None:
+    """A frozen layer needs no gradient, but the function would be another one the second time."""
+    frozen, x = constant(3), leaf(3, seed=1)
+    y = td.checkpoint(lambda x: x * frozen, x).sum()
+    with td.no_grad():
+        if change == "in place":
+            frozen *= 2.0
+        else:
+            frozen.data = frozen.data * 2.0
+    with pytest.raises(RuntimeError, match=r"an input of checkpoint, was changed in place"):
+        y.backward()
+
+
+def test_what_is_made_inside_a_checkpoint_is_not_kept() -> None:
+    made = []
+
+    def fn(x: Any) -> Any:
+        h = x.detach() * 2.0
+        made.append(weakref.ref(h.data))
+        return x * h
+
+    y = td.checkpoint(fn, leaf(1000)).sum()
+    assert made[0]() is None
+    y.backward()

@@ -5,7 +5,6 @@ order: engine, ops; then nn, optim, diffusion, models, training. The folder fast
 """
 
 import importlib.util
-import os
 
 from . import backend, nn, ops, optim
 from .anomaly import detect_anomaly
@@ -15,7 +14,7 @@ from .profile import profile
 from .recompute import checkpoint
 from .rng import Rng
 
-if os.environ.get("TINYDIFF_FAST") != "0" and importlib.util.find_spec(".fast", __name__):
+if backend.wants_fast() and importlib.util.find_spec(".fast", __name__):
     from . import fast  # noqa: F401  which registers quicker versions of what the others define
 
 __version__ = "0.1.0"

@@ -100,7 +100,15 @@ def _numpy() -> Backend:
 
 def _fast(name: str) -> str | None:
     """The name, unless the environment says TINYDIFF_FAST=0: then everything runs as it stands on its page."""
-    return None if os.environ.get("TINYDIFF_FAST") == "0" else name
+    return name if wants_fast() else None
+
+
+def wants_fast() -> bool:
+    """Errors: ValueError if TINYDIFF_FAST is neither 0 nor 1."""
+    wanted = os.environ.get("TINYDIFF_FAST", "1")
+    if wanted not in ("0", "1"):
+        raise ValueError(f"TINYDIFF_FAST must be 0 or 1, not {wanted!r}")
+    return wanted == "1"
 
 
 def _cupy() -> Backend:

@@ -37,7 +37,7 @@ from . import backend
 from .backend import Array, HostArray
 from .changes import changed_since, changes, clock, note_change
 from .observers import observed, observers, tell
-from .operators import OPS, Operators, array_of
+from .operators import OPS, Hooks, Operators, array_of
 
 
 class Mode(threading.local):
@@ -67,7 +67,7 @@ class Tensor(Operators):
         self._grad: Tensor | None = None
         self.node = node
         self._requires_grad = requires_grad
-        self.hooks: list[Callable[..., Any]] | None = None
+        self.hooks: Hooks | None = None
 
     @property
     def data(self) -> Array:
@@ -138,6 +138,7 @@ def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     Arrays keep their dtype; Python floats become float32 unless `dtype` is given.
     Errors: TypeError for data that is no array of numbers, or that requires a gradient and is not floating.
     """
+    backend.active()  # whose own errors are not about the data
     try:
         array = backend.to_device(array_of(data))
     except (TypeError, ValueError) as error:
@@ -486,8 +487,8 @@ def backward_pass(
             g = adjoints.pop(node, None)
             parents = node.parents if wanted is None else wanted.get(node)
             if g is not None:
-                if node.hooks:
-                    g = hooked(node, g)
+                if node.hooks is not None:
+                    g = hooked(node.hooks, g)
                 if goals and node in goals:
                     found[node] = g
                 if parents:  # some lead to a target
@@ -497,7 +498,7 @@ def backward_pass(
             if not keep:
                 node.free()
     for x, g in adjoints.items():  # what is left belongs to leaves, or to targets, whose hooks `stop` leaves to others
-        found[x] = hooked(x, g) if x.hooks and not stop else g
+        found[x] = g if x.hooks is None or stop else hooked(x.hooks, g)
     tensors = {key: g if isinstance(g, Tensor) else Tensor(backend.as_array(g)) for key, g in found.items()}
     targets_of = {x: x for x in tensors} if goals is None else goals
     return [(x, tensors[key]) for key, x in targets_of.items() if key in tensors]
@@ -523,11 +524,12 @@ def seed(output: Any, g: Any, create_graph: bool) -> Any:
     return g if create_graph else g._data
 
 
-def hooked(owner: Any, g: Any) -> Any:
-    """The adjoint after the hooks of its Tensor: what one returns takes its place."""
-    x = g if isinstance(g, Tensor) else Tensor(backend.xp.array(g))  # a copy, as rules may share arrays
-    for fn in list(owner.hooks):
-        found = fn(x)
+def hooked(hooks: Hooks, g: Any) -> Any:
+    """The adjoint after the hooks of its Tensor. Copies go in and out: a hook shares no memory with a gradient."""
+    copy = OPS["copy"]
+    x = copy(g if isinstance(g, Tensor) else Tensor(backend.as_array(g)))
+    for handle in list(hooks):
+        found = handle.fn(x)
         if found is None:
             continue
         if not isinstance(found, Tensor) or found.shape != x.shape or found.dtype != x.dtype:
@@ -536,7 +538,10 @@ def hooked(owner: Any, g: Any) -> Any:
                 + (f"{describe(found)}, {found.dtype}" if isinstance(found, Tensor) else repr(found))
             )
         x = found
-    return x if isinstance(g, Tensor) else x._data
+    keeper = hooks.kept_by() if hooks.kept_by else None
+    if keeper is not None:
+        keeper.grad = copy(x) if keeper.grad is None else keeper.grad + x
+    return copy(x) if isinstance(g, Tensor) else copy(x._data)
 
 
 def owned(pairs: list[Any], given: Any, create_graph: bool) -> Iterator[tuple[Tensor, Tensor]]:

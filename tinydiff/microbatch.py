@@ -38,7 +38,8 @@ def gradients(
 
     loss(*arrays, rng=rng, sample_offset=i) -> Tensor of shape (): the mean over the samples i, i + 1, ... of the batch,
     whose arrays are on the device. batch: arrays of one length. size: of a microbatch (None: microbatch_size).
-    threads: as in over_microbatches. Parameters that do not require a gradient are left out.
+    threads: as in over_microbatches. Parameters that do not require a gradient are left out. A hook of a parameter sees
+    the gradient of each microbatch in turn, and one of an activation that of its rows.
     Errors: ValueError for an empty batch, and those of over_microbatches.
     """
     parameters = [p for p in parameters if p.requires_grad]

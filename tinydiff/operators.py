@@ -17,17 +17,22 @@ if TYPE_CHECKING:
 OPS: dict[str, Callable[..., Any]] = {}  # every op by name; they enter themselves as tinydiff/ops defines them
 
 
-class Handle:
-    """A hook that has been added to a list of them."""
+class Hooks(list["Handle"]):
+    """What is called with an adjoint; and the Tensor that keeps it in `.grad`, as a weak reference."""
 
-    def __init__(self, hooks: list[Any], fn: Callable[..., Any]):
+    kept_by: Any = None
+
+
+class Handle:
+    """A hook in a list of hooks."""
+
+    def __init__(self, hooks: list[Handle], fn: Callable[..., Any]):
         self.hooks, self.fn = hooks, fn
-        hooks.append(fn)
+        hooks.append(self)
 
     def remove(self) -> None:
         """Take the hook away. A second time does nothing."""
-        if self.fn in self.hooks:
-            self.hooks.remove(self.fn)
+        self.hooks[:] = [handle for handle in self.hooks if handle is not self]
 
 
 class Operators:
@@ -168,22 +173,23 @@ class Operators:
         takes the place of g. Returns a handle whose remove() takes the hook away.
         Errors: RuntimeError for a Tensor that requires no gradient.
         """
-        if not self._requires_grad:
-            raise RuntimeError(f"register_hook: a Tensor of shape {self.shape} requires no gradient, so it gets none")
-        owner: Any = self.node or self
-        owner.hooks = owner.hooks if owner.hooks is not None else []
-        return Handle(owner.hooks, fn)
+        return Handle(self._hooks("register_hook"), fn)
 
     def retain_grad(self) -> None:
-        """Let backward passes leave the gradient in `.grad` although this Tensor is not a leaf."""
+        """Let backward passes add the gradient, after all hooks, to `.grad` although this Tensor is not a leaf.
+        Errors: RuntimeError for a Tensor that requires no gradient.
+        """
+        hooks = self._hooks("retain_grad")
         if self.node is not None:
-            me = weakref.ref(self)  # the graph must not keep its own results alive
+            hooks.kept_by = weakref.ref(self)  # weak, as the graph must not keep its own results alive
 
-            def keep(g: Tensor) -> None:
-                if (x := me()) is not None:
-                    x.grad = g if x.grad is None else x.grad + g
-
-            self.register_hook(keep)
+    def _hooks(self, what: str) -> Hooks:
+        if not self._requires_grad:
+            raise RuntimeError(f"{what}: a Tensor of shape {self.shape} requires no gradient, so it gets none")
+        owner: Any = self.node or self
+        if owner.hooks is None:
+            owner.hooks = Hooks()
+        return owner.hooks
 
 
 def array_of(x: Any) -> Any:

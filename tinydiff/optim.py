@@ -17,6 +17,7 @@ lists of arrays, below its class; fast/ has versions in few passes over memory (
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -99,19 +100,19 @@ class Optimizer:
         return {"lr": self.lr, "counts": list(self.counts), "state": copies if self.state_names else {}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state_dict. Errors: ValueError if it is of another optimiser, or of other parameters."""
-        wrong = []
+        """Go on from a state_dict. Errors: ValueError for a state with other arrays than `state_names` for each
+        parameter, or of other parameters."""
+        wrong, needed = [], ", ".join(self.state_names) or "nothing"
         if missing := {"lr", "counts", "state"} - set(state):
             wrong.append(f"it has no {', '.join(sorted(missing))}")
         elif len(state["counts"]) != len(self.parameters):
             wrong.append(f"it has {len(state['counts'])} parameters, not {len(self.parameters)}")
-        elif self.state_names:
+        else:
             for i, p in enumerate(self.parameters):
                 shapes = {name: tuple(a.shape) for name, a in state["state"].get(str(i), {}).items()}
                 if shapes != {name: p.shape for name in self.state_names}:
                     wrong.append(
-                        f"parameter {i} of shape {p.shape} needs {', '.join(self.state_names)} of that shape, "
-                        f"not {shapes or 'nothing'}"
+                        f"parameter {i} of shape {p.shape} needs {needed} of that shape, not {shapes or 'nothing'}"
                     )
         if wrong:
             raise ValueError(
@@ -316,7 +317,10 @@ class EMA:
             return [1 - min(self.decay, (1 + n) / (10 + n))]
 
         ps = [self._parameters[name].data for name in self.averages]
-        average_step(list(self.averages.values()), ps, backend.numbers(count))
+        averages = list(self.averages.values())
+        average_step(averages, ps, backend.numbers(count))
+        for a in averages:  # a graph may have been made inside `applied`
+            backend.each_time(functools.partial(note_change, a))
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:

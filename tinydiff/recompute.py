@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -42,22 +43,31 @@ def checkpoint(fn: Callable[..., Tensor], *inputs: Any) -> Tensor:
     sources = list(used.tensors.values())
     if not sources or out._requires_grad or out.dtype.kind not in "fc":
         return out  # nothing to compute again: no gradient is wanted, or fn gave back a Tensor that was there before
-    read = [(x, x._data) for x in (*sources, *inputs) if isinstance(x, Tensor)]  # also those that need no gradient
+    # Also what needs no gradient, and what fn uses without being given it, as a frozen weight. (What fn made is gone.)
+    read = [(x, x._data) for x in (*used.outer(), *inputs) if isinstance(x, Tensor) and x is not out]
     again = SimpleNamespace(fn=fn, inputs=inputs, sources=sources, draws=draws, read=read, time=next(clock))
     parents, arrays = [origin(x) for x in sources], [x._data for x in sources]
     return Tensor(out._data, True, Node(recompute, parents, arrays, {"again": again}, out._data, None))
 
 
 class Used(Observer):
-    """Notes the Tensors that this thread uses and that require a gradient."""
+    """Notes the Tensors that this thread uses: those that require a gradient, and all that live on."""
 
     def __init__(self) -> None:
         self.thread = threading.get_ident()
         self.tensors: dict[int, Tensor] = {}
+        self.all: dict[int, weakref.ref[Tensor]] = {}
 
     def on_call(self, run: Callable[..., Any], op: Op, inputs: tuple[Any, ...], params: dict[str, Any]) -> Any:
-        self.tensors.update({id(origin(x)): x for x in inputs if isinstance(x, Tensor) and x._requires_grad})
+        for x in (*inputs, *params.values()):
+            if isinstance(x, Tensor):
+                self.all[id(x)] = weakref.ref(x)
+                if x._requires_grad:
+                    self.tensors[id(origin(x))] = x
         return run(op, inputs, params)
+
+    def outer(self) -> list[Any]:
+        return [x for ref in self.all.values() if (x := ref()) is not None]
 
 
 recompute = Op(lambda *sources, again: again.fn(*again.inputs))

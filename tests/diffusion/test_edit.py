@@ -108,6 +108,8 @@ def test_inpainting_counts_its_evaluations_and_a_sample_is_the_same_alone(each_b
     alone = inpaint(score, known[3:4], mask, SDE, 7, sample_offset=3, **options)
     whole, alone = backend.to_host(whole), backend.to_host(alone)
     np.testing.assert_array_equal(whole[3:4], alone)
+    parts = inpaint(gaussian_score(0.2, 0.1, SDE), known, mask, SDE, 7, microbatch=2, **options)
+    np.testing.assert_array_equal(whole, backend.to_host(parts))
     np.testing.assert_array_equal(whole[:, :2], known[:, :2])
     assert abs(whole[:, 2:] - known[:, 2:]).min() > 0
 

@@ -55,11 +55,13 @@ def inpaint(
     known, mask = _images("inpaint", known), to_device(array_of(mask))
     if mask.dtype != "bool" or mask.ndim != known.ndim or any(m not in (1, n) for m, n in zip(mask.shape, known.shape)):
         raise ValueError(f"inpaint: mask must be of bool and fit {known.shape}, not {mask.dtype} of shape {mask.shape}")
-    resample = integer("inpaint: resample", resample)
+    resample, mask = integer("inpaint: resample", resample), xp.broadcast_to(mask, known.shape)
 
     def repaint(state: SamplerState) -> Array:
         """The method of sampling: one of RePaint's loops for each step."""
-        x = state.x  # (N, ...)
+        x = state.x  # (N, ...), or a microbatch of it
+        first = state.sample_offset - sample_offset
+        known_part, mask_part = known[first : first + len(x)], mask[first : first + len(x)]
         for t, t_next in state.intervals:
             x0 = state.stop(x, t).denoised
             for i in range(resample):
@@ -67,8 +69,8 @@ def inpaint(
                     x = _add_noise_back(state, x, t_next, t)
                     x0 = state.evaluate(x, t).denoised
                 x = ddim_step(state, x, t, t_next, x0, eta=1.0)
-                known_then = process.marginal_scale(t_next) * known + process.marginal_std(t_next) * state.noise()
-                x = xp.where(mask, known_then, x)
+                known_then = process.marginal_scale(t_next) * known_part + process.marginal_std(t_next) * state.noise()
+                x = xp.where(mask_part, known_then, x)
         return x
 
     x = sample(

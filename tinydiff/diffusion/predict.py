@@ -155,7 +155,8 @@ class Guided:
         D_w(x) = (1 + w) D(x | condition) - w D(x)                     for w = weight; 0 is no guidance
 
     The same formula holds for scores, so it is a model of the same kind as `model`. The condition may be given here, or
-    where the model is used, for example to `sample`. The result is an array, without a gradient.
+    where the model is used. `sample` splits into microbatches only what it is given itself. The result is an array,
+    without a gradient.
     Source: Ho and Salimans 2022, "Classifier-free diffusion guidance", equation 6.
     """
 

@@ -151,7 +151,7 @@ class SamplerState:
         condition: dict[str, Any],
     ):
         self.process, self.x, self.times, self.steps, self.callback = process, x, times, steps, callback
-        self._score, self._condition, self._rng, self._sample_offset = score, condition, rng, sample_offset
+        self._score, self._condition, self._rng, self.sample_offset = score, condition, rng, sample_offset
         self._stops = 0
 
     @property
@@ -165,7 +165,7 @@ class SamplerState:
 
     def noise(self) -> Array:
         """Fresh standard normals in the shape of x. Row i is that of sample `sample_offset + i` of the seed."""
-        return self._rng.normal(self.x.shape, self.x.dtype, sample_offset=self._sample_offset)
+        return self._rng.normal(self.x.shape, self.x.dtype, sample_offset=self.sample_offset)
 
     def score(self, x: Array, t: Any) -> Array:
         """The score at x (N, ...). t: one time, or (N,), one time per sample."""

@@ -63,7 +63,11 @@ def register(name: str, norm: Callable[..., Any], norm_vjp: Callable[..., Any]) 
 
 def view_of(x: Array, shift: Any, weight: Any, bias: Any, axes: tuple[int, ...]) -> View | None:
     """The shape (A, L, G, D) for x; None if there is no such shape."""
-    if not is_real(x, shift, weight, bias) or x.size == 0:
+    if (
+        not is_real(x, shift, weight, bias)
+        or x.size == 0
+        or getattr(weight, "shape", None) != getattr(bias, "shape", None)
+    ):
         return None
     if x.ndim == 4 and axes == (1, 3):  # group norm
         a, _, groups, d = x.shape

@@ -23,7 +23,7 @@ from typing import Any
 from .. import backend
 from ..backend import Array, xp
 from ..engine import Tensor, no_grad
-from ..operators import array_of
+from ..operators import Handle, array_of
 
 
 class Parameter(Tensor):
@@ -45,7 +45,7 @@ class Module:
 
     needs_whole_batch = False  # does it depend on more than one sample, or change while training?
 
-    _forward_hooks: Mapping[Hook, Callable[[Module, tuple[Any, ...], Any], Any]] = {}  # none, until one is registered
+    _forward_hooks: Any = ()  # a list of its own, once one is registered
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} has no forward")
@@ -53,19 +53,19 @@ class Module:
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         output = self.forward(*inputs, **options)
         if self._forward_hooks:
-            for hook in list(self._forward_hooks.values()):
-                replacement = hook(self, inputs, output)
+            for handle in list(self._forward_hooks):
+                replacement = handle.fn(self, inputs, output)
                 output = output if replacement is None else replacement
         return output
 
-    def register_forward_hook(self, fn: Callable[[Module, tuple[Any, ...], Any], Any]) -> Hook:
+    def register_forward_hook(self, fn: Callable[[Module, tuple[Any, ...], Any], Any]) -> Handle:
         """Call fn(module, inputs, output) after each forward pass of this module, with its positional inputs. If fn
         returns anything but None, that replaces the output. Hooks run in the order of their registration, and each
         gets the output of the one before. Returns a handle, whose `.remove()` takes the hook away.
         """
-        handle = Hook(self)
-        self._forward_hooks = {**self._forward_hooks, handle: fn}
-        return handle
+        if not isinstance(self._forward_hooks, list):
+            self._forward_hooks = []
+        return Handle(self._forward_hooks, fn)
 
     # ---- what it is made of
 
@@ -170,18 +170,6 @@ class Module:
         lines = list(_tree(self, ""))
         width = max(len(text) for text, _ in lines)
         return "\n".join(f"{text:{width}} {count:>12,}" for text, count in lines)
-
-
-class Hook:
-    """The handle that `register_forward_hook` returns."""
-
-    def __init__(self, module: Module):
-        self.module = module
-
-    def remove(self) -> None:
-        """Take the hook away. A second time does nothing."""
-        hooks = self.module._forward_hooks
-        self.module._forward_hooks = {handle: fn for handle, fn in hooks.items() if handle is not self}
 
 
 class Sequential(Module):

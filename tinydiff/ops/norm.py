@@ -35,7 +35,7 @@ from .shape import reshape
 
 @op
 def normalize(x: Any, weight: Any, bias: Any, *, axes: tuple[int, ...], eps: float) -> Any:
-    """y = xhat w + b, with mean and var over the axes; weight and bias broadcast to x, or are None
+    """y = xhat w + b, with mean and var over the axes; weight and bias broadcast to x, or both are None
 
     x̄ = r (h - mean(h) - xhat mean(xhat h)),   h = ȳ w,   w̄ = sum ȳ xhat,   b̄ = sum ȳ
     """
