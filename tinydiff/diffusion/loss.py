@@ -210,8 +210,8 @@ def score_at(model: Model, x: Array, t: Array, condition: dict[str, Any]) -> Any
 # E[-ln q(x)] at sigma = eps, where q is the density of the SDE with the network's score (Song et al. 2021, "Maximum
 # likelihood training of score-based diffusion models"; Kingma et al. 2021, "Variational diffusion models"). The ODE
 # with the same score has a density of its own, which likelihood.py measures. The two are equal if the score is exact.
-# The density of the ODE also depends on the derivative of the score's error: a small but steep error can lower the
-# likelihood of the ODE, and leave the bound as it is.
+# The density of the ODE also depends on the derivative of the score's error: a small but steep error can raise
+# E[-ln q] of the ODE by much, where it raises the bound only by its small square.
 #
 # The integral is over noise levels; EDM draws those that help its images most. The network F of EDM makes the integral
 # simple: with r = sigma / sqrt(sigma^2 + sd^2),

@@ -1,9 +1,9 @@
 """Several microbatches at a time, one per thread, on a CPU.
 
-NumPy releases the GIL while it computes, so two threads with one microbatch each are faster than two threads inside
-every matrix product, which also wait for each other whenever the machine does other work. Results come in the order of
-the microbatches, so sums over several do not depend on the number of threads. (A single microbatch leaves the threads
-to the BLAS, which may split sums.)
+NumPy releases the interpreter's lock while it computes, so two threads with one microbatch each are faster than two
+threads inside every matrix product, which also wait for each other whenever the machine does other work. Results come
+in the order of the microbatches, so sums over several do not depend on the number of threads. (A single microbatch
+leaves the threads to the BLAS, which may split sums.)
 """
 
 from __future__ import annotations
