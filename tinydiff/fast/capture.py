@@ -303,7 +303,7 @@ def _check_output(out: Any) -> None:
 
 def _line_of(error: BaseException) -> str:
     """The line of the user's step, " at file:line: text"."""
-    here = os.path.dirname(__file__) + os.sep
+    here = os.path.dirname(os.path.dirname(__file__)) + os.sep  # tinydiff/
     frames = traceback.extract_tb(error.__traceback__)
     outside = [f for f in frames if f.line and not f.filename.startswith(here) and f"{os.sep}cupy" not in f.filename]
     return f" at {outside[-1].filename}:{outside[-1].lineno}: {outside[-1].line}" if outside else ""
