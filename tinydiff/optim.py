@@ -356,6 +356,7 @@ class EMA:
         self.updates = int(state["updates"])
         for name, a in self.averages.items():
             a[...] = backend.to_device(array_of(state["averages"][name]))
+            note_change(a)
 
 
 @overridable
