@@ -250,8 +250,6 @@ def test_a_wrong_rule_is_an_error_that_names_the_op(op: Any, rule: Any, error: A
         return x + y
 
     made = op(forward, rule)
-    if rule is None:
-        made.keeps = [False, False]
     y = made(leaf(3), leaf(3, seed=1)).sum()
     with pytest.raises(error, match=message):
         y.backward()

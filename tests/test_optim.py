@@ -270,13 +270,14 @@ def test_ema_applied_and_given_back() -> None:
     assert not np.allclose(host(other.weight), host(ema.averages["weight"]))
 
 
-def test_a_graph_made_with_the_averages_notices_that_they_have_moved_on() -> None:
+@pytest.mark.parametrize("move", [lambda ema: ema.update(), lambda ema: ema.load_state_dict(ema.state_dict())])
+def test_a_graph_made_with_the_averages_notices_that_they_have_moved_on(move: Any) -> None:
     net, x = nn.Linear(2, 2, rng=0), tensor(np.ones((1, 2), np.float32), requires_grad=True)
     ema = optim.EMA(net)
     with ema.applied():
         y = net(x).sum()
     net.weight.data = net.weight.data + 1.0
-    ema.update()
+    move(ema)
     with pytest.raises(RuntimeError, match="was changed in place after it was used"):
         y.backward()
 

@@ -9,7 +9,8 @@ import importlib.util
 from . import backend, nn, ops, optim
 from .anomaly import detect_anomaly
 from .check import GradcheckError, gradcheck
-from .engine import Tensor, grad, grad_enabled, no_grad, tensor
+from .engine import Tensor, grad, tensor
+from .modes import grad_enabled, no_grad
 from .profile import profile
 from .recompute import checkpoint
 from .rng import Rng

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from . import backend
+from .changes import options_of
 from .engine import Node, Op, Tensor
 from .observers import Observer, observers, observing
 from .operators import array_of
@@ -113,8 +114,7 @@ def count_of(array: Any) -> str:
 
 def fingerprints(node: Node) -> list[int]:
     """Checksums of the arrays that a node keeps for its rule."""
-    options = [part for value in node.params.values() for part in (value if type(value) is tuple else (value,))]
-    kept = [array_of(a) for a in (*node.values, *options, node.out)]
+    kept = [*node.values, node.out, *(array_of(a) for _, a in options_of(node))]
     return [zlib.crc32(backend.to_host(a).tobytes()) for a in kept if backend.active().is_array(a)]
 
 

@@ -27,28 +27,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import itertools
 import operator
 import reprlib
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from . import backend
 from .backend import Array, HostArray
-from .changes import changed_since, changes, clock, note_change
+from .changes import changes, check_unchanged, clock, note_change, options_of
+from .modes import mode, set_grad_enabled
 from .observers import observed, observers, tell
 from .operators import OPS, Hooks, Operators, array_of
-
-
-class Mode(threading.local):
-    """The mode of each thread: are nodes recorded?"""
-
-    def __init__(self) -> None:
-        self.recording = True
-        self.before: list[bool] = []  # what it was before each no_grad() that the thread is in
-
-
-mode = Mode()
 
 # ---------------------------------------------------------------- 1. Tensor
 
@@ -116,20 +106,19 @@ class Tensor(Operators):
         """The same array without its history."""
         return Tensor(self._data)
 
-    def _changing(self, what: str, y: Any) -> Any:
-        """Note a change in place, and return the other operand's array."""
-        for name, x in (("x", self), ("y", y)):
-            if mode.recording and isinstance(x, Tensor) and x._requires_grad:
-                raise RuntimeError(
-                    f"{what}, where {name} has shape {x.shape} and requires a gradient, would lose that gradient: "
-                    "write a new Tensor (x = x + y, ops.where, ops.index_add), or do it inside tinydiff.no_grad()"
-                )
-        backend.each_time(functools.partial(note_change, self._data))
-        return backend.operand(array_of(y))
-
     def backward(self, grad: Any = None, create_graph: bool = False, retain_graph: bool | None = None) -> None:
-        """Add the gradient of this Tensor by every leaf that requires one to the leaf's `.grad`; see `backward`."""
-        backward(self, grad, create_graph=create_graph, retain_graph=retain_graph)
+        """Add d(self)/d(leaf), weighted with grad, to `.grad` of every leaf that requires a gradient.
+
+        grad: the adjoint of this Tensor, an array or Tensor of its shape; 1 if it has one element.
+        create_graph: record the pass itself, so that the gradients can be differentiated again.
+        retain_graph: keep what the graph saved, for a second pass; as create_graph unless given.
+        Errors: RuntimeError if this Tensor needs no gradient, has several elements and no grad, was computed from
+        arrays that have changed since, or was used already.
+        """
+        keep = create_graph if retain_graph is None else retain_graph
+        pairs = backward_pass(self, seed(self, grad, create_graph), None, create_graph, keep)
+        for leaf, gradient in owned(pairs, grad, create_graph):
+            leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
 
 
 def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
@@ -157,8 +146,8 @@ def check_floating(array: Array) -> None:
     """Errors: TypeError if the array is not of floating numbers, and so cannot have a gradient."""
     if array.dtype.kind not in "fc":
         raise TypeError(
-            f"only a floating Tensor can require a gradient, not {array.dtype} of shape "
-            f"{array.shape}: pass dtype='float32'"
+            f"only a floating Tensor can require a gradient, not {array.dtype} of shape {array.shape}: pass "
+            "dtype='float32'"
         )
 
 
@@ -173,8 +162,6 @@ def origin(x: Tensor) -> Any:
 
 # ---------------------------------------------------------------- 2. op
 
-MOST_INPUTS = 10_000  # of an op such as the concatenation of a list
-
 
 class Op:
     """A function of arrays with a rule. Called on arrays it returns an array; with a Tensor among its inputs it returns
@@ -184,7 +171,7 @@ class Op:
         self.forward, self.name = forward, forward.__name__
         self.holomorphic = holomorphic  # complex differentiable, so that the complex step can check it
         self.rule: Callable[..., Any] | None = None
-        self.keeps: list[bool] = [False] * MOST_INPUTS  # for each input: does the rule read its array?
+        self.keeps: Iterable[bool] = itertools.repeat(False)  # for each input: does the rule read its array?
         self.keeps_out = self.keeps_all = False
         self.fast_forwards: dict[str | None, Callable[..., Any]] = {}  # by backend: see fast/
         self.fast_rules: dict[str | None, Callable[..., Any]] = {}
@@ -238,10 +225,9 @@ class Op:
     def vjp(self, rule: Callable[..., Any]) -> Callable[..., Any]:
         """Decorator: the rule (g, out, *inputs, **params) -> one adjoint per input."""
         positional = [p for p in inspect.signature(rule).parameters.values() if p.kind is not p.KEYWORD_ONLY]
-        _, self.keeps_out, *self.keeps = [not p.name.startswith("_") for p in positional]  # of g, out, inputs
-        self.keeps_all = all(self.keeps)
-        if positional[-1].kind is inspect.Parameter.VAR_POSITIONAL:  # *xs: all the inputs from there on
-            self.keeps += [self.keeps[-1]] * MOST_INPUTS
+        _, self.keeps_out, *keeps = [not p.name.startswith("_") for p in positional]  # of g, out, inputs
+        self.keeps_all = all(keeps)
+        self.keeps = itertools.repeat(any(keeps)) if positional[-1].kind is inspect.Parameter.VAR_POSITIONAL else keeps
         self.rule = rule
         return rule
 
@@ -263,15 +249,11 @@ def entered(table: dict[Any, Any], name: str, function: Callable[..., Any]) -> C
 
 def op(forward: Any = None, *, holomorphic: bool = True) -> Any:
     """Decorator: make a function of arrays an op, and enter it in OPS. See the head of this file."""
-    return register(Op(forward, holomorphic)) if forward else functools.partial(op, holomorphic=holomorphic)
+    return composite(Op(forward, holomorphic)) if forward else functools.partial(op, holomorphic=holomorphic)
 
 
 def composite(function: Any) -> Any:
     """Decorator: enter a function that is written in other ops, and so needs no rule, in OPS."""
-    return register(function)
-
-
-def register(function: Any) -> Any:
     name = function.__name__
     if name in OPS:
         raise ValueError(
@@ -297,7 +279,9 @@ class ShapeDtype:
         return len(self.shape)
 
 
-shape_dtype = functools.lru_cache(1024)(ShapeDtype)
+def shape_dtype(a: Any) -> Any:
+    """The shape and dtype of an array; a number as it is."""
+    return ShapeDtype(a.shape, a.dtype) if hasattr(a, "shape") else a
 
 
 class Node(ShapeDtype):
@@ -320,48 +304,17 @@ class Node(ShapeDtype):
         self.time = next(clock)
         self.hooks = None
         self.values = arrays if op.keeps_all else [
-            a if keep or not hasattr(a, "shape") else parent if type(parent) is Node else shape_dtype(a.shape, a.dtype)
-            for parent, a, keep in zip(parents, arrays, op.keeps)
+            a if keep else parent if type(parent) is Node else shape_dtype(a)
+            for a, keep, parent in zip(arrays, op.keeps, parents)
         ]  # fmt: skip
-        if params:
-            self.check_options()
-
-    def options(self) -> Iterator[tuple[str, Any]]:
-        """(name, value) of each option, such as the index of getitem; tuples taken apart."""
-        for name, value in self.params.items():
-            for part in value if type(value) is tuple else (value,):
-                yield name, part
-
-    def check_options(self) -> None:
-        """Errors: TypeError for an option that requires a gradient, because options have none."""
-        for name, x in self.options():
+        for name, x in options_of(self) if params else ():
             if isinstance(x, Tensor) and x._requires_grad:
-                raise TypeError(
-                    f"{self.op.name}: the option {name} has no gradient, but is a Tensor of shape {x.shape} "
-                    "that requires one"
-                )
-
-    def check_usable(self) -> None:
-        """Errors: RuntimeError if what was kept has been freed, or changed since."""
-        if self.values is None:
-            raise RuntimeError(
-                f"backward a second time through {self.op.name}: the arrays it had kept were freed by the first. "
-                "Pass retain_graph=True the first time, or compute the output again"
-            )
-        inputs = [(f"input {i}", a) for i, a in enumerate(self.values)]
-        options = [(f"the {name}", a) for name, a in self.options()]
-        for what, a in [*inputs, ("the output", self.out), *options]:
-            a = array_of(a)
-            if backend.active().is_array(a) and changed_since(a, self.time):
-                raise RuntimeError(
-                    f"{what} of {self.op.name} was changed in place after it was used, and its gradient needs the old "
-                    "values: make a new array instead"
-                )
+                raise TypeError(f"{op.name}: the option {name} has no gradient, but is {describe(x)} that requires one")
 
     def pull_back(self, g: Any, wanted: Sequence[Any], create_graph: bool) -> list[Any]:
         """The adjoint of each input, from that of the output, by the op's rule; None where `wanted` is None."""
         if self.values is None or changes.latest > self.time:
-            self.check_usable()
+            check_unchanged(self)
         values, found = self.values, self.apply_rule(g, create_graph)
         if type(found) is not tuple:
             found = (found,)
@@ -423,19 +376,15 @@ class AdjointShapeError(ValueError):
 def unbroadcast(adjoint: Any, x: Any, op: str, i: int) -> Any:
     """The adjoint in the shape and dtype of its input. Broadcasting uses x several times, once per copy, so its adjoint
     is the sum of the adjoints of the copies."""
-    shape = x.shape
-    try:
-        given = adjoint.shape
-    except AttributeError:
-        raise TypeError(
-            f"the rule of {op} gave input {i} of shape {shape} no array as an adjoint but {adjoint!r}"
-        ) from None
+    shape, given = x.shape, getattr(adjoint, "shape", None)
+    if given is None:
+        raise TypeError(f"the rule of {op} gave input {i} of shape {shape} no array as an adjoint but {adjoint!r}")
     if given != shape:
-        extra = len(given) - len(shape)
-        stretched = [a for a in range(max(extra, 0), len(given)) if shape[a - extra] == 1 != given[a]]
-        if extra < 0 or any(n != m for a, (n, m) in enumerate(zip(given[extra:], shape)) if a + extra not in stretched):
+        aligned = (1,) * (len(given) - len(shape)) + shape  # as broadcasting aligns it: at the last axis
+        if len(aligned) != len(given) or any(m not in (1, n) for m, n in zip(aligned, given)):
             raise AdjointShapeError(op, i, shape, given)
-        adjoint = OPS["reshape"](OPS["sum"](adjoint, axis=(*range(extra), *stretched), keepdims=False), shape=shape)
+        stretched = tuple(a for a, (m, n) in enumerate(zip(aligned, given)) if m != n)
+        adjoint = OPS["reshape"](OPS["sum"](adjoint, axis=stretched, keepdims=False), shape=shape)
     return adjoint if adjoint.dtype == x.dtype else OPS["astype"](adjoint, dtype=x.dtype)
 
 
@@ -499,9 +448,18 @@ def backward_pass(
                 node.free()
     for x, g in adjoints.items():  # what is left belongs to leaves, or to targets, whose hooks `stop` leaves to others
         found[x] = g if x.hooks is None or stop else hooked(x.hooks, g)
-    tensors = {key: g if isinstance(g, Tensor) else Tensor(backend.as_array(g)) for key, g in found.items()}
-    targets_of = {x: x for x in tensors} if goals is None else goals
-    return [(x, tensors[key]) for key, x in targets_of.items() if key in tensors]
+    targets_of = {x: x for x in found} if goals is None else goals
+    return [(x, as_tensor(found[key])) for key, x in targets_of.items() if key in found]
+
+
+def as_tensor(g: Any) -> Tensor:
+    return g if isinstance(g, Tensor) else Tensor(backend.as_array(g))
+
+
+def hooked(hooks: Hooks, g: Any) -> Any:
+    """The adjoint after the hooks of its Tensor."""
+    x = hooks(as_tensor(g))
+    return x if isinstance(g, Tensor) else x._data
 
 
 def seed(output: Any, g: Any, create_graph: bool) -> Any:
@@ -524,26 +482,6 @@ def seed(output: Any, g: Any, create_graph: bool) -> Any:
     return g if create_graph else g._data
 
 
-def hooked(hooks: Hooks, g: Any) -> Any:
-    """The adjoint after the hooks of its Tensor. Copies go in and out: a hook shares no memory with a gradient."""
-    copy = OPS["copy"]
-    x = copy(g if isinstance(g, Tensor) else Tensor(backend.as_array(g)))
-    for handle in list(hooks):
-        found = handle.fn(x)
-        if found is None:
-            continue
-        if not isinstance(found, Tensor) or found.shape != x.shape or found.dtype != x.dtype:
-            raise TypeError(
-                f"a hook must return None, or a Tensor of shape {x.shape}, {x.dtype} as it was given, not "
-                + (f"{describe(found)}, {found.dtype}" if isinstance(found, Tensor) else repr(found))
-            )
-        x = found
-    keeper = hooks.kept_by() if hooks.kept_by else None
-    if keeper is not None:
-        keeper.grad = copy(x) if keeper.grad is None else keeper.grad + x
-    return copy(x) if isinstance(g, Tensor) else copy(x._data)
-
-
 def owned(pairs: list[Any], given: Any, create_graph: bool) -> Iterator[tuple[Tensor, Tensor]]:
     """The pairs (target, gradient), each gradient in memory of its own: a rule may hand one array to two inputs, or a
     view, or the adjoint that the caller gave, and none of these may change when a gradient is scaled in place."""
@@ -554,21 +492,6 @@ def owned(pairs: list[Any], given: Any, create_graph: bool) -> Iterator[tuple[Te
                 g = OPS["copy"](g)
         taken.add(id(g._data))
         yield x, g
-
-
-def backward(output: Tensor, g: Any = None, *, create_graph: bool = False, retain_graph: bool | None = None) -> None:
-    """Add d(output)/d(leaf), weighted with g, to `.grad` of every leaf that requires a gradient.
-
-    g: the adjoint of the output, an array or Tensor of its shape; 1 if the output has one element.
-    create_graph: record the pass itself, so that the gradients can be differentiated again.
-    retain_graph: keep what the graph saved, for a second pass; as create_graph unless given.
-    Errors: RuntimeError if the output needs no gradient, has several elements and no g, was computed from arrays that
-    have changed since, or was used already.
-    """
-    keep = create_graph if retain_graph is None else retain_graph
-    pairs = backward_pass(output, seed(output, g, create_graph), None, create_graph, keep)
-    for leaf, gradient in owned(pairs, g, create_graph):
-        leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
 
 
 def grad(
@@ -591,55 +514,3 @@ def grad(
     pairs = backward_pass(output, seed(output, grad_output, create_graph), inputs, create_graph, retain_graph)
     found = {origin(x): g for x, g in owned(pairs, grad_output, create_graph)}
     return tuple(found[k] if (k := origin(x)) in found else Tensor(backend.xp.zeros_like(x._data)) for x in inputs)
-
-
-# ---------------------------------------------------------------- 5. modes
-
-
-def grad_enabled() -> bool:
-    """Are nodes being recorded in this thread?"""
-    return mode.recording
-
-
-@contextlib.contextmanager
-def set_grad_enabled(enabled: bool) -> Iterator[None]:
-    """Inside, nodes are recorded in this thread, or are not."""
-    before, mode.recording = mode.recording, enabled
-    try:
-        yield
-    finally:
-        mode.recording = before
-
-
-class no_grad:
-    """Inside `with no_grad():`, or a function or generator decorated with `@no_grad()`, nothing is recorded."""
-
-    def __enter__(self) -> None:
-        mode.before.append(mode.recording)
-        mode.recording = False
-
-    def __exit__(self, *_error: Any) -> None:
-        mode.recording = mode.before.pop()
-
-    def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(fn)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with set_grad_enabled(False):
-                return fn(*args, **kwargs)
-
-        @functools.wraps(fn)
-        def steps(*args: Any, **kwargs: Any) -> Any:
-            generator = fn(*args, **kwargs)
-            resume = functools.partial(generator.send, None)
-            while True:  # while the generator waits, its caller's mode is the caller's own
-                try:
-                    with set_grad_enabled(False):
-                        value = resume()
-                except StopIteration as end:
-                    return end.value
-                try:
-                    resume = functools.partial(generator.send, (yield value))
-                except BaseException as error:  # which the caller throws in
-                    resume = functools.partial(generator.throw, error)
-
-        return steps if inspect.isgeneratorfunction(fn) else call

@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 
 from . import backend
 from .backend import Array
-from .engine import Tensor, grad, grad_enabled, set_grad_enabled
+from .engine import Tensor, grad
+from .modes import grad_enabled, set_grad_enabled
 from .rng import Rng, current_microbatch, in_microbatch
 
 Result = TypeVar("Result")

@@ -5,11 +5,14 @@ Everything about an op, its gradient included, stands on its page in tinydiff/op
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from . import backend
+from .changes import note_change
+from .modes import mode
 
 if TYPE_CHECKING:
     from .engine import Tensor
@@ -21,6 +24,24 @@ class Hooks(list["Handle"]):
     """What is called with an adjoint; and the Tensor that keeps it in `.grad`, as a weak reference."""
 
     kept_by: Any = None
+
+    def __call__(self, g: Tensor) -> Tensor:
+        """The adjoint after the hooks. Copies go in and out: a hook shares no memory with a gradient."""
+        x = g.copy()
+        for handle in list(self):
+            found = handle.fn(x)
+            if found is None:
+                continue
+            if not isinstance(found, type(x)) or found.shape != x.shape or found.dtype != x.dtype:
+                given = f"a Tensor of shape {found.shape}, {found.dtype}" if isinstance(found, type(x)) else repr(found)
+                raise TypeError(
+                    f"a hook must return None, or a Tensor of shape {x.shape}, {x.dtype} as it was given, not {given}"
+                )
+            x = found
+        keeper = self.kept_by() if self.kept_by else None
+        if keeper is not None:
+            keeper.grad = x.copy() if keeper.grad is None else keeper.grad + x
+        return x.copy()
 
 
 class Handle:
@@ -46,7 +67,6 @@ class Operators:
     node: Any
     grad: Any
     hooks: Any
-    _changing: Callable[[str, Any], Any]  # notes a change in place, and gives the array of the other operand
 
     # fmt: off
     shape = property(lambda self: self._data.shape)
@@ -117,6 +137,17 @@ class Operators:
     def __setitem__(self, index: Any, y: Any) -> None:
         index = tuple(array_of(i) for i in index) if isinstance(index, tuple) else array_of(index)
         self._data[index] = self._changing("x[index] = y", y)
+
+    def _changing(self, what: str, y: Any) -> Any:
+        """Note a change in place, and return the other operand's array."""
+        for name, x in (("x", self), ("y", y)):
+            if mode.recording and isinstance(x, Operators) and x._requires_grad:
+                raise RuntimeError(
+                    f"{what}, where {name} has shape {x.shape} and requires a gradient, would lose that gradient: "
+                    "write a new Tensor (x = x + y, ops.where, ops.index_add), or do it inside tinydiff.no_grad()"
+                )
+        backend.each_time(functools.partial(note_change, self._data))
+        return backend.operand(array_of(y))
 
     def numpy(self) -> Any:
         """A NumPy array of the values, without history. Waits for the device."""

@@ -10,18 +10,8 @@ from typing import Any
 
 from . import rng
 from .changes import changed_since, clock
-from .engine import (
-    Node,
-    Op,
-    Tensor,
-    backward_pass,
-    describe,
-    mode,
-    no_grad,
-    origin,
-    seed,
-    set_grad_enabled,
-)
+from .engine import Node, Op, Tensor, backward_pass, describe, origin, seed
+from .modes import mode, no_grad, set_grad_enabled
 from .observers import Observer, observing
 
 

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ..backend import Array, scalar, to_device, to_host, xp
-from ..engine import Tensor, no_grad
+from ..engine import Tensor
+from ..modes import no_grad
 from ..operators import array_of
 from ..rng import Rng, as_rng
 from .methods import Method, Timesteps, ddim_step, karras_times

@@ -17,8 +17,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ..backend import Array, to_device, to_host, xp
-from ..engine import Tensor, grad, set_grad_enabled
+from ..engine import Tensor, grad
 from ..microbatch import over_microbatches
+from ..modes import set_grad_enabled
 from ..operators import array_of
 from ..rng import Rng, as_rng
 from .predict import as_score, checked_score, flow_velocity

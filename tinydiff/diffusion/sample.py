@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 from .. import backend
 from ..backend import Array, to_device, xp
-from ..engine import Tensor, no_grad
+from ..engine import Tensor
 from ..microbatch import over_microbatches
+from ..modes import no_grad
 from ..operators import array_of
 from ..rng import Rng, as_rng
 from .methods import Method, Timesteps, as_method

@@ -30,7 +30,8 @@ import numpy
 from .. import backend
 from ..anomaly import anomaly_detection
 from ..backend import Array
-from ..engine import Op, Tensor, grad_enabled
+from ..engine import Op, Tensor
+from ..modes import grad_enabled
 from ..observers import Observer, observing
 from ..rng import Rng
 

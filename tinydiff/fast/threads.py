@@ -24,8 +24,8 @@ import numpy
 
 from .. import microbatch
 from ..anomaly import anomaly_detection
-from ..engine import grad_enabled
 from ..microbatch import microbatches, working_on
+from ..modes import grad_enabled
 from ..rng import current_microbatch
 
 Result = TypeVar("Result")

@@ -22,7 +22,8 @@ from typing import Any
 
 from .. import backend
 from ..backend import Array, xp
-from ..engine import Tensor, no_grad
+from ..engine import Tensor
+from ..modes import no_grad
 from ..operators import Handle, array_of
 
 

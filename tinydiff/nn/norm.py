@@ -6,7 +6,8 @@ from typing import Any
 
 from .. import ops
 from ..backend import xp
-from ..engine import Tensor, no_grad
+from ..engine import Tensor
+from ..modes import no_grad
 from ..operators import array_of
 from ..rng import current_microbatch
 from .module import Module, Parameter, same_dtype

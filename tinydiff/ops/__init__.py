@@ -3,35 +3,15 @@
 `elementwise` is the place to start. All of them are functions of arrays or Tensors (positional) and
 of options (by keyword).
 """
+# ruff: noqa: I001  the names in few lines
 
 from .activation import erf, gelu, relu, sigmoid, silu, softplus
 from .attention import attention
 from .conv import conv1d, conv2d, conv_transpose2d
 from .elementwise import (
-    abs,
-    add,
-    astype,
-    clip,
-    copy,
-    cos,
-    divide,
-    exp,
-    expm1,
-    log,
-    log1p,
-    maximum,
-    minimum,
-    multiply,
-    negative,
-    power,
-    sign,
-    sin,
-    sqrt,
-    square,
-    subtract,
-    tanh,
-    where,
-)
+    abs, add, astype, clip, copy, cos, divide, exp, expm1, log, log1p, maximum, minimum, multiply, negative, power,
+    sign, sin, sqrt, square, subtract, tanh, where,
+)  # fmt: skip
 from .index import embedding, getitem, index_add, scatter_add, take, take_along_axis
 from .linalg import einsum, matmul
 from .loss import binary_cross_entropy_with_logits, cross_entropy, dropout, mse_loss
@@ -39,22 +19,9 @@ from .norm import batch_norm, group_norm, layer_norm
 from .pool import avg_pool2d, max_pool2d, upsample_nearest2d
 from .reduce import cumsum, logsumexp, max, mean, min, prod, sum, var
 from .shape import (
-    broadcast_to,
-    concatenate,
-    expand_dims,
-    flip,
-    pad,
-    reshape,
-    roll,
-    split,
-    squeeze,
-    stack,
-    swapaxes,
-    tile,
-    transpose,
-    tril,
-    triu,
-)
+    broadcast_to, concatenate, expand_dims, flip, pad, reshape, roll, split, squeeze, stack, swapaxes, tile, transpose,
+    tril, triu,
+)  # fmt: skip
 from .softmax import log_softmax, softmax
 
 __all__ = [

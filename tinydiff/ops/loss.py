@@ -17,13 +17,9 @@ from .softmax import log_softmax
 
 
 def _reduced(losses: Any, reduction: str, what: str) -> Any:
-    if reduction == "none":
-        return losses
-    if reduction == "mean":
-        return mean(losses)
-    if reduction == "sum":
-        return sum(losses)
-    raise ValueError(f"{what}: reduction must be 'mean', 'sum' or 'none', not {reduction!r}")
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"{what}: reduction must be 'mean', 'sum' or 'none', not {reduction!r}")
+    return mean(losses) if reduction == "mean" else sum(losses) if reduction == "sum" else losses
 
 
 def _same_shape(what: str, x: Any, y: Any) -> None:

@@ -101,10 +101,9 @@ def prod(x: Any, *, axis: Axis = None, keepdims: bool = False) -> Any:
     z = reshape(transpose(x, axes=(*rest, *axes)), shape=(*shape, math.prod(x.shape[a] for a in axes)))  # (rest, M)
     while z.shape[-1] > 1:
         half = z.shape[-1] // 2
-        pairs = z[..., :half] * z[..., half : 2 * half]
-        z = (
-            pairs if z.shape[-1] == 2 * half else concatenate([pairs, z[..., 2 * half :]], axis=-1)
-        )  # (..., half or + 1)
+        left = z[..., 2 * half :]  # the last one, if their number is odd
+        z = z[..., :half] * z[..., half : 2 * half]  # (rest, half)
+        z = concatenate([z, left], axis=-1) if left.shape[-1] else z
     z = sum(z, axis=-1) if z.shape[-1] else sum(z, axis=-1) + 1.0  # the product of no factors is 1
     return reshape(z, shape=tuple(1 if a in axes else n for a, n in enumerate(x.shape))) if keepdims else z
 
