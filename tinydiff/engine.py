@@ -323,8 +323,9 @@ class Node(ShapeDtype):
         result: list[Any] = []
         for adjoint, x, parent in zip(found, values, wanted):
             if parent is None:
-                adjoint = None
-            elif callable(adjoint):
+                result.append(None)
+                continue
+            if callable(adjoint):
                 adjoint = adjoint()
             # Usually it has the shape and dtype of its input already (and is no NumPy scalar, as 0-d results are).
             if type(adjoint) is not HostArray or adjoint.shape != x.shape or adjoint.dtype is not x.dtype:
