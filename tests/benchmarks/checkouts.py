@@ -84,10 +84,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="append a JSON line a case")
     args = parser.parse_args()
     before, after = Checkout(args.before, args.threads), Checkout(args.after, args.threads)
+    wanted = [c for c in before.cases if any(fnmatch.fnmatchcase(c, f"*{p}*") for p in args.only or "*")]
+    if not wanted:
+        parser.error(f"no case has {args.only} in its name; there are {', '.join(before.cases)}")
     print("| ms, median | before | after | ratio (quartiles) |\n| --- | --- | --- | --- |")
-    for case, rivals in before.cases.items():
-        if case in after.cases and any(fnmatch.fnmatchcase(case, f"*{p}*") for p in args.only or "*"):
-            for rival in rivals:
+    for case in wanted:
+        if case in after.cases:
+            for rival in before.cases[case]:
                 r = compare(before, after, case, rival, args.rounds)
                 name = case.replace("/", " ") + rival.removeprefix("tinydiff").replace(" plain call", ", plain call")
                 ratio = f"{r['median']:.2f} ({r['q1']:.2f} to {r['q3']:.2f})"
