@@ -9,9 +9,9 @@ To resume, start at another step: there is no iterator whose state has to be sav
 
 from __future__ import annotations
 
-import operator
-
 import numpy as np
+
+from ..arguments import integer
 
 
 def permutation(n: int, *, seed: int, epoch: int) -> np.ndarray:
@@ -32,13 +32,13 @@ class Batches:
     drop_last: leave out the samples of an epoch that do not fill a batch (other samples in each epoch), so that
     every batch has the same shape; else the last batch of an epoch is smaller. If n < batch_size, an epoch is one
     batch of n, which is never dropped.
-    Raises TypeError for arguments that are not integers, ValueError for those out of range.
+    Errors: ValueError for arguments that are not integers, or out of range.
     """
 
     def __init__(self, n: int, batch_size: int, seed: int = 0, *, drop_last: bool = True):
-        self.n = _integer("n", n, 1)
-        self.batch_size = _integer("batch_size", batch_size, 1)
-        self.seed = _integer("seed", seed, 0)
+        self.n = integer("n", n)
+        self.batch_size = integer("batch_size", batch_size)
+        self.seed = integer("seed", seed, 0, 2**64 - 1)
         self.drop_last = drop_last
         whole, rest = divmod(self.n, self.batch_size)
         self.steps_per_epoch = max(whole, 1) if drop_last else whole + (rest > 0)
@@ -56,17 +56,7 @@ class Batches:
 
     def locate(self, step: int) -> tuple[int, int]:
         """The epoch that `step` is in, and which of its batches it is."""
-        return divmod(_integer("step", step, 0), self.steps_per_epoch)
+        return divmod(integer("step", step, 0), self.steps_per_epoch)
 
     def __repr__(self) -> str:
         return f"Batches({self.n}, {self.batch_size}, seed={self.seed}, drop_last={self.drop_last})"
-
-
-def _integer(name: str, value: int, least: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
-    if not least <= number < 2**64:
-        raise ValueError(f"{name} must be {least} or more (and below 2^64), got {value!r}")
-    return number

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from ..arguments import integer
 from ..backend import Array, scalar, to_device, to_host, xp
 from ..engine import Tensor
 from ..modes import no_grad
@@ -18,7 +19,7 @@ from ..operators import array_of
 from ..rng import Rng, as_rng
 from .methods import Method, Timesteps, ddim_step, karras_times
 from .predict import as_score, checked_score, denoised
-from .process import integer, per_sample, time_at
+from .process import per_sample, time_at
 from .sample import Callback, SamplerState, sample
 
 Model = Callable[..., Any]

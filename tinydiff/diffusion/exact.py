@@ -18,11 +18,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from ..arguments import integer
 from ..backend import Array, to_device, xp
 from ..data.mixture import GaussianMixture
 from ..operators import array_of
 from ..rng import Rng, as_rng
-from .process import integer
 
 NoiseStrength = Callable[[float], float]
 

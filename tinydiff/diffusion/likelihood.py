@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from ..arguments import integer
 from ..backend import Array, to_device, to_host, xp
 from ..engine import Tensor, grad
 from ..microbatch import over_microbatches
@@ -23,7 +24,6 @@ from ..modes import set_grad_enabled
 from ..operators import array_of
 from ..rng import Rng, as_rng
 from .predict import as_score, checked_score, flow_velocity
-from .process import integer
 from .runge_kutta import solve
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 from .. import ops
@@ -373,13 +373,6 @@ def by_name(what: str, choices: Mapping[str, Any], name: str) -> Any:
     if name not in choices:
         raise ValueError(f"unknown {what} {name!r}: choose one of {', '.join(choices)}")
     return choices[name]
-
-
-def integer(what: str, n: Any, least: int = 1) -> int:
-    """n as an int. Errors: ValueError unless it is an integer of `least` or more."""
-    if not isinstance(n, Integral) or int(n) < least:
-        raise ValueError(f"{what} must be an integer of {least} or more, not {n!r}")
-    return int(n)
 
 
 def _of_number_or_array(number: Callable[[float], float], array: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -16,6 +16,7 @@ from numbers import Integral
 from typing import Any, NamedTuple
 
 from .. import backend
+from ..arguments import integer
 from ..backend import Array, to_device, xp
 from ..engine import Tensor
 from ..microbatch import over_microbatches
@@ -24,7 +25,7 @@ from ..operators import array_of
 from ..rng import Rng, as_rng
 from .methods import Method, Timesteps, as_method
 from .predict import Score, as_score, checked_score, denoised
-from .process import integer, sigma_at
+from .process import sigma_at
 
 Callback = Callable[[int, Any, Array, Array], Any]
 Start = tuple[Any, float]
