@@ -20,7 +20,7 @@ def integer(what: str, n: Any, least: int = 1, most: int | None = None) -> int:
 
 
 def number(what: str, x: Any, interval: str = "(-inf, inf)") -> float:
-    """x as a float: number("Adam: eps", eps, "[0, inf)"). Errors: ValueError unless it is a real number in the interval.
+    """x as a float: number("Adam: eps", eps, "[0, inf)"). Errors: ValueError unless it is a real number inside.
     Square brackets include an end, round ones do not; NaN is in no interval."""
     low, high = (float(end) for end in interval[1:-1].split(","))
     inside = isinstance(x, Real) and not isinstance(x, bool) and not math.isnan(x)
