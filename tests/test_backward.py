@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from typing import Any
 
 import numpy as np
@@ -261,3 +263,25 @@ def test_a_number_never_widens(number: Any) -> None:
 def test_a_list_is_refused() -> None:
     with pytest.raises(TypeError, match=r"an op takes Tensors, arrays and numbers, not list: \[1, 2, 3\]"):
         leaf(3) + [1, 2, 3]
+
+
+def test_threads_lose_no_gradient_of_a_shared_leaf() -> None:
+    if backend.name != "numpy":
+        pytest.skip("threads of the host: one backend is enough")
+    p, count = td.tensor(np.zeros(4, "float32"), requires_grad=True), 2000
+
+    def add() -> None:
+        for _ in range(count):
+            (p * 1.0).sum().backward()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=add) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert p.grad.numpy().tolist() == [4 * count] * 4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 from collections.abc import Callable
 from typing import Any
@@ -426,7 +428,20 @@ BAD: dict[str, Bad] = {
     "len": (lambda: len(t()), TypeError, ("shape () has no length",)),
     "numpy.asarray": (lambda: np.asarray(t(2, 3)), TypeError, ("lose the gradient", "(2, 3)", ".numpy()")),
     "numpy.concatenate": (lambda: np.concatenate([t(2, 3), t(2, 3)]), TypeError, ("lose the gradient", "(2, 3)")),
-    "numpy.exp": (lambda: np.exp(t(2, 3)), TypeError, ("Tensor",)),
+    "numpy.arctan": (lambda: np.arctan(t(2, 3)), TypeError, ("arctan of (2, 3) is no op", "tinydiff.ops", ".numpy()")),
+    "numpy.add.reduce": (lambda: np.add.reduce(t(2, 3)), TypeError, ("add of (2, 3)", "lose the gradient")),
+    "numpy.exp into": (
+        lambda: np.exp(t(2, 3), out=np.zeros((2, 3))),
+        TypeError,
+        ("lose the gradient",),
+    ),
+    "float16": (lambda: td.tensor(np.ones(3, "float16")), TypeError, ("shape (3,)", "float16", "astype('float32')")),
+    "float16 of an op": (lambda: t(3).astype("float16"), TypeError, ("astype: float16", "only float32 and float64")),
+    "float16 array": (lambda: ops.mean(backend.to_device(np.ones(3, "float16"))), TypeError, ("sum: float16",)),
+    "dtype of text": (lambda: td.tensor([1.0], dtype="S4"), TypeError, ("[1.0]", "S4")),
+    "dtype of dates": (lambda: td.tensor([1.0], dtype="datetime64[s]"), TypeError, ("[1.0]", "datetime64")),
+    "deepcopy of a result": (lambda: copy.deepcopy(t(3) * 2), TypeError, ("shape (3,)", "multiply", "x.detach()")),
+    "pickle of a result": (lambda: pickle.dumps(t(3) * 2), TypeError, ("shape (3,)", "multiply", "x.detach()")),
     # ---- backward
     "backward of many": (
         lambda: (t(2, 3) * 2).backward(),
@@ -434,6 +449,11 @@ BAD: dict[str, Bad] = {
         ("an output of shape (2, 3) needs an adjoint of that shape", ".sum()"),
     ),
     "grad of many": (lambda: td.grad(t(2, 3) * 2, t(2, 3)), RuntimeError, ("(2, 3)",)),
+    "complex adjoint": (
+        lambda: (t(2) * 2).backward(backend.to_device(np.array([1j, 1j]))),
+        TypeError,
+        ("the adjoint is complex128, but the output is float32",),
+    ),
     "adjoint": (
         lambda: (t(2, 3) * 2).backward(arr(3)),
         RuntimeError,

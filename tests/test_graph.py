@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 import weakref
 from typing import Any
 
@@ -12,6 +15,7 @@ from graph_tools import constant, equal, leaf
 
 import tinydiff as td
 from tinydiff import ops
+from tinydiff.operators import OPS
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
@@ -290,6 +294,44 @@ def test_a_name_is_registered_once(op: Any) -> None:
 
     with pytest.raises(ValueError, match="an op named 'exp' already"):
         op(exp)
+
+
+CELL = """
+@op
+def from_a_cell(x):
+    return x * FACTOR
+
+@from_a_cell.vjp
+def from_a_cell_vjp(g, _z, _x):
+    return g * FACTOR
+"""
+
+
+def test_a_cell_that_defines_an_op_can_be_run_again() -> None:
+    names: dict[str, Any] = {"op": td.engine.op, "__name__": "notebook"}
+    try:
+        for factor in (2, 3):
+            exec(CELL.replace("FACTOR", str(factor)), names)
+            x = leaf(3)
+            equal(td.grad(names["from_a_cell"](x).sum(), x)[0], np.full(3, factor))
+        with pytest.raises(ValueError, match="an op named 'from_a_cell' already"):
+            exec(CELL.replace("FACTOR", "4"), {**names, "__name__": "another notebook"})
+    finally:
+        OPS.pop("from_a_cell", None)
+
+
+def test_a_module_of_ops_can_be_reloaded() -> None:
+    """In a process of its own, because the ops of this one must stay."""
+    code = """
+import importlib, sys, numpy as np, tinydiff as td
+page = importlib.reload(sys.modules["tinydiff.ops.softmax"])
+x = td.tensor(np.ones(3), requires_grad=True)
+y = page.softmax(x)
+print(td.grad((y * y).sum(), x)[0].numpy().round(12).tolist())
+"""
+    env = {**os.environ, "TINYDIFF_BACKEND": "numpy"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.returncode == 0 and "[0.0, 0.0, 0.0]" in done.stdout.replace("-0.0", "0.0"), done.stderr
 
 
 def test_an_option_that_requires_a_gradient_is_refused() -> None:

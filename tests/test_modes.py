@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import Any
 
@@ -143,6 +144,49 @@ def test_threads_share_leaves_but_not_graphs() -> None:
         t.join()
     for a, b in zip(alone, together):
         np.testing.assert_array_equal(a, b.numpy())
+
+
+def test_no_grad_without_brackets() -> None:
+    @td.no_grad
+    def double(x: Any) -> Any:
+        return x * 2
+
+    assert not double(leaf(3)).requires_grad and td.grad_enabled() and double.__name__ == "double"
+    with pytest.raises(TypeError, match="callable"):
+        td.no_grad(3)  # type: ignore[call-arg]
+
+
+def test_the_mode_belongs_to_the_asyncio_task() -> None:
+    """A coroutine that is decorated, or waits inside `with no_grad()`, leaves the other tasks of the thread alone."""
+    seen = []
+
+    @td.no_grad()
+    async def decorated() -> bool:
+        await asyncio.sleep(0)
+        return td.grad_enabled()
+
+    async def waits() -> None:
+        with td.no_grad():
+            await asyncio.sleep(0.02)
+            seen.append(td.grad_enabled())
+
+    async def other() -> None:
+        await asyncio.sleep(0.01)  # now `waits` is inside
+        seen.append(td.grad_enabled())
+
+    async def main() -> list[Any]:
+        return await asyncio.gather(decorated(), waits(), other())
+
+    assert asyncio.run(main())[0] is False
+    assert seen == [True, False] and td.grad_enabled()
+
+
+def test_an_asynchronous_generator_is_refused() -> None:
+    async def steps() -> Any:
+        yield 1
+
+    with pytest.raises(TypeError, match="cannot decorate steps, an asynchronous generator"):
+        td.no_grad()(steps)
 
 
 def test_detach_cuts_the_history_and_shares_the_array() -> None:

@@ -7,9 +7,10 @@ import math
 from typing import Any
 
 import numpy as np
+import pytest
 from op_runs import close
 
-from tinydiff import backend, grad, gradcheck, ops, tensor
+from tinydiff import Rng, backend, grad, gradcheck, no_grad, ops, tensor
 from tinydiff.operators import OPS
 
 BINARY = ["add", "subtract", "multiply", "divide", "power", "maximum", "minimum"]
@@ -127,6 +128,89 @@ def test_python_and_numpy_scalars_widen_nothing(each_backend: str) -> None:
                 assert y.dtype == "float32", (name, number)
                 assert grad(y.sum(), x)[0].dtype == "float32", (name, number)
     assert x.sum().dtype == "float32" and (x.sum() * 1.5).dtype == "float32" and (x.mean() ** 2.0).dtype == "float32"
+
+
+def test_numpy_scalars_as_options_widen_nothing(each_backend: str) -> None:
+    x = tensor(np.ones((2, 3, 4), "float32"), requires_grad=True)
+    half = np.float64(0.5)
+    found = {
+        "group_norm": ops.group_norm(x, groups=2, eps=half),
+        "layer_norm": ops.layer_norm(x, eps=half),
+        "batch_norm": ops.batch_norm(x, eps=half),
+        "clip": ops.clip(x, low=half, high=np.float64(2)),
+        "pad": ops.pad(x, pad_width=((1, 0),) * 3, value=half),
+        "attention": ops.attention(x, x, x, scale=half),
+        "dropout": ops.dropout(x, p=half, rng=Rng(0)),
+        "where": ops.where(x.data > 0, x, half),
+        "power": x**half,
+    }
+    for name, y in found.items():
+        assert y.dtype == "float32" and grad(y.sum(), x)[0].dtype == "float32", name
+
+
+def test_a_power_has_the_derivative_of_sqrt_at_zero(each_backend: str) -> None:
+    x = tensor([0.0, 4.0], requires_grad=True)
+    half = tensor([0.5, 0.5], requires_grad=True)
+    for y in (x**0.5, x**half, ops.sqrt(x)):
+        assert grad(y.sum(), x)[0].tolist() == [0.0, 0.25]
+    assert grad((x**0).sum(), x)[0].tolist() == [0.0, 0.0]
+    assert grad((x**1).sum(), x)[0].tolist() == [1.0, 1.0]
+    y = tensor([4.0], requires_grad=True)
+    assert grad((y**-1.0).sum(), y)[0].item() == -0.0625
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0), (0, 0)])
+def test_functions_of_nothing(each_backend: str, shape: tuple[int, int]) -> None:
+    x = tensor(np.zeros(shape), requires_grad=True)
+    for axis in (0, 1):
+        for op in (ops.softmax, ops.log_softmax):
+            y = op(x, axis=axis)
+            assert y.shape == shape and grad(y.sum(), x)[0].shape == shape
+        y = ops.logsumexp(x, axis=axis)
+        assert y.tolist() == [-math.inf] * shape[1 - axis]
+        assert grad(y.sum(), x)[0].shape == shape
+    assert ops.logsumexp(x, axis=0, keepdims=True).shape == (1, shape[1])
+
+
+@pytest.mark.parametrize(
+    "shapes", [((2, 3, 0), (0, 4)), ((0, 3, 2), (2, 4)), ((2, 3, 4), (4, 0)), ((0, 2, 3), (0, 3, 2))]
+)
+def test_products_of_nothing(each_backend: str, shapes: Any) -> None:
+    x, y = (tensor(np.ones(s), requires_grad=True) for s in shapes)
+    z = x @ y
+    expected = np.matmul(np.ones(shapes[0]), np.ones(shapes[1]))
+    assert z.shape == expected.shape and np.array_equal(z.numpy(), expected)
+    assert [g.shape for g in grad(z.sum(), (x, y))] == list(shapes)
+
+
+@pytest.mark.parametrize(
+    "shift, axis", [((1, 2), (0, 1)), (2, (0, 1)), ((1, 2), 0), ((1, 2), None), (-1, 1), ((3,), (1,)), (1, ())]
+)
+def test_roll_as_numpys(each_backend: str, shift: Any, axis: Any) -> None:
+    a = np.arange(12.0).reshape(3, 4)
+    x = tensor(a, requires_grad=True)
+    y = ops.roll(x, shift=shift, axis=axis)
+    assert np.array_equal(y.numpy(), np.roll(a, shift, axis))
+    assert np.array_equal(grad((y * y.detach()).sum(), x)[0].numpy(), a)
+
+
+def test_a_copy_by_an_index_of_integers_is_not_a_view(each_backend: str) -> None:
+    """What a copy was made from may change."""
+    x = tensor(np.arange(12.0).reshape(4, 3), requires_grad=True)
+    for index in ([0, 2], (slice(None), [0, 2]), x.data > 2):
+        with no_grad():
+            x.data = backend.to_device(np.arange(12.0).reshape(4, 3))
+        index = backend.to_device(np.array(index)) if isinstance(index, list) else index
+        if isinstance(index, tuple):
+            index = (index[0], backend.to_device(np.array(index[1])))
+        y = x[index]
+        z = (y * y).sum()
+        expected = np.zeros((4, 3))
+        expected[backend.to_host(index) if not isinstance(index, tuple) else (index[0], [0, 2])] = 1
+        expected *= 2 * np.arange(12.0).reshape(4, 3)
+        with no_grad():
+            x += 1.0
+        assert np.array_equal(grad(z, x)[0].numpy(), expected)
 
 
 def test_the_bias_of_a_convolution_counts_for_its_dtype(each_backend: str) -> None:

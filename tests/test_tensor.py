@@ -33,7 +33,7 @@ def test_python_numbers_become_float32_and_integers_stay() -> None:
 
 
 def test_arrays_keep_their_dtype_and_are_copied() -> None:
-    for dtype in ("float64", "float32", "float16", "int32", "uint8", "bool"):
+    for dtype in ("float64", "float32", "int32", "uint8", "bool"):
         host = np.ones((2, 3), dtype)
         for given in (host, backend.to_device(host)):
             x = td.tensor(given)
@@ -97,7 +97,64 @@ def test_copies_and_pickles_of_leaves() -> None:
     assert x.grad is None
 
 
+def test_copies_and_pickles_keep_class_and_gradient() -> None:
+    w = td.nn.Parameter(backend.to_device(np.ones(2, "float32")))
+    (w * 3).sum().backward()
+    for twin in [copy.deepcopy(w)] if backend.name == "strict" else [copy.deepcopy(w), pickle.loads(pickle.dumps(w))]:
+        assert type(twin) is td.nn.Parameter and twin.requires_grad
+        equal(twin.grad, [3, 3])
+        twin.zero_grad()
+        equal(w.grad, [3, 3])
+
+
+def test_ops_are_copied_and_pickled_by_name() -> None:
+    for op in (ops.tanh, ops.gelu, OPS["conv2d_p"]):
+        assert copy.deepcopy(op) is op and pickle.loads(pickle.dumps(op)) is op
+    net = td.nn.Sequential(td.nn.Linear(2, 3, rng=0), ops.tanh)
+    twin = copy.deepcopy(net)
+    assert twin[1] is ops.tanh
+    equal(twin[0].weight, net[0].weight.numpy())
+
+
 # ---------------------------------------------------------------- operators and methods
+
+
+def test_numpys_functions_of_the_same_name_are_ops() -> None:
+    x = td.tensor([0.5, 2.0], requires_grad=True)
+    for name in ("exp", "sin", "sqrt", "negative", "log1p"):
+        y = getattr(np, name)(x)
+        equal(y, getattr(np, name)(x.numpy()))
+        equal(td.grad(y.sum(), x)[0], td.grad(OPS[name](x).sum(), x)[0].numpy())
+    assert np.maximum(x, 1.0).requires_grad  # type: ignore[call-overload]
+    equal(np.float64(2) * x, x.numpy() * 2)
+
+
+def test_an_array_is_changed_by_a_tensor_in_place() -> None:
+    """p.data -= lr * p.grad, which is where many first training loops begin."""
+    w = td.tensor([1.0, 2.0], requires_grad=True)
+    (w * w).sum().backward()
+    array = w.data
+    if td.backend.name == "numpy":
+        w.data -= np.float64(0.5) * w.grad
+        assert w.data is array
+        equal(w, [0, 0])
+        with pytest.raises(TypeError, match=r"subtract of \(2,\), \(2,\) .* would lose the gradient"):
+            w.data -= w * 2
+    w.data = w.data - 0.5 * w.grad.data
+    assert w.dtype == "float32"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "bool"])
+def test_numpys_arrays_of_a_tensor_keep_its_dtype(dtype: str) -> None:
+    x = td.tensor(np.ones(2, dtype))
+    assert np.array(x).dtype == np.asarray(x).dtype == np.array(x, copy=True).dtype == dtype
+    assert np.asarray(x, "float32").dtype == "float32"
+    mine = np.array(x)
+    mine[0] = 0
+    assert x.numpy()[0] == 1
+    if dtype != "float32":
+        with pytest.raises(ValueError, match=f"{dtype} as float32 needs a copy"):
+            np.asarray(x, "float32", copy=False)
 
 
 def test_operators_are_numpys() -> None:
@@ -185,6 +242,30 @@ def test_methods_are_numpys() -> None:
         assert isinstance(ours, td.Tensor) and ours.dtype == theirs.dtype
         assert ours.shape == theirs.shape
         equal(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int64", "bool"])
+def test_functions_with_real_values_never_wrap(dtype: str) -> None:
+    """Of bytes and short integers NumPy's arithmetic wraps, and its exp is of float16."""
+    n = np.array([[0, 88, 3], [1, 7, 0]]).astype(dtype)
+    exact = n.astype("float64")
+    functions = (ops.exp, ops.expm1, ops.log1p, ops.sqrt, ops.sin, ops.cos, ops.tanh, ops.sigmoid, ops.silu, ops.erf,
+                 ops.gelu, ops.softplus, ops.softmax, ops.log_softmax, ops.logsumexp, ops.mean, ops.var)  # fmt: skip
+    for op in functions:
+        expected = op(td.tensor(exact)).numpy()
+        for y in (op(td.tensor(n)).numpy(), backend.to_host(op(backend.to_device(n)))):
+            assert y.dtype == "float64" or y.dtype == "float32" and dtype != "int64", op
+            assert np.allclose(y, expected, rtol=1e-5, atol=1e-6), op
+    a, b = td.tensor(np.array([0, 100]).astype(dtype)), td.tensor(np.array([1, 0]).astype(dtype))
+    assert ops.mse_loss(a, b).item() == (1.0 if dtype == "bool" else 5000.5)
+    logits = td.tensor(np.array([0.5, -2.0]))
+    same = ops.binary_cross_entropy_with_logits(logits, td.tensor(np.array([1.0, 0.0])))
+    assert np.isclose(ops.binary_cross_entropy_with_logits(logits, b).item(), same.item())
+    x, labels = td.tensor(n), backend.to_device(np.array([2, 1]))
+    assert np.isclose(ops.cross_entropy(x, labels).item(), ops.cross_entropy(td.tensor(exact), labels).item())
+    q = td.tensor(n.reshape(1, 1, 2, 3))
+    expected = ops.attention(*[td.tensor(exact.reshape(1, 1, 2, 3))] * 3).numpy()
+    assert np.allclose(ops.attention(q, q, q).numpy(), expected, rtol=1e-5)
 
 
 def test_integers_become_floating_where_functions_need_it() -> None:

@@ -226,6 +226,11 @@ def operand(a: Any) -> Any:
     raise TypeError(f"an op takes Tensors, arrays and numbers, not {type(a).__name__}: {a!r}")
 
 
+def weak(value: Any) -> Any:
+    """NumPy's scalars as Python's numbers, which never widen a dtype; anything else as it is."""
+    return value.item() if isinstance(value, numpy.generic) else value
+
+
 def as_array(a: Any) -> Array:
     """An array also where NumPy reduced one to a scalar."""
     return a if active().is_array(a) else active().to_device(a)

@@ -36,7 +36,7 @@ from typing import Any
 from . import backend
 from .backend import Array, HostArray
 from .changes import changes, check_unchanged, clock, note_change, options_of
-from .modes import mode, set_grad_enabled
+from .modes import recording, set_grad_enabled
 from .observers import observed, observers, tell
 from .operators import OPS, Hooks, Operators, array_of
 
@@ -118,7 +118,23 @@ class Tensor(Operators):
         keep = create_graph if retain_graph is None else retain_graph
         pairs = backward_pass(self, seed(self, grad, create_graph), None, create_graph, keep)
         for leaf, gradient in owned(pairs, grad, create_graph):
-            leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+            leaf._accumulate(gradient)
+
+    def __reduce__(self) -> Any:
+        """For pickle and copy: leaves, without their hooks. Errors: TypeError for a result, which has a graph."""
+        if self.node is not None:
+            raise TypeError(
+                f"a Tensor of shape {self.shape} that {self.node.op.name} computed cannot be copied or pickled with "
+                "its graph: take x.detach()"
+            )
+        return restored, (type(self), self._data, self._requires_grad, self._grad)
+
+
+def restored(kind: type[Tensor], data: Array, requires_grad: bool, grad: Tensor | None) -> Tensor:
+    x = kind.__new__(kind)
+    Tensor.__init__(x, data, requires_grad)
+    x._grad = grad
+    return x
 
 
 def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
@@ -132,11 +148,14 @@ def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
         array = backend.to_device(array_of(data))
     except (TypeError, ValueError) as error:
         raise TypeError(f"a Tensor holds an array of numbers, not {reprlib.repr(data)}: {error}") from error
-    if array.dtype.kind not in "fciub":
-        raise TypeError(f"a Tensor holds an array of numbers, not {reprlib.repr(data)}")
     if dtype is None and not hasattr(data, "dtype") and array.dtype.kind == "f":
         dtype = "float32"
-    array = array.astype(array.dtype if dtype is None else dtype)  # always a copy
+    dtype = array.dtype if dtype is None else backend.xp.dtype(dtype)
+    if array.dtype.kind not in "fciub" or dtype.kind not in "fciub":
+        raise TypeError(f"a Tensor holds an array of numbers, not {reprlib.repr(data)} of dtype {dtype}")
+    if dtype.char in "egG":
+        raise TypeError(f"a Tensor of shape {array.shape}: {wrong_precision(dtype)}")
+    array = array.astype(dtype)  # always a copy
     if requires_grad:
         check_floating(array)
     return Tensor(array, requires_grad)
@@ -149,6 +168,10 @@ def check_floating(array: Array) -> None:
             f"only a floating Tensor can require a gradient, not {array.dtype} of shape {array.shape}: pass "
             "dtype='float32'"
         )
+
+
+def wrong_precision(dtype: Any) -> str:
+    return f"{dtype} is not computed in, only float32 and float64: convert with .astype('float32')"
 
 
 def describe(x: Any) -> str:
@@ -177,10 +200,13 @@ class Op:
         self.fast_rules: dict[str | None, Callable[..., Any]] = {}
         parameters = inspect.signature(forward).parameters.values()
         self.defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
-        functools.update_wrapper(self, forward)
+        functools.update_wrapper(self, forward)  # also its place: __module__ and __qualname__
 
     def __repr__(self) -> str:
         return f"<op {self.name}>"
+
+    def __reduce__(self) -> str:
+        return self.forward.__qualname__  # copied and pickled by name, as a function is
 
     def __call__(self, *inputs: Any, **params: Any) -> Any:
         if observers:
@@ -201,14 +227,19 @@ class Op:
                 x = x._data
             arrays.append(x)
             parents.append(parent)
-        if not tensors:
-            return self.compute(arrays, params)[0]
-        if tensors < len(arrays):
+        if 0 < tensors < len(arrays):  # without Tensors, a NumPy scalar may be what a sum in a rule gave
             arrays = [a if type(a) is float else backend.operand(a) for a in arrays]
+        if params:
+            params = {name: backend.weak(value) for name, value in params.items()}
         out, residuals = self.compute(arrays, params) if self.fast_forwards else (self.forward(*arrays, **params), None)
-        if type(out) is not HostArray:
+        if type(out) is not HostArray and tensors:
             out = backend.as_array(out)
-        if not required or not mode.recording or out.dtype.kind not in "fc":
+        kind = out.dtype.char if hasattr(out, "dtype") else "d"  # a Python float
+        if kind in "egG":
+            raise TypeError(f"{self.name}: {wrong_precision(out.dtype)}")
+        if not tensors:
+            return out
+        if not required or not recording.get()[-1] or kind not in "fdFD":
             return Tensor(out)
         if self.defaults:
             params = {**self.defaults, **params}
@@ -254,8 +285,9 @@ def op(forward: Any = None, *, holomorphic: bool = True) -> Any:
 
 def composite(function: Any) -> Any:
     """Decorator: enter a function that is written in other ops, and so needs no rule, in OPS."""
-    name = function.__name__
-    if name in OPS:
+    name, before = function.__name__, OPS.get(function.__name__)
+    place = function.__module__, function.__qualname__
+    if before is not None and place != (before.__module__, before.__qualname__):  # not the same cell, run again
         raise ValueError(
             f"there is an op named {name!r} already: choose another name, or take it out first, by "
             f"tinydiff.engine.OPS.pop({name!r})"
@@ -479,6 +511,8 @@ def seed(output: Any, g: Any, create_graph: bool) -> Any:
     g = g if isinstance(g, Tensor) else Tensor(backend.to_device(g))
     if g.shape != output.shape:
         raise RuntimeError(f"the adjoint has shape {g.shape}, but the output has shape {output.shape}")
+    if not backend.xp.can_cast(g.dtype, output.dtype, "same_kind"):
+        raise TypeError(f"the adjoint is {g.dtype}, but the output is {output.dtype}")
     g = g if g.dtype == output.dtype else g.astype(output.dtype)
     return g if create_graph else g._data
 

@@ -1,47 +1,54 @@
-"""Are nodes recorded? Each thread has a mode of its own; `no_grad` changes it."""
+"""Are nodes recorded? Each thread, and each asyncio task, has a mode of its own; `no_grad` changes it."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import inspect
-import threading
+from contextvars import ContextVar
 from typing import Any
 
-
-class Mode(threading.local):
-    """The mode of each thread: are nodes recorded?"""
-
-    def __init__(self) -> None:
-        self.recording = True
-        self.before: list[bool] = []  # what it was before each no_grad() that the thread is in
-
-
-mode = Mode()
+recording: ContextVar[tuple[bool, ...]] = ContextVar("recording", default=(True,))  # now, and before each `with`
 
 
 def grad_enabled() -> bool:
-    """Are nodes being recorded in this thread?"""
-    return mode.recording
+    """Are nodes being recorded here?"""
+    return recording.get()[-1]
 
 
 class set_grad_enabled(contextlib.ContextDecorator):
-    """Inside a `with`, or a function or generator that it decorates, this thread records nodes, or does not."""
+    """Inside a `with`, or a function, coroutine or generator that it decorates, nodes are recorded, or are not."""
 
     def __init__(self, enabled: bool):
         self.enabled = enabled
 
     def __enter__(self) -> None:
-        mode.before.append(mode.recording)
-        mode.recording = self.enabled
+        recording.set((*recording.get(), self.enabled))
 
     def __exit__(self, *_error: Any) -> None:
-        mode.recording = mode.before.pop()
+        recording.set(recording.get()[:-1])
 
     def __call__(self, fn: Any) -> Any:
-        if not inspect.isgeneratorfunction(fn):
-            return super().__call__(fn)
+        if not callable(fn):
+            raise TypeError(f"{type(self).__name__} decorates something callable, not {fn!r}")
+        if inspect.isasyncgenfunction(fn):
+            raise TypeError(
+                f"{type(self).__name__} cannot decorate {fn.__name__}, an asynchronous generator: "
+                "write `with no_grad():` inside it, around what does not wait"
+            )
+        if inspect.iscoroutinefunction(fn):
+            return self._of_coroutine(fn)
+        return self._of_generator(fn) if inspect.isgeneratorfunction(fn) else super().__call__(fn)
 
+    def _of_coroutine(self, fn: Any) -> Any:
+        @functools.wraps(fn)
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            with self:  # other tasks, which run while this one waits, have their own mode
+                return await fn(*args, **kwargs)
+
+        return call
+
+    def _of_generator(self, fn: Any) -> Any:
         @functools.wraps(fn)
         def steps(*args: Any, **kwargs: Any) -> Any:
             generator = fn(*args, **kwargs)
@@ -61,7 +68,11 @@ class set_grad_enabled(contextlib.ContextDecorator):
 
 
 class no_grad(set_grad_enabled):
-    """Inside `with no_grad():`, or a function or generator decorated with `@no_grad()`, nothing is recorded."""
+    """Inside `with no_grad():`, or a function, coroutine or generator decorated with `@no_grad()`, nothing is
+    recorded. `@no_grad` without brackets means the same."""
+
+    def __new__(cls, fn: Any = None) -> Any:
+        return super().__new__(cls) if fn is None else cls()(fn)
 
     def __init__(self) -> None:
         super().__init__(False)

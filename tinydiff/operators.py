@@ -6,18 +6,33 @@ Everything about an op, its gradient included, stands on its page in tinydiff/op
 from __future__ import annotations
 
 import functools
+import os
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from . import backend
 from .changes import note_change
-from .modes import mode
+from .modes import grad_enabled
 
 if TYPE_CHECKING:
     from .engine import Tensor
 
 OPS: dict[str, Callable[..., Any]] = {}  # every op by name; they enter themselves as tinydiff/ops defines them
+
+
+_accumulating = threading.RLock()
+
+
+def _after_fork() -> None:
+    """Another thread of the parent may have held the lock; nobody in a child would free it."""
+    global _accumulating
+    _accumulating = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class Hooks(list["Handle"]):
@@ -40,7 +55,7 @@ class Hooks(list["Handle"]):
             x = found
         keeper = self.kept_by() if self.kept_by else None
         if keeper is not None:
-            keeper.grad = x.copy() if keeper.grad is None else keeper.grad + x
+            keeper._accumulate(x.copy())
         return x.copy()
 
 
@@ -56,11 +71,36 @@ class Handle:
         self.hooks[:] = [handle for handle in self.hooks if handle is not self]
 
 
+COMPARISONS = ("less", "less_equal", "greater", "greater_equal", "equal", "not_equal")
+
+
+class NumPyFunction:
+    """What NumPy calls for np.exp(x), which is ops.exp(x), for `a < x`, and for `a -= x` with an array a.
+
+    NumPy looks for it on the class. CuPy looks on the Tensor, where it finds None: this leaves `a * x` to x.__rmul__.
+    """
+
+    def __get__(self, x: Any, _class: Any) -> Any:
+        return self if x is None else None
+
+    def __call__(self, _x: Any, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        name, requiring = ufunc.__name__, [x for x in inputs if isinstance(x, Operators) and x._requires_grad]
+        if method == "__call__" and not options and name in OPS:
+            return OPS[name](*inputs)
+        if method == "__call__" and (name in COMPARISONS or "out" in options and not (requiring and grad_enabled())):
+            return ufunc(*map(array_of, inputs), **options)
+        shapes = ", ".join(str(getattr(x, "shape", x)) for x in inputs)
+        raise TypeError(
+            f"NumPy's {name} of {shapes} is no op of tinydiff, and would lose the gradient of a Tensor: use "
+            "tinydiff.ops, or x.numpy() for the values alone"
+        )
+
+
 class Operators:
     """The base of Tensor, whose array is `_data`."""
 
     __slots__ = ()
-    __array_ufunc__ = None  # an array on the left leaves the operation to us
+    __array_ufunc__ = NumPyFunction()
     __hash__ = object.__hash__
     _data: Any
     _requires_grad: bool
@@ -141,7 +181,7 @@ class Operators:
     def _changing(self, what: str, y: Any) -> Any:
         """Note a change in place, and return the other operand's array."""
         for name, x in (("x", self), ("y", y)):
-            if mode.recording and isinstance(x, Operators) and x._requires_grad:
+            if grad_enabled() and isinstance(x, Operators) and x._requires_grad:
                 raise RuntimeError(
                     f"{what}, where {name} has shape {x.shape} and requires a gradient, would lose that gradient: "
                     "write a new Tensor (x = x + y, ops.where, ops.index_add), or do it inside tinydiff.no_grad()"
@@ -184,7 +224,11 @@ class Operators:
                 "or x.numpy() for the values alone"
             )
         array = self.numpy()
-        return array.astype(dtype) if copy or dtype not in (None, array.dtype) else array
+        if dtype is None or dtype == array.dtype:
+            return array.copy() if copy else array
+        if copy is False:
+            raise ValueError(f"a Tensor of {array.dtype} as {dtype} needs a copy")
+        return array.astype(dtype)
 
     def __repr__(self) -> str:
         about = f", dtype={self.dtype}" if str(self.dtype) != "float32" else ""
@@ -195,6 +239,10 @@ class Operators:
         return format(self.item(), spec) if spec else str(self)
 
     # ---- as in PyTorch
+
+    def _accumulate(self, g: Tensor) -> None:
+        with _accumulating:  # or threads that share this Tensor would lose each other's gradients
+            self.grad = g if self.grad is None else self.grad + g
 
     def zero_grad(self) -> None:
         self.grad = None

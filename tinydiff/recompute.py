@@ -11,7 +11,7 @@ from typing import Any
 from . import rng
 from .changes import changed_since, clock
 from .engine import Node, Op, Tensor, backward_pass, describe, origin, seed
-from .modes import mode, no_grad, set_grad_enabled
+from .modes import grad_enabled, no_grad, set_grad_enabled
 from .observers import Observer, observing
 
 
@@ -24,7 +24,7 @@ def checkpoint(fn: Callable[..., Tensor], *inputs: Any) -> Tensor:
     Errors: TypeError if fn returns anything but one Tensor. Source: Chen et al. 2016, "Training deep nets with
     sublinear memory cost".
     """
-    if not mode.recording:
+    if not grad_enabled():
         return fn(*inputs)
     with no_grad(), rng.recorded() as draws, observing(Used()) as used:
         out = fn(*inputs)

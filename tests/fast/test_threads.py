@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import tinydiff
-from tinydiff import Rng, backend, microbatch, nn, ops, tensor
+from tinydiff import Rng, backend, microbatch, nn, operators, ops, tensor
 from tinydiff.microbatch import blas_threads, gradients, over_microbatches
 
 fast = pytest.importorskip("tinydiff.fast.threads")
@@ -183,3 +183,35 @@ def test_without_the_folder_or_with_it_switched_off_all_works(tmp_path):
 def test_the_plain_version_is_what_runs_on_other_backends():
     assert set(over_microbatches.versions) == set(blas_threads.versions) == {"numpy"}
     assert backend.active().fast == "numpy"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_child_inherits_no_lock_and_no_limit_of_another_thread():
+    before = blas_count()
+    inside, leave = threading.Event(), threading.Event()
+
+    def other():
+        with blas_threads(1), fast._limits_lock:
+            inside.set()
+            leave.wait(20)
+
+    def in_child():
+        ok = fast._limits == [] and blas_count() == before
+        ok = ok and [rows.start for rows in over_microbatches(lambda rows: rows, 8, 4, 2)] == [0, 4]
+        p = tensor([1.0], requires_grad=True)
+        (p * 2).sum().backward()
+        return ok and p.grad.item() == 2
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    inside.wait(5)
+    with operators._accumulating, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # a fork of a process with threads, which is the point
+        child = os.fork()
+        if child == 0:
+            signal.alarm(10)  # ends a child that waits for a lock
+            os._exit(0 if in_child() else 7)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    leave.set()
+    thread.join()
+    assert code == 0

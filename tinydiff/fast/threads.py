@@ -87,10 +87,6 @@ def _pool(workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, "tinydiff-microbatches")
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads
-
-
 @functools.cache
 def _keep_memory() -> None:
     """Ask the C library to keep freed memory for the next arrays.
@@ -155,3 +151,17 @@ def blas_threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         change(add=False)
+
+
+def _after_fork() -> None:
+    """A child has none of its parent's threads: none of the blocks they were in, and nobody who would free the lock."""
+    global _limits_lock
+    _pool.cache_clear()
+    _limits_lock = threading.Lock()
+    if _limits and (blas := _blas()):
+        blas[1](_unlimited)
+    _limits.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..backend import xp
 from ..engine import composite, op
-from .elementwise import exp, minimum, tanh, where
+from .elementwise import exp, floating, minimum, tanh, where
 
 
 @op
@@ -16,6 +16,7 @@ def sigmoid(x: Any) -> Any:
 
     dz = z (1 - z) dx          x̄ = z̄ z (1 - z)
     """
+    x = floating(x)
     return xp.exp(xp.minimum(x, 0)) / (1 + xp.exp(minimum(x, -x)))
 
 
@@ -48,6 +49,7 @@ def silu(x: Any) -> Any:
 
     Source: Elfwing et al. 2017 (SiL); Ramachandran et al. 2017 (swish).
     """
+    x = floating(x)
     return x * sigmoid(x)
 
 
@@ -68,7 +70,7 @@ def erf(x: Any) -> Any:
     All terms have one sign, so no digits are lost. Beyond |x| = 6 the result is 1 to the last digit.
     Source: Abramowitz and Stegun 1964, equation 7.1.6.
     """
-    x = xp.clip(x, -6, 6) * 1.0
+    x = xp.clip(floating(x), -6, 6)
     square, term = x * x, x
     total = x
     for n in range(1, 140):
@@ -91,6 +93,7 @@ def gelu(x: Any, *, approximate: str = "none") -> Any:
 
     Source: Hendrycks and Gimpel 2016. Errors: ValueError for another approximation.
     """
+    x = floating(x)
     if approximate == "none":
         return 0.5 * x * (1 + erf(x * math.sqrt(0.5)))
     if approximate == "tanh":
@@ -104,6 +107,7 @@ def softplus(x: Any) -> Any:
 
     dz = sigmoid(x) dx          x̄ = z̄ sigmoid(x)
     """
+    x = floating(x)
     return xp.maximum(x, 0) + xp.log1p(xp.exp(minimum(x, -x)))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from ..backend import operand
 from ..engine import Tensor, composite, op
 from ..operators import array_of
-from .elementwise import where
+from .elementwise import floating, where
 from .linalg import matmul
 from .reduce import sum
 from .shape import swapaxes
@@ -70,6 +70,7 @@ def attention(q: Any, k: Any, v: Any, *, mask: Any = None, scale: float | None =
     for lengths in itertools.zip_longest(*(a.shape[-3::-1] for a in (q, k, v)), fillvalue=1):
         if len({n for n in lengths if n != 1}) > 1:
             raise ValueError(f"attention: the leading axes of q {q.shape}, k {k.shape} and v {v.shape} do not fit")
+    q, k, v = floating(q), floating(k), floating(v)
     mask = checked_mask(mask, q.shape[-2], k.shape[-2])
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     return scaled_dot_product_attention(q, k, v, mask=mask, scale=scale)

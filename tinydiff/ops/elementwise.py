@@ -14,6 +14,14 @@ from ..engine import op
 from ..operators import array_of
 
 
+def floating(x: Any) -> Any:
+    """x as a function with real values takes it: integers, which would wrap, in float32, or in float64 if they are
+    longer than 16 bits."""
+    if not hasattr(x, "dtype") or x.dtype.kind not in "iub":
+        return x
+    return x.astype(xp.promote_types(x.dtype, "float32"))
+
+
 @op
 def add(x: Any, y: Any) -> Any:
     """z = x + y
@@ -90,8 +98,8 @@ def power(x: Any, y: Any) -> Any:
 
     dz = y x^(y-1) dx + z log(x) dy          x̄ = z̄ y x^(y-1),   ȳ = z̄ z log x
 
-    At 0: x^0 is constant, also at x = 0, so x̄ = 0 there; ȳ = 0 at x = 0, if y >= 0. There is no ȳ for
-    x < 0, nor for x = 0 with y < 0: it is NaN.
+    At 0: x^0 is constant, also at x = 0, so x̄ = 0 there; and x̄ = 0 for 0 < y < 1, where the derivative is infinite, as
+    for sqrt. ȳ = 0 at x = 0, if y >= 0. There is no ȳ for x < 0, nor for x = 0 with y < 0: it is NaN.
     """
     return x**y
 
@@ -99,10 +107,10 @@ def power(x: Any, y: Any) -> Any:
 @power.vjp
 def power_vjp(g: Any, z: Any, x: Any, y: Any) -> Any:
     def wrt_base() -> Any:
-        if isinstance(y, (int, float)):
-            return g * (y * x ** (y - 1)) if y != 0 else g * 0.0
-        undefined = ((x == 0) & (y == 0)).astype(x.dtype)  # there 0 * 0^-1 would be NaN, and 0 * 0^1 is 0
-        return g * y * x ** (y - 1 + 2 * undefined)
+        if isinstance(y, (int, float)) and not 0 <= y < 1:
+            return g * (y * x ** (y - 1))
+        flat = (x == 0) & (0 <= y) & (y < 1)  # there x^(y-1) is infinite; 0 has the place of the derivative
+        return where(flat, 0.0, g * y * where(flat, 1.0, x) ** (y - 1))
 
     def wrt_exponent() -> Any:
         if isinstance(x, (int, float)):
@@ -150,7 +158,7 @@ def exp(x: Any) -> Any:
 
     dz = z dx          x̄ = z̄ z
     """
-    return xp.exp(x)
+    return xp.exp(floating(x))
 
 
 @exp.vjp
@@ -164,7 +172,7 @@ def expm1(x: Any) -> Any:
 
     dz = (z + 1) dx          x̄ = z̄ (z + 1)
     """
-    return xp.expm1(x)
+    return xp.expm1(floating(x))
 
 
 @expm1.vjp
@@ -178,7 +186,7 @@ def log(x: Any) -> Any:
 
     dz = dx / x          x̄ = z̄ / x
     """
-    return xp.log(x)
+    return xp.log(floating(x))
 
 
 @log.vjp
@@ -192,7 +200,7 @@ def log1p(x: Any) -> Any:
 
     dz = dx / (1 + x)          x̄ = z̄ / (1 + x)
     """
-    return xp.log1p(x)
+    return xp.log1p(floating(x))
 
 
 @log1p.vjp
@@ -208,7 +216,7 @@ def sqrt(x: Any) -> Any:
 
     At 0: 0, where the derivative is infinite, so that the norm of a zero vector has the gradient 0 and no NaN.
     """
-    return xp.sqrt(x)
+    return xp.sqrt(floating(x))
 
 
 @sqrt.vjp
@@ -236,7 +244,7 @@ def sin(x: Any) -> Any:
 
     dz = cos(x) dx          x̄ = z̄ cos x
     """
-    return xp.sin(x)
+    return xp.sin(floating(x))
 
 
 @sin.vjp
@@ -250,7 +258,7 @@ def cos(x: Any) -> Any:
 
     dz = -sin(x) dx          x̄ = -z̄ sin x
     """
-    return xp.cos(x)
+    return xp.cos(floating(x))
 
 
 @cos.vjp
@@ -264,7 +272,7 @@ def tanh(x: Any) -> Any:
 
     dz = (1 - z^2) dx          x̄ = z̄ (1 - z^2)
     """
-    return xp.tanh(x)
+    return xp.tanh(floating(x))
 
 
 @tanh.vjp

@@ -9,7 +9,7 @@ from ..backend import operand, xp
 from ..engine import Tensor, composite
 from ..rng import Rng
 from .activation import softplus
-from .elementwise import square, where
+from .elementwise import floating, square, where
 from .index import take_along_axis
 from .reduce import mean, sum
 from .shape import expand_dims, squeeze
@@ -33,7 +33,7 @@ def _same_shape(what: str, x: Any, y: Any) -> None:
 def mse_loss(prediction: Any, target: Any, *, reduction: str = "mean") -> Any:
     """(prediction - target)^2, averaged over all elements."""
     _same_shape("mse_loss", prediction, target)
-    return _reduced(square(prediction - target), reduction, "mse_loss")
+    return _reduced(square(floating(prediction) - floating(target)), reduction, "mse_loss")
 
 
 @composite
@@ -61,6 +61,7 @@ def cross_entropy(logits: Any, labels: Any, *, reduction: str = "mean") -> Any:
 def binary_cross_entropy_with_logits(logits: Any, target: Any, *, reduction: str = "mean") -> Any:
     """-t log p - (1 - t) log(1 - p) with p = sigmoid(logits), written as softplus(x) - t x, which never overflows."""
     _same_shape("binary_cross_entropy_with_logits", logits, target)
+    logits, target = floating(logits), floating(target)
     return _reduced(softplus(logits) - target * logits, reduction, "binary_cross_entropy_with_logits")
 
 

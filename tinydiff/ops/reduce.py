@@ -7,7 +7,7 @@ from typing import Any
 
 from ..backend import xp
 from ..engine import composite, op
-from .elementwise import exp, square, where
+from .elementwise import exp, floating, square, where
 from .shape import axes_of, broadcast_to, concatenate, flip, reshape, transpose
 
 Axis = Any  # None | int | tuple[int, ...]
@@ -132,11 +132,19 @@ def logsumexp(x: Any, *, axis: Axis = None, keepdims: bool = False) -> Any:
     Where every x is -inf, z is -inf and x̄ is 0.
     """
     axes = axes_of(axis, x.ndim, "logsumexp")
+    x = floating(x)
+    kept = tuple(1 if a in axes else n for a, n in enumerate(x.shape))
+    if x.size == 0:  # then there is no largest x; the sum is 0
+        return _dropped(xp.full(kept, -math.inf, x.dtype), axes, keepdims)
     m = x.max(axis=axes, keepdims=True)
     m = xp.where(xp.isfinite(m), m, 0)
     total = xp.exp(x - m).sum(axis=axes, keepdims=True)
     z = xp.where(total == 0, -math.inf, xp.log(xp.where(total == 0, 1, total)) + m)
-    return z if keepdims else z.reshape(tuple(n for a, n in enumerate(x.shape) if a not in axes))
+    return _dropped(z, axes, keepdims)
+
+
+def _dropped(z: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
+    return z if keepdims else z.reshape(tuple(n for a, n in enumerate(z.shape) if a not in axes))
 
 
 @logsumexp.vjp

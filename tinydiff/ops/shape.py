@@ -209,10 +209,19 @@ def flip(x: Any, *, axis: int | tuple[int, ...] | None = None) -> Any:
 
 
 @composite
-def roll(x: Any, *, shift: int, axis: int | None = None) -> Any:
-    """x moved by `shift` places along the axis, what leaves at one end entering at the other (None: flattened)."""
+def roll(x: Any, *, shift: int | tuple[int, ...], axis: int | tuple[int, ...] | None = None) -> Any:
+    """x moved by `shift` places along the axis, what leaves at one end entering at the other (None: flattened). Tuples,
+    as in numpy.roll, move along several axes. Errors: ValueError for tuples of different lengths."""
     if axis is None:
         return reshape(roll(reshape(x, shape=-1), shift=shift, axis=0), shape=x.shape)
+    if isinstance(shift, tuple) or isinstance(axis, tuple):
+        shifts, axes = (v if isinstance(v, tuple) else (v,) for v in (shift, axis))
+        if len(shifts) != len(axes) and 1 not in (len(shifts), len(axes)):
+            raise ValueError(f"roll: the shifts {shift} and the axes {axis} differ in number")
+        count = max(len(shifts), len(axes))
+        for s, a in zip(shifts * (count // max(len(shifts), 1)), axes * (count // max(len(axes), 1))):
+            x = roll(x, shift=s, axis=a)
+        return x
     axis = axis_of(axis, x.ndim, "roll")
     n = x.shape[axis]
     if n == 0 or shift % n == 0:

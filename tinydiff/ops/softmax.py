@@ -6,7 +6,7 @@ from typing import Any
 
 from ..backend import xp
 from ..engine import op
-from .elementwise import exp
+from .elementwise import exp, floating
 from .reduce import logsumexp, sum
 from .shape import axis_of
 
@@ -22,6 +22,9 @@ def softmax(x: Any, *, axis: int = -1) -> Any:
     The largest x of each row is subtracted first, so a row never overflows, and never underflows as a whole.
     """
     axis = axis_of(axis, x.ndim, "softmax")
+    x = floating(x)
+    if x.size == 0:
+        return x
     e = xp.exp(x - x.max(axis=axis, keepdims=True))
     return e / e.sum(axis=axis, keepdims=True)
 
@@ -39,7 +42,11 @@ def log_softmax(x: Any, *, axis: int = -1) -> Any:
 
     The largest x of each row is subtracted first, because log sum e^x would lose its last digits beside a large x.
     """
-    x = x - x.max(axis=axis_of(axis, x.ndim, "log_softmax"), keepdims=True)
+    axis = axis_of(axis, x.ndim, "log_softmax")
+    x = floating(x)
+    if x.size == 0:
+        return x
+    x = x - x.max(axis=axis, keepdims=True)
     return x - logsumexp(x, axis=axis, keepdims=True)
 
 

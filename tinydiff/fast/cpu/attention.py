@@ -16,7 +16,7 @@ from ..taken import is_real
 
 @softmax.fast("numpy")
 def softmax_numpy(x: Array, *, axis: int = -1) -> Any:
-    if not is_real(x):
+    if not is_real(x) or x.size == 0:
         return NotImplemented
     axis = axis_of(axis, x.ndim, "softmax")
     z = x - x.max(axis=axis, keepdims=True)
