@@ -39,9 +39,9 @@ def gradients(
     that is there, and return that loss, an array of shape () on the device.
 
     loss(*arrays, rng=rng, sample_offset=i) -> Tensor of shape (): the mean over the samples i, i + 1, ... of the batch,
-    whose arrays are on the device. batch: arrays of one length, or a single one. size: of a microbatch (None: microbatch_size).
-    threads: as in over_microbatches. Parameters that do not require a gradient are left out. A hook of a parameter sees
-    the gradient of each microbatch in turn, and one of an activation that of its rows.
+    whose arrays are on the device. batch: arrays of one length, or a single one. size: of a microbatch (None:
+    microbatch_size). threads: as in over_microbatches. Parameters that do not require a gradient are left out. A hook
+    of a parameter sees the gradient of each microbatch in turn, and one of an activation that of its rows.
     Errors: ValueError for an empty batch or arrays of different lengths, and those of over_microbatches; TypeError for
     a batch of anything but arrays.
     """
