@@ -167,7 +167,7 @@ def test_names_that_numpy_would_mix_up_come_back(tmp_path: Path) -> None:
     assert {name: len(a) for name, a in found.items()} == {"a": 1, "a.npy": 2, "a.npy.npy": 3, "json.npy": 4}
 
 
-def test_an_array_of_a_dtype_that_npy_does_not_know_is_refused(tmp_path: Path) -> None:
+def test_an_array_of_a_dtype_that_npy_does_not_know_is_refused() -> None:
     class Dtype:  # as of ml_dtypes.bfloat16
         hasobject, isbuiltin = False, 2
 
@@ -177,6 +177,9 @@ def test_an_array_of_a_dtype_that_npy_does_not_know_is_refused(tmp_path: Path) -
     dtype: Any = Dtype()
     with pytest.raises(TypeError, match=r"'w' is an array of bfloat16.*save array.astype\('float32'\)"):
         saving._check_entry("w", dtype)
+
+
+def test_arrays_of_bfloat16_are_refused(tmp_path: Path) -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes")
     with pytest.raises(TypeError, match="'w' is an array of bfloat16"):
         saving.save(tmp_path / "run.npz", {"w": np.ones(3, ml_dtypes.bfloat16)})
