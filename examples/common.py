@@ -138,7 +138,7 @@ def load_checkpoint(path, options, **parts):
         state = saving.load(path)
         for name, part in parts.items():
             part.load_state_dict(state[name])
-    except (ValueError, KeyError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:  # another example's, or weights alone
         sys.exit(f"{path} is not one of this example with these {options}: {error}")
     return state
 

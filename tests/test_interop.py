@@ -95,6 +95,44 @@ def test_values_may_be_tensors_of_torch() -> None:
     assert np.array_equal(layer.weight.numpy(), w.T) and layer.weight.dtype == "float32"
 
 
+@pytest.mark.parametrize("kind", ["torch.bfloat16", "torch.float8_e4m3fn"])
+def test_what_numpy_has_no_dtype_for_goes_through_float32(kind: str) -> None:
+    class Brief(Fake):
+        """As a torch tensor of bfloat16: numpy() is a TypeError, float() is a tensor of float32."""
+
+        dtype = kind
+
+        def _after(self, step: str) -> Any:
+            return Brief(self.array, tuple(s for s in self.steps if s != step))
+
+        def numpy(self) -> np.ndarray:
+            raise TypeError("Got unsupported ScalarType BFloat16")
+
+        def float(self) -> Any:
+            return Fake(self.array, self.steps)
+
+    layer = nn.Linear(2, 3, rng=0)
+    w = np.arange(6, dtype=np.float32).reshape(3, 2)
+    interop.from_torch(layer, {"weight": Brief(w), "bias": Brief(w[:, 0])})
+    assert np.array_equal(layer.weight.numpy(), w.T) and layer.bias is not None
+    assert np.array_equal(layer.bias.numpy(), w[:, 0])
+
+
+def test_arrays_of_bfloat16_become_float32() -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    layer = nn.Linear(2, 3, bias=False, rng=0)
+    w = np.arange(6).reshape(3, 2).astype(ml_dtypes.bfloat16)
+    interop.from_torch(layer, {"weight": w})
+    assert layer.weight.dtype == "float32" and np.array_equal(layer.weight.numpy(), w.T.astype(np.float32))
+
+
+@pytest.mark.torch
+def test_weights_of_torch_in_bfloat16(torch: Any) -> None:
+    theirs, layer = torch.nn.Linear(2, 3, dtype=torch.bfloat16), nn.Linear(2, 3, rng=0)
+    interop.from_torch(layer, theirs.state_dict())
+    assert np.array_equal(layer.weight.numpy(), theirs.weight.detach().float().numpy().T)
+
+
 def test_errors_list_everything_and_nothing_is_changed() -> None:
     net = Net()
     before = {n: backend.to_host(a) for n, a in net.state_dict().items()}

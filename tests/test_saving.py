@@ -127,8 +127,17 @@ def test_readers_and_writers_at_once_see_whole_files(tmp_path: Path) -> None:
     [
         ({"a": {"b": object()}}, "a/b is a object"),
         ({"a": [{1, 2}]}, "a/0 is a set"),
-        ({"a": {3: 1}}, "keys must be strings without '/', not 3 in a"),
+        ({"a": {3: 1}}, "keys must be strings without '/' and NUL, and not empty, not 3 in a"),
         ({"a/b": 1}, "not 'a/b' in the state"),
+        ({"a": 1, "": {"a": 2}}, "not '' in the state"),
+        ({"a": {"": np.ones(1)}}, "not '' in a"),
+        ({"a\0b": np.ones(1), "a": np.ones(2)}, r"not 'a\\x00b' in the state"),
+        ({"a": np.zeros(2, [("x", object)])}, "'a' cannot be an array of objects"),
+        ({"a": np.datetime64(1, "ns")}, "a is a datetime64"),  # its item() would be an int
+        (None, "the state must be a dict, not NoneType: None"),
+        (5, "the state must be a dict, not int: 5"),
+        ("x", "the state must be a dict, not str: 'x'"),
+        ([1], r"the state must be a dict, not list: \[1\]"),
         ({"a": np.array([object()])}, "'a' cannot be an array of objects"),
         ({"json": np.ones(2)}, "the name is taken"),
     ],
@@ -137,6 +146,152 @@ def test_what_cannot_be_saved_is_named(tmp_path: Path, state: Any, match: str) -
     with pytest.raises(TypeError, match=match):
         saving.save(tmp_path / "run.npz", state)
     assert os.listdir(tmp_path) == []
+
+
+def test_names_that_a_zip_cannot_hold_are_refused(tmp_path: Path) -> None:
+    saving.save(tmp_path / "run.npz", {"a": {"b" * 65529: np.ones(1)}})  # 2^16 - 1 with "a/" and ".npy"
+    assert list(saving.load(tmp_path / "run.npz")["a"]) == ["b" * 65529]
+    for name in ("b" * 65530, "é" * 40_000, "\ud800"):
+        with pytest.raises(ValueError):
+            saving.save(tmp_path / "run.npz", {"a": {name: np.ones(1)}})
+        assert list(saving.load(tmp_path / "run.npz")["a"]) == ["b" * 65529]
+    saving.save(tmp_path / "run.npz", {"a": {"b" * 70000: 1}})  # what is no array has no name in the zip
+    assert saving.load(tmp_path / "run.npz") == {"a": {"b" * 70000: 1}}
+
+
+def test_names_that_numpy_would_mix_up_come_back(tmp_path: Path) -> None:
+    state = {"a": np.zeros(1), "a.npy": np.ones(2), "a.npy.npy": np.ones(3), "json.npy": np.ones(4), "json": {"a": 5}}
+    saving.save(tmp_path / "run.npz", state)
+    found = saving.load(tmp_path / "run.npz")
+    assert found.pop("json") == {"a": 5}
+    assert {name: len(a) for name, a in found.items()} == {"a": 1, "a.npy": 2, "a.npy.npy": 3, "json.npy": 4}
+
+
+def test_an_array_of_a_dtype_that_npy_does_not_know_is_refused() -> None:
+    class Dtype:  # as of ml_dtypes.bfloat16
+        hasobject, isbuiltin = False, 2
+
+        def __str__(self) -> str:
+            return "bfloat16"
+
+    dtype: Any = Dtype()
+    with pytest.raises(TypeError, match=r"'w' is an array of bfloat16.*save array.astype\('float32'\)"):
+        saving._check_entry("w", dtype)
+
+
+def test_arrays_of_bfloat16_are_refused(tmp_path: Path) -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    with pytest.raises(TypeError, match="'w' is an array of bfloat16"):
+        saving.save(tmp_path / "run.npz", {"w": np.ones(3, ml_dtypes.bfloat16)})
+
+
+def test_what_is_no_path_is_refused(tmp_path: Path) -> None:
+    with open(tmp_path / "file", "wb") as file:
+        for path in (file.fileno(), None, file):
+            with pytest.raises(TypeError):
+                saving.load(path)  # type: ignore[arg-type]
+            with pytest.raises(TypeError):
+                saving.save(path, {})  # type: ignore[arg-type]
+        assert os.fstat(file.fileno())  # and is not closed
+
+
+def test_a_state_that_is_no_dict_is_no_checkpoint(tmp_path: Path) -> None:
+    np.savez(tmp_path / "run.npz", json=np.frombuffer(b"[1]", np.uint8))
+    with pytest.raises(ValueError, match="run.npz' is no checkpoint .* its state is a list, not a dict"):
+        saving.load(tmp_path / "run.npz")
+    np.savez(tmp_path / "run.npz", json=np.frombuffer(b'{"a": {"/array": "b"}}', np.uint8))
+    with pytest.raises(ValueError, match="run.npz' is no checkpoint .* it has no entry 'b'"):
+        saving.load(tmp_path / "run.npz")
+
+
+def test_a_directory_or_a_file_that_must_not_be_read_is_an_error_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(IsADirectoryError):
+        saving.load(tmp_path)
+
+    def refuse(*args: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(args[0]))
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(PermissionError, match="run.npz"):
+        saving.load(tmp_path / "run.npz")
+
+
+def same(found: Any, state: Any) -> bool:
+    if isinstance(state, dict):
+        return found.keys() == state.keys() and all(same(found[name], state[name]) for name in state)
+    if isinstance(state, np.ndarray):
+        return found.dtype == state.dtype and found.shape == state.shape and found.tobytes() == state.tobytes()
+    return type(found) is type(state) and found == state
+
+
+def is_refused_or_right(path: Path, data: bytes, state: Any) -> bool:
+    """Does the file load as the state (then False), or not at all (True)?"""
+    path.write_bytes(data)
+    try:
+        found = saving.load(path)
+    except ValueError as error:
+        assert f"{str(path)!r} is no checkpoint of tinydiff, or it is damaged" in str(error)
+        return True
+    assert same(found, state)
+    return False
+
+
+def test_any_byte_that_is_damaged_is_noticed(tmp_path: Path) -> None:
+    """Or it makes no difference, as the dates of the entries do."""
+    state = {"model": {"weight": np.arange(3.0)}, "step": 3, "lr": 0.1, "what": "a run"}
+    path = tmp_path / "run.npz"
+    saving.save(path, state)
+    whole = path.read_bytes()
+    refused = 0
+    for i in range(len(whole)):
+        for flip in (0xFF, 1 << i % 8):
+            damaged = bytearray(whole)
+            damaged[i] ^= flip
+            refused += is_refused_or_right(path, bytes(damaged), state)
+    assert refused > len(whole)
+
+
+def test_bytes_that_are_damaged_in_a_larger_file_are_noticed(tmp_path: Path) -> None:
+    state = {"arrays": {f"w{i}": np.arange(1000.0 * i).reshape(10, -1) for i in range(1, 8)}, "step": 3}
+    path = tmp_path / "run.npz"
+    saving.save(path, state)
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for i in rng.integers(0, len(whole), 200).tolist():
+        damaged = bytearray(whole)
+        damaged[i] ^= 1 << int(rng.integers(8))
+        is_refused_or_right(path, bytes(damaged), state)
+    for _ in range(50):  # several at once, and a piece cut out
+        damaged = bytearray(whole)
+        for i in rng.integers(0, len(whole), 20).tolist():
+            damaged[i] = int(rng.integers(256))
+        start = int(rng.integers(len(whole)))
+        del damaged[start : start + int(rng.integers(3)) * 100]
+        is_refused_or_right(path, bytes(damaged), state)
+
+
+def test_a_damaged_shape_is_no_other_array(tmp_path: Path) -> None:
+    """NumPy reads as much as a shape asks for, so a smaller one ended before the checksum was compared."""
+    path = tmp_path / "run.npz"
+    saving.save(path, {"w": np.zeros((30, 1001), np.float32)})
+    whole = path.read_bytes()
+    assert whole.count(b"(30, 1001)") == 1
+    path.write_bytes(whole.replace(b"(30, 1001)", b"(20, 1001)"))
+    with pytest.raises(ValueError, match="run.npz' is no checkpoint of tinydiff, or it is damaged"):
+        saving.load(path)
+
+
+def test_without_a_home_directory_the_error_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> None:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with pytest.raises(RuntimeError, match="no home directory .*: set XDG_CACHE_HOME to a directory"):
+        saving.cache_dir("mnist")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert saving.cache_dir("mnist") == Path("/somewhere/tinydiff/mnist")
 
 
 def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ def from_torch(module: nn.Module, state: Mapping[str, Any]) -> None:
     """Load a state_dict of the PyTorch module of the same names: its values are torch tensors, or
     arrays in their layout.
 
-    Batch norm's num_batches_tracked is left out: nothing here reads it.
+    Batch norm's num_batches_tracked is left out: nothing here reads it. Values of bfloat16 and float8, which NumPy
+    lacks, go through float32, which holds them exactly.
     Errors: ValueError that lists every missing, unexpected and wrongly shaped entry; then nothing is changed.
     """
     axes = dict(_axes(module))
@@ -80,4 +81,7 @@ def _host(value: Any) -> np.ndarray:
         value = value.detach()
     if hasattr(value, "cpu"):
         value = value.cpu()
+    kind = str(getattr(value, "dtype", ""))
+    if "bfloat16" in kind or "float8" in kind:  # a torch tensor, or an array of ml_dtypes
+        value = value.float() if hasattr(value, "float") else value.astype("float32")
     return value.numpy() if hasattr(value, "numpy") else backend.to_host(value)

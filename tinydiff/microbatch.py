@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from . import backend
+from .arguments import integer
 from .backend import Array
 from .engine import Tensor, grad
 from .modes import grad_enabled, set_grad_enabled
@@ -38,15 +39,15 @@ def gradients(
     that is there, and return that loss, an array of shape () on the device.
 
     loss(*arrays, rng=rng, sample_offset=i) -> Tensor of shape (): the mean over the samples i, i + 1, ... of the batch,
-    whose arrays are on the device. batch: arrays of one length. size: of a microbatch (None: microbatch_size).
-    threads: as in over_microbatches. Parameters that do not require a gradient are left out. A hook of a parameter sees
-    the gradient of each microbatch in turn, and one of an activation that of its rows.
-    Errors: ValueError for an empty batch, and those of over_microbatches.
+    whose arrays are on the device. batch: arrays of one length, or a single one. size: of a microbatch (None:
+    microbatch_size). threads: as in over_microbatches. Parameters that do not require a gradient are left out. A hook
+    of a parameter sees the gradient of each microbatch in turn, and one of an activation that of its rows.
+    Errors: ValueError for an empty batch or arrays of different lengths, and those of over_microbatches; TypeError for
+    a batch of anything but arrays.
     """
     parameters = [p for p in parameters if p.requires_grad]
-    n = len(batch[0])
-    if n == 0:
-        raise ValueError(f"gradients: the batch is empty: its arrays have shapes {[a.shape for a in batch]}")
+    batch, n = arrays_of("gradients: the batch", batch)
+    size = microbatch_size(n) if size is None else size
 
     def forward_backward(rows: slice) -> tuple[Array, list[Array]]:
         arrays = [backend.to_device(a[rows]) for a in batch]
@@ -56,7 +57,7 @@ def gradients(
 
     total: Array = None
     sums: list[Array] = []
-    for value, found in over_microbatches(forward_backward, n, size or microbatch_size(n), threads):
+    for value, found in over_microbatches(forward_backward, n, size, threads):
         if total is None:
             total, sums = value, [g.copy() for g in found]
         else:
@@ -68,6 +69,25 @@ def gradients(
     return total
 
 
+def arrays_of(what: str, data: Any) -> tuple[tuple[Array, ...], int]:
+    """The arrays of a batch or a data set, of which one may stand alone, and their length. Errors: ValueError if they
+    are empty, have different lengths, or there is none; TypeError for what is no array."""
+    try:
+        given = (data,) if hasattr(data, "shape") else tuple(data)
+    except TypeError:
+        raise TypeError(f"{what} must be arrays, not {type(data).__name__}: {data!r}") from None
+    arrays = tuple(backend.to_host(a) if isinstance(a, (list, tuple)) else a for a in given)
+    if wrong := [a for a in arrays if not getattr(a, "shape", ())]:
+        kinds = ", ".join(sorted({type(a).__name__ for a in wrong}))
+        raise TypeError(f"{what} must be arrays with an axis of samples, not {kinds}: {wrong[0]!r}")
+    lengths = [len(a) for a in arrays]
+    if len(set(lengths)) != 1:
+        raise ValueError(f"{what} must be arrays of one length, not {lengths or 'no arrays at all'}")
+    if lengths[0] == 0:
+        raise ValueError(f"{what} is empty: its arrays have shapes {[a.shape for a in arrays]}")
+    return arrays, lengths[0]
+
+
 @backend.overridable
 def over_microbatches(fn: Callable[[slice], Result], n: int, size: int, threads: int | None = None) -> Iterator[Result]:
     """fn(rows) for the rows 0 to n in microbatches of `size`, in order. Nodes are recorded inside if they are in the
@@ -77,7 +97,7 @@ def over_microbatches(fn: Callable[[slice], Result], n: int, size: int, threads:
     made inside fn (a Dropout in training) is an error, and so is a BatchNorm2d in training.
     threads: how many microbatches may be worked on at a time (None: one per processor core). Their number changes no
     bit of the results. Without fast/, and on a GPU, there is one thread.
-    Errors: ValueError for size < 1 or threads < 1.
+    Errors: ValueError for a size or threads that are not integers of 1 or more.
     """
     return _in_turn(fn, microbatches(n, size, threads), n, grad_enabled())
 
@@ -92,8 +112,9 @@ def _in_turn(fn: Callable[[slice], Result], parts: list[slice], n: int, enabled:
 
 def microbatches(n: int, size: int, threads: int | None = None) -> list[slice]:
     """The rows 0 to n in slices of `size`; the last may be smaller. Errors: as over_microbatches."""
-    if size < 1 or (threads is not None and threads < 1):
-        raise ValueError(f"microbatches need size >= 1 and threads >= 1, not size={size!r}, threads={threads!r}")
+    n, size = integer("microbatches: n", n, 0), integer("microbatches: size", size)
+    if threads is not None:
+        integer("microbatches: threads", threads)
     return [slice(i, min(i + size, n)) for i in range(0, n, size)]
 
 
@@ -114,5 +135,8 @@ def microbatch_size(n: int) -> int:
 @backend.overridable
 def blas_threads(count: int | None) -> contextlib.AbstractContextManager[None]:
     """Inside, matrix products use at most `count` threads (None: as many as before). One is best for nets so small
-    that two threads would lose more time waiting for each other than they gain. Without fast/ it changes nothing."""
+    that two threads would lose more time waiting for each other than they gain. Without fast/ it changes nothing.
+    Errors: ValueError for a count that is not an integer of 1 or more."""
+    if count is not None:
+        integer("blas_threads: count", count)
     return contextlib.nullcontext()

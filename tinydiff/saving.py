@@ -11,6 +11,7 @@ The file is an ordinary .npz without pickles: numpy.load(path)["model/conv1.weig
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tempfile
@@ -33,8 +34,11 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     """Write nested dicts of arrays, Tensors, numbers, strings, lists and None. Waits for the device.
 
     The file appears whole or not at all, so that a crash leaves the previous one.
-    Errors: TypeError, which names the entry, for anything else, and for a key that is not a string.
+    Errors: TypeError, which names the entry, for anything else, and for a key that is not a string, is empty, or has a
+    "/" in it; ValueError for an array whose path of keys cannot be the name of a file in a zip, above all a long one.
     """
+    if not isinstance(state, Mapping):
+        raise TypeError(f"save: the state must be a dict, not {type(state).__name__}: {state!r}")
     arrays: dict[str, np.ndarray] = {}
     structure = _split(state, "", arrays)
     arrays[STRUCTURE] = np.frombuffer(json.dumps(structure).encode(), np.uint8)
@@ -49,50 +53,86 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The saved state, with NumPy arrays in place of arrays and Tensors. Errors: FileNotFoundError; ValueError for a
-    file that is truncated, damaged, or was not written by `save`."""
-    try:
-        if not zipfile.is_zipfile(path):
-            with open(path, "rb"):  # FileNotFoundError, if that is why
-                raise ValueError("it is no .npz")
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        structure = json.loads(arrays[STRUCTURE].tobytes())
-        return _join(structure, arrays)
-    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, TypeError, AttributeError) as error:
-        raise ValueError(f"{os.fspath(path)!r} is no checkpoint of tinydiff, or it is damaged: {error}") from error
+    """The saved state, with NumPy arrays in place of arrays and Tensors. Errors: ValueError, which names the file, if
+    it is truncated, damaged, or was not written by `save`; FileNotFoundError, or what else `open` raises."""
+    name = os.fspath(path)
+    with open(name, "rb") as file:
+        try:
+            return _read(file)
+        # A damaged file makes zipfile, zlib, struct, NumPy and json raise what they like, MemoryError too.
+        except Exception as error:
+            why = str(error) if isinstance(error, ValueError) else repr(error)
+            raise ValueError(f"{name!r} is no checkpoint of tinydiff, or it is damaged: {why}") from error
+
+
+def _read(file: BinaryIO) -> dict[str, Any]:
+    if not zipfile.is_zipfile(file):
+        raise ValueError("it is no .npz")
+    with zipfile.ZipFile(file) as archive:
+        entries = set(archive.namelist())
+        if f"{STRUCTURE}.npy" not in entries:
+            raise ValueError(f"it has no entry {STRUCTURE!r}")
+
+        def read(name: str) -> np.ndarray:
+            if f"{name}.npy" not in entries:
+                raise ValueError(f"it has no entry {name!r}")
+            # All bytes before any is understood: only at the end of an entry is its checksum compared.
+            data = io.BytesIO(archive.read(f"{name}.npy"))
+            return np.lib.format.read_array(data, allow_pickle=False)
+
+        state = _join(json.loads(read(STRUCTURE).tobytes()), read)
+    if not isinstance(state, dict):
+        raise ValueError(f"its state is a {type(state).__name__}, not a dict")
+    return state
 
 
 def _split(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
     """The value with each array replaced by {ARRAY: its path}; the arrays go into `arrays`."""
     if isinstance(value, Mapping):
         for key in value:
-            if not isinstance(key, str) or "/" in key:
-                raise TypeError(f"save: keys must be strings without '/', not {key!r} in {path or 'the state'}")
+            # Keys are parts of the names in the zip: zipfile cuts a name at NUL, and takes os.sep for "/".
+            if not isinstance(key, str) or not key or any(c in key for c in {"/", "\0", os.sep}):
+                raise TypeError(
+                    f"save: keys must be strings without '/' and NUL, and not empty, not {key!r} in "
+                    f"{path or 'the state'}"
+                )
         return {key: _split(part, f"{path}/{key}" if path else key, arrays) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [_split(part, f"{path}/{i}", arrays) for i, part in enumerate(value)]
-    if isinstance(value, np.generic):
+    if isinstance(value, np.generic) and value.dtype.kind in "biufU":
         value = value.item()
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     array = array_of(value)
     if isinstance(value, Tensor) or isinstance(array, np.ndarray) or backend.active().is_array(array):
         arrays[path] = backend.to_host(array)
-        if arrays[path].dtype.kind == "O" or path == STRUCTURE:
-            raise TypeError(
-                f"save: {path!r} cannot be an array{' of objects' if path != STRUCTURE else ', the name is taken'}"
-            )
+        _check_entry(path, arrays[path].dtype)
         return {ARRAY: path}
     raise TypeError(f"save: {path} is a {type(value).__name__}, which cannot be saved: {value!r}")
 
 
-def _join(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+def _check_entry(path: str, dtype: np.dtype) -> None:
+    """Refuse an array that would not come back as it is."""
+    if path == STRUCTURE:
+        raise TypeError(f"save: {path!r} cannot be an array, the name is taken")
+    if dtype.hasobject:
+        raise TypeError(f"save: {path!r} cannot be an array of objects")
+    if dtype.isbuiltin == 2:  # registered by another package, such as ml_dtypes: .npy has no name for it
+        raise TypeError(
+            f"save: {path!r} is an array of {dtype}, which .npy does not know: save array.astype('float32')"
+        )
+    if len(f"{path}.npy".encode()) >= 2**16:
+        raise ValueError(
+            f"save: the name of an array is {len(path)} characters long, too many for a zip: {path[:60]}..."
+        )
+
+
+def _join(value: Any, read: Callable[[str], np.ndarray]) -> Any:
     if isinstance(value, dict):
         if set(value) == {ARRAY} and isinstance(value[ARRAY], str):
-            return arrays[value[ARRAY]]
-        return {key: _join(part, arrays) for key, part in value.items()}
-    return [_join(part, arrays) for part in value] if isinstance(value, list) else value
+            return read(value[ARRAY])
+        return {key: _join(part, read) for key, part in value.items()}
+    return [_join(part, read) for part in value] if isinstance(value, list) else value
 
 
 # ---------------------------------------------------------------- files
@@ -122,6 +162,12 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
 
 
 def cache_dir(name: str) -> Path:
-    """The directory `${XDG_CACHE_HOME:-~/.cache}/tinydiff/<name>`, for data between runs; it need not exist yet."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    """The directory `${XDG_CACHE_HOME:-~/.cache}/tinydiff/<name>`, for data between runs; it need not exist yet.
+    Errors: RuntimeError if there is neither that variable nor a home directory."""
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"there is no home directory to keep files in ({error}): set XDG_CACHE_HOME to a directory"
+        ) from error
     return Path(base) / "tinydiff" / name

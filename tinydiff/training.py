@@ -10,16 +10,17 @@ The loop itself never waits for the device: the losses stay there until the next
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 from . import backend
+from .arguments import integer, number
 from .backend import Array
 from .data.batches import Batches
-from .microbatch import gradients
+from .microbatch import arrays_of, gradients
 from .optim import constant
 from .rng import Rng
-from .training_log import CannotResume, Files, TrainLog, TrainState
+from .training_log import CannotResume, Files, Sources, TrainLog, TrainState
 
 __all__ = ["CannotResume", "TrainState", "gradients", "train"]
 
@@ -27,7 +28,7 @@ __all__ = ["CannotResume", "TrainState", "gradients", "train"]
 def train(
     model: Any,
     loss: Callable[..., Any],
-    data: Sequence[Any],
+    data: Any,
     optimizer: Any,
     *,
     epochs: int,
@@ -49,7 +50,7 @@ def train(
 ) -> TrainState:
     """Minimise the loss over the data; an epoch is all of it once, in a new order.
 
-    data: host arrays of one length, (images, labels, ...).
+    data: host arrays of one length, (images, labels, ...), or a single one.
     loss(*batch, rng=rng, sample_offset=i) -> Tensor of shape (): the mean over a batch, or over the microbatch of it
     that starts at sample i. Its arrays are on the device, and each step has an `rng` of its own.
     microbatch: go through a batch in parts of this size and add up the gradients: the same mathematics in less memory.
@@ -59,33 +60,47 @@ def train(
     the BLAS.
     capture: on CuPy, repeat each step as one CUDA graph (see fast/capture.py for what the loss may then not do).
     schedule: epoch, or step with schedule_by="step", -> factor of the learning rate. ema: updated after each step.
-    out: a directory for log.jsonl and checkpoint.npz. A record of the log is the mean loss over the images since the
-    record before; it is written at the end of each epoch, or every `log_every` steps and at the end. The checkpoint is
-    written at the end of each epoch, or every `save_every` steps, and at the end.
-    resume: go on from the checkpoint. on_record(state): called after each record, for pictures. reference: {epoch:
-    loss} of another training, printed beside this one. stream: where progress is printed, stderr unless given.
+    out: a directory for log.jsonl and checkpoint.npz. Both are there before the first step; those of an older run get
+    the names previous-1-checkpoint.npz, previous-1-log.jsonl, and so on. A record of the log is the mean loss over the
+    images since the record before; it is written at the end of each epoch, or every `log_every` steps and at the end.
+    The checkpoint is written at the end of each epoch, or every `save_every` steps, and at the end.
+    resume: go on from the checkpoint, which also says where the random sources are that the model's modules hold as
+    attributes (Dropout). on_record(state): called after each record, for pictures. reference: {epoch: loss} of another
+    training, printed beside this one. stream: where progress is printed, stderr unless given.
 
     Ctrl-C finishes the step, saves, prints how to go on, and returns; a second one stops at once. Returns the
     TrainState.
-    Errors: ValueError for arrays of different lengths; CannotResume for a checkpoint of other data, batch size or seed;
-    FileNotFoundError if there is nothing to resume; FloatingPointError, which names the step, when the loss is not
-    finite.
+    After any error the optimiser has its learning rate again.
+    Errors: ValueError for arrays of different lengths and numbers out of range; TypeError for data that are no arrays,
+    and for a state that cannot be saved; CannotResume for a checkpoint that is damaged or of other data, batch size,
+    seed or model, and then nothing is changed; FileNotFoundError if there is nothing to resume; FloatingPointError,
+    which names the step, when the loss is not finite.
     """
-    counts = {"epochs": epochs, "microbatch": microbatch, "threads": threads, "log_every": log_every,
-              "save_every": save_every}  # fmt: skip
-    n = _checked_length(data, counts, schedule_by)
+    epochs, batch_size = integer("train: epochs", epochs), integer("train: batch_size", batch_size)
+    microbatch, threads, log_every, save_every = (
+        count if count is None else integer(f"train: {name}", count)
+        for name, count in {"microbatch": microbatch, "threads": threads, "log_every": log_every,
+                            "save_every": save_every}.items()
+    )  # fmt: skip
+    if schedule_by not in ("epoch", "step"):
+        raise ValueError(f"train: schedule_by must be 'epoch' or 'step', not {schedule_by!r}")
+    if on_record is not None and not callable(on_record):
+        raise TypeError(f"train: on_record must be a function of the TrainState, not {on_record!r}")
+    reference = {epoch: number(f"train: reference[{epoch!r}]", x) for epoch, x in (reference or {}).items()}
+    arrays, n = arrays_of("train: the data", data)
     if microbatch is None and any(layer.needs_whole_batch for _, layer in model.named_modules()):
         microbatch = batch_size
     order = Batches(n, batch_size, seed=seed, drop_last=False)
-    noise, base_lr, schedule = Rng(seed).child("training"), optimizer.lr, schedule or constant()
+    noise, schedule = Rng(seed).child("training"), schedule or constant()
+    lr = optimizer.lr
+    base_lr = number("train: the learning rate of the optimiser", lr)
 
+    sources = Sources(model)
     files = Files(
         out,
-        {"model": model, "optimizer": optimizer, "ema": ema},
-        settings={"images": n, "batch_size": batch_size, "seed": seed},
+        {"model": model, "optimizer": optimizer, "ema": ema, "sources": sources if sources.named else None},
+        settings={"images": n, "batch_size": batch_size, "seed": order.seed},
     )
-    state = files.load() if resume else files.start()
-    log = TrainLog(state, files, order, epochs, log_every, save_every, on_record, reference, stream, capture)
 
     def step(rng: Rng, *batch: Array) -> Array:
         optimizer.zero_grad()  # so the last gradients are not in memory beside the next
@@ -99,25 +114,16 @@ def train(
     if capture:
         step = backend.capture(step)
     try:
+        state = files.load() if resume else files.start()
+        log = TrainLog(state, files, order, epochs, log_every, save_every, on_record, reference, stream, capture)
         with log.running():
             while state.step < log.steps and not log.interrupted:
                 epoch, _ = order.locate(state.step)
-                optimizer.lr = base_lr * schedule(epoch if schedule_by == "epoch" else state.step)
-                batch = [a[order.indices(state.step)] for a in data]  # on the host
+                at = epoch if schedule_by == "epoch" else state.step
+                optimizer.lr = base_lr * number(f"train: schedule({at})", schedule(at))
+                batch = [a[order.indices(state.step)] for a in arrays]  # on the host
                 value = step(noise.child(state.step), *batch)
                 log.stepped(value, len(batch[0]), optimizer.lr)
     finally:
-        optimizer.lr = base_lr
+        optimizer.lr = lr
     return state
-
-
-def _checked_length(data: Sequence[Any], counts: Mapping[str, int | None], schedule_by: str) -> int:
-    """The length of the arrays. Errors: ValueError for arguments of `train` that are out of range."""
-    lengths = [len(a) for a in data]
-    if len(set(lengths)) != 1:
-        raise ValueError(f"train: the arrays of the data must have one length, not {lengths}")
-    if bad := {name: count for name, count in counts.items() if count is not None and count < 1}:
-        raise ValueError(f"train: these must be 1 or more: {bad}")
-    if schedule_by not in ("epoch", "step"):
-        raise ValueError(f"train: schedule_by must be 'epoch' or 'step', not {schedule_by!r}")
-    return lengths[0]

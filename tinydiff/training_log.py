@@ -8,18 +8,21 @@ import contextlib
 import json
 import math
 import os
+import re
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TextIO
 
 from . import backend, saving
+from .arguments import integer, number
 from .backend import Array, xp
 from .data.batches import Batches
+from .rng import Rng
 
 Record = dict[str, Any]
 
@@ -55,7 +58,7 @@ class TrainLog:
         self.state, self.files, self.order = state, files, order
         self.steps = epochs * order.steps_per_epoch
         self.log_every, self.save_every, self.on_record = log_every, save_every, on_record
-        self.progress = Progress(state, order, epochs, reference or {}, stream or sys.stderr)
+        self.progress = Progress(state, order, epochs, reference or {}, sys.stderr if stream is None else stream)
         self.interrupt = Interrupt()
         # Are the weights being changed? A captured step cannot be interrupted before it changes them.
         self.captured = self.updating = captured
@@ -68,7 +71,10 @@ class TrainLog:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """The loop runs inside. An interrupt ends it, and the state is saved unless the weights were being changed."""
-        with ctrl_c(self.interrupt, self.progress.stream):
+        with ctrl_c(self.interrupt, self.progress.say):
+            if self.files.set_aside:
+                names = ", ".join(kept.name for _, kept in self.files.set_aside)
+                self.progress.say(f"the run that was in {self.files.out} is kept: {names}")
             try:
                 yield
             except KeyboardInterrupt:
@@ -108,9 +114,16 @@ class Progress:
     """Reads the losses back, adds them up, and prints the progress: on a terminal in one line that is overwritten,
     elsewhere in a new line every half minute. Every record is printed in a line of its own."""
 
-    def __init__(self, state: TrainState, order: Batches, epochs: int, reference: Mapping[int, float], stream: TextIO):
+    def __init__(
+        self,
+        state: TrainState,
+        order: Batches,
+        epochs: int,
+        reference: Mapping[int, float],
+        stream: TextIO | None,  # sys.stderr is None in a process without a console: then nothing is printed
+    ):
         self.state, self.order, self.epochs, self.reference, self.stream = state, order, epochs, reference, stream
-        self.live = stream.isatty()
+        self.live = stream is not None and stream.isatty()
         self.pending: list[tuple[Array, int]] = []  # (loss, images) of the steps that have not been read back
         self.images = 0  # seen by this process
         self.seconds = 0.0  # in which it saw them
@@ -125,7 +138,7 @@ class Progress:
                 self.shown_at = now
                 epoch, position = self.order.locate(self.state.step - 1)
                 where = f"epoch {epoch}/{self.epochs}  step {position + 1}/{self.order.steps_per_epoch}"
-                self._line(f"{where}  loss {latest:.4g}  {self.speed()}", stays=not self.live)
+                self.say(f"{where}  loss {latest:.4g}  {self.speed()}", stays=not self.live)
 
     def read(self) -> float:
         """Add up the losses that are still on the device, and return their mean. Waits for the device."""
@@ -174,9 +187,7 @@ class Progress:
         state.records.append(record)
         state.loss_sum, state.images = 0.0, 0
         published = f" (published {self.reference[epoch]:g})" if epoch in self.reference else ""
-        self._line(
-            f"epoch {epoch}  step {state.step}  loss {loss:.4g}{published}  lr {lr:.3g}  {self.speed()}", stays=True
-        )
+        self.say(f"epoch {epoch}  step {state.step}  loss {loss:.4g}{published}  lr {lr:.3g}  {self.speed()}")
         return record
 
     @contextlib.contextmanager
@@ -195,9 +206,12 @@ class Progress:
             if out
             else "nothing was saved, because no `out` was given"
         )
-        self._line(f"interrupted after step {self.state.step} (epoch {epoch}, {position} batches); {kept}", stays=True)
+        self.say(f"interrupted after step {self.state.step} (epoch {epoch}, {position} batches); {kept}")
 
-    def _line(self, text: str, stays: bool) -> None:
+    def say(self, text: str, stays: bool = True) -> None:
+        """Print a line, which the next one overwrites on a terminal unless it stays."""
+        if self.stream is None:
+            return
         start, end = ("\r\033[K", "\n" if stays else "") if self.live else ("", "\n")
         self.stream.write(start + text + end)
         self.stream.flush()
@@ -226,57 +240,160 @@ class Files:
         self.parts = {name: part for name, part in parts.items() if part is not None}
         self.settings = settings
         self.saved_at: int | None = None
+        self.set_aside: list[tuple[Path, Path]] = []  # the files of an older run: where they were, where they are
 
     def start(self) -> TrainState:
-        """A new run. Files of an older run in the directory are renamed, and kept."""
-        if self.out is not None:
-            self.out.mkdir(parents=True, exist_ok=True)
-            for name in ("checkpoint.npz", "log.jsonl"):
-                if (self.out / name).exists():
-                    os.replace(self.out / name, self.out / f"previous-{name}")
-        return TrainState()
+        """A new run. Its checkpoint of step 0 and its log are written now: what cannot be saved is an error before the
+        first step. The files of an older run get other names; after an error they have their own again."""
+        state = TrainState()
+        if self.out is None:
+            return state
+        if self.out.exists() and not self.out.is_dir():
+            raise NotADirectoryError(f"train: out must be a directory, but {self.out} is a file")
+        first = self.out / "starting-checkpoint.npz"
+        try:
+            self._write(first, state)
+            kept = f"previous-{1 + max((n for n, _ in self._kept()), default=0)}-"
+            for path in (self.out / "checkpoint.npz", self.out / "log.jsonl"):
+                if path.exists():
+                    os.replace(path, path.with_name(kept + path.name))
+                    self.set_aside.append((path, path.with_name(kept + path.name)))
+            os.replace(first, self.out / "checkpoint.npz")
+            (self.out / "log.jsonl").touch()
+        except BaseException:
+            for path, renamed in self.set_aside:
+                os.replace(renamed, path)
+            first.unlink(missing_ok=True)
+            raise
+        self.saved_at = 0
+        return state
 
     def log(self, record: Record) -> None:
         if self.out is not None:
             with open(self.out / "log.jsonl", "a") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(_line(record))
 
     def save(self, state: TrainState) -> None:
-        if self.out is None or self.saved_at == state.step:
-            return
-        parts = {name: part.state_dict() for name, part in self.parts.items()}
-        saving.save(self.out / "checkpoint.npz", {"settings": self.settings, "run": asdict(state), **parts})
-        self.saved_at = state.step
+        if self.out is not None and self.saved_at != state.step:
+            self._write(self.out / "checkpoint.npz", state)
+            self.saved_at = state.step
 
     def load(self) -> TrainState:
-        """Resume the saved run: load the state of every part, and cut the log to the records of that time."""
+        """Resume the saved run: load the state of every part, and cut the log to the records of that time. After an
+        error every part is as it was."""
         if self.out is None:
             raise ValueError("train: resume needs `out`, the directory of the run")
-        if not (self.out / "checkpoint.npz").exists():
-            raise FileNotFoundError(f"nothing to resume: there is no {self.out / 'checkpoint.npz'}")
+        path = self.out / "checkpoint.npz"
+        if not path.exists():
+            kept = ", ".join(name for _, name in sorted(self._kept()))
+            instead = f"; rename one of these to go on with an older run: {kept}" if kept else ""
+            raise FileNotFoundError(f"nothing to resume: there is no {path}{instead}")
         try:
-            saved = saving.load(self.out / "checkpoint.npz")
+            saved = saving.load(path)
         except ValueError as error:
             raise CannotResume(str(error)) from error
-        if saved["settings"] != self.settings:
-            changed = [
-                f"{k} {saved['settings'].get(k)}, not {v}"
-                for k, v in self.settings.items()
-                if saved["settings"].get(k) != v
-            ]
-            raise CannotResume(f"{self.out}/checkpoint.npz is of another run: it has {', '.join(changed)}")
-        if missing := [name for name, part in self.parts.items() if name not in saved]:
-            raise CannotResume(f"{self.out}/checkpoint.npz has no {', '.join(missing)}")
-        for name, part in self.parts.items():
-            try:
-                part.load_state_dict(saved[name])
-            except ValueError as error:
-                raise CannotResume(f"{self.out}/checkpoint.npz: its {name} is of another run: {error}") from error
-        state = TrainState(**saved["run"])
+        state = self._checked(saved, path)
+        before = {name: part.state_dict() for name, part in self.parts.items()}
+        try:
+            for name, part in self.parts.items():
+                try:
+                    part.load_state_dict(saved[name])
+                except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+                    why = error if isinstance(error, ValueError) else repr(error)
+                    raise CannotResume(f"{path}: its {name} is of another run: {why}") from error
+            lines = "".join(map(_line, state.records))
+            saving.write_atomically(self.out / "log.jsonl", lambda file: file.write(lines.encode()))
+        except BaseException:
+            for name, part in self.parts.items():
+                part.load_state_dict(before[name])
+            raise
         self.saved_at = state.step
-        lines = "".join(json.dumps(record) + "\n" for record in state.records)
-        saving.write_atomically(self.out / "log.jsonl", lambda file: file.write(lines.encode()))
         return state
+
+    def _write(self, path: Path, state: TrainState) -> None:
+        parts = {name: part.state_dict() for name, part in self.parts.items()}
+        saving.save(path, {"settings": self.settings, "run": asdict(state), **parts})
+
+    def _kept(self) -> list[tuple[int, str]]:
+        """The number and the name of each checkpoint and log of an older run."""
+        if self.out is None or not self.out.is_dir():
+            return []
+        found = (
+            re.fullmatch(r"previous-(?:(\d+)-)?(?:checkpoint\.npz|log\.jsonl)", p.name) for p in self.out.iterdir()
+        )
+        return [(int(match[1] or 0), match[0]) for match in found if match]
+
+    def _checked(self, saved: dict[str, Any], path: Path) -> TrainState:
+        """The progress in a checkpoint. Errors: CannotResume unless it is of a run with these settings and parts."""
+        if missing := [name for name in ("settings", "run", *self.parts) if name not in saved]:
+            raise CannotResume(f"{path} has no {', '.join(missing)}")
+        settings = saved["settings"] if isinstance(saved["settings"], dict) else {}
+        found = {name: settings.get(name) for name in self.settings}
+        if changed := [f"{k} {found[k]!r}, not {v}" for k, v in self.settings.items() if repr(found[k]) != repr(v)]:
+            raise CannotResume(f"{path} is of another run: it has {', '.join(changed)}")
+        try:
+            return _state_of(saved["run"])
+        except ValueError as error:
+            raise CannotResume(f"{path} is of another version, or it is no run of train: {error}") from error
+
+
+def _state_of(run: Any) -> TrainState:
+    """A TrainState from a checkpoint. Errors: ValueError unless it has each field and no other, of the right kind."""
+    names = {field.name for field in fields(TrainState)}
+    if not isinstance(run, dict) or set(run) != names:
+        raise ValueError(
+            f"its progress must have {sorted(names)}, not {sorted(run) if isinstance(run, dict) else run!r}"
+        )
+    if not isinstance(run["records"], list) or not all(isinstance(record, dict) for record in run["records"]):
+        raise ValueError(f"its records must be a list of dicts, not {run['records']!r}")
+    return TrainState(
+        step=integer("its step", run["step"], 0),
+        records=run["records"],
+        finished=bool(run["finished"]),
+        seconds=number("its seconds", run["seconds"], "[0, inf)"),
+        loss_sum=number("its loss_sum", run["loss_sum"]),
+        images=integer("its images", run["images"], 0),
+    )
+
+
+def _line(record: Record) -> str:
+    """A record as a line of the log; NumPy's numbers and arrays, which on_record may have added, as Python's."""
+    return json.dumps(record, default=lambda a: a.tolist()) + "\n"
+
+
+class Sources:
+    """The random sources that a model holds, such as those of its Dropouts: where each of them is. A checkpoint keeps
+    it apart from Module.state_dict, whose names are PyTorch's. What a name with an underscore holds counts too."""
+
+    def __init__(self, model: Any):
+        self.named: list[tuple[str, Rng]] = []
+        seen: set[int] = set()
+
+        def find(path: str, held: Any) -> None:
+            if not isinstance(held, (Rng, list, tuple, dict)) or id(held) in seen:
+                return
+            seen.add(id(held))
+            if isinstance(held, Rng):
+                self.named.append((path, held))
+            else:
+                for name, part in held.items() if isinstance(held, dict) else enumerate(held):
+                    find(f"{path}.{name}", part)
+
+        for path, module in model.named_modules():
+            for name, held in vars(module).items():
+                find(f"{path}.{name}".lstrip("."), held)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        return [{"name": name, **rng.state()} for name, rng in self.named]
+
+    def load_state_dict(self, state: list[dict[str, Any]]) -> None:
+        """Errors: ValueError if it is of a model that holds other sources; then nothing is changed."""
+        names = [name for name, _ in self.named]
+        if [source["name"] for source in state] != names:
+            raise ValueError(f"it has {[source['name'] for source in state]}, not {names}")
+        found = [Rng(source["seed"], stream=source["stream"], step=source["step"]) for source in state]
+        for (_, rng), there in zip(self.named, found):
+            rng.seed, rng.stream, rng.step = there.seed, there.stream, there.step
 
 
 # ---------------------------------------------------------------- Ctrl-C
@@ -291,7 +408,7 @@ class Interrupt:
 
 
 @contextlib.contextmanager
-def ctrl_c(interrupt: Interrupt, stream: TextIO) -> Iterator[None]:
+def ctrl_c(interrupt: Interrupt, say: Callable[[str], None]) -> Iterator[None]:
     """Inside, the first Ctrl-C only sets `wanted`, so that the step is finished; the second raises."""
 
     def handler(number: int, frame: Any) -> None:
@@ -299,7 +416,7 @@ def ctrl_c(interrupt: Interrupt, stream: TextIO) -> Iterator[None]:
             interrupt.twice = True
             raise KeyboardInterrupt
         interrupt.wanted = True
-        stream.write("\ninterrupt: this step is finished, then saved (Ctrl-C again stops at once)\n")
+        say("\ninterrupt: this step is finished, then saved (Ctrl-C again stops at once)")
 
     if threading.current_thread() is not threading.main_thread():  # signals are for the main thread alone
         yield

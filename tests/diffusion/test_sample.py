@@ -473,7 +473,7 @@ def test_a_microbatch_that_is_large_enough_is_no_part(each_backend):
     for bad in (0, 1.5):
         with pytest.raises(ValueError, match=f"microbatch must be an integer of 1 or more, not {bad}"):
             sample(score, (3, 2), SDE, 0, steps=2, microbatch=bad)
-    with pytest.raises(ValueError, match="threads=0"):
+    with pytest.raises(ValueError, match="threads must be an integer of 1 or more, not 0"):
         sample(score, (3, 2), SDE, 0, steps=2, microbatch=1, threads=0)
 
 

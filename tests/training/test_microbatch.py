@@ -60,10 +60,77 @@ def test_microbatches_of_microbatches_do_not_wait_for_each_other(each_backend):
     assert pairs == [[(i, 0), (i, 1)] for i in range(4)]
 
 
-def test_bad_sizes_are_errors_at_the_call(each_backend):
-    for size, threads in ((0, None), (1, 0)):
-        with pytest.raises(ValueError, match="microbatches need size >= 1 and threads >= 1"):
-            over_microbatches(lambda rows: rows, 4, size, threads)
+@pytest.mark.parametrize(
+    "size, threads, message",
+    [
+        (0, None, "size must be an integer of 1 or more, not 0"),
+        (1.5, None, "size .* not 1.5"),
+        (float("nan"), None, "size .* not nan"),
+        (1, 0, "threads must be an integer of 1 or more, not 0"),
+        (1, 1.5, "threads .* not 1.5"),
+        (True, 1, "size .* not True"),
+    ],
+)
+def test_bad_sizes_are_errors_at_the_call_and_quoted(each_backend, size, threads, message):
+    with pytest.raises(ValueError, match=message):
+        over_microbatches(lambda rows: rows, 4, size, threads)
+    with pytest.raises(ValueError, match=message):
+        gradients(lambda x, rng, sample_offset: x.sum(), [], [X], Rng(0), size, threads)
+
+
+def test_integers_of_numpy_are_as_good(each_backend):
+    for threads in (1, 2):
+        parts = list(
+            over_microbatches(lambda rows: (rows.start, rows.stop), np.int64(5), np.int32(4), np.int64(threads))
+        )
+        assert parts == [(0, 4), (4, 5)]
+    assert list(over_microbatches(lambda rows: rows.stop, 4, 4, np.int64(2))) == [4]  # its BLAS threads are two
+
+
+def test_a_count_of_blas_threads_is_checked_before_anything_is_set(each_backend):
+    for count in (0, 1.5):
+        with pytest.raises(ValueError, match=f"blas_threads: count must be an integer of 1 or more, not {count}"):
+            with microbatch.blas_threads(count):
+                pass
+    with microbatch.blas_threads(np.int64(1)):
+        pass
+
+
+@pytest.mark.parametrize(
+    "batch, error, message",
+    [
+        ((), ValueError, "the batch must be arrays of one length, not no arrays at all"),
+        ((X, X[:3]), ValueError, r"the batch must be arrays of one length, not \[20, 3\]"),
+        ((X[:0], X[:0]), ValueError, r"the batch is empty: its arrays have shapes \[\(0, 6\), \(0, 6\)\]"),
+        (None, TypeError, "the batch must be arrays, not NoneType: None"),
+        ((X, 5), TypeError, "the batch must be arrays with an axis of samples, not int: 5"),
+        ((np.float64(2),), TypeError, "the batch must be arrays with an axis of samples, not float64"),
+        ({"x": X}, TypeError, "the batch must be arrays with an axis of samples, not str: 'x'"),
+    ],
+)
+def test_a_batch_of_anything_but_arrays_of_one_length_is_an_error(each_backend, batch, error, message):
+    with pytest.raises(error, match=message):
+        gradients(lambda *x, rng, sample_offset: x[0].sum(), [], batch, Rng(0), 4)
+
+
+def test_a_batch_may_be_a_single_array_or_lists(each_backend):
+    net, loss = problem()
+    values = [float(gradients(loss, list(net.parameters()), batch, Rng(0), 6)) for batch in ([X], X, (X.tolist(),))]
+    assert values[0] == values[1] == values[2]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("size", [1, 8])
+def test_the_end_of_an_iterator_in_the_loss_is_not_the_end_of_the_batch(each_backend, threads, size):
+    """A StopIteration that leaves the loop over the microbatches would end it in silence, with part of the gradient."""
+    p, values = nn.Parameter(np.ones(3, np.float32)), iter([1.0] if size == 1 else [])
+
+    def loss(x, rng, sample_offset):
+        return ops.mean(x * p) * next(values)
+
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        gradients(loss, [p], (np.ones((8, 3), np.float32),), Rng(0), size, threads)
+    assert p.grad is None
 
 
 def test_results_come_in_order_and_cover_every_row_once(each_backend):
@@ -94,12 +161,6 @@ def test_anomalies_are_found_in_microbatches_too(each_backend):
     loss = lambda rows, rng, sample_offset: ops.sum(1 / x[sample_offset : sample_offset + 1])  # noqa: E731
     with tinydiff.detect_anomaly(), pytest.raises(FloatingPointError, match="divide"):
         gradients(loss, [x], [np.zeros(2)], Rng(0), 1, threads=2)
-
-
-@pytest.mark.parametrize(("size", "threads"), [(0, 1), (2, 0)])
-def test_bad_sizes_are_quoted(size, threads):
-    with pytest.raises(ValueError, match=f"size={size}, threads={threads}"):
-        list(over_microbatches(lambda rows: rows, 4, size, threads))
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -1,7 +1,10 @@
 """The loop: resuming changes nothing, Ctrl-C saves, and what it prints and keeps is right."""
 
+import contextlib
 import io
 import json
+import os
+import re
 import signal
 import sys
 import threading
@@ -132,7 +135,7 @@ def test_an_update_that_was_cut_in_the_middle_is_not_saved(tmp_path):
     task.ema.update = interrupt  # the weights have moved, their average has not
     with pytest.raises(KeyboardInterrupt):
         task.train()
-    assert not (tmp_path / "checkpoint.npz").exists()
+    assert saving.load(tmp_path / "checkpoint.npz")["run"]["step"] == 0
 
 
 def test_an_interrupt_during_the_pictures_saves(tmp_path):
@@ -155,11 +158,151 @@ def test_it_trains_outside_the_main_thread(tmp_path):
     assert task.calls == 12 and len(log_of(tmp_path)) == 4
 
 
-def test_a_new_run_keeps_what_an_older_one_left(tmp_path):
+def test_new_runs_keep_what_older_ones_left(tmp_path):
+    (tmp_path / "previous-checkpoint.npz").write_text("as such files were called once")
+    (tmp_path / "previous-7-log.jsonl").write_text("whose checkpoint was deleted")
+    for epochs in (1, 2, 3):
+        task = Task(tmp_path)
+        task.train(epochs=epochs)
+    assert "is kept: previous-9-checkpoint.npz, previous-9-log.jsonl\n" in task.stream.getvalue()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "checkpoint.npz", "log.jsonl", "previous-8-checkpoint.npz", "previous-8-log.jsonl", "previous-9-checkpoint.npz",
+        "previous-9-log.jsonl", "previous-7-log.jsonl", "previous-checkpoint.npz",
+    }  # fmt: skip
+    for name, steps in (("previous-8-", 3), ("previous-9-", 6), ("", 9)):
+        assert saving.load(tmp_path / f"{name}checkpoint.npz")["run"]["step"] == steps
+        assert len((tmp_path / f"{name}log.jsonl").read_text().splitlines()) == steps // 3
+    (tmp_path / "checkpoint.npz").unlink()
+    with pytest.raises(FileNotFoundError, match="rename one of .*: previous-checkpoint.npz, .*previous-9-checkpoint"):
+        task.train(resume=True)
+
+
+def test_a_checkpoint_and_a_log_are_there_before_the_first_step(tmp_path):
+    def look():
+        assert saving.load(tmp_path / "checkpoint.npz")["run"]["step"] == 0 and log_of(tmp_path) == []
+
+    whole, first, second = Task(), Task(tmp_path, call_at(0, look)), Task(tmp_path, call_at(0, look))
+    first.loss = lambda *batch, **options: (look(), interrupt())  # before the first step is done
+    whole.train()
+    assert first.train().step == 0 and second.train(resume=True).finished
+    assert whole.weights().tobytes() == second.weights().tobytes()
+
+
+def test_what_cannot_be_saved_is_found_before_the_first_step_and_the_older_run_stays(tmp_path, monkeypatch):
     Task(tmp_path).train(epochs=1)
-    Task(tmp_path).train(epochs=2)
-    assert saving.load(tmp_path / "previous-checkpoint.npz")["run"]["step"] == 3
-    assert len((tmp_path / "previous-log.jsonl").read_text().splitlines()) == 1 and len(log_of(tmp_path)) == 2
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def refused(error, **options):
+        task = Task(tmp_path, at=lambda calls: pytest.fail("a step was done"))
+        task.model.extra = options.pop("extra", None)
+        with pytest.raises(error) as found:
+            task.train(**options)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+        return str(found.value)
+
+    assert "not 'extra.a/b.weight' in model" in refused(TypeError, extra={"a/b": nn.Linear(1, 1, rng=0)}, ema=None)
+    assert "out must be a directory" in refused(NotADirectoryError, out=tmp_path / "log.jsonl")
+
+    def denied(*args, **options):
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saving.tempfile, "mkstemp", denied)
+        refused(PermissionError)
+    replace = os.replace
+    for nth in range(1, 5):  # of the checkpoint, the two that make room, and the new one
+        calls = []
+
+        def fail(source, target, nth=nth, calls=calls):
+            calls.append(source)
+            replace(source, target) if len(calls) != nth else denied()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", fail)
+            refused(PermissionError)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tmp_path), "touch", denied)
+        refused(PermissionError)
+    assert Task(tmp_path).train(epochs=1, resume=True).finished
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64])
+def test_numbers_of_numpy_can_be_logged_and_saved(tmp_path, kind):
+    plain, task = Task(tmp_path / "plain"), Task(tmp_path / "numpy")
+    plain.optimizer.lr, task.optimizer.lr = 1, kind(1)
+    plain.train(epochs=2, schedule=lambda epoch: 1 / 2**epoch)
+    run = task.train(epochs=np.int64(2), schedule=lambda epoch: np.float32(1 / 2**epoch), seed=np.int64(0),
+                     batch_size=np.int32(BATCH), log_every=np.int64(3), save_every=np.int64(3))  # fmt: skip
+    assert [record["lr"] for record in log_of(tmp_path / "numpy")] == [1, 0.5] == [r["lr"] for r in run.records]
+    assert all(type(record["lr"]) is float for record in run.records)
+    assert plain.weights().tobytes() == task.weights().tobytes()
+    assert Task(tmp_path / "numpy").train(epochs=2, resume=True).finished
+
+
+def test_what_on_record_adds_to_a_record_may_be_of_numpy(tmp_path):
+    def add(run):
+        run.records[-1] |= {"accuracy": np.float32(0.5), "counts": np.arange(2)}
+
+    Task(tmp_path).train(epochs=1, on_record=add)
+    run = Task(tmp_path).train(epochs=2, resume=True)
+    assert run.finished and log_of(tmp_path)[0] | {"accuracy": 0.5, "counts": [0, 1]} == log_of(tmp_path)[0]
+
+
+class Dropouts(nn.Module):
+    """Sources as attributes, in a list, in a dict and under a private name; one is of its own, not of a layer."""
+
+    def __init__(self):
+        self.layer = nn.Linear(3, 8, rng=Rng(1))
+        self.drop = [nn.Dropout(0.5), {"one": nn.Dropout(0.5)}]
+        self.end = nn.Linear(8, 1, rng=Rng(2))
+        self.rngs = {"a/b": [Rng()]}
+        self._noise = self.rngs["a/b"][0].child("noise")
+
+    def forward(self, x):
+        y = self.drop[0](self.drop[1]["one"](self.layer(x)))
+        for rng in (self.rngs["a/b"][0], self._noise):
+            y = y + tensor(rng.normal(y.shape))
+        return self.end(y)
+
+
+class DropoutTask(Task):
+    def __init__(self, out=None, at=lambda calls: None, like=None):
+        super().__init__(out, at)
+        self.model = Dropouts()
+        if like:  # the sources of a run that has not begun
+            saved = training_log.Sources(like.model).state_dict()
+            training_log.Sources(self.model).load_state_dict(saved)
+        self.optimizer = Adam(self.model.parameters(), lr=0.05)
+        self.ema = EMA(self.model, 0.9)
+
+
+@pytest.mark.parametrize("after", [3, 4, 6])
+def test_a_net_with_random_sources_of_its_own_resumes_with_the_same_masks(each_backend, tmp_path, after):
+    whole = DropoutTask()
+    first = DropoutTask(tmp_path, call_at(after, lambda: signal.raise_signal(signal.SIGINT)), like=whole)
+    whole.train(epochs=3)
+    assert not first.train(epochs=3).finished
+    second = DropoutTask(tmp_path)  # its own sources have other seeds
+    assert second.train(epochs=3, resume=True).finished
+    assert whole.weights().tobytes() == second.weights().tobytes()
+    assert training_log.Sources(whole.model).state_dict() == training_log.Sources(second.model).state_dict()
+    assert not any("rng" in name or "drop" in name for name in second.model.state_dict())
+
+
+def test_sources_are_found_once_each_in_a_fixed_order():
+    net = Dropouts()
+    net._circle = [net.rngs["a/b"]]
+    net._circle.append(net._circle)
+    names = ["rngs.a/b.0", "_noise", "drop.0.rng", "drop.1.one.rng"]
+    assert [name for name, _ in training_log.Sources(net).named] == names
+
+
+def test_sources_of_another_model_are_refused(tmp_path):
+    DropoutTask(tmp_path).train(epochs=1)
+    other = DropoutTask(tmp_path)
+    other.model.more = Rng(0)
+    with pytest.raises(CannotResume, match=r"checkpoint.npz: its sources is of another run: .*'more'"):
+        other.train(resume=True)
 
 
 # ---------------------------------------------------------------- a step
@@ -302,7 +445,7 @@ def test_log_every_and_save_every_count_steps(tmp_path):
         6,
     ]
     assert [r["epoch"] for r in run.records] == [0, 1, 1, 2, 3, 3]
-    assert seen == [(2, None), (4, None), (6, 5), (8, 5), (10, 5), (12, 10)]
+    assert seen == [(2, 0), (4, 0), (6, 5), (8, 5), (10, 5), (12, 10)]
     assert saving.load(tmp_path / "checkpoint.npz")["run"]["step"] == 12
 
 
@@ -377,13 +520,58 @@ def test_a_loss_that_is_not_finite_names_the_step(each_backend, tmp_path):
     assert state["run"]["step"] == 6 and np.isfinite(state["model"]["weight"]).all()
 
 
-def test_an_error_leaves_the_learning_rate_as_it_was():
-    task = Task()
-    task.model.weight.data = task.model.weight.data * float("nan")
-    lr = task.optimizer.lr
-    with pytest.raises(FloatingPointError):
-        task.train(schedule=lambda epoch: 0.5)
-    assert task.optimizer.lr == lr
+def end_of_an_iterator(*args, **options):
+    return next(iter(()))
+
+
+class Stuck:
+    """An average whose update is interrupted."""
+
+    def update(self):
+        raise KeyboardInterrupt
+
+    def state_dict(self):
+        return {}
+
+
+@pytest.mark.parametrize(
+    "error, options",
+    [
+        (FloatingPointError, {"loss": lambda x, y, rng, sample_offset: tensor(float("nan"), requires_grad=True) * 1}),
+        (KeyError, {"on_record": lambda run: {}["x"]}),
+        (KeyboardInterrupt, {"ema": Stuck()}),
+        (StopIteration, {"on_record": end_of_an_iterator}),
+        (StopIteration, {"schedule": end_of_an_iterator}),
+        (RuntimeError, {"loss": end_of_an_iterator}),
+        (ValueError, {"schedule": lambda epoch: 0.5 if epoch == 0 else None}),
+        (ZeroDivisionError, {"schedule": lambda epoch: 0.5 if epoch == 0 else 1 / 0}),
+        (None, {"on_record": lambda run: interrupt()}),  # ends the run, and saves
+        (None, {}),
+    ],
+)
+def test_after_any_way_out_the_learning_rate_is_as_it_was(tmp_path, error, options):
+    """And no end of an iterator ends the loop in silence."""
+    task, options = Task(tmp_path), {"schedule": lambda epoch: 0.5} | options
+    task.loss = options.pop("loss", task.loss)
+    task.optimizer.lr = lr = np.float64(0.05)
+    with pytest.raises(error) if error else contextlib.nullcontext():
+        task.train(**options)
+    assert task.optimizer.lr is lr
+
+
+def test_after_a_resume_that_was_refused_the_learning_rate_is_as_it_was(tmp_path):
+    Task(tmp_path).train(epochs=1, schedule=lambda epoch: 0.5)
+    task = Task(tmp_path)
+    task.ema = EMA(nn.Linear(2, 1, rng=0))  # its state does not fit; that of the optimiser does
+    with pytest.raises(CannotResume, match="its ema is of another run"):
+        task.train(resume=True)
+    assert task.optimizer.lr == 0.05 and task.optimizer.counts == [0, 0]
+
+
+@pytest.mark.parametrize("factor", [None, "1", float("nan"), np.ones(1)])
+def test_a_schedule_that_gives_no_number_is_quoted(factor):
+    with pytest.raises(ValueError, match=re.escape(f"schedule(0) must be a number in (-inf, inf), not {factor!r}")):
+        Task().train(schedule=lambda epoch: factor)
 
 
 def test_the_advice_of_that_error_works():
@@ -396,12 +584,23 @@ def test_the_advice_of_that_error_works():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"data": (X, Y[:9])}, r"arrays of the data must have one length, not \[10, 9\]"),
-        ({"epochs": 0}, "must be 1 or more: {'epochs': 0}"),
-        ({"microbatch": 0}, "must be 1 or more: {'microbatch': 0}"),
-        ({"threads": -1}, "must be 1 or more: {'threads': -1}"),
+        ({"data": (X, Y[:9])}, r"the data must be arrays of one length, not \[10, 9\]"),
+        ({"data": ()}, "the data must be arrays of one length, not no arrays at all"),
+        ({"data": (X[:0], Y[:0])}, r"the data is empty: its arrays have shapes \[\(0, 3\), \(0, 1\)\]"),
+        ({"epochs": 0}, "epochs must be an integer of 1 or more, not 0"),
+        ({"epochs": 2.5}, "epochs .* not 2.5"),
+        ({"epochs": float("nan")}, "epochs .* not nan"),
+        ({"microbatch": 0}, "microbatch must be an integer of 1 or more, not 0"),
+        ({"microbatch": 1.5}, "microbatch .* not 1.5"),
+        ({"threads": -1}, "threads must be an integer of 1 or more, not -1"),
+        ({"threads": 1.5}, "threads .* not 1.5"),
+        ({"log_every": 1.5}, "log_every must be an integer of 1 or more, not 1.5"),
+        ({"save_every": 1.5}, "save_every must be an integer of 1 or more, not 1.5"),
+        ({"seed": 1.5}, "seed must be an integer .* not 1.5"),
+        ({"reference": {0: "1"}}, r"reference\[0\] must be a number .* not '1'"),
         ({"schedule_by": "day"}, "schedule_by must be 'epoch' or 'step', not 'day'"),
-        ({"batch_size": 0}, "batch_size must be 1 or more .* got 0"),
+        ({"batch_size": 0}, "batch_size must be an integer of 1 or more, not 0"),
+        ({"batch_size": 2.5}, "batch_size .* not 2.5"),
         ({"resume": True}, "resume needs `out`"),
     ],
 )
@@ -410,8 +609,40 @@ def test_bad_arguments_are_quoted(options, message):
         Task().train(**options)
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"data": None}, "the data must be arrays, not NoneType: None"),
+        ({"data": (X, 5)}, "the data must be arrays with an axis of samples, not int: 5"),
+        ({"data": {"x": X}}, "the data must be arrays with an axis of samples, not str: 'x'"),
+        ({"on_record": 5}, "on_record must be a function of the TrainState, not 5"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_quoted(tmp_path, options, message):
+    with pytest.raises(TypeError, match=message):
+        Task(tmp_path).train(**options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_may_be_one_array_or_come_from_an_iterator():
+    results = []
+    for data in ((X,), X, iter([X]), [X.tolist()]):
+        task = Task()
+        task.loss = lambda x, rng, sample_offset, task=task: ops.square(task.model(x.astype("float32"))).mean()
+        task.train(data=data)
+        results.append(task.weights().tobytes())
+    assert len(set(results)) == 1
+
+
+def test_without_stderr_nothing_is_printed(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    for at in (lambda calls: None, call_at(4, lambda: signal.raise_signal(signal.SIGINT))):
+        run = Task(tmp_path, at).train(stream=None)
+    assert not run.finished and run.step == 5
+
+
 def test_nothing_to_resume(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nothing to resume: there is no .*checkpoint.npz"):
+    with pytest.raises(FileNotFoundError, match="nothing to resume: there is no .*checkpoint.npz$"):
         Task(tmp_path).train(resume=True)
 
 
@@ -430,3 +661,96 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     (tmp_path / "checkpoint.npz").write_bytes(b"PK")
     with pytest.raises(CannotResume, match="is no checkpoint of tinydiff"):
         Task(tmp_path, ema=False).train(resume=True)
+
+
+def damaged(**changes):
+    """A change of a checkpoint: some of its entries are others, or (None) gone."""
+
+    def change(saved):
+        for path, value in changes.items():
+            *parts, name = path.split("__")
+            inside = saved
+            for part in parts:
+                inside = inside[part]
+            if value is None:
+                del inside[name]
+            else:
+                inside[name] = value
+
+    return change
+
+
+CHANGES = [
+    (damaged(settings=None), "has no settings"),
+    (damaged(run=None), "has no run"),
+    (damaged(settings=None, run=None, ema=None, optimizer=None), "has no settings, run, optimizer, ema"),
+    (damaged(settings=[1]), "is of another run: it has images None, not 10"),
+    (damaged(settings__seed=0.0), "is of another run: it has seed 0.0, not 0"),
+    (damaged(settings__seed=np.zeros(3)), "is of another run: it has seed array"),
+    (damaged(run=5), "of another version, .* not 5"),
+    (damaged(run__images=None), "of another version, or it is no run of train: its progress must have"),
+    (damaged(run__other=1), "of another version, or it is no run of train: its progress must have .*'other'"),
+    (damaged(run__step="3"), "its step must be an integer of 0 or more, not '3'"),
+    (damaged(run__step=-1), "its step .* not -1"),
+    (damaged(run__seconds="x"), "its seconds must be a number .* not 'x'"),
+    (damaged(run__records={"a": 1}), "its records must be a list of dicts, not {'a': 1}"),
+    (damaged(run__records=[1]), r"its records must be a list of dicts, not \[1\]"),
+    (damaged(model=5), "its model is of another run: "),
+    (damaged(model__weight=None), "its model is of another run: .*missing"),
+    (damaged(model__weight={"a": 1}), "its model is of another run: "),
+    (damaged(model__bias=np.array(["x"])), "its model is of another run: "),
+    (damaged(optimizer=[1]), "its optimizer is of another run: "),
+    (damaged(optimizer__lr="fast"), "its optimizer is of another run: "),
+    (damaged(optimizer__counts=[1, None]), "its optimizer is of another run: "),
+    (damaged(optimizer__state__1=None), "its optimizer is of another run: "),
+    (damaged(ema=[]), "its ema is of another run: "),
+    (damaged(ema__averages=None), "its ema is of another run: KeyError"),
+    (damaged(ema__updates="x"), "its ema is of another run: "),
+    (damaged(ema__averages__weight=np.zeros(2)), "its ema is of another run: "),
+]
+
+
+@pytest.mark.parametrize("change, message", CHANGES, ids=[message for _, message in CHANGES])
+def test_a_checkpoint_of_another_kind_is_refused_and_nothing_is_changed(each_backend, tmp_path, change, message):
+    Task(tmp_path).train(epochs=2, schedule=lambda epoch: 0.5)
+    saved = saving.load(tmp_path / "checkpoint.npz")
+    change(saved)
+    saving.save(tmp_path / "checkpoint.npz", saved)
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    other = Task(tmp_path)
+    other.train(epochs=1, out=None, seed=5)  # a state of its own
+    before = state_of(other)
+    with pytest.raises(CannotResume, match=f"checkpoint.npz.*{message}"):
+        other.train(resume=True)
+    assert state_of(other) == before
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+
+
+def state_of(task):
+    parts = (part.state_dict() for part in (task.model, task.optimizer, task.ema))
+    return json.dumps(list(parts), default=lambda a: backend.to_host(a).tolist())
+
+
+def test_a_state_of_another_optimiser_is_refused(tmp_path):
+    Task(tmp_path).train(epochs=1)
+    other = Task(tmp_path, optimizer=SGD)
+    before = other.weights()
+    with pytest.raises(
+        CannotResume, match="checkpoint.npz: its optimizer is of another run: this state does not fit SGD"
+    ):
+        other.train(resume=True)
+    assert before.tobytes() == other.weights().tobytes()
+
+
+def test_a_log_that_cannot_be_written_is_an_error_before_anything_is_changed(tmp_path, monkeypatch):
+    Task(tmp_path).train(epochs=1)
+    other = Task(tmp_path)
+    before = other.weights()
+
+    def denied(*args):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(saving, "write_atomically", denied)
+    with pytest.raises(PermissionError):
+        other.train(resume=True)
+    assert before.tobytes() == other.weights().tobytes()

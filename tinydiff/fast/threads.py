@@ -24,6 +24,7 @@ import numpy
 
 from .. import microbatch
 from ..anomaly import anomaly_detection
+from ..arguments import integer
 from ..microbatch import microbatches, working_on
 from ..modes import grad_enabled
 from ..rng import current_microbatch
@@ -132,6 +133,7 @@ _unlimited = 0  # threads of the BLAS when no block is active
 def blas_threads(count: int | None) -> Iterator[None]:
     """The number belongs to the whole process: if several blocks are active, nested or in other threads, the smallest
     number holds."""
+    count = None if count is None else integer("blas_threads: count", count)  # a plain int, as ctypes wants it
     blas = None if count is None else _blas()
     if blas is None or count is None:
         yield
