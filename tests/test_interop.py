@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -119,7 +120,6 @@ def test_what_numpy_has_no_dtype_for_goes_through_float32(kind: str) -> None:
 
 
 def test_arrays_of_bfloat16_become_float32() -> None:
-    ml_dtypes = pytest.importorskip("ml_dtypes")
     layer = nn.Linear(2, 3, bias=False, rng=0)
     w = np.arange(6).reshape(3, 2).astype(ml_dtypes.bfloat16)
     interop.from_torch(layer, {"weight": w})

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -180,7 +181,6 @@ def test_an_array_of_a_dtype_that_npy_does_not_know_is_refused() -> None:
 
 
 def test_arrays_of_bfloat16_are_refused(tmp_path: Path) -> None:
-    ml_dtypes = pytest.importorskip("ml_dtypes")
     with pytest.raises(TypeError, match="'w' is an array of bfloat16"):
         saving.save(tmp_path / "run.npz", {"w": np.ones(3, ml_dtypes.bfloat16)})
 
