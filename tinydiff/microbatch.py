@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from . import backend
+from .arguments import integer
 from .backend import Array
 from .engine import Tensor, grad
 from .modes import grad_enabled, set_grad_enabled
@@ -56,7 +57,7 @@ def gradients(
 
     total: Array = None
     sums: list[Array] = []
-    for value, found in over_microbatches(forward_backward, n, size or microbatch_size(n), threads):
+    for value, found in over_microbatches(forward_backward, n, microbatch_size(n) if size is None else size, threads):
         if total is None:
             total, sums = value, [g.copy() for g in found]
         else:
@@ -77,7 +78,7 @@ def over_microbatches(fn: Callable[[slice], Result], n: int, size: int, threads:
     made inside fn (a Dropout in training) is an error, and so is a BatchNorm2d in training.
     threads: how many microbatches may be worked on at a time (None: one per processor core). Their number changes no
     bit of the results. Without fast/, and on a GPU, there is one thread.
-    Errors: ValueError for size < 1 or threads < 1.
+    Errors: ValueError for a size or threads that are no integers of 1 or more.
     """
     return _in_turn(fn, microbatches(n, size, threads), n, grad_enabled())
 
@@ -92,8 +93,9 @@ def _in_turn(fn: Callable[[slice], Result], parts: list[slice], n: int, enabled:
 
 def microbatches(n: int, size: int, threads: int | None = None) -> list[slice]:
     """The rows 0 to n in slices of `size`; the last may be smaller. Errors: as over_microbatches."""
-    if size < 1 or (threads is not None and threads < 1):
-        raise ValueError(f"microbatches need size >= 1 and threads >= 1, not size={size!r}, threads={threads!r}")
+    size = integer("the size of a microbatch", size)
+    if threads is not None:
+        integer("microbatches: threads", threads)
     return [slice(i, min(i + size, n)) for i in range(0, n, size)]
 
 
