@@ -401,6 +401,8 @@ class PlainProcess:
         return self._at(t, self._process.marginal_std)
 
     def _at(self, t: Any, function: Callable[[Any], Any]) -> Any:
+        if type(t) is float:  # the usual case, and the quickest
+            return float(function(t))
         found = function(_as_given(t))
         if isinstance(t, Real):
             return float(found)
