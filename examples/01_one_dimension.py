@@ -186,7 +186,7 @@ def draw_learned(net, exact, samples, path):
 def arguments():
     parser = common.parser(__doc__)
     add = parser.add_argument
-    add("--walkers", type=common.integer(1), default=20_000, metavar="N", help="for the histograms; 5 are drawn")
+    add("--walkers", type=common.integer(2), default=20_000, metavar="N", help="for the histograms; 5 are drawn")
     add("--steps", type=common.integer(1), default=6000, metavar="N", help="steps of training")
     common.add_seed_and_out(parser, "01_one_dimension", seed_help="of everything random")
     return common.parse(parser)

@@ -162,14 +162,14 @@ def load(state, args):
 def arguments():
     parser = common.parser(__doc__)
     add, integer = parser.add_argument, common.integer
-    add("--checkpoint", type=Path, default=Path("runs/quickstart/checkpoint.npz"), metavar="FILE",
+    add("--checkpoint", type=common.file, default=Path("runs/quickstart/checkpoint.npz"), metavar="FILE",
         help="of examples/quickstart.py")  # fmt: skip
-    add("--out", type=Path, default=Path("runs/04_using_a_model.png"), metavar="FILE", help="the figure")
+    add("--out", type=common.file, default=Path("runs/04_using_a_model.png"), metavar="FILE", help="the figure")
     common.add_data_dir(parser)
     add("--unconditional", "--untold", action="store_true", help="do not give the model the digit as its condition")
     add("--steps", type=integer(2), default=40, metavar="N", help="of inpainting; half for the others")
     add("--compare", type=integer(3), metavar="N", help="draw new images by every method, N evaluations each")
-    add("--seed", type=integer(0), default=0, metavar="N", help="of the noise")
+    add("--seed", type=common.seed, default=0, metavar="N", help="of the noise")
     return common.parse(parser)
 
 

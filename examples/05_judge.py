@@ -196,12 +196,12 @@ def build(path):
 def arguments():
     parser = common.parser(__doc__)
     add, integer = parser.add_argument, common.integer
-    add("--checkpoint", type=Path, default=Path("runs/03_score_unet/checkpoint.npz"), metavar="FILE",
+    add("--checkpoint", type=common.file, default=Path("runs/03_score_unet/checkpoint.npz"), metavar="FILE",
         help="of examples/03_score_unet.py")  # fmt: skip
     common.add_data_dir(parser)
     add("--samples", type=integer(2 * FOLDS), default=512, metavar="N", help="of each method")
     add("--judges", type=integer(1), default=3, metavar="N", help="seeds of the judge, averaged over")
-    add("--seed", type=integer(0), default=0, metavar="N", help="of the samples and the choice of real images")
+    add("--seed", type=common.seed, default=0, metavar="N", help="of the samples and the choice of real images")
     return common.parse(parser)
 
 

@@ -32,8 +32,10 @@ def parser(doc: str) -> argparse.ArgumentParser:
 
 
 def add_seed_and_out(parser, name, seed_help="of the weights, the order of the data, the noise, the samples"):
-    parser.add_argument("--seed", type=integer(0), default=0, metavar="N", help=seed_help)
-    parser.add_argument("--out", type=Path, default=Path("runs") / name, metavar="DIR", help="directory of the run")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help=seed_help)
+    parser.add_argument(
+        "--out", type=directory, default=Path("runs") / name, metavar="DIR", help="directory of the run"
+    )
 
 
 def add_data(parser, default):
@@ -83,6 +85,26 @@ def integer(least, multiple_of=1):
         return int(text)
 
     return whole
+
+
+def seed(text):
+    """The type of --seed: what tinydiff.Rng takes, and the next number too."""
+    number = integer(0)(text)
+    if number >= 2**63:
+        raise argparse.ArgumentTypeError(f"must be less than 2**63, not {text}")
+    return number
+
+
+def directory(text):
+    if Path(text).exists() and not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"must be a directory, or a new one, not {text}")
+    return Path(text)
+
+
+def file(text):
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"must be a file, not a directory, {text!r}")
+    return Path(text)
 
 
 def finite(text):

@@ -328,8 +328,19 @@ def test_only_float64() -> None:
 def test_what_cannot_be_checked_is_an_error() -> None:
     with pytest.raises(ValueError, match="nothing to differentiate"):
         gradcheck(lambda i: i, np.array([1, 2]))
-    with pytest.raises(ValueError, match="order must be 1 or 2, not 3"):
+    with pytest.raises(ValueError, match="order must be an integer from 1 to 2, not 3"):
         gradcheck(ops.exp, N(2), order=3)
+    for bad in (float("nan"), float("inf"), -1e-3, "1", True):
+        for name in ("rtol", "atol"):
+            with pytest.raises(ValueError, match=f"gradcheck: {name} must be a number .* not {bad!r}"):
+                gradcheck(ops.exp, N(2), **{name: bad})
+    for bad in (2.5, -1, float("nan"), None):
+        with pytest.raises(ValueError, match=f"gradcheck: elements must be an integer of 0 or more, not {bad}"):
+            gradcheck(ops.exp, N(2), elements=bad)
+    with pytest.raises(ValueError, match="gradcheck: atol must be .* not None"):
+        gradcheck(ops.exp, N(2), atol=None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="seed must be .* not 0.5"):
+        gradcheck(ops.exp, N(2), seed=0.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="gives nan"):
         gradcheck(ops.log, np.array([1.0, -1.0]))
     with pytest.raises(TypeError, match="must return Tensors made from its inputs by ops, not ndarray"):
@@ -394,3 +405,15 @@ def test_on_another_backend(name: str) -> None:
             gradcheck(made(lambda x: x * x, lambda g, z, x: g * x), N(3))
         with pytest.raises(GradcheckError, match="missing accumulation: the input is used 2 times"):
             gradcheck(lambda x: made(multiply, lambda g, z, x, y: (g * y, None))(x, ops.sin(x)), N(3))
+
+
+def test_its_numbers_may_be_those_of_numpy() -> None:
+    i, f = np.int64, np.float64
+    assert gradcheck(ops.exp, N(2), order=i(2), rtol=f(1e-6), atol=f(1e-9), seed=i(1), elements=i(100)).ok
+
+
+def test_a_tolerance_of_0_is_not_the_default() -> None:
+    wrong = made(lambda x: x * 2.0, lambda g, z, x: g * (2 + 1e-9))
+    assert gradcheck(wrong, N(3)).ok
+    with pytest.raises(GradcheckError):
+        gradcheck(wrong, N(3), rtol=0.0)

@@ -73,12 +73,20 @@ def test_labels_make_room_at_the_left_and_titles_above(numpy_backend, tmp_path):
 @pytest.mark.parametrize(
     "images, options, message",
     [
-        (np.zeros((2, 3)), {}, r"must be \(N, H, W\).* not \(2, 3\)"),
+        (np.zeros(3), {}, r"must be \(N, H, W\).* not \(3,\)"),
         (np.zeros((2, 3, 3, 2)), {}, r"not \(2, 3, 3, 2\)"),
-        (np.zeros((0, 3, 3)), {}, r"not \(0, 3, 3, 1\)"),
+        (np.zeros((0, 4, 4)), {}, r"not \(0, 4, 4\)"),
         (np.zeros((3, 4, 4)), {"rows": 5}, "3 images do not fill 5 rows"),
-        (np.zeros((3, 4, 4)), {"rows": 0}, "do not fill 0 rows"),
-        (np.zeros((3, 4, 4)), {"low": 1}, "low must be less than high, not 1 and 1.0"),
+        (np.zeros((3, 4, 4)), {"rows": 0}, "rows must be an integer of 1 or more, not 0"),
+        (np.zeros((3, 4, 4)), {"rows": 1.5}, "rows must be an integer of 1 or more, not 1.5"),
+        (np.zeros((3, 4, 4)), {"scale": 1.5}, "scale must be an integer of 1 or more, not 1.5"),
+        (np.zeros((3, 4, 4)), {"scale": 0}, "scale must be an integer of 1 or more, not 0"),
+        (np.zeros((3, 4, 4)), {"low": float("nan")}, "low must be a number .* not nan"),
+        (np.zeros((3, 4, 4)), {"high": float("inf")}, "high must be a number .* not inf"),
+        (np.zeros((3, 4, 4), int), {}, "of int64 it is not known which values .* give low and high, not None and None"),
+        (np.zeros((3, 4, 4), "uint16"), {"high": 9}, "of uint16 it is not known .* not None and 9"),
+        (np.zeros((3, 0, 4)), {}, r"not \(3, 0, 4\)"),
+        (np.zeros((3, 4, 4)), {"low": 1}, "low must be less than high, not 1.0 and 1.0"),
         (np.zeros((3, 4, 4)), {"rows": 3, "row_labels": ["a"]}, "1 row labels for 3 rows"),
     ],
 )
@@ -86,6 +94,42 @@ def test_bad_images_are_quoted(numpy_backend, tmp_path, images, options, message
     with pytest.raises(ValueError, match=message):
         plot.image_grid(images, tmp_path / "a.png", **options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_array_of_real_numbers_is_quoted(numpy_backend, tmp_path):
+    for images in (np.zeros((3, 4, 4), complex), np.full((3, 4, 4), "a")):
+        with pytest.raises(TypeError, match="image_grid: images must be of real numbers, not "):
+            plot.image_grid(images, tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "options", "greys"),
+    [
+        ("uint8", [0, 51, 255], {}, [0, 0.2, 1]),
+        ("uint8", [0, 51, 102], {"high": np.float64(102)}, [0, 0.5, 1]),
+        ("uint8", [0, 1, 1], {"low": 0, "high": 1}, [0, 1, 1]),
+        ("bool", [False, True, True], {}, [0, 1, 1]),
+        ("int64", [-4, 0, 4], {"low": -4, "high": np.int64(4)}, [0, 0.5, 1]),
+        ("uint16", [0, 1, 65535], {"low": 0, "high": 65535}, [0, 0, 1]),
+        ("float16", [0, 0.5, 1], {}, [0, 0.5, 1]),
+    ],
+)
+def test_bytes_and_other_integers_have_their_own_black_and_white(
+    numpy_backend, tmp_path, dtype, values, options, greys
+):
+    images = np.array(values, dtype).reshape(3, 1, 1) * np.ones((1, 4, 4), dtype)
+    plot.image_grid(images, tmp_path / "a.png", rows=np.int64(1), scale=np.int64(1), **options)
+    np.testing.assert_allclose(tiles(tmp_path / "a.png", 1, 3, 4, 1)[0, :, 0, 0], greys, atol=1 / 255)
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (5, 5, 1), (5, 5, 3), (3, 3), (1, 1), (3, 3, 3)])
+def test_one_image_is_one_image_and_no_strips(numpy_backend, tmp_path, shape):
+    image = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    plot.image_grid(image, tmp_path / "a.png", scale=1)
+    sheet = imread(tmp_path / "a.png")[..., :3]
+    assert sheet.shape == (shape[0] + 4, shape[1] + 4, 3)
+    whole = np.broadcast_to(image.reshape(*shape[:2], -1), (*shape[:2], 3))
+    np.testing.assert_allclose(sheet[2:-2, 2:-2], whole / 255, atol=1 / 255)
 
 
 RECORDS = [{"epoch": e, "step": 59 * (e + 1), "loss": 1000 / (1 + e) ** 1.2} for e in range(30)]
@@ -117,11 +161,38 @@ def test_loss_curve_of_one_record_by_another_key(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     "records, message",
-    [([], "no records"), ([{"epoch": 0, "loss": float("nan")}], "not nan"), ([{"epoch": 0, "loss": 0.0}], "not 0.0")],
+    [
+        ([], "no records"),
+        ([{"epoch": 0, "loss": float("nan")}], "not nan"),
+        ([{"epoch": 0, "loss": 0.0}], "not 0.0"),
+        ([{"epoch": 0, "loss": None}], "a loss, on a logarithmic scale, must be a number .* not None"),
+        ([{"epoch": 0, "loss": np.float32("nan")}], "not nan"),
+        ([{"epoch": float("nan"), "loss": 1.0}], "epoch must be a number .* not nan"),
+        (
+            [{"epoch": 0, "loss": 1.0}, {"step": 1, "loss": 1.0}],
+            r"must have 'epoch' and 'loss', not only \['step', 'loss'",
+        ),
+    ],
 )
 def test_a_curve_that_cannot_be_drawn_is_an_error(tmp_path, records, message):
     with pytest.raises(ValueError, match=message):
         plot.loss_curve(records, tmp_path / "loss.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_levels_and_references_that_cannot_be_drawn_are_errors(tmp_path):
+    for bad in (0.0, -1.0, float("nan"), float("inf"), None):
+        with pytest.raises(ValueError, match=f"the level 'zero', .* must be a number .* not {bad}"):
+            plot.loss_curve(RECORDS, tmp_path / "loss.png", levels={"zero": bad})
+        with pytest.raises(ValueError, match=f"a loss of the reference, .* must be a number .* not {bad}"):
+            plot.loss_curve(RECORDS, tmp_path / "loss.png", reference={1: bad})
+
+
+def test_a_curve_of_numpy_scalars_and_tensors(numpy_backend, monkeypatch, tmp_path):
+    records = [{"epoch": np.int64(0), "loss": np.float32(2)}, {"epoch": np.float64(1), "loss": Tensor(np.ones(()))}]
+    axes = drawn(monkeypatch, tmp_path, records, reference={np.int64(1): np.float64(3)}, levels={"one": np.float32(1)})
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert lines["this run"] == [[0, 2], [1, 1]] and lines["published"] == [[1, 3]]
 
 
 @pytest.mark.parametrize("kind", ["svg", "pdf"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import pickle
 import threading
 from typing import Any
 
@@ -13,7 +15,8 @@ import pytest
 import tinydiff as td
 from tinydiff import backend
 from tinydiff import rng as numpy_random
-from tinydiff.rng import as_rng
+from tinydiff.microbatch import over_microbatches
+from tinydiff.rng import as_rng, in_microbatch
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
@@ -225,10 +228,20 @@ def test_shapes(draw: Any) -> None:
 
 def test_dtypes() -> None:
     assert td.Rng(0).normal(3).dtype == td.Rng(0).uniform(3).dtype == "float32"
-    for dtype in ("float64", "float16"):
+    for dtype in ("float64", np.float64, np.dtype("float64"), float, "float32"):
         wide, narrow = host(td.Rng(0).normal((5, 5), dtype)), host(td.Rng(0).normal((5, 5)))
         assert wide.dtype == dtype
         np.testing.assert_array_equal(wide, narrow.astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", ["int32", "bool", "float16", "complex64", int, None])
+def test_a_draw_is_of_floats_of_32_or_64_bits(dtype: Any) -> None:
+    """A normal as an integer would be 0 or 1, and one in float16 has lost most of its digits."""
+    rng = td.Rng(0)
+    for draw in (rng.normal, rng.uniform):
+        with pytest.raises(TypeError, match=f"in float32 or float64, not in {dtype!r}"):
+            draw(3, dtype)
+    assert rng.step == 0
 
 
 def test_a_state_goes_round() -> None:
@@ -242,10 +255,10 @@ def test_a_state_goes_round() -> None:
 
 def test_a_copy_starts_where_its_source_is_and_goes_its_own_way() -> None:
     rng = td.Rng(11, stream=3, step=5)
-    copy = rng.copy()
-    assert copy.state() == rng.state()
-    first = host(copy.normal((2, 3)))
-    assert (copy.step, rng.step) == (6, 5)
+    other = rng.copy()
+    assert other.state() == rng.state()
+    first = host(other.normal((2, 3)))
+    assert (other.step, rng.step) == (6, 5)
     np.testing.assert_array_equal(host(rng.normal((2, 3))), first)
 
 
@@ -333,6 +346,34 @@ def test_no_global_state_is_read_or_changed() -> None:
     np.testing.assert_array_equal(host(td.Rng(1).normal(8)), first)
 
 
+COPIES = {
+    "method": lambda rng: rng.copy(),
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "deepcopy of a list": lambda rng: copy.deepcopy([rng])[0],
+    "pickle": lambda rng: pickle.loads(pickle.dumps(rng)),
+}
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+def test_a_copy_belongs_to_the_microbatch_in_which_it_is_made(copied: Any) -> None:
+    rng = td.Rng(11, stream=3, step=5)
+    here = copied(rng)
+    assert type(here) is td.Rng and here is not rng and here.state() == rng.state()
+
+    def part(rows: slice) -> Any:
+        with pytest.raises(RuntimeError, match="is shared by the microbatches"):
+            here.normal(1)
+        mine = copied(rng)
+        with in_microbatch(slice(0, 1)), pytest.raises(RuntimeError, match="is shared by the microbatches"):
+            mine.normal(1)
+        return host(mine.normal((1, 3), sample_offset=rows.start))
+
+    parts = list(over_microbatches(part, 4, 1, threads=2))
+    np.testing.assert_array_equal(np.concatenate(parts), host(td.Rng(11, stream=3, step=5).normal((4, 3))))
+    assert rng.step == 5
+
+
 # ---------------------------------------------------------------- errors
 
 
@@ -345,13 +386,30 @@ def test_errors_quote_the_value() -> None:
     with pytest.raises(ValueError, match="step must be an int from 0 .* not -3"):
         td.Rng(0, step=-3)
     rng = td.Rng(0)
-    with pytest.raises(ValueError, match=r"not shape \(2, -1\), sample_offset 0"):
-        rng.normal((2, -1))
-    with pytest.raises(ValueError, match=r"not shape \(2,\), sample_offset -5"):
-        rng.uniform(2, sample_offset=-5)
-    for n in (0, -3, 2**31 + 1):
-        with pytest.raises(ValueError, match=rf"integers\(n\): n must be from 1 to 2\*\*31, not {n}"):
-            rng.integers(n, 3)
-    with pytest.raises(ValueError, match=r"permutation\(n\): n must not be negative, not -4"):
-        rng.permutation(-4)
+    for draw in DRAWS.values():
+        with pytest.raises(ValueError, match=r"shape \(2, -1\) must be an integer of 0 or more, not -1"):
+            draw(rng, (2, -1))
+        for shape in (2.0, (2, 2.5), None, "2"):
+            with pytest.raises(ValueError, match="shape .* must be an integer of 0 or more, not"):
+                draw(rng, shape)
+        for offset in (-5, 1.5, None):
+            with pytest.raises(ValueError, match=f"sample_offset must be an integer of 0 or more, not {offset}"):
+                draw(rng, 2, sample_offset=offset)
+    for n in (0, -3, 2**31 + 1, 2.5, None):
+        with pytest.raises(ValueError, match=rf"integers\(n\): n must be an integer from 1 to {2**31}, not {n}"):
+            rng.integers(n, 3)  # type: ignore[arg-type]
+    for n in (-4, 2.5):
+        with pytest.raises(ValueError, match=rf"permutation\(n\): n must be an integer of 0 or more, not {n}"):
+            rng.permutation(n)  # type: ignore[arg-type]
     assert rng.step == 0, "a draw that failed was none"
+
+
+def test_integers_of_numpy_are_integers() -> None:
+    i = np.int64
+    for draw in DRAWS.values():
+        found = draw(td.Rng(i(3), stream=np.uint8(4), step=i(5)), (i(2), np.uint8(3)), sample_offset=i(6))
+        known = draw(td.Rng(3, stream=4, step=5), (2, 3), sample_offset=6)
+        np.testing.assert_array_equal(host(found), host(known))
+        assert draw(td.Rng(0), np.array([2, 3])).shape == (2, 3)
+    np.testing.assert_array_equal(td.Rng(0).permutation(i(5)), td.Rng(0).permutation(5))
+    np.testing.assert_array_equal(host(td.Rng(0).integers(i(9), 5)), host(td.Rng(0).integers(9, 5)))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import backend
+from .arguments import integer, number
 from .operators import array_of
 from .saving import write_atomically
 
@@ -28,31 +29,38 @@ def image_grid(
     row_labels: Sequence[str] | None = None,
     title: str | None = None,
     scale: int = 3,
-    low: float = 0.0,
-    high: float = 1.0,
+    low: float | None = None,
+    high: float | None = None,
 ) -> None:
     """Images in rows and columns, left to right and top to bottom.
 
-    images: (N, H, W), (N, H, W, 1) or (N, H, W, 3), an array or a Tensor. low is black and high is white; values
-    beyond them are clipped, and NaN is drawn in red. rows: chosen to make the picture about square unless given; the
-    last row may be short. row_labels: one text per row. scale: pixels of the picture per pixel of an image.
-    Errors: ValueError for other shapes, for no images, for a high that is not above low, or for row_labels that are
-    not one per row.
+    images: (N, H, W), (N, H, W, 1) or (N, H, W, 3), or one image (H, W), (H, W, 1) or (H, W, 3); an array or a Tensor.
+    Three axes of which the last has 1 or 3 entries are one image. low is black and high is white: 0 and 1 for floats
+    and bool, 0 and 255 for uint8, unless given; for other integers both must be. Values beyond them are clipped, and
+    NaN is drawn in red. rows: chosen to make the picture about square unless given; the last row may be short.
+    row_labels: one text per row. scale: pixels of the picture per pixel of an image.
+    Errors: ValueError for other shapes, for no images, for a low or high that is not finite, or is missing, for a high
+    that is not above low, for rows or a scale that are no integers of 1 or more, or for row_labels that are not one per
+    row; TypeError for what is no array of real numbers.
     """
     from matplotlib.colors import to_rgb
 
-    pixels = backend.to_host(array_of(images))
+    given = backend.to_host(array_of(images))
+    pixels = given
+    if pixels.ndim == 2 or pixels.ndim == 3 and pixels.shape[-1] in (1, 3):
+        pixels = pixels[None]  # one image: (H, W) -> (1, H, W), (H, W, C) -> (1, H, W, C)
     if pixels.ndim == 3:
         pixels = pixels[..., None]  # (N, H, W) -> (N, H, W, 1)
-    if pixels.ndim != 4 or pixels.shape[-1] not in (1, 3) or len(pixels) == 0:
+    if pixels.ndim != 4 or pixels.shape[-1] not in (1, 3) or pixels.size == 0:
         raise ValueError(
-            f"image_grid: images must be (N, H, W), (N, H, W, 1) or (N, H, W, 3), and not none, not {pixels.shape}"
+            "image_grid: images must be (N, H, W), (N, H, W, 1) or (N, H, W, 3), or one of them, and not none, not "
+            f"{given.shape}"
         )
-    if not low < high:
-        raise ValueError(f"image_grid: low must be less than high, not {low!r} and {high!r}")
+    low, high = _black_and_white(pixels.dtype, low, high)
     n, height, width, _ = pixels.shape
-    rows = round(n**0.5) or 1 if rows is None else rows
-    if not 1 <= rows <= n:
+    rows = round(n**0.5) or 1 if rows is None else integer("image_grid: rows", rows)
+    scale = integer("image_grid: scale", scale)
+    if rows > n:
         raise ValueError(f"image_grid: {n} images do not fill {rows} rows")
     if row_labels is not None and len(row_labels) != rows:
         raise ValueError(f"image_grid: {len(row_labels)} row labels for {rows} rows")
@@ -65,6 +73,22 @@ def image_grid(
         top, left = gap + (height + gap) * (i // columns), gap + (width + gap) * (i % columns)
         sheet[top : top + height, left : left + width] = shade
     _save_sheet(sheet, path, scale, height + gap, row_labels, title)
+
+
+def _black_and_white(dtype: np.dtype, low: float | None, high: float | None) -> tuple[float, float]:
+    """The values that are black and white."""
+    if dtype.kind not in "fiub":
+        raise TypeError(f"image_grid: images must be of real numbers, not {dtype}")
+    if (low is None or high is None) and dtype.kind in "iu" and dtype != "uint8":
+        raise ValueError(
+            f"image_grid: of {dtype} it is not known which values are black and white: give low and high, not "
+            f"{low!r} and {high!r}"
+        )
+    low = 0.0 if low is None else number("image_grid: low", low)
+    high = (255.0 if dtype == "uint8" else 1.0) if high is None else number("image_grid: high", high)
+    if not low < high:
+        raise ValueError(f"image_grid: low must be less than high, not {low!r} and {high!r}")
+    return low, high
 
 
 def _save_sheet(
@@ -103,21 +127,22 @@ def loss_curve(
 
     records: lines of the log, each with "loss" and the key `x`. reference: {x: loss} of another training, drawn as
     points for comparison. levels: {name: loss}, horizontal lines for scale.
-    Errors: ValueError if there are no records, or a loss is not a positive number.
+    Errors: ValueError if there are no records, if one lacks "loss" or the key `x`, if a loss or a level is not positive
+    and finite, or if an x is not finite.
     """
     from matplotlib.ticker import LogLocator, MaxNLocator
 
-    if not records:
+    if len(records) == 0:
         raise ValueError("loss_curve: no records to draw")
-    where, losses = [r[x] for r in records], [float(r["loss"]) for r in records]
-    if bad := [loss for loss in losses if not 0 < loss < float("inf")]:
-        raise ValueError(
-            f"loss_curve: a loss must be a positive number to be drawn on a logarithmic scale, not {bad[0]}"
-        )
+    if lacking := [record for record in records if not {"loss", x} <= set(record)]:
+        raise ValueError(f"loss_curve: a record must have {x!r} and 'loss', not only {list(lacking[0])}")
+    where, losses = [_finite(x, r[x]) for r in records], [_positive("a loss", r["loss"]) for r in records]
+    levels = {name: _positive(f"the level {name!r}", level) for name, level in (levels or {}).items()}
+    reference = {_finite(x, at): _positive("a loss of the reference", y) for at, y in (reference or {}).items()}
     figure = new_figure(7, 4.2, 130)
     axes = figure.add_subplot()
     axes.set_yscale("log")
-    for name, level in (levels or {}).items():
+    for name, level in levels.items():
         axes.axhline(level, color=FAINT, linewidth=0.8, linestyle=":")
         text, across = f"{name}, {level:.4g}", axes.get_yaxis_transform()
         far = [abs(math.log(loss / level)) for loss in (losses[0], losses[-1])]  # of the curve, at either end
@@ -143,6 +168,15 @@ def loss_curve(
     axes.yaxis.set_minor_formatter("")
     figure.set_layout_engine("tight")
     save(figure, path)
+
+
+def _finite(what: str, x: Any, interval: str = "(-inf, inf)") -> float:
+    """A number, also in an array or a Tensor of one element."""
+    return number(f"loss_curve: {what}", x.item() if hasattr(x, "item") else x, interval)
+
+
+def _positive(what: str, x: Any) -> float:
+    return _finite(f"{what}, on a logarithmic scale,", x, "(0, inf)")
 
 
 # ---------------------------------------------------------------- for the pictures of other files

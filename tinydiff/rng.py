@@ -25,6 +25,7 @@ from typing import Any
 import numpy
 
 from . import backend
+from .arguments import integer
 from .backend import Array, each_time, overridable
 
 _local = threading.local()  # .log: where `recorded` notes the draws of this thread; .microbatch: which one it is in
@@ -45,6 +46,11 @@ class Rng:
 
     def __repr__(self) -> str:
         return f"Rng(seed={self.seed}, stream={self.stream}, step={self.step})"
+
+    def __reduce__(self) -> Any:
+        """For copy.copy, copy.deepcopy and pickle. A copy belongs to the microbatch in which it is made."""
+        backend.refuse_capture("a copy of an Rng by copy or pickle", "use rng.copy() or rng.child(name)")
+        return type(self), (self.seed,), {name: value for name, value in vars(self).items() if name != "_microbatch"}
 
     def child(self, name: str | int) -> Rng:
         """An independent source, the same for the same name: `rng.child("noise")`, `rng.child(rank)`."""
@@ -72,30 +78,31 @@ class Rng:
         return other
 
     def normal(self, shape: int | tuple[int, ...], dtype: Any = "float32", *, sample_offset: int = 0) -> backend.Array:
-        """Standard normals. The first axis counts samples: row i is that of sample `sample_offset + i`."""
-        shape = _shape(shape, sample_offset)
+        """Standard normals. The first axis counts samples: row i is that of sample `sample_offset + i`.
+
+        Errors, of all draws: ValueError for a shape or a sample_offset that is not of integers, or is negative;
+        TypeError for a dtype other than float32 and float64.
+        """
+        shape, sample_offset, dtype = *_place(shape, sample_offset), _floating(dtype)
         z = random_normal(self._draw(), *_rows_and_columns(shape), sample_offset)
         return z.reshape(shape).astype(dtype, copy=False)
 
     def uniform(self, shape: int | tuple[int, ...], dtype: Any = "float32", *, sample_offset: int = 0) -> backend.Array:
-        """Uniform on [0, 1), on a grid of 2^-24. Rows as in `normal`."""
-        shape = _shape(shape, sample_offset)
+        """Uniform on [0, 1), on a grid of 2^-24. Rows and errors as in `normal`."""
+        shape, sample_offset, dtype = *_place(shape, sample_offset), _floating(dtype)
         u = random_uniform(self._draw(), *_rows_and_columns(shape), sample_offset)
         return u.reshape(shape).astype(dtype, copy=False)
 
     def integers(self, n: int, shape: int | tuple[int, ...], *, sample_offset: int = 0) -> backend.Array:
-        """Integers from 0 to n - 1 (int64, n up to 2^31). Rows as in `normal`.
+        """Integers from 0 to n - 1 (int64, n up to 2^31). Rows and errors as in `normal`.
         Their probabilities differ by less than n / 2^32.
         """
-        if not 1 <= n <= 2**31:
-            raise ValueError(f"integers(n): n must be from 1 to 2**31, not {n!r}")
-        shape = _shape(shape, sample_offset)
+        n, (shape, sample_offset) = integer("integers(n): n", n, 1, 2**31), _place(shape, sample_offset)
         return random_integers(self._draw(), *_rows_and_columns(shape), sample_offset, n).reshape(shape)
 
     def permutation(self, n: int) -> numpy.ndarray:
         """0 to n - 1 in random order, on the host: it decides which data to load."""
-        if n < 0:
-            raise ValueError(f"permutation(n): n must not be negative, not {n!r}")
+        n = integer("permutation(n): n", n, 0)
         backend.refuse_capture("a permutation", "draw it outside, and pass what it selects as an input")
         drawn = words(self._address(), 1, -(-n // 4), 0)
         return numpy.argsort(drawn[0, : 2 * n].view(numpy.uint64), kind="stable")
@@ -120,14 +127,20 @@ class Rng:
         self.seed, self.stream, self.step = seed, stream, step
 
 
-def _shape(shape: int | tuple[int, ...], sample_offset: int) -> tuple[int, ...]:
-    """The shape of a draw as a tuple."""
-    shape = (shape,) if isinstance(shape, (int, numpy.integer)) else tuple(shape)
-    if any(n < 0 for n in shape) or sample_offset < 0:
-        raise ValueError(
-            f"shape and sample_offset must not be negative, not shape {shape}, sample_offset {sample_offset}"
-        )
-    return shape
+def _place(shape: Any, sample_offset: Any) -> tuple[tuple[int, ...], int]:
+    """The shape of a draw as a tuple of ints, and the sample_offset as one."""
+    sizes = tuple(shape) if isinstance(shape, (tuple, list, numpy.ndarray)) else (shape,)
+    return tuple(integer(f"a size in the shape {shape}", n, 0) for n in sizes), integer(
+        "sample_offset", sample_offset, 0
+    )
+
+
+def _floating(dtype: Any) -> numpy.dtype:
+    """The dtype of a draw. Errors: TypeError unless it is float32 or float64."""
+    found = None if dtype is None else numpy.dtype(dtype)
+    if found is None or found not in ("float32", "float64"):
+        raise TypeError(f"random numbers are drawn in float32 or float64, not in {dtype!r}")
+    return found
 
 
 def _rows_and_columns(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -266,12 +266,21 @@ X, SCORE = np.zeros((2, 4, 4, 1), np.float32), gaussian_score(0, 1, SDE)
         (lambda: inpaint(SCORE, X, X == 0, SDE, 0, resample=1.5), ValueError, "resample must be an integer .* not 1.5"),
         (lambda: inpaint(SCORE, X, X == 0, SDE, 0, steps=0), ValueError, "steps must be .* not 0"),
         (lambda: inpaint(SCORE, X.astype(np.uint8), X == 0, SDE, 0), TypeError, "inpaint: images must be .* not uint8"),
-        (lambda: image_to_image(SCORE, X, SDE, 0, t=0), ValueError, "t must be above 0 and not above 1, not 0"),
-        (lambda: image_to_image(SCORE, X, SDE, 0, t=1.5), ValueError, "t must be above 0 and not above 1, not 1.5"),
-        (lambda: image_to_image(SCORE, X, SDE, 0, t=1e-4), ValueError, "t must be above eps=0.001 .* not 0.0001"),
+        (lambda: image_to_image(SCORE, X, SDE, 0, t=0), ValueError, r"t must be a number in \(0.0, 1.0\], not 0"),
+        (lambda: image_to_image(SCORE, X, SDE, 0, t=1.5), ValueError, r"t must be a number in \(0.0, 1.0\], not 1.5"),
+        (
+            lambda: image_to_image(SCORE, X, SDE, 0, t=1e-4),
+            ValueError,
+            r"t must be a number in \(0.001, 1.0\], not 0.0001",
+        ),
         (lambda: interpolate(SCORE, X[0], X[1], SDE, 1), ValueError, "count must be .* 2 or more, not 1"),
         (lambda: interpolate(SCORE, X[0], X[1], SDE, 2.5), ValueError, "count must be an integer .* not 2.5"),
         (lambda: interpolate(SCORE, X[0], X[1, 0], SDE, 3), ValueError, r"one shape, not \(4, 4, 1\) and \(4, 1\)"),
+        (lambda: inpaint(SCORE, X, X == 0, SDE, 0, sample_offset=0.5), ValueError, "sample_offset must be .* not 0.5"),
+        (lambda: image_to_image(SCORE, X, SDE, 0, t=None), ValueError, "t must be a number .* not None"),
+        (lambda: image_to_image(SCORE, X, SDE, 0, t=float("nan")), ValueError, "t must be a number .* not nan"),
+        (lambda: spherical(X[0], X[1], [0.5, float("nan")]), ValueError, "a fraction must be a number .* not nan"),
+        (lambda: spherical(X[0] + 1, X[1] * float("nan"), [0.5]), ValueError, "a and b must be finite"),
         (lambda: denoise(SCORE, X, SDE, sigma=-0.1), ValueError, "sigma must be positive, not -0.1"),
         (lambda: denoise(SCORE, X, SDE, sigma=float("nan")), ValueError, "sigma must be positive, not nan"),
         (lambda: denoise(SCORE, X, SDE, sigma=99.0), ValueError, "a noise level must be from 0 to 9.84521, not 99.0"),
@@ -284,3 +293,14 @@ X, SCORE = np.zeros((2, 4, 4, 1), np.float32), gaussian_score(0, 1, SDE)
 def test_bad_arguments_are_quoted(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_no_images_are_no_error(numpy_backend):
+    none = X[:0]
+    for made in (
+        inpaint(SCORE, none, none == 0, SDE, 0, steps=2, resample=2),
+        image_to_image(SCORE, none, SDE, 0, t=0.5, steps=2),
+        denoise(SCORE, none, SDE, sigma=1.0),
+        denoise(SCORE, none, SDE),
+    ):
+        assert made.shape == none.shape

@@ -234,8 +234,11 @@ def test_a_denoiser_has_a_likelihood(numpy_backend):
         ({"x": np.zeros((2, 3), np.uint8)}, TypeError, r"x must be \(N, ...\) of floats, not uint8 of shape \(2, 3\)"),
         ({"probes": 0}, ValueError, "probes must be an integer of 1 or more, not 0"),
         ({"probes": 1.5}, ValueError, "probes must be an integer of 1 or more, not 1.5"),
-        ({"eps": 0}, ValueError, "eps must be between 0 and 1, not 0"),
-        ({"eps": 2.0}, ValueError, "eps must be between 0 and 1, not 2.0"),
+        ({"eps": 0}, ValueError, r"eps must be a number in \(0, 1.0\), not 0"),
+        ({"rtol": float("nan")}, ValueError, "rtol must be a number .* not nan"),
+        ({"atol": -1e-5}, ValueError, "atol must be a number .* not -1e-05"),
+        ({"sample_offset": 1.5}, ValueError, "sample_offset must be an integer of 0 or more, not 1.5"),
+        ({"eps": 2.0}, ValueError, r"eps must be a number in \(0, 1.0\), not 2.0"),
         ({"score": lambda x, t: x.sum()}, ValueError, r"the score returned shape \(\) for x of shape \(2, 3\)"),
         ({"score": lambda x, t: array_of(x)}, TypeError, "the score has no gradient"),
         ({"score": no_grad()(lambda x, t: x * 1.0)}, TypeError, "the score has no gradient"),
@@ -255,8 +258,17 @@ def test_bad_arguments_are_quoted(change, error, message):
         (np.zeros((2, 3), np.float32), {}, TypeError, "images must be of bytes, uint8, not float32"),
         (np.zeros((0, 3), np.uint8), {}, ValueError, r"and not none, not \(0, 3\)"),
         (np.zeros(3, np.uint8), {}, ValueError, r"images must be \(N, ...\), .* not \(3,\)"),
+        (np.zeros((2, 3), np.uint8), {"low": float("nan")}, ValueError, "low must be a number .* not nan"),
+        (np.zeros((2, 3), np.uint8), {"high": None}, ValueError, "high must be a number .* not None"),
+        (np.zeros((2, 3), np.uint8), {"probes": 1.5}, ValueError, "probes must be an integer .* not 1.5"),
+        (np.zeros((2, 3), np.uint8), {"microbatch": 1.5}, ValueError, "microbatch must be an integer .* not 1.5"),
         (np.zeros((2, 3), np.uint8), {"low": 1.0}, ValueError, "low must be less than high, not 1.0 and 1.0"),
-        (np.zeros((2, 3), np.uint8), {"microbatch": 0}, ValueError, "size=0"),
+        (
+            np.zeros((2, 3), np.uint8),
+            {"microbatch": 0},
+            ValueError,
+            "microbatch must be an integer of 1 or more, not 0",
+        ),
     ],
 )
 def test_bad_images_are_quoted(images, options, error, message):
@@ -270,3 +282,22 @@ def test_it_works_under_no_grad_and_touches_no_gradient(numpy_backend):
     with no_grad():
         log_likelihood(score, np.ones((2, 1), np.float32), VESDE(), 0)
     assert weight.grad is None and score.nfe > 6
+
+
+def test_no_images_have_no_likelihood_and_are_no_error(each_backend):
+    x = backend.to_device(np.zeros((0, 3), np.float32))
+    for options, columns in (({"probes": 2}, 2), ({"exact": True}, 1)):
+        assert log_likelihood(gaussian_score(0.5, 0.1, VESDE()), x, VESDE(), 0, **options).shape == (0, columns)
+
+
+def test_conditions_are_cut_as_in_sampling(numpy_backend):
+    seen = []
+
+    def score(x, t, *, digit, scale):
+        seen.append((len(x), list(digit), scale))
+        return x * -0.1
+
+    images = np.zeros((3, 2), np.uint8)
+    options = {"rtol": 1e-3, "atol": 1e-3, "eps": 0.01, "microbatch": 2, "threads": 1}
+    bits_per_dimension(score, images, VESDE(), 0, digit=[4, 5, 6], scale=2, **options)
+    assert {(n, tuple(digits), scale) for n, digits, scale in seen} == {(2, (4, 5), 2), (1, (6,), 2)}

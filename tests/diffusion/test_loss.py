@@ -1,13 +1,23 @@
 """The loss: its value where it is known exactly, its draws, and its errors."""
 
 import math
+import re
 
 import kolmogorov
 import numpy as np
 import pytest
 
 from tinydiff import Rng, Tensor, backend, ops, tensor
-from tinydiff.diffusion import VESDE, Brownian, Denoiser, ScoreModel, denoising_loss, edm_loss, score_matching_loss
+from tinydiff.diffusion import (
+    VESDE,
+    Brownian,
+    Denoiser,
+    ScoreModel,
+    denoising_loss,
+    edm_loss,
+    likelihood_loss,
+    score_matching_loss,
+)
 from tinydiff.diffusion.loss import explicit_loss, implicit_loss, log_normal, logit_normal, sliced_loss, uniform
 from tinydiff.diffusion.process import per_sample
 
@@ -141,7 +151,7 @@ def test_conditions_are_passed_on_and_x0_may_be_a_tensor():
 
 @pytest.mark.parametrize("eps", [0, 1, -0.1, 2.0, float("nan")])
 def test_an_eps_outside_is_an_error(eps):
-    with pytest.raises(ValueError, match=f"eps must be between 0 and 1, not {eps!r}"):
+    with pytest.raises(ValueError, match=rf"eps must be a number in \(0, 1.0\), not {eps!r}"):
         score_matching_loss(gaussian_score(0, 1), zeros(2, 3), SDE, Rng(0), eps=eps)
 
 
@@ -154,3 +164,21 @@ def test_pictures_that_were_not_scaled_are_an_error(each_backend):
 def test_a_model_of_another_shape_is_an_error():
     with pytest.raises(ValueError, match=r"returned shape \(2, 3\) for x of shape \(2, 3, 1\)"):
         score_matching_loss(lambda x, t: x.reshape(2, 3), zeros(2, 3, 1), SDE, Rng(0))
+
+
+LOSSES = {
+    "score_matching": lambda x0: score_matching_loss(lambda x, t: x, x0, SDE, Rng(0)),
+    "denoising": lambda x0: denoising_loss(ScoreModel(lambda x, t: x, SDE), x0, Rng(0)),
+    "edm": lambda x0: edm_loss(Denoiser(lambda x, t: x, 0.5), x0, Rng(0)),
+    "likelihood": lambda x0: likelihood_loss(Denoiser(lambda x, t: x, 0.5), x0, Rng(0)),
+    "explicit": lambda x0: explicit_loss(lambda x, t: x, x0, SDE, Rng(0), score=lambda x, t: x),
+    "implicit": lambda x0: implicit_loss(lambda x, t: x, x0, SDE, Rng(0)),
+    "sliced": lambda x0: sliced_loss(lambda x, t: x, x0, SDE, Rng(0)),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0), (0, 4, 4, 1), ()])
+def test_the_loss_of_an_empty_batch_is_an_error_and_not_nan(each_backend, loss, shape):
+    with pytest.raises(ValueError, match=rf"the batch not empty, not of shape {re.escape(str(shape))}"):
+        loss(zeros(*shape))

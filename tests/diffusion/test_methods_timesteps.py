@@ -24,7 +24,16 @@ def test_timesteps_are_uniform_in_what_they_say():
     assert roots == pytest.approx([roots[0] + i / 4 * (roots[4] - roots[0]) for i in range(5)])
 
 
-@pytest.mark.parametrize("rho", [0, -7, float("inf")])
+@pytest.mark.parametrize("timesteps", [uniform_times, karras_times])
+def test_bad_steps_and_ends_are_quoted(timesteps):
+    for steps in (0, 2.5):
+        with pytest.raises(ValueError, match=f"steps must be an integer of 1 or more, not {steps}"):
+            timesteps(VESDE(), steps, 1.0, 0.1)
+    with pytest.raises(ValueError, match="begin must be a number .* not nan"):
+        timesteps(VESDE(), 4, float("nan"), 0.1)
+
+
+@pytest.mark.parametrize("rho", [0, -7, float("inf"), float("nan"), None])
 def test_a_bad_rho_is_quoted(rho):
-    with pytest.raises(ValueError, match=f"rho must be positive and finite, not {rho}"):
+    with pytest.raises(ValueError, match=rf"rho must be a number in \(0, inf\), not {rho}"):
         karras_times(VESDE(), 4, 1.0, 0.1, rho=rho)

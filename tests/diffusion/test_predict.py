@@ -17,8 +17,9 @@ from tinydiff.diffusion import (
     denoising_loss,
     sample,
     score_matching_loss,
+    score_of,
 )
-from tinydiff.diffusion.loss import logit_normal
+from tinydiff.diffusion.loss import log_normal, logit_normal
 from tinydiff.diffusion.predict import TARGETS
 from tinydiff.diffusion.process import per_sample
 
@@ -237,11 +238,18 @@ def test_it_is_sampled_as_a_score(each_backend, predicts):
     ("make", "message"),
     [
         (lambda: ScoreModel(None, VPSDE(), "epsilon"), "unknown prediction 'epsilon': choose one of score, noise, x0"),
-        (lambda: ScoreModel(None, VPSDE(), "edm"), "'edm' needs sigma_data, the deviation of the data, not None"),
+        (lambda: ScoreModel(None, VPSDE(), "edm"), r"ScoreModel: sigma_data must be a number in \(0, inf\), not None"),
         (lambda: ScoreModel(None, VPSDE(), "edm", sigma_data=-1), "not -1"),
         (lambda: ScoreModel(lambda x, t: x[:1], VPSDE())(np.ones((2, 3)), 0.5), r"returned shape \(1, 3\)"),
         (lambda: ScoreModel(lambda x, t: x, VPSDE())(np.ones((2, 3)), 1.5), "t must be from 0 to 1, not 1.5"),
-        (lambda: logit_normal(0.0, 0.0), "std must be positive, not 0.0"),
+        *[
+            (lambda t=t: ScoreModel(lambda x, t: x, VPSDE(), "v")(np.ones((2, 3)), t), f"t must be .* not {t!r}")
+            for t in (None, 0, -1, float("nan"), "0.5")
+        ],
+        (lambda: score_of(Denoiser(lambda x, t: x, 0.5), VPSDE())(np.ones((2, 3)), 0), "t must be .* not 0"),
+        (lambda: logit_normal(float("nan")), "mean must be a number .* not nan"),
+        (lambda: log_normal(0.0, None), "std must be a number .* not None"),
+        (lambda: logit_normal(0.0, 0.0), r"std must be a number in \(0, inf\), not 0.0"),
     ],
 )
 def test_bad_arguments_are_quoted(numpy_backend, make, message):

@@ -188,6 +188,14 @@ def test_float64_stays_float64():
     [
         (lambda: Denoiser(Zero(), 0.0), "not 0.0"),
         (lambda: Denoiser(Zero(), float("inf")), "not inf"),
+        *[
+            (lambda sigma=sigma: Denoiser(Zero(), SD)(xp.ones((2, 3)), sigma), rf"sigma must be .* not {sigma!r}")
+            for sigma in (None, 0, -1, float("nan"), float("inf"), "1", True)
+        ],
+        (lambda: Denoiser(Zero(), SD)(xp.ones((2, 3)), [1.0, float("nan")]), "sigma must be positive .* not nan"),
+        (lambda: Denoiser(Zero(), SD)(xp.ones((2, 3)), np.array([-2.0, 1.0])), "sigma must be positive .* not -2.0"),
+        (lambda: Guided(Denoiser(Zero(), SD), float("nan")), "weight must be a number .* not nan"),
+        (lambda: Guided(Denoiser(Zero(), SD), None), "weight must be a number .* not None"),
         (lambda: Denoiser(lambda x, noise: x[:, :1], SD)(xp.ones((2, 3)), 1.0), r"returned shape \(2, 1\) for .*2, 3"),
     ],
 )

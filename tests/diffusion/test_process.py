@@ -224,18 +224,18 @@ def test_by_name():
     [
         (lambda: process("VE"), "unknown process 'VE': choose one of ve, vp, subvp, flow, karras, brownian"),
         (lambda: VPSDE("sine"), "unknown schedule 'sine': choose one of linear, cosine"),
-        (lambda: LinearSchedule(3, 2), "not 3, 2"),
-        (lambda: LinearSchedule(0, 0), "not 0, 0"),
-        (lambda: LinearSchedule(-1, 2), "not -1, 2"),
-        (lambda: LinearSchedule(0, float("inf")), "not 0, inf"),
-        (lambda: CosineSchedule(0), "offset must be positive and finite, not 0"),
-        (lambda: Brownian(0), "not 0, 1.0"),
-        (lambda: Brownian(1, t_max=float("nan")), "not 1, nan"),
-        (lambda: KarrasSDE(-1.0), "sigma_max must be positive and finite, not -1.0"),
+        (lambda: LinearSchedule(3, 2), r"low must be a number in \[0, 2.0\], not 3"),
+        (lambda: LinearSchedule(0, 0), r"high must be a number in \(0, inf\), not 0"),
+        (lambda: LinearSchedule(-1, 2), "low .* not -1"),
+        (lambda: LinearSchedule(0, float("inf")), "high .* not inf"),
+        (lambda: CosineSchedule(0), r"offset must be a number in \(0, inf\), not 0"),
+        (lambda: Brownian(0), r"Brownian: sigma must be a number in \(0, inf\), not 0"),
+        (lambda: Brownian(1, t_max=float("nan")), "Brownian: t_max .* not nan"),
+        (lambda: KarrasSDE(-1.0), r"sigma_max must be a number in \(0, inf\), not -1.0"),
         (lambda: KarrasSDE(float("inf")), "not inf"),
-        (lambda: FlowSDE(1.0), "t_max must be between 0 and 1, not 1.0"),
+        (lambda: FlowSDE(1.0), r"t_max must be a number in \(0, 1\), not 1.0"),
         *[
-            (lambda sigma=sigma: VESDE(sigma), f"sigma must be a finite number above 1, not {sigma!r}")
+            (lambda sigma=sigma: VESDE(sigma), rf"sigma must be a number in \(1, inf\), not {sigma!r}")
             for sigma in (1, 0.5, 0, -3, float("nan"), float("inf"))
         ],
     ],

@@ -90,5 +90,5 @@ def test_bad_arguments_are_quoted():
     for steps in (0, 2.5):
         with pytest.raises(ValueError, match=f"steps must be an integer of 1 or more, not {steps}"):
             next(solve(lambda y, t: -y, np.ones((1, 1)), 0.0, 1.0, steps=steps))
-    with pytest.raises(ValueError, match="rtol and atol must be positive, not 0 and 1e-05"):
+    with pytest.raises(ValueError, match=r"rtol must be a number in \(0, inf\), not 0"):
         next(solve(lambda y, t: -y, np.ones((1, 1)), 0.0, 1.0, rtol=0))

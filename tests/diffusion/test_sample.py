@@ -270,6 +270,7 @@ def test_a_start_at_an_end_rounded_to_float32_is_at_the_end(name):
 @every_method
 def test_no_samples_are_no_error(name):
     assert sample(gaussian_score(0, 1, SDE), (0, 3), SDE, 0, method=name, steps=2).shape == (0, 3)
+    assert sample(gaussian_score(0, 1, SDE), (0, 3), SDE, 0, method=name, steps=2, microbatch=2).shape == (0, 3)
 
 
 @every_method
@@ -278,17 +279,19 @@ def test_no_samples_are_no_error(name):
     [
         ({"steps": 0}, "steps must be an integer of 1 or more, not 0"),
         ({"steps": 2.5}, "steps must be .* not 2.5"),
-        ({"eps": 0}, "eps must be between 0 and 1, not 0"),
-        ({"eps": 1.0}, "eps must be between 0 and 1, not 1.0"),
+        ({"eps": 0}, r"eps must be a number in \(0, 1.0\), not 0"),
+        ({"eps": 1.0}, r"eps must be a number in \(0, 1.0\), not 1.0"),
         ({"shape": (-1, 3)}, r"shape must be .* not \(-1, 3\)"),
         ({"shape": ()}, r"shape must be .* not \(\)"),
         ({"shape": (2.0, 3)}, r"shape must be .* not \(2.0, 3\)"),
         ({"score": lambda x, t: x.sum()}, r"the score returned shape \(\) for x of shape \(2, 3\)"),
+        ({"sample_offset": -1}, "sample_offset must be an integer of 0 or more, not -1"),
+        ({"sample_offset": 1.5}, "sample_offset must be .* not 1.5"),
         ({"start": (np.zeros((2, 4)), 0.5)}, r"x must be of floats and of shape \(2, 3\), not float64 of .*\(2, 4\)"),
         ({"start": (np.zeros((2, 3), int), 0.5)}, "x must be of floats .* not int64"),
-        ({"start": (np.zeros((2, 3)), 1.2)}, "t must be above eps=0.001 and not above 1, not 1.2"),
-        ({"start": (np.zeros((2, 3)), 1e-3)}, "t must be above eps=0.001 and not above 1, not 0.001"),
-        ({"start": (np.zeros((2, 3)), float("nan"))}, "t must be above .* not nan"),
+        ({"start": (np.zeros((2, 3)), 1.2)}, r"start: t must be a number in \(0.001, 1.0\], not 1.2"),
+        ({"start": (np.zeros((2, 3)), 1e-3)}, r"start: t must be a number in \(0.001, 1.0\], not 0.001"),
+        ({"start": (np.zeros((2, 3)), float("nan"))}, "start: t must be .* not nan"),
     ],
 )
 def test_bad_arguments_are_quoted(name, change, message):
@@ -336,6 +339,10 @@ def test_steps_for_equal_evaluations():
         steps_for("rk45", 35)
     with pytest.raises(ValueError, match="a step of heun and the last one cost 3 evaluations, but nfe is 2"):
         steps_for("heun", 2)
+    for nfe in (2.5, 35.0, float("nan"), None, 0):
+        with pytest.raises(ValueError, match=f"nfe must be an integer of 1 or more, not {nfe}"):
+            steps_for("heun", nfe)
+    assert steps_for("heun", np.int64(35)) == 17 and type(steps_for("heun", np.int64(35))) is int
 
 
 @pytest.mark.parametrize(
@@ -447,6 +454,25 @@ def test_microbatches_cut_the_start_and_the_conditions(each_backend):
         parts = sample(score, (5, 3), SDE, 0, shift=given, microbatch=2, threads=1, **options)
         np.testing.assert_array_equal(backend.to_host(parts), backend.to_host(whole))
         assert {call for call in seen} == {(2, (2,), (4, 3), "five5"), (1, (1,), (4, 3), "five5")}
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array])
+def test_labels_in_a_list_are_cut_like_those_in_an_array(each_backend, kind):
+    """A list that went whole to each part would not fit it, or be read as something else."""
+    seen = []
+
+    def score(x, t, *, digit, style, name):
+        seen.append((len(x), list(digit), style, name))
+        return -x * 0.5
+
+    options = {"digit": kind([0, 1, 2, 3, 4]), "style": [7, 8], "name": "five5"}
+    sample(score, (5, 3), SDE, 0, steps=1, microbatch=2, threads=1, **options)
+    assert {(n, tuple(digits)) for n, digits, _, _ in seen} == {(2, (0, 1)), (2, (2, 3)), (1, (4,))}
+    assert all((style, name) == ([7, 8], "five5") for _, _, style, name in seen)
+    seen.clear()
+    sample(score, (5, 3), SDE, 0, steps=1, microbatch=5, **options)  # all at once: as they were given
+    assert {tuple(digits) for _, digits, _, _ in seen} == {(0, 1, 2, 3, 4)}
+    sample(lambda x, t, digit: -x * digit, (5, 3), SDE, 0, steps=1, microbatch=2, digit=3)  # one for all
 
 
 def test_guidance_takes_its_condition_where_it_is_cut(each_backend):

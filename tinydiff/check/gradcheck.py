@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from .. import backend
+from ..arguments import integer, number
 from ..engine import AdjointShapeError, Tensor, grad
 from ..rng import Rng
 from .diagnosis import diagnose
@@ -129,11 +130,13 @@ def gradcheck(
     derivatives, 16 random directions per input are compared instead, and the report says so.
 
     Errors: TypeError for inputs of another floating dtype (float32 has too few digits for a check) and for an fn that
-    returns no Tensors; ValueError if there is nothing to differentiate, if fn gives NaN or Inf, or if it gives another
-    result each time.
+    returns no Tensors; ValueError if there is nothing to differentiate, if fn gives NaN or Inf, if it gives another
+    result each time, or for an order that is not 1 or 2, a tolerance that is negative or not finite, or elements that
+    are no integer of 0 or more.
     """
-    if order not in (1, 2):
-        raise ValueError(f"gradcheck: order must be 1 or 2, not {order!r}")
+    order, elements = integer("gradcheck: order", order, 1, 2), integer("gradcheck: elements", elements, 0)
+    rtol = None if rtol is None else number("gradcheck: rtol", rtol, "[0, inf)")
+    atol = number("gradcheck: atol", atol, "[0, inf)")
     given = [_host(i, x) for i, x in enumerate(inputs)]
     names = [f"input {i}" for i in range(len(given))]
     rng = Rng(seed)
@@ -230,10 +233,11 @@ def _check(
         report.methods.append(method)
         if why:
             report.notes.append(f"{problem.names[problem.places[k]]}: {why}")
+        tolerance = RTOL[method] if rtol is None else rtol
         if by_element:
-            _compare_elements(problem, k, a, method, rtol or RTOL[method], atol, noise, report)
+            _compare_elements(problem, k, a, method, tolerance, atol, noise, report)
         else:
-            _compare_directions(problem, k, a, method, rtol or RTOL[method], atol, noise, report, rng)
+            _compare_directions(problem, k, a, method, tolerance, atol, noise, report, rng)
     if report.wrong:
         raise GradcheckError(report)
     return report

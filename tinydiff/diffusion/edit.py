@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from ..arguments import integer
+from ..arguments import integer, number
 from ..backend import Array, scalar, to_device, to_host, xp
 from ..engine import Tensor
 from ..modes import no_grad
@@ -19,7 +19,7 @@ from ..operators import array_of
 from ..rng import Rng, as_rng
 from .methods import Method, Timesteps, ddim_step, karras_times
 from .predict import as_score, checked_score, denoised
-from .process import per_sample, time_at
+from .process import like, per_sample, plain, time_at, time_of
 from .sample import Callback, SamplerState, sample
 
 Model = Callable[..., Any]
@@ -58,12 +58,14 @@ def inpaint(
     if mask.dtype != "bool" or mask.ndim != known.ndim or any(m not in (1, n) for m, n in zip(mask.shape, known.shape)):
         raise ValueError(f"inpaint: mask must be of bool and fit {known.shape}, not {mask.dtype} of shape {mask.shape}")
     resample, mask = integer("inpaint: resample", resample), xp.broadcast_to(mask, known.shape)
+    sample_offset = integer("inpaint: sample_offset", sample_offset, 0)
 
     def repaint(state: SamplerState) -> Array:
         """The method of sampling: one of RePaint's loops for each step."""
         x = state.x  # (N, ...), or a microbatch of it
         first = state.sample_offset - sample_offset
-        known_part, mask_part = known[first : first + len(x)], mask[first : first + len(x)]
+        known_part, mask_part = like(x, known[first : first + len(x)]), mask[first : first + len(x)]
+        m, s = state.process.marginal_scale, state.process.marginal_std
         for t, t_next in state.intervals:
             x0 = state.stop(x, t).denoised
             for i in range(resample):
@@ -71,7 +73,7 @@ def inpaint(
                     x = _add_noise_back(state, x, t_next, t)
                     x0 = state.evaluate(x, t).denoised
                 x = ddim_step(state, x, t, t_next, x0, eta=1.0)
-                known_then = process.marginal_scale(t_next) * known_part + process.marginal_std(t_next) * state.noise()
+                known_then = m(t_next) * known_part + s(t_next) * state.noise()
                 x = xp.where(mask_part, known_then, x)
         return x
 
@@ -110,9 +112,7 @@ def image_to_image(
     Source: Meng et al. 2022, "SDEdit", algorithm 1.
     """
     images, rng = _images("image_to_image", images), as_rng(rng)
-    if not 0 < t <= process.t_max:
-        raise ValueError(f"image_to_image: t must be above 0 and not above {process.t_max:g}, not {t!r}")
-    t = min(float(t), process.t_max)  # as in `sample`
+    process, t = plain(process), time_of("image_to_image: t", t, process)
     noise = rng.normal(images.shape, images.dtype, sample_offset=sample_offset)
     x = process.marginal_scale(t) * images + process.marginal_std(t) * noise
     return sample(
@@ -143,13 +143,17 @@ def spherical(a: Any, b: Any, fractions: list[float]) -> Array:
 
     Noise of D dimensions lies near a sphere of radius sqrt(D). A straight line would cut through the sphere: its middle
     would be shorter by a factor sqrt(2), an amount of noise that no net has seen.
-    Errors: ValueError for shapes that differ, or opposite points, for which the arc is not unique.
+    Errors: ValueError for shapes that differ, points or fractions that are not finite, or opposite points, for which
+    the arc is not unique.
     Source: Shoemake 1985, "Animating rotation with quaternion curves".
     """
     a, b = _images("spherical", a), _images("spherical", b)
+    fractions = [number("spherical: a fraction", f) for f in fractions]
     if a.shape != b.shape:
         raise ValueError(f"spherical: a and b must have one shape, not {a.shape} and {b.shape}")
     lengths = math.sqrt(scalar((a * a).sum()) * scalar((b * b).sum()))
+    if not math.isfinite(lengths):
+        raise ValueError(f"spherical: a and b must be finite, but the product of their lengths is {lengths}")
     cosine = scalar((a * b).sum()) / lengths if lengths > 0 else 1.0
     theta = math.acos(min(1.0, max(-1.0, cosine)))
     if math.pi - theta < 1e-3:
@@ -182,7 +186,7 @@ def denoise(model: Model, noisy: Any, process: Any, *, sigma: Any = None, **cond
         raise ValueError(f"denoise: sigma must be positive, not {sigmas.min()}")
     times = [time_at(process, s) for s in sigmas.reshape(-1).tolist()]
     t = to_device(times * (n if sigmas.ndim == 0 else 1)).astype(noisy.dtype)  # (N,)
-    x = per_sample(process.marginal_scale(t), noisy) * noisy
+    x = per_sample(plain(process).marginal_scale(t), noisy) * noisy
     score = as_score(model, process)
     return denoised(process, x, t, checked_score(score(Tensor(x), Tensor(t), **condition), x))
 

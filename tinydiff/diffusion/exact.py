@@ -18,11 +18,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from ..arguments import integer
+from ..arguments import integer, number
 from ..backend import Array, to_device, xp
 from ..data.mixture import GaussianMixture
 from ..operators import array_of
 from ..rng import Rng, as_rng
+from .process import like, plain
 
 NoiseStrength = Callable[[float], float]
 
@@ -41,8 +42,8 @@ def forward_diffusion_1d(
     Errors: TypeError for an x0 that is not of floats; ValueError for another shape, steps < 1, a t_max that is not
     positive, or a noise strength that is negative or not finite.
     """
-    x = _checked(x0, t_max, steps)
-    rng, t_max, steps = as_rng(rng), float(t_max), int(steps)
+    x, t_max, steps = _checked(x0, t_max, steps)
+    rng = as_rng(rng)
     dt = t_max / steps
     times, path = [0.0], [x]
     for step in range(steps):
@@ -75,8 +76,8 @@ def reverse_diffusion_1d(
     Errors: as forward_diffusion_1d; ValueError for a score of another shape.
     Source: Anderson 1982, "Reverse-time diffusion equation models"; Song et al. 2021, equation 6.
     """
-    x = _checked(x_end, t_max, steps)
-    rng, t_max, steps = as_rng(rng), float(t_max), int(steps)
+    x, t_max, steps = _checked(x_end, t_max, steps)
+    rng = as_rng(rng)
     dt = t_max / steps
     times, path = [t_max], [x]
     for step in range(steps):
@@ -85,22 +86,19 @@ def reverse_diffusion_1d(
         if score_x.shape != x.shape:
             raise ValueError(f"reverse_diffusion_1d: the score returned shape {score_x.shape} for x of shape {x.shape}")
         z = rng.normal(x.shape, x.dtype, sample_offset=sample_offset)
-        x = x + sigma**2 * dt * score_x + sigma * math.sqrt(dt) * z
+        x = x + sigma**2 * dt * like(x, score_x) + sigma * math.sqrt(dt) * z
         times.append(t - dt if step + 1 < steps else 0.0)
         path.append(x)
     return times, xp.stack(path)  # (steps + 1, N)
 
 
-def _checked(x: Any, t_max: float, steps: int) -> Array:
+def _checked(x: Any, t_max: float, steps: int) -> tuple[Array, float, int]:
     x = to_device(array_of(x))
     if x.ndim != 1:
         raise ValueError(f"diffusion in one dimension takes x (N,), not {x.shape}")
     if x.dtype.kind != "f":
         raise TypeError(f"diffusion takes x of floats, not {x.dtype} of shape {x.shape}")
-    integer("steps", steps)
-    if not 0 < t_max < math.inf:
-        raise ValueError(f"t_max must be positive and finite, not {t_max!r}")
-    return x
+    return x, number("t_max", t_max, "(0, inf)"), integer("steps", steps)
 
 
 def _strength(noise_strength: NoiseStrength, t: float) -> float:
@@ -123,7 +121,8 @@ class Exact:
         self.mixture, self.process = mixture, process
 
     def _at(self, t: Any) -> dict[str, Any]:
-        return {"scale": self.process.marginal_scale(t), "std": self.process.marginal_std(t)}
+        process = plain(self.process)
+        return {"scale": process.marginal_scale(t), "std": process.marginal_std(t)}
 
     def log_density(self, x: Any, t: Any) -> Any:
         """ln p_t(x), in nats, (N,)."""

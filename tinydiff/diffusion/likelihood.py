@@ -16,14 +16,15 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ..arguments import integer
+from ..arguments import integer, number
 from ..backend import Array, to_device, to_host, xp
 from ..engine import Tensor, grad
 from ..microbatch import over_microbatches
 from ..modes import set_grad_enabled
 from ..operators import array_of
 from ..rng import Rng, as_rng
-from .predict import as_score, checked_score, flow_velocity
+from .predict import as_score, checked_score, flow_velocity, rows_of
+from .process import least_time, like, plain
 from .runge_kutta import solve
 
 
@@ -57,10 +58,10 @@ def log_likelihood(
     x = to_device(array_of(x))
     if x.dtype.kind != "f" or x.ndim == 0:
         raise TypeError(f"log_likelihood: x must be (N, ...) of floats, not {x.dtype} of shape {x.shape}")
-    probes = integer("log_likelihood: probes", probes)
-    if not 0 < eps < process.t_max:
-        raise ValueError(f"log_likelihood: eps must be between 0 and {process.t_max:g}, not {eps!r}")
-    noise, allowed = float(process.marginal_std(eps)), atol + rtol * float(abs(to_host(x)).max(initial=0.0))
+    process, probes = plain(process), integer("log_likelihood: probes", probes)
+    eps = least_time("log_likelihood: eps", eps, process)
+    rtol, atol = number("log_likelihood: rtol", rtol, "(0, inf)"), number("log_likelihood: atol", atol, "(0, inf)")
+    noise, allowed = process.marginal_std(eps), atol + rtol * float(abs(to_host(x)).max(initial=0.0))
     if not allowed < noise:
         raise ValueError(
             f"log_likelihood: atol + rtol |x| must be below the noise at eps={eps:g}, {noise:.2g}, not {allowed:.2g} "
@@ -82,7 +83,7 @@ def log_likelihood(
             here = Tensor(state[:, :d].reshape(shape), requires_grad=True)  # (N, D) -> (N, ...)
             s = score(here, Tensor(t), **condition)
             checked_score(s, here)
-            velocity = flow_velocity(process, here, t, s)
+            velocity = flow_velocity(process, here, t, like(here, s))
         if not (isinstance(s, Tensor) and s.requires_grad):
             raise TypeError(
                 "log_likelihood: the score has no gradient: it must be computed by ops, from the Tensor that it is "
@@ -97,7 +98,7 @@ def log_likelihood(
     state = xp.concatenate([x.reshape(n, d), xp.zeros((n, len(groups)), x.dtype)], axis=1)  # (N, D + columns)
     *_, (_, state) = solve(derivative, state, eps, process.t_max, rtol=rtol, atol=atol, steps=steps, apart=len(groups))
     prior = process.prior_log_density(state[:, :d].reshape(shape))  # (N, D) -> (N, ...) -> (N,)
-    return prior.reshape(n, 1) + state[:, d:]  # (N, 1) + (N, columns)
+    return like(x, prior).reshape(n, 1) + state[:, d:]  # (N, 1) + (N, columns)
 
 
 class Average(NamedTuple):
@@ -152,7 +153,7 @@ def bits_per_dimension(
     low, high: what the bytes 0 and 255 were in training, as in data.to_float; here each byte is a cell of the range.
     microbatch, threads: how many images at a time, and how many such parts at the same time (None: one per core); the
     estimates depend on them only by rounding. progress(done, N, average so far): called after each part.
-    condition: arrays (N,), one value per image.
+    condition: what has one entry per image is split in the same way, as in `sample`.
     Errors: TypeError for images that are not of uint8, ValueError for none, or a high that is not above low; and those
     of log_likelihood.
     Source: Theis et al. 2016, "A note on the evaluation of generative models", section 3.1.
@@ -164,16 +165,18 @@ def bits_per_dimension(
         )
     if images.ndim < 2 or images.size == 0:
         raise ValueError(f"bits_per_dimension: images must be (N, ...), and not none, not {images.shape}")
+    low, high = number("bits_per_dimension: low", low), number("bits_per_dimension: high", high)
     if not low < high:
         raise ValueError(f"bits_per_dimension: low must be less than high, not {low!r} and {high!r}")
-    rng = as_rng(rng)
+    rng, probes = as_rng(rng), integer("bits_per_dimension: probes", probes)
+    microbatch = integer("bits_per_dimension: microbatch", microbatch)
     n, d, state = len(images), math.prod(images.shape[1:]), rng.state()
 
     def part(rows: slice) -> Any:
         source = Rng(**state)
         k = to_device(images[rows]).astype("float32")
         x = low + (high - low) * (k + source.uniform(k.shape, sample_offset=rows.start)) / 256
-        conditions = {name: value[rows] for name, value in condition.items()}
+        conditions = {name: rows_of(value, rows, n) for name, value in condition.items()}
         nats = log_likelihood(
             model, x, process, source, probes=probes, eps=eps, rtol=rtol, atol=atol, sample_offset=rows.start,
             **conditions,

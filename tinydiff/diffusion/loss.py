@@ -19,12 +19,13 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import ops
+from ..arguments import number
 from ..backend import Array, to_device, xp
 from ..engine import Tensor, grad
 from ..operators import array_of
 from ..rng import Rng
 from .predict import Denoiser, ScoreModel, as_score
-from .process import KarrasSDE, per_sample
+from .process import KarrasSDE, least_time, like, per_sample, plain
 
 Model = Callable[..., Any]
 Times = Callable[..., Array]
@@ -50,14 +51,14 @@ def score_matching_loss(
 
     x0: (N, ...). model(x, t, **condition): x (N, ...) and t (N,) -> (N, ...). rng: two draws are taken from it.
     Returns a Tensor of shape (), in the dtype of x0. s(t) is computed in float32.
-    Errors: TypeError for an x0 that is not of floats, or an rng that is no Rng; ValueError for eps outside
-    (0, t_max), or a model whose output has another shape than x0.
+    Errors: TypeError for an x0 that is not of floats, or an rng that is no Rng; ValueError for an empty batch, eps
+    outside (0, t_max), or a model whose output has another shape than x0.
     Source: Vincent 2011, "A connection between score matching and denoising autoencoders"; the
     weight: Song et al. 2021.
     """
     _, t, z, x = noised(x0, process, rng, uniform(eps), sample_offset)
     score = score_at(as_score(model, process), x, t, condition)
-    return ops.square(per_sample(process.marginal_std(t), x) * score + z).sum() / len(x)
+    return ops.square(per_sample(plain(process).marginal_std(t), x) * score + z).sum() / len(x)
 
 
 def denoising_loss(
@@ -104,7 +105,7 @@ def edm_loss(
     averaged over values and batch. With this weight it is the squared error of the network F within the denoiser, about
     1 for a net that has learned nothing, and it is computed in that way. `denoising_loss` with these times is this
     times the number of values in a sample. x0 (N, ...).
-    Errors: TypeError for an x0 that is not of floats, or an rng that is no Rng.
+    Errors: TypeError for an x0 that is not of floats, or an rng that is no Rng; ValueError for an empty batch.
     Source: Karras et al. 2022, equations 2 and 8, table 1.
     """
     errors, _ = _squared_errors(denoiser, x0, rng, log_normal(mean, std), sample_offset, condition)
@@ -121,9 +122,8 @@ def uniform(eps: float = 1e-5) -> Times:
     """
 
     def times(n: int, t_max: float, rng: Rng, dtype: Any, sample_offset: int) -> Array:
-        if not 0 < eps < t_max:
-            raise ValueError(f"eps must be between 0 and {t_max:g}, not {eps!r}")
-        return rng.uniform(n, dtype, sample_offset=sample_offset) * (t_max - eps) + eps
+        least = number("eps", eps, f"(0, {t_max!r})")
+        return rng.uniform(n, dtype, sample_offset=sample_offset) * (t_max - least) + least
 
     return times
 
@@ -133,8 +133,7 @@ def logit_normal(mean: float = 0.0, std: float = 1.0) -> Times:
 
     Source: Esser et al. 2024, "Scaling rectified flow transformers". Errors: ValueError unless std > 0.
     """
-    if not std > 0:
-        raise ValueError(f"logit_normal: std must be positive, not {std!r}")
+    mean, std = number("logit_normal: mean", mean), number("logit_normal: std", std, "(0, inf)")
 
     def times(n: int, t_max: float, rng: Rng, dtype: Any, sample_offset: int) -> Array:
         return ops.sigmoid(rng.normal(n, dtype, sample_offset=sample_offset) * std + mean) * t_max
@@ -148,8 +147,7 @@ def log_normal(mean: float = -1.2, std: float = 1.2) -> Times:
 
     Source: Karras et al. 2022, table 1. Errors: ValueError unless std > 0.
     """
-    if not std > 0:
-        raise ValueError(f"log_normal: std must be positive, not {std!r}")
+    mean, std = number("log_normal: mean", mean), number("log_normal: std", std, "(0, inf)")
 
     def times(n: int, t_max: float, rng: Rng, dtype: Any, sample_offset: int) -> Array:
         return xp.exp(rng.normal(n, dtype, sample_offset=sample_offset) * std + mean)
@@ -162,14 +160,18 @@ def noised(
 ) -> tuple[Array, Array, Array, Array]:
     """The data as an array, times t (N,), noise z and x = m(t) x_0 + s(t) z, in the shape of the data: two draws.
 
-    Errors: TypeError for an x0 that is not of floats, or an rng that is no Rng.
+    Errors: TypeError for an x0 that is not of floats, or an rng that is no Rng; ValueError for an empty batch, whose
+    mean would be NaN.
     """
     if not isinstance(rng, Rng):
         raise TypeError(f"a loss draws anew at each step, so it takes an Rng: make Rng({rng!r}) once, not {rng!r}")
     x0 = to_device(array_of(x0))
     if x0.dtype.kind != "f":
         raise TypeError(f"x0 must be of floats (see data.to_float), not {x0.dtype} of shape {x0.shape}")
-    t = times(x0.shape[0], process.t_max, rng, x0.dtype, sample_offset)  # (N,)
+    if x0.ndim == 0 or x0.size == 0:
+        raise ValueError(f"x0 must be (N, ...), and the batch not empty, not of shape {x0.shape}")
+    process = plain(process)
+    t = like(x0, times(x0.shape[0], process.t_max, rng, x0.dtype, sample_offset))  # (N,)
     z = rng.normal(x0.shape, x0.dtype, sample_offset=sample_offset)  # (N, ...)
     m, s = per_sample(process.marginal_scale(t), x0), per_sample(process.marginal_std(t), x0)  # (N,) -> (N, 1, ..., 1)
     return x0, t, z, m * x0 + s * z
@@ -188,7 +190,7 @@ def score_at(model: Model, x: Array, t: Array, condition: dict[str, Any]) -> Any
     score = model(Tensor(x), Tensor(t), **condition)
     if score.shape != x.shape:
         raise ValueError(f"the model returned shape {score.shape} for x of shape {x.shape}")
-    return score
+    return like(x, score)
 
 
 # ---------------------------------------------------------------- maximum likelihood
@@ -232,8 +234,8 @@ def likelihood_loss(
     loss / (D ln 2) + 8 - log2(high - low), for images with noise; likelihood.bits_per_dimension uses the density of the
     ODE, for images without. If a pixel has only one grey, and eps is an eighth of a grey's width, a perfect net has
     0.33 bits here and 0.17 there.
-    Errors: TypeError for another model or process, or x0 that is not of floats; ValueError for another prediction, or
-    eps outside (0, t_max).
+    Errors: TypeError for another model or process, or x0 that is not of floats; ValueError for another prediction, an
+    empty batch, or eps outside (0, t_max).
     """
     if not (isinstance(model, ScoreModel) and isinstance(model.process, KarrasSDE)):
         given = repr(model.process) if isinstance(model, ScoreModel) else type(model).__name__
@@ -242,9 +244,8 @@ def likelihood_loss(
         )
     if model.predicts != "edm":
         raise ValueError(f"likelihood_loss: the model must predict 'edm', not {model.predicts!r}")
-    process, sd = model.process, model.sigma_data
-    if not 0 < eps < process.t_max:
-        raise ValueError(f"likelihood_loss: eps must be between 0 and {process.t_max:g}, not {eps!r}")
+    process, sd = plain(model.process), model.sigma_data
+    eps = least_time("likelihood_loss: eps", eps, process)
     assert sd is not None  # ScoreModel has asked for it
     low, high = (-0.5 * math.log1p((sd / s) ** 2) for s in (eps, process.t_max))  # of ln r
     x0 = to_device(array_of(x0))
@@ -296,7 +297,7 @@ def explicit_loss(
     """
     _, t, _, x = noised(x0, process, rng, uniform(eps), sample_offset)
     difference = score_at(model, x, t, {}) - score_at(score, x, t, {})
-    return ops.square(per_sample(process.marginal_std(t), x) * difference).sum() / len(x)
+    return ops.square(per_sample(plain(process).marginal_std(t), x) * difference).sum() / len(x)
 
 
 def implicit_loss(
@@ -334,9 +335,9 @@ def _recorded(
     psi = model(flat.reshape(x.shape), Tensor(t))  # (N, D) -> (N, ...)
     if psi.shape != x.shape:
         raise ValueError(f"the model returned shape {psi.shape} for x of shape {x.shape}")
-    return t, flat, psi.reshape(flat.shape)  # (N, ...) -> (N, D)
+    return t, flat, like(flat, psi).reshape(flat.shape)  # (N, ...) -> (N, D)
 
 
 def _weighted(psi: Tensor, trace: Any, process: Any, t: Array) -> Tensor:
     """The mean over samples of s^2 (|psi|^2 + 2 trace)."""
-    return (process.marginal_std(t) ** 2 * (ops.square(psi).sum(axis=1) + 2 * trace)).sum() / len(psi)
+    return (plain(process).marginal_std(t) ** 2 * (ops.square(psi).sum(axis=1) + 2 * trace)).sum() / len(psi)

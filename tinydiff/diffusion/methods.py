@@ -19,7 +19,7 @@ x at the last of them. On the way it uses
     state.evaluate(x, t)       the same at other times; does not call the callback
     state.noise()              fresh standard normals in the shape of x
     state.sigma(t)             the noise level s(t) / m(t)
-    state.process              the process
+    state.process              the process, whose answers are plain numbers (see process.py)
 
 Its keyword arguments are its options. For example, Euler's method for the ODE in t is
 
@@ -44,8 +44,10 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
+from ..arguments import integer, number
 from ..backend import Array
 from .predict import flow_velocity
 from .process import by_name, sigma_at, time_at
@@ -62,6 +64,7 @@ Timesteps = Callable[[Any, int, float, float], list[float]]
 
 def uniform_times(process: Any, steps: int, begin: float, end: float) -> list[float]:
     """steps + 1 times from begin down to end, in equal steps of t."""
+    steps, begin, end = integer("steps", steps), number("begin", begin), number("end", end)
     return [begin - (begin - end) * i / steps for i in range(steps)] + [end]
 
 
@@ -71,8 +74,8 @@ def karras_times(process: Any, steps: int, begin: float, end: float, rho: float 
 
     Source: Karras et al. 2022, equation 5, whose N is steps + 1.
     """
-    if not (rho > 0 and math.isfinite(rho)):
-        raise ValueError(f"karras_times: rho must be positive and finite, not {rho!r}")
+    steps, begin, end = integer("steps", steps), number("begin", begin), number("end", end)
+    rho = number("karras_times: rho", rho, "(0, inf)")
     high, low = sigma_at(process, begin) ** (1 / rho), sigma_at(process, end) ** (1 / rho)
     return [begin, *(time_at(process, (high + i / steps * (low - high)) ** rho) for i in range(1, steps)), end]
 
@@ -106,7 +109,7 @@ class Method:
             if name not in self.defaults:
                 known = f"it has {', '.join(self.defaults)}" if self.defaults else "it has none"
                 raise TypeError(f"{self.name} has no option {name!r}: {known}")
-        self.options = options
+        self.options = {name: _plain_number(value) for name, value in options.items()}
 
     def __call__(self, **options: Any) -> Method:
         """The same method with other options, or another default of steps or timesteps."""
@@ -116,6 +119,13 @@ class Method:
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
         return f"{self.name}({options})" if options else self.name
+
+
+def _plain_number(x: Any) -> Any:
+    """A number as an int or a float, also where it is a scalar of NumPy; anything else as it is."""
+    if isinstance(x, bool) or not isinstance(x, Real):
+        return x
+    return int(x) if isinstance(x, Integral) else float(x)
 
 
 def method(**defaults: Any) -> Callable[[Callable[..., Array]], Method]:
@@ -163,8 +173,7 @@ def predictor_corrector(state: SamplerState, *, snr: float = 0.16) -> Array:
     Source: Song et al. 2021, algorithms 2 to 5, with one corrector step, and the order and predictor of its tutorial.
     Errors: ValueError for an snr that is not positive and finite.
     """
-    if not 0 < snr < math.inf:
-        raise ValueError(f"predictor_corrector: snr must be positive and finite, not {snr!r}")
+    snr = number("predictor_corrector: snr", snr, "(0, inf)")
     x = state.x  # (N, ...)
     for t, t_next in state.intervals:
         e = 2 * (snr * state.process.marginal_std(t)) ** 2
@@ -249,8 +258,7 @@ def ddim(state: SamplerState, *, eta: float = 0.0) -> Array:
     Source: Song, Meng and Ermon 2021, "Denoising diffusion implicit models", equations 12 and 16.
     Errors: ValueError for eta outside 0 to 1.
     """
-    if not 0 <= eta <= 1:
-        raise ValueError(f"ddim: eta must be from 0 to 1, not {eta!r}")
+    eta = number("ddim: eta", eta, "[0, 1]")
     x = state.x  # (N, ...)
     for t, t_next in state.intervals:
         x = ddim_step(state, x, t, t_next, state.stop(x, t).denoised, eta)
@@ -286,10 +294,9 @@ def heun(
     Errors: ValueError for a negative s_churn, an s_noise that is negative or not finite, or unless
     0 <= s_tmin <= s_tmax.
     """
-    if not (s_churn >= 0 and 0 <= s_noise < math.inf):
-        raise ValueError(f"heun: needs s_churn >= 0 and a finite s_noise >= 0, not {s_churn!r} and {s_noise!r}")
-    if not 0 <= s_tmin <= s_tmax:
-        raise ValueError(f"heun: needs 0 <= s_tmin <= s_tmax, not {s_tmin!r} and {s_tmax!r}")
+    s_churn, s_noise = number("heun: s_churn", s_churn, "[0, inf]"), number("heun: s_noise", s_noise, "[0, inf)")
+    s_tmax = number("heun: s_tmax", s_tmax, "[0, inf]")
+    s_tmin = number("heun: s_tmin", s_tmin, f"[0, {s_tmax!r}]")
     m, sigma_max = state.process.marginal_scale, state.sigma(state.process.t_max)
     y = state.x / m(state.times[0])  # (N, ...)
     for t, t_next in state.intervals:

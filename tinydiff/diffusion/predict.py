@@ -31,13 +31,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 from .. import backend, nn, ops
-from ..backend import Array, to_device, xp
+from ..arguments import number
+from ..backend import Array, to_device, to_host, xp
 from ..engine import Tensor
 from ..operators import array_of
-from .process import KarrasSDE, by_name, per_sample, sqrt
+from .process import KarrasSDE, by_name, like, per_sample, plain, sqrt
 
 Score = Callable[..., Any]
 
@@ -62,27 +64,27 @@ class ScoreModel(nn.Module):
     net(x, t, **condition): x (N, ...) and t (N,) -> y (N, ...), which is what `predicts` names in the table above.
     With "edm" the inputs of the network are preconditioned as in that paper: x / q, of variance 1, and ln(s / m) / 4.
     x (N, ...), an array or a Tensor; t: (N,) or a number.
-    Errors: ValueError for another name, "edm" without a sigma_data that is positive, or a network whose output has
-    another shape than x.
+    Errors: ValueError for another name, a sigma_data that is not positive and finite, "edm" without one, a t that is
+    none, the number t = 0 for a score or for "edm", where they are infinite, or a network whose output has another
+    shape than x.
     """
 
     def __init__(
         self, net: Callable[..., Any], process: Any, predicts: str = "score", *, sigma_data: float | None = None
     ):
         by_name("prediction", TARGETS, predicts)
-        if predicts == "edm" and not (sigma_data is not None and 0 < sigma_data < math.inf):
-            raise ValueError(f"predicts='edm' needs sigma_data, the deviation of the data, not {sigma_data!r}")
-        self.net, self.process, self.predicts = net, process, predicts
-        # a Python float: NumPy's float64 would turn float32 arrays into float64
-        self.sigma_data = None if sigma_data is None else float(sigma_data)
+        if predicts == "edm" or sigma_data is not None:
+            sigma_data = number(f"{type(self).__name__}: sigma_data", sigma_data, "(0, inf)")
+        self.net, self.process, self.predicts, self.sigma_data = net, process, predicts, sigma_data
 
     def forward(self, x: Any, t: Any, **condition: Any) -> Any:
         return self.score(x, t, **condition)
 
     def score(self, x: Any, t: Any, **condition: Any) -> Any:
         """The gradient of ln p_t at x, in the shape of x: -z / s."""
+        t = _number_or_times(f"{type(self).__name__}: t", t, "(0, inf)")
         z = self.noise(x, t, **condition)
-        return -z / per_sample(self.process.marginal_std(t), x)
+        return -z / per_sample(plain(self.process).marginal_std(t), x)
 
     def denoised(self, x: Any, t: Any, **condition: Any) -> Any:
         """E[x_0 | x], in the shape of x."""
@@ -94,11 +96,12 @@ class ScoreModel(nn.Module):
 
     def output(self, x: Any, t: Any, **condition: Any) -> Any:
         """The prediction of the network at x and t, y (N, ...)."""
-        inputs = x
-        times = Tensor(xp.full(x.shape[0], t, x.dtype)) if isinstance(t, (int, float)) else t  # (N,)
-        if self.predicts == "edm":
+        inputs, process, edm = x, plain(self.process), self.predicts == "edm"
+        t = _number_or_times(f"{type(self).__name__}: t", t, "(0, inf)" if edm else "[0, inf)")
+        times = Tensor(xp.full(x.shape[0], t, x.dtype)) if isinstance(t, float) else like(x, t)  # (N,)
+        if edm:
             inputs = x / _std_of_x(*self._scale_and_std(t, x), self.sigma_data)
-            times = ops.log(self.process.marginal_std(times) / self.process.marginal_scale(times)) / 4
+            times = ops.log(process.marginal_std(times) / process.marginal_scale(times)) / 4
         y = self.net(inputs, times, **condition)
         if y.shape != x.shape:
             raise ValueError(f"{type(self).__name__}: the network returned shape {y.shape} for x of shape {x.shape}")
@@ -118,7 +121,8 @@ class ScoreModel(nn.Module):
 
     def _scale_and_std(self, t: Any, x: Any) -> tuple[Any, Any]:
         """m and s, shaped to multiply x."""
-        return per_sample(self.process.marginal_scale(t), x), per_sample(self.process.marginal_std(t), x)
+        process = plain(self.process)
+        return per_sample(process.marginal_scale(t), x), per_sample(process.marginal_std(t), x)
 
 
 class Denoiser(ScoreModel):
@@ -130,22 +134,28 @@ class Denoiser(ScoreModel):
     with sd = sigma_data, the standard deviation of the data. So the input and the target of the network F have
     variance 1 at every sigma. It is the ScoreModel that predicts "edm" under KarrasSDE, as a function of sigma.
     net(x, noise, **condition): x (N, ...) and noise (N,) -> (N, ...). sigma: (N,) or a number.
-    Errors: ValueError for a sigma_data that is not positive and finite, or a net whose output has another shape than x.
+    Errors: ValueError for a sigma_data or a sigma that is not positive and finite (arrays on a GPU are not checked), or
+    a net whose output has another shape than x.
     Source: Karras et al. 2022, equation 7 and table 1.
     """
 
     is_denoiser = True
 
     def __init__(self, net: Callable[..., Any], sigma_data: float):
-        if not 0 < sigma_data < math.inf:
-            raise ValueError(f"Denoiser: sigma_data must be positive and finite, not {sigma_data!r}")
         super().__init__(net, KarrasSDE(), "edm", sigma_data=sigma_data)
 
     def forward(self, x: Any, sigma: Any, **condition: Any) -> Any:  # type: ignore[override]
-        if isinstance(sigma, (int, float)):
+        if not isinstance(sigma, (list, tuple)):
+            sigma = array_of(_number_or_times("Denoiser: sigma", sigma, "(0, inf)"))
+        if isinstance(sigma, float):
             sigmas = xp.full((x.shape[0],), sigma, x.dtype)  # no array from the host, so a step may be captured
         else:
-            sigmas = xp.broadcast_to(to_device(array_of(sigma), x.dtype), x.shape[:1])  # (N,)
+            on_device = backend.active().is_array(sigma)
+            if backend.name == "numpy" or not on_device:  # it costs nothing beside the net; a device would have to wait
+                values = sigma if on_device else to_host(sigma)
+                if not (good := (values > 0) & (values < math.inf)).all():
+                    raise ValueError(f"Denoiser: sigma must be positive and finite, not {values[~good][0].item()!r}")
+            sigmas = xp.broadcast_to(to_device(sigma, x.dtype), x.shape[:1])  # (N,)
         return self.denoised(x, sigmas, **condition)
 
 
@@ -156,12 +166,12 @@ class Guided:
 
     The same formula holds for scores, so it is a model of the same kind as `model`. The condition may be given here, or
     where the model is used. `sample` splits into microbatches only what it is given itself. The result is an array,
-    without a gradient.
+    without a gradient. Errors: ValueError for a weight that is no finite number.
     Source: Ho and Salimans 2022, "Classifier-free diffusion guidance", equation 6.
     """
 
     def __init__(self, model: Callable[..., Any], weight: float, /, **condition: Any):
-        self.model, self.weight, self.condition = model, weight, condition
+        self.model, self.weight, self.condition = model, number("Guided: weight", weight), condition
         self.is_denoiser = getattr(model, "is_denoiser", False)
 
     def __call__(self, x: Any, t: Any, **condition: Any) -> Array:
@@ -203,10 +213,13 @@ def score_of(denoiser: Callable[..., Any], process: Any) -> Score:
     Source: Karras et al. 2022, equation 3; it is Tweedie's formula solved for the score.
     """
 
+    process = plain(process)
+
     def score(x: Any, t: Any, **condition: Any) -> Any:
+        t = _number_or_times("score_of: t", t, "(0, inf)")
         s, m = process.marginal_std(t), process.marginal_scale(t)
         wide_s, wide_m = per_sample(s, x), per_sample(m, x)  # (N,) -> (N, 1, ..., 1)
-        return (wide_m * denoiser(x / wide_m, s / m, **condition) - x) / (wide_s * wide_s)
+        return (wide_m * denoiser(x / wide_m, like(x, s / m), **condition) - x) / (wide_s * wide_s)
 
     return score
 
@@ -216,6 +229,7 @@ def denoised(process: Any, x: Any, t: Any, score: Any) -> Any:
 
     Source: Tweedie's formula; Efron 2011, "Tweedie's formula and selection bias".
     """
+    process = plain(process)
     s, m = per_sample(process.marginal_std(t), x), per_sample(process.marginal_scale(t), x)
     return (x + s * s * score) / m
 
@@ -225,13 +239,30 @@ def flow_velocity(process: Any, x: Any, t: Any, score: Any) -> Any:
 
     Source: Song et al. 2021, equation 13.
     """
+    process = plain(process)
     g = per_sample(process.diffusion(t), x)
     return process.drift(x, t) - g * g * score / 2
 
 
 def checked_score(score: Any, x: Any) -> Array:
-    """The score as an array. Errors: ValueError if it has another shape than x."""
+    """The score as an array in the dtype of x. Errors: ValueError if it has another shape than x."""
     s = array_of(score)
     if s.shape != x.shape:
         raise ValueError(f"the score returned shape {s.shape} for x of shape {x.shape}")
-    return s
+    return like(x, s)
+
+
+# ---------------------------------------------------------------- second arguments, and conditions
+
+
+def _number_or_times(what: str, t: Any, interval: str) -> Any:
+    """A number as a float; an array or a Tensor, whose values are not read, as it is. Errors: ValueError for a number
+    outside the interval, and for anything else."""
+    return t if hasattr(t, "shape") and not isinstance(t, Real) else number(what, t, interval)
+
+
+def rows_of(value: Any, rows: slice, n: int) -> Any:
+    """A condition for these rows of n samples: their part of an array, Tensor, list or tuple with one entry per sample;
+    anything else as it is."""
+    length = len(value) if isinstance(value, (list, tuple)) else next(iter(getattr(value, "shape", ())), None)
+    return value[rows] if length == n and rows != slice(0, n) else value

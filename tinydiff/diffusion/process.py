@@ -13,6 +13,9 @@ A process is an object with `drift(x, t)`, `diffusion(t)`, `marginal_scale(t)` (
 number, an array or a Tensor, and the result is of the same kind; for a batch it is (N,), one time per sample. A number
 outside 0 to t_max is a ValueError; the values of an array are not checked, because that would wait for the device.
 
+A process of your own may be written in the functions of NumPy or CuPy: it is always asked through `plain`, which gives
+it numbers and arrays, and gives back plain numbers and arrays in the dtype of the data.
+
 The chapter has four parts: the processes; the noise schedules of those that preserve the variance; noise levels and
 their times; and the small functions that all chapters of diffusion share.
 """
@@ -25,7 +28,10 @@ from numbers import Real
 from typing import Any
 
 from .. import ops
+from ..arguments import number
 from ..backend import Array
+from ..engine import Tensor
+from ..operators import array_of
 from ..rng import Rng, as_rng
 
 
@@ -57,19 +63,21 @@ class SDE:
 
     def prior(self, shape: tuple[int, ...], rng: Rng | int, *, sample_offset: int = 0) -> Array:
         """Where sampling starts: prior_std z, z ~ N(0, I), float32. Row i is that of sample `sample_offset + i`."""
-        return as_rng(rng).normal(shape, sample_offset=sample_offset) * self.prior_std
+        return as_rng(rng).normal(shape, sample_offset=sample_offset) * float(self.prior_std)
 
     def prior_log_density(self, x: Any) -> Any:
         """ln N(x; 0, prior_std^2 I), in nats: (N, ...) -> (N,)."""
-        d = math.prod(x.shape[1:])
+        d, std = math.prod(x.shape[1:]), float(self.prior_std)
         squares = ops.square(x).reshape((x.shape[0], d)).sum(axis=1)  # (N, ...) -> (N, D) -> (N,)
-        return squares * (-0.5 / self.prior_std**2) - d * (math.log(self.prior_std) + 0.5 * math.log(2 * math.pi))
+        return squares * (-0.5 / std**2) - d * (math.log(std) + 0.5 * math.log(2 * math.pi))
 
     def inside(self, t: Any) -> Any:
-        """t itself. Errors: ValueError for a number outside 0 ... t_max."""
-        if isinstance(t, Real) and not 0 <= float(t) <= self.t_max * (1 + 2**-23):  # t_max may be rounded to float32
+        """t itself, a number as a float. Errors: ValueError for a number outside 0 ... t_max."""
+        if not isinstance(t, Real):
+            return t
+        if not 0 <= float(t) <= self.t_max * (1 + 2**-23):  # t_max may be rounded to float32
             raise ValueError(f"{self}: t must be from 0 to {self.t_max:g}, not {t!r}")
-        return t
+        return float(t)
 
 
 class VESDE(SDE):
@@ -87,10 +95,8 @@ class VESDE(SDE):
     t_max = 1.0
 
     def __init__(self, sigma: float = 25.0):
-        if not (sigma > 1 and math.isfinite(sigma)):
-            raise ValueError(f"VESDE: sigma must be a finite number above 1, not {sigma!r}")
-        self.sigma = float(sigma)
-        self.log_sigma = math.log(sigma)
+        self.sigma = number("VESDE: sigma", sigma, "(1, inf)")
+        self.log_sigma = math.log(self.sigma)
 
     def __repr__(self) -> str:
         return f"VESDE(sigma={self.sigma})"
@@ -121,9 +127,8 @@ class Brownian(SDE):
     """
 
     def __init__(self, sigma: float = 1.0, t_max: float = 1.0):
-        if not (0 < sigma < math.inf and 0 < t_max < math.inf):
-            raise ValueError(f"Brownian: sigma and t_max must be positive and finite, not {sigma!r}, {t_max!r}")
-        self.sigma, self.t_max = float(sigma), float(t_max)
+        self.sigma = number("Brownian: sigma", sigma, "(0, inf)")
+        self.t_max = number("Brownian: t_max", t_max, "(0, inf)")
 
     def __repr__(self) -> str:
         return f"Brownian(sigma={self.sigma}, t_max={self.t_max})"
@@ -156,9 +161,7 @@ class KarrasSDE(SDE):
     """
 
     def __init__(self, sigma_max: float = 80.0):
-        if not 0 < sigma_max < math.inf:
-            raise ValueError(f"KarrasSDE: sigma_max must be positive and finite, not {sigma_max!r}")
-        self.t_max = float(sigma_max)
+        self.t_max = number("KarrasSDE: sigma_max", sigma_max, "(0, inf)")
 
     def __repr__(self) -> str:
         return f"KarrasSDE(sigma_max={self.t_max})"
@@ -241,9 +244,7 @@ class FlowSDE(SDE):
     """
 
     def __init__(self, t_max: float = 0.999):
-        if not 0 < t_max < 1:
-            raise ValueError(f"FlowSDE: t_max must be between 0 and 1, not {t_max!r}")
-        self.t_max = float(t_max)
+        self.t_max = number("FlowSDE: t_max", t_max, "(0, 1)")
 
     def __repr__(self) -> str:
         return f"FlowSDE(t_max={self.t_max})"
@@ -252,7 +253,8 @@ class FlowSDE(SDE):
         return x / per_sample(self.inside(t) - 1, x)
 
     def diffusion(self, t: Any) -> Any:
-        return sqrt(2 * self.inside(t) / (1 - t))
+        t = self.inside(t)
+        return sqrt(2 * t / (1 - t))
 
     def marginal_scale(self, t: Any) -> Any:
         return 1 - self.inside(t)
@@ -281,9 +283,8 @@ class LinearSchedule:
     """
 
     def __init__(self, low: float = 0.1, high: float = 20.0):
-        if not (0 <= low <= high < math.inf and high > 0):
-            raise ValueError(f"LinearSchedule: needs 0 <= low <= high, high positive and finite, not {low!r}, {high!r}")
-        self.low, self.high = float(low), float(high)
+        self.high = number("LinearSchedule: high", high, "(0, inf)")
+        self.low = number("LinearSchedule: low", low, f"[0, {self.high!r}]")
 
     def __repr__(self) -> str:
         return f"LinearSchedule(low={self.low}, high={self.high})"
@@ -307,9 +308,7 @@ class CosineSchedule:
     """
 
     def __init__(self, offset: float = 0.008):
-        if not 0 < offset < math.inf:
-            raise ValueError(f"CosineSchedule: offset must be positive and finite, not {offset!r}")
-        self.offset = float(offset)
+        self.offset = number("CosineSchedule: offset", offset, "(0, inf)")
         self.speed = math.pi / 2 / (1 + 2 * self.offset)  # u'
         self.start = self.speed * self.offset  # u_0
 
@@ -336,6 +335,7 @@ SCHEDULES: dict[str, Callable[..., Any]] = {"linear": LinearSchedule, "cosine": 
 
 def sigma_at(process: Any, t: float) -> float:
     """The noise level sigma = s(t) / m(t). As x_t = m (x_0 + sigma z), a time matters only by sigma and the scale m."""
+    process = plain(process)
     return process.marginal_std(t) / process.marginal_scale(t)
 
 
@@ -344,11 +344,12 @@ def time_at(process: Any, sigma: float) -> float:
 
     Errors: ValueError for a sigma that is negative, or that the process does not reach.
     """
+    process = plain(process)
     high = sigma_at(process, process.t_max)
     # rounding may put a noise level that was computed elsewhere a little above the highest one
-    if not 0 <= sigma <= high * (1 + 1e-12):
+    if not isinstance(sigma, Real) or not 0 <= float(sigma) <= high * (1 + 1e-12):
         raise ValueError(f"{process}: a noise level must be from 0 to {high:.6g}, not {sigma!r}")
-    below, above = 0.0, float(process.t_max)
+    sigma, below, above = float(sigma), 0.0, process.t_max
     for _ in range(100):
         middle = (below + above) / 2
         if sigma_at(process, middle) < sigma:
@@ -363,9 +364,93 @@ def time_at(process: Any, sigma: float) -> float:
 # ---------------------------------------------------------------- what all chapters of diffusion share
 
 
+class PlainProcess:
+    """A process whose answers are plain, whoever wrote it: for a number t floats; for t (N,) floats, or what is of the
+    kind and dtype of t. The drift has the dtype of x. Everything else is the process's own.
+
+    np.sqrt(0.5) is a NumPy scalar, and the product of a NumPy scalar of float64 and an array of float32 is of float64.
+    """
+
+    def __init__(self, process: Any):
+        self._process = process
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._process, name)
+
+    def __repr__(self) -> str:
+        return repr(self._process)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:  # so that isinstance sees the process itself
+        return type(self._process)
+
+    @property
+    def t_max(self) -> float:
+        return float(self._process.t_max)
+
+    def drift(self, x: Any, t: Any) -> Any:
+        return like(x, self._process.drift(x, _as_given(t)))
+
+    def diffusion(self, t: Any) -> Any:
+        return self._at(t, self._process.diffusion)
+
+    def marginal_scale(self, t: Any) -> Any:
+        return self._at(t, self._process.marginal_scale)
+
+    def marginal_std(self, t: Any) -> Any:
+        return self._at(t, self._process.marginal_std)
+
+    def _at(self, t: Any, function: Callable[[Any], Any]) -> Any:
+        if type(t) is float:  # the usual case, and the quickest
+            return float(function(t))
+        found = function(_as_given(t))
+        if isinstance(t, Real):
+            return float(found)
+        found = like(t, found)
+        return Tensor(found) if isinstance(t, Tensor) and not isinstance(found, (float, Tensor)) else found
+
+
+def plain(process: Any) -> Any:
+    """The process as a PlainProcess."""
+    return process if type(process) is PlainProcess else PlainProcess(process)
+
+
+def _as_given(t: Any) -> Any:
+    """t for a process: a float, or an array. It is a Tensor only where a gradient by t is wanted."""
+    if isinstance(t, Real):
+        return float(t)
+    return t if isinstance(t, Tensor) and t.requires_grad else array_of(t)
+
+
+def like(x: Any, a: Any) -> Any:
+    """Real numbers a in the dtype of x, if that is of floats; one number as a float, which has no dtype."""
+    if isinstance(a, Real):
+        return float(a)
+    different = x.dtype.kind == "f" and a.dtype != x.dtype and a.dtype.kind in "fiub"
+    return ops.astype(a, dtype=x.dtype) if different else a
+
+
 def per_sample(a: Any, x: Any) -> Any:
-    """One number per sample, (N,), shaped to multiply x (N, ...): (N, 1, ..., 1). A Python number stays one."""
-    return a if isinstance(a, (int, float)) else a.reshape((-1,) + (1,) * (x.ndim - 1))  # -> (N, 1, ..., 1)
+    """One number per sample, (N,), shaped to multiply x (N, ...), and in its dtype: (N, 1, ..., 1). A number is a
+    float."""
+    a = like(x, a)
+    return a if isinstance(a, float) else a.reshape((-1,) + (1,) * (x.ndim - 1))  # (N,) -> (N, 1, ..., 1)
+
+
+def time_of(what: str, t: Any, process: Any, after: float = 0.0) -> float:
+    """A time above `after` as a float; t_max rounded to float32, which may lie a little above it, is t_max.
+
+    Errors: ValueError for another time, or none.
+    """
+    end = float(process.t_max)
+    if isinstance(t, Real) and end < float(t) <= end * (1 + 2**-23):
+        return end
+    return number(what, t, f"({after!r}, {end!r}]")
+
+
+def least_time(what: str, eps: Any, process: Any) -> float:
+    """eps as a float. Errors: ValueError unless it is inside (0, t_max)."""
+    return number(what, eps, f"(0, {float(process.t_max)!r})")
 
 
 def by_name(what: str, choices: Mapping[str, Any], name: str) -> Any:

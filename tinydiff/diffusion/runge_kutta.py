@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..arguments import integer
+from ..arguments import integer, number
 from ..backend import Array, scalar, xp
 
 NODES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
@@ -47,11 +47,8 @@ def solve(
     Errors: ValueError for tolerances that are not positive, or steps < 1; RuntimeError, which says how far the rows
     are, if some have not arrived after so many rounds, or need a step too small to change t.
     """
-    steps = integer("steps", steps)
-    if not (rtol > 0 and atol > 0):
-        raise ValueError(f"rtol and atol must be positive, not {rtol!r} and {atol!r}")
-    # Python floats, which never change the dtype of an array
-    begin, end, rtol, atol = float(begin), float(end), float(rtol), float(atol)
+    steps, begin, end = integer("steps", steps), number("begin", begin), number("end", end)
+    rtol, atol = number("rtol", rtol, "(0, inf)"), number("atol", atol, "(0, inf)")
     rows, wide, inner = len(y), (-1,) + (1,) * (y.ndim - 1), tuple(range(1, y.ndim))
     t = xp.full(rows, begin, y.dtype)  # (N,)
     h = xp.full(rows, (end - begin) / 100, y.dtype)  # (N,)

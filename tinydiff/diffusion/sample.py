@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 from .. import backend
@@ -24,8 +24,8 @@ from ..modes import no_grad
 from ..operators import array_of
 from ..rng import Rng, as_rng
 from .methods import Method, Timesteps, as_method
-from .predict import Score, as_score, checked_score, denoised
-from .process import sigma_at
+from .predict import Score, as_score, checked_score, denoised, rows_of
+from .process import least_time, like, plain, sigma_at, time_of
 
 Callback = Callable[[int, Any, Array, Array], Any]
 Start = tuple[Any, float]
@@ -63,8 +63,8 @@ def sample(
     timesteps: a function that chooses the times, karras_times or uniform_times; by default that of the method.
     sample_offset: row i is that of sample `sample_offset + i` of the seed.
     microbatch: make the samples in parts of this size (None: all at once), `threads` parts at the same time (None: one
-    per core). An array or Tensor in `condition` whose first axis has N entries is split in the same way; any other
-    condition goes to every part as it is.
+    per core). An array, Tensor, list or tuple in `condition` with N entries along its first axis is split in the same
+    way; any other condition goes to every part as it is.
 
     Row i of the noise depends on the seed and i alone. So a sample is the same alone, among 64 and in any microbatch,
     except for the rounding of matrix products of another size.
@@ -78,18 +78,15 @@ def sample(
         if name in chosen.defaults:
             raise TypeError(f"{name} is an option of the method: method={chosen.name}({name}={condition[name]!r})")
     count = integer("steps", chosen.steps if steps is None else steps)
-    if not 0 < eps < process.t_max:
-        raise ValueError(f"eps must be between 0 and {process.t_max:g}, not {eps!r}")
-    # From here on times are Python floats: a float64 scalar of NumPy would turn float32 arrays into float64.
-    eps = float(eps)
+    eps, sample_offset = least_time("eps", eps, process), integer("sample_offset", sample_offset, 0)
     x, begin = _checked_start(start, shape, process, eps)
     times = _times(chosen, timesteps, process, count, begin, eps)
     score, n = as_score(model, process), shape[0]
 
     def samples(rows: slice, rng: Rng) -> Array:
         offset, of_rows = sample_offset + rows.start, (rows.stop - rows.start, *shape[1:])
-        x_start = process.prior(of_rows, rng, sample_offset=offset) if x is None else x[rows]
-        conditions = {name: _rows_of(value, rows, n) for name, value in condition.items()}
+        x_start = x[rows] if x is not None else process.prior(of_rows, rng, sample_offset=offset).astype("float32")
+        conditions = {name: rows_of(value, rows, n) for name, value in condition.items()}
         state = SamplerState(score, process, x_start, times, count, rng, offset, callback, conditions)
         return state.last_step(chosen.rule(state, **chosen.options), chosen)
 
@@ -112,9 +109,10 @@ def sample(
 def steps_for(method: str | Method, nfe: int) -> int:
     """The largest number of steps of a method that cost at most nfe evaluations of the model.
 
-    Errors: ValueError for another name, for rk45, which chooses its own steps, and for an nfe too small for a step.
+    Errors: ValueError for another name, for rk45, which chooses its own steps, and for an nfe that is no integer or too
+    small for a step.
     """
-    chosen = as_method(method)
+    chosen, nfe = as_method(method), integer("steps_for: nfe", nfe)
     if chosen.evaluations is None:
         raise ValueError(f"{chosen.name} takes as many evaluations as its tolerance asks for")
     if nfe <= chosen.evaluations:
@@ -152,7 +150,7 @@ class SamplerState:
         callback: Callback | None,
         condition: dict[str, Any],
     ):
-        self.process, self.x, self.times, self.steps, self.callback = process, x, times, steps, callback
+        self.process, self.x, self.times, self.steps, self.callback = plain(process), x, times, steps, callback
         self._score, self._condition, self._rng, self.sample_offset = score, condition, rng, sample_offset
         self._stops = 0
 
@@ -170,20 +168,24 @@ class SamplerState:
         return self._rng.normal(self.x.shape, self.x.dtype, sample_offset=self.sample_offset)
 
     def score(self, x: Array, t: Any) -> Array:
-        """The score at x (N, ...). t: one time, or (N,), one time per sample."""
-        times = xp.full(len(x), t, x.dtype) if isinstance(t, float) else t  # (N,)
+        """The score at x (N, ...). t: one time, or (N,), one time per sample.
+
+        The model gets x and t in the dtype of the start, whatever a method has made of x.
+        """
+        x = like(self.x, x)
+        times = xp.full(len(x), float(t), x.dtype) if isinstance(t, Real) else like(x, array_of(t))  # (N,)
         return checked_score(self._score(Tensor(x), Tensor(times), **self._condition), x)
 
     def evaluate(self, x: Array, t: Any) -> Evaluation:
         """Score and denoised image at x, between two of the times; the callback is not called."""
         score = self.score(x, t)
-        return Evaluation(score, denoised(self.process, x, t, score))
+        return Evaluation(score, denoised(self.process, like(self.x, x), t, score))
 
     def stop(self, x: Array, t: Any) -> Evaluation:
         """Score and denoised image at x, at the next of the times; calls the callback."""
         found = self.evaluate(x, t)
         if self.callback is not None:
-            self.callback(self._stops, t, x, found.denoised)
+            self.callback(self._stops, t, like(self.x, x), found.denoised)
         self._stops += 1
         return found
 
@@ -211,9 +213,7 @@ def _checked_start(start: Start | None, shape: tuple[int, ...], process: Any, ep
     x, begin = to_device(array_of(start[0])), start[1]
     if x.shape != shape or x.dtype.kind != "f":
         raise ValueError(f"start: x must be of floats and of shape {shape}, not {x.dtype} of shape {x.shape}")
-    if not eps < begin <= process.t_max:
-        raise ValueError(f"start: t must be above eps={eps} and not above {process.t_max:g}, not {begin!r}")
-    return x, min(float(begin), process.t_max)  # t_max rounded to float32 may lie a little above it
+    return x, time_of("start: t", begin, process, after=eps)
 
 
 def _times(
@@ -229,9 +229,3 @@ def _times(
     if len(times) != steps + 1 or times[0] != begin or times[-1] != eps or not decreasing:
         raise ValueError(f"timesteps must give {steps + 1} times that decrease from {begin} to {eps}, not {times}")
     return times
-
-
-def _rows_of(value: Any, rows: slice, n: int) -> Any:
-    """The condition for these rows: their part of an array with one entry per sample; anything else as it is."""
-    shape: Any = getattr(value, "shape", ())
-    return value[rows] if len(shape) > 0 and shape[0] == n and rows != slice(0, n) else value
