@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 from contextvars import ContextVar
@@ -16,7 +15,7 @@ def grad_enabled() -> bool:
     return recording.get()[-1]
 
 
-class set_grad_enabled(contextlib.ContextDecorator):
+class set_grad_enabled:
     """Inside a `with`, or a function, coroutine or generator that it decorates, nodes are recorded, or are not."""
 
     def __init__(self, enabled: bool):
@@ -38,7 +37,15 @@ class set_grad_enabled(contextlib.ContextDecorator):
             )
         if inspect.iscoroutinefunction(fn):
             return self._of_coroutine(fn)
-        return self._of_generator(fn) if inspect.isgeneratorfunction(fn) else super().__call__(fn)
+        return self._of_generator(fn) if inspect.isgeneratorfunction(fn) else self._of_function(fn)
+
+    def _of_function(self, fn: Any) -> Any:
+        @functools.wraps(fn)
+        def call(*args: Any, **kwargs: Any) -> Any:  # not contextlib's, whose file would look like the user's
+            with self:
+                return fn(*args, **kwargs)
+
+        return call
 
     def _of_coroutine(self, fn: Any) -> Any:
         @functools.wraps(fn)
