@@ -178,7 +178,7 @@ def test_checkpoint_notices_a_changed_weight_or_argument() -> None:
         y = td.checkpoint(lambda a, t, w=named["w"]: ops.tanh(a * w) * t, named["x"], named["t"]).sum()
         with td.no_grad():
             named[changed] += 1
-        with pytest.raises(RuntimeError, match="input.* of checkpoint,? was changed in place"):
+        with pytest.raises(RuntimeError, match="in checkpoint reads, was changed|input.* was changed in place"):
             y.backward()
 
 
@@ -187,7 +187,7 @@ def test_checkpoint_notices_a_function_that_gives_something_else_the_second_time
     shapes = iter([2, 3])
     y = td.checkpoint(lambda a: (a * 2)[: next(shapes)], x)
     with pytest.raises(
-        RuntimeError, match=r"run again, the function gave a Tensor of shape \(3,\), not one of shape \(2,\)"
+        RuntimeError, match=r"run again, the function gave a Tensor of shape \(3,\), not a Tensor of shape \(2,\)"
     ):
         y.backward(np.ones(2))
 
@@ -243,7 +243,7 @@ def test_a_change_of_what_the_function_uses_without_being_given_it_is_noticed(ch
             frozen *= 2.0
         else:
             frozen.data = frozen.data * 2.0
-    with pytest.raises(RuntimeError, match=r"an input of checkpoint, was changed in place"):
+    with pytest.raises(RuntimeError, match=r"which the function in checkpoint reads, was changed"):
         y.backward()
 
 

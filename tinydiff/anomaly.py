@@ -11,13 +11,13 @@ import math
 import os
 import sys
 import threading
+import weakref
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from . import backend
-from .changes import options_of
-from .engine import Node, Op, Tensor
+from .engine import Node, Op, Tensor, options_of
 from .observers import Observer, observers, observing
 from .operators import array_of
 
@@ -46,7 +46,7 @@ class Anomalies(Observer):
     def __init__(self) -> None:
         self.thread = threading.get_ident()
         self.in_rule = False  # what a rule gives is checked as a whole
-        self.seen: dict[int, tuple[Node, str, list[int]]] = {}  # with the node, so that its id stays its own
+        self.seen: weakref.WeakKeyDictionary[Node, tuple[str, list[int]]] = weakref.WeakKeyDictionary()
 
     def on_call(self, run: Callable[..., Any], op: Op, inputs: tuple[Any, ...], params: dict[str, Any]) -> Any:
         out = run(op, inputs, params)
@@ -59,11 +59,11 @@ class Anomalies(Observer):
             verb = "passed on" if given == flaw else "made"
             raise FloatingPointError(f"{op.name} {verb} {flaw} ({count_of(out)}) at {user_line()}")
         if out.node is not None and out.node.op is op:
-            self.seen[id(out.node)] = out.node, user_line(), fingerprints(out.node)
+            self.seen[out.node] = user_line(), fingerprints(out.node)
         return out
 
-    def on_rule(self, run: Callable[..., Any], node: Node, g: Any, wanted: Sequence[bool], create_graph: bool) -> Any:
-        _, line, prints = self.seen.get(id(node), (node, "", []))
+    def on_rule(self, run: Callable[..., Any], node: Node, g: Any, wanted: Sequence[Any], create_graph: bool) -> Any:
+        line, prints = self.seen.get(node, ("", []))
         made_at = f"; it was computed at {line}" if line else ""
         if flaw := flaw_of(g):
             raise FloatingPointError(f"the adjoint of the output of {node.op.name} has {flaw} ({count_of(g)}){made_at}")
@@ -114,7 +114,7 @@ def count_of(array: Any) -> str:
 
 def fingerprints(node: Node) -> list[int]:
     """Checksums of the arrays that a node keeps for its rule."""
-    kept = [*node.values, node.out, *(array_of(a) for _, a in options_of(node))]
+    kept = [*node.values, node.out, *(array_of(a) for _, a in options_of(node.params))]
     return [zlib.crc32(backend.to_host(a).tobytes()) for a in kept if backend.active().is_array(a)]
 
 

@@ -104,8 +104,8 @@ def _fast(name: str) -> str | None:
 
 
 def wants_fast() -> bool:
-    """Errors: ValueError if TINYDIFF_FAST is neither 0 nor 1."""
-    wanted = os.environ.get("TINYDIFF_FAST", "1")
+    """Shall fast/ be used? Errors: ValueError if TINYDIFF_FAST is neither 0 nor 1."""
+    wanted = os.environ.get("TINYDIFF_FAST") or "1"
     if wanted not in ("0", "1"):
         raise ValueError(f"TINYDIFF_FAST must be 0 or 1, not {wanted!r}")
     return wanted == "1"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 from . import backend
@@ -27,8 +26,12 @@ changes = Changes()
 
 
 def memory_of(array: Array) -> Array:
-    """The array that owns the memory; views share it."""
-    return array.base if backend.active().is_array(array.base) else array
+    """The array that owns the memory; views share it. (Between a view of NumPy's stride tricks and its array lies an
+    object that is no array.)"""
+    memory, base = array, array.base
+    while base is not None:
+        memory, base = base if backend.active().is_array(base) else memory, getattr(base, "base", None)
+    return memory
 
 
 def note_change(array: Array) -> None:
@@ -43,25 +46,11 @@ def changed_since(array: Array, time: int) -> bool:
     return changes.latest > time and changes.get(id(memory_of(array)), (0,))[0] > time
 
 
-def options_of(node: Any) -> Iterator[tuple[str, Any]]:
-    """(name, value) of each option of a node, such as the index of getitem; tuples taken apart."""
-    for name, value in node.params.items():
-        for part in value if type(value) is tuple else (value,):
-            yield name, part
-
-
-def check_unchanged(node: Any) -> None:
-    """Errors: RuntimeError if what a node kept for its rule has been freed, or changed since."""
-    if node.values is None:
-        raise RuntimeError(
-            f"backward a second time through {node.op.name}: the arrays it had kept were freed by the first. "
-            "Pass retain_graph=True the first time, or compute the output again"
-        )
-    inputs = [(f"input {i}", a) for i, a in enumerate(node.values)]
-    options = [(f"the {name}", getattr(a, "_data", a)) for name, a in options_of(node)]  # an index may be a Tensor
-    for what, a in [*inputs, ("the output", node.out), *options]:
-        if backend.active().is_array(a) and changed_since(a, node.time):
+def check_unchanged(op: str, kept: dict[str, Any], time: int) -> None:
+    """Errors: RuntimeError if one of the arrays that an op has kept, by what they are to it, has changed since."""
+    for what, a in kept.items():
+        if backend.active().is_array(a) and changed_since(a, time):
             raise RuntimeError(
-                f"{what} of {node.op.name} was changed in place after it was used, and its gradient needs the old "
-                "values: make a new array instead"
+                f"{what} of {op} was changed in place after it was used, and its gradient needs the old values: "
+                "make a new array instead"
             )

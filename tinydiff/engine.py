@@ -24,7 +24,6 @@ each use, and must have their whole sum before it passes anything on. All uses o
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import itertools
@@ -35,10 +34,11 @@ from typing import Any
 
 from . import backend
 from .backend import Array, HostArray
-from .changes import changes, check_unchanged, clock, note_change, options_of
+from .changes import changes, check_unchanged, clock, note_change
+from .hooks import Hooks
 from .modes import recording, set_grad_enabled
 from .observers import observed, observers, tell
-from .operators import OPS, Hooks, Operators, array_of
+from .operators import OPS, Operators, array_of
 
 # ---------------------------------------------------------------- 1. Tensor
 
@@ -72,9 +72,9 @@ class Tensor(Operators):
                 f"the data of a Tensor of shape {self.shape}, {self.dtype} cannot become an array of shape "
                 f"{array.shape}, {array.dtype}"
             )
-        tell(self, "data", array)
         if array is self._data:  # x.data -= a has changed it in place
             note_change(array)
+        tell(self, "data", array)
         self._data = array
 
     @property
@@ -117,8 +117,9 @@ class Tensor(Operators):
         """
         keep = create_graph if retain_graph is None else retain_graph
         pairs = backward_pass(self, seed(self, grad, create_graph), None, create_graph, keep)
-        for leaf, gradient in owned(pairs, grad, create_graph):
-            leaf._accumulate(gradient)
+        with set_grad_enabled(create_graph):
+            for leaf, gradient in owned(pairs, grad):
+                leaf.accumulate(gradient)
 
     def __reduce__(self) -> Any:
         """For pickle and copy: leaves, without their hooks. Errors: TypeError for a result, which has a graph."""
@@ -199,6 +200,7 @@ class Op:
         self.fast_forwards: dict[str | None, Callable[..., Any]] = {}  # by backend: see fast/
         self.fast_rules: dict[str | None, Callable[..., Any]] = {}
         parameters = inspect.signature(forward).parameters.values()
+        self.inputs = sum(p.kind is not p.KEYWORD_ONLY for p in parameters)
         self.defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
         functools.update_wrapper(self, forward)  # also its place: __module__ and __qualname__
 
@@ -258,7 +260,14 @@ class Op:
         positional = [p for p in inspect.signature(rule).parameters.values() if p.kind is not p.KEYWORD_ONLY]
         _, self.keeps_out, *keeps = [not p.name.startswith("_") for p in positional]  # of g, out, inputs
         self.keeps_all = all(keeps)
-        self.keeps = itertools.repeat(any(keeps)) if positional[-1].kind is inspect.Parameter.VAR_POSITIONAL else keeps
+        self.keeps = keeps
+        if positional[-1].kind is inspect.Parameter.VAR_POSITIONAL and len(keeps) == 1:  # *xs
+            self.keeps = itertools.repeat(keeps[0])
+        elif len(keeps) != self.inputs:
+            raise TypeError(
+                f"{self.name}: the rule must take (g, out) and, as the op, {self.inputs} inputs, not {len(keeps)}; or, "
+                "for any number of them, *xs alone"
+            )
         self.rule = rule
         return rule
 
@@ -280,11 +289,15 @@ def entered(table: dict[Any, Any], name: str, function: Callable[..., Any]) -> C
 
 def op(forward: Any = None, *, holomorphic: bool = True) -> Any:
     """Decorator: make a function of arrays an op, and enter it in OPS. See the head of this file."""
-    return composite(Op(forward, holomorphic)) if forward else functools.partial(op, holomorphic=holomorphic)
+    return register(Op(forward, holomorphic)) if forward else functools.partial(op, holomorphic=holomorphic)
 
 
 def composite(function: Any) -> Any:
     """Decorator: enter a function that is written in other ops, and so needs no rule, in OPS."""
+    return register(function)
+
+
+def register(function: Any) -> Any:
     name, before = function.__name__, OPS.get(function.__name__)
     place = function.__module__, function.__qualname__
     if before is not None and place != (before.__module__, before.__qualname__):  # not the same cell, run again
@@ -309,6 +322,15 @@ class ShapeDtype:
     @property
     def ndim(self) -> int:
         return len(self.shape)
+
+    def no_values(self, *_others: Any) -> Any:
+        raise TypeError(
+            "a rule has used the values of what has a name with a leading underscore, and so has a shape and dtype alone: "
+            "name it without the underscore"
+        )
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = no_values
+    __pow__ = __rpow__ = __matmul__ = __rmatmul__ = __neg__ = __getitem__ = no_values
 
 
 def shape_dtype(a: Any) -> Any:
@@ -339,14 +361,25 @@ class Node(ShapeDtype):
             a if keep else parent if type(parent) is Node else shape_dtype(a)
             for a, keep, parent in zip(arrays, op.keeps, parents)
         ]  # fmt: skip
-        for name, x in options_of(self) if params else ():
+        for name, x in options_of(params) if params else ():
             if isinstance(x, Tensor) and x._requires_grad:
                 raise TypeError(f"{op.name}: the option {name} has no gradient, but is {describe(x)} that requires one")
+
+    def check_kept(self) -> None:
+        """Errors: RuntimeError if what was kept for the rule has been freed, or changed since."""
+        if self.values is None:
+            raise RuntimeError(
+                f"backward a second time through {self.op.name}: the arrays it had kept were freed by the first. "
+                "Pass retain_graph=True the first time, or compute the output again"
+            )
+        kept = {f"input {i}": a for i, a in enumerate(self.values)} | {"the output": self.out}
+        kept |= {f"the {name}": array_of(a) for name, a in options_of(self.params)}
+        check_unchanged(self.op.name, kept, self.time)
 
     def pull_back(self, g: Any, wanted: Sequence[Any], create_graph: bool) -> list[Any]:
         """The adjoint of each input, from that of the output, by the op's rule; None where `wanted` is None."""
         if self.values is None or changes.latest > self.time:
-            check_unchanged(self)
+            self.check_kept()
         values, found = self.values, self.apply_rule(g, create_graph)
         if type(found) is not tuple:
             found = (found,)
@@ -382,6 +415,13 @@ class Node(ShapeDtype):
     def free(self) -> None:
         self.values = self.out = self.residuals = None  # type: ignore[assignment]
         self.params = {}
+
+
+def options_of(params: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """(name, value) of each option, such as the index of getitem; tuples taken apart."""
+    for name, value in params.items():
+        for part in value if type(value) is tuple else (value,):
+            yield name, part
 
 
 def tensor_at(parent: Any, value: Any) -> Any:
@@ -463,7 +503,7 @@ def backward_pass(
     adjoints: dict[Any, Any] = {origin(output): g}
     found: dict[Any, Any] = {}
     pull_back = observed("on_rule", Node.pull_back) if observers else Node.pull_back
-    with set_grad_enabled(True) if create_graph else contextlib.nullcontext():
+    with set_grad_enabled(create_graph):
         while order:
             node = order.pop()
             g = adjoints.pop(node, None)
@@ -479,8 +519,8 @@ def backward_pass(
                             adjoints[parent] = adjoints[parent] + adjoint if parent in adjoints else adjoint
             if not keep:
                 node.free()
-    for x, g in adjoints.items():  # what is left belongs to leaves, or to targets, whose hooks `stop` leaves to others
-        found[x] = g if x.hooks is None or stop else hooked(x.hooks, g)
+        for x, g in adjoints.items():  # of leaves, or of targets, whose hooks `stop` leaves to others
+            found[x] = g if x.hooks is None or stop else hooked(x.hooks, g)
     targets_of = {x: x for x in found} if goals is None else goals
     return [(x, as_tensor(found[key])) for key, x in targets_of.items() if key in found]
 
@@ -491,6 +531,8 @@ def as_tensor(g: Any) -> Tensor:
 
 def hooked(hooks: Hooks, g: Any) -> Any:
     """The adjoint after the hooks of its Tensor."""
+    if not hooks and hooks.kept_by is None:  # all have been removed
+        return g
     x = hooks(as_tensor(g))
     return x if isinstance(g, Tensor) else x._data
 
@@ -517,14 +559,13 @@ def seed(output: Any, g: Any, create_graph: bool) -> Any:
     return g if create_graph else g._data
 
 
-def owned(pairs: list[Any], given: Any, create_graph: bool) -> Iterator[tuple[Tensor, Tensor]]:
+def owned(pairs: list[Any], given: Any) -> Iterator[tuple[Tensor, Tensor]]:
     """The pairs (target, gradient), each gradient in memory of its own: a rule may hand one array to two inputs, or a
     view, or the adjoint that the caller gave, and none of these may change when a gradient is scaled in place."""
     taken = {id(array_of(given))}
     for x, g in pairs:
         if g._data.base is not None or id(g._data) in taken:
-            with set_grad_enabled(create_graph):
-                g = OPS["copy"](g)
+            g = OPS["copy"](g)
         taken.add(id(g._data))
         yield x, g
 
@@ -536,7 +577,7 @@ def grad(
     create_graph: bool = False,
     retain_graph: bool = True,
 ) -> tuple[Tensor, ...]:
-    """d(output)/d(input), weighted with grad_output, for each of the inputs; touches no `.grad`.
+    """d(output)/d(input), weighted with grad_output, for each of the inputs; changes no `.grad` of a leaf.
 
     The inputs may be leaves or intermediate results. The gradient of one that the output does not depend on is zero.
     create_graph, retain_graph: as for `backward`, but the graph is kept unless retain_graph is False.
@@ -547,5 +588,6 @@ def grad(
         if not (isinstance(x, Tensor) and x._requires_grad):
             raise RuntimeError(f"grad: input {i} ({describe(x)}) does not require a gradient")
     pairs = backward_pass(output, seed(output, grad_output, create_graph), inputs, create_graph, retain_graph)
-    found = {origin(x): g for x, g in owned(pairs, grad_output, create_graph)}
+    with set_grad_enabled(create_graph):
+        found = {origin(x): g for x, g in owned(pairs, grad_output)}
     return tuple(found[k] if (k := origin(x)) in found else Tensor(backend.xp.zeros_like(x._data)) for x in inputs)

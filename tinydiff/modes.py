@@ -25,7 +25,7 @@ class set_grad_enabled:
         recording.set((*recording.get(), self.enabled))
 
     def __exit__(self, *_error: Any) -> None:
-        recording.set(recording.get()[:-1])
+        recording.set(recording.get()[:-1] or (True,))  # or: a generator may be closed in another context
 
     def __call__(self, fn: Any) -> Any:
         if not callable(fn):

@@ -53,4 +53,5 @@ def observing(observer: Any) -> Iterator[Any]:
     try:
         yield observer
     finally:
-        observers.remove(observer)
+        at = next(i for i, other in enumerate(observers) if other is observer)  # not one that is equal
+        del observers[at]

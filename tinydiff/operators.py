@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import backend
 from .changes import note_change
+from .hooks import Handle, Hooks
 from .modes import grad_enabled
 
 if TYPE_CHECKING:
@@ -33,42 +34,6 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-class Hooks(list["Handle"]):
-    """What is called with an adjoint; and the Tensor that keeps it in `.grad`, as a weak reference."""
-
-    kept_by: Any = None
-
-    def __call__(self, g: Tensor) -> Tensor:
-        """The adjoint after the hooks. Copies go in and out: a hook shares no memory with a gradient."""
-        x = g.copy()
-        for handle in list(self):
-            found = handle.fn(x)
-            if found is None:
-                continue
-            if not isinstance(found, type(x)) or found.shape != x.shape or found.dtype != x.dtype:
-                given = f"a Tensor of shape {found.shape}, {found.dtype}" if isinstance(found, type(x)) else repr(found)
-                raise TypeError(
-                    f"a hook must return None, or a Tensor of shape {x.shape}, {x.dtype} as it was given, not {given}"
-                )
-            x = found
-        keeper = self.kept_by() if self.kept_by else None
-        if keeper is not None:
-            keeper._accumulate(x.copy())
-        return x.copy()
-
-
-class Handle:
-    """A hook in a list of hooks."""
-
-    def __init__(self, hooks: list[Handle], fn: Callable[..., Any]):
-        self.hooks, self.fn = hooks, fn
-        hooks.append(self)
-
-    def remove(self) -> None:
-        """Take the hook away. A second time does nothing."""
-        self.hooks[:] = [handle for handle in self.hooks if handle is not self]
 
 
 COMPARISONS = ("less", "less_equal", "greater", "greater_equal", "equal", "not_equal")
@@ -240,7 +205,8 @@ class Operators:
 
     # ---- as in PyTorch
 
-    def _accumulate(self, g: Tensor) -> None:
+    def accumulate(self, g: Tensor) -> None:
+        """Add g to `.grad`."""
         with _accumulating:  # or threads that share this Tensor would lose each other's gradients
             self.grad = g if self.grad is None else self.grad + g
 
@@ -248,23 +214,30 @@ class Operators:
         self.grad = None
 
     def register_hook(self, fn: Callable[[Tensor], Tensor | None]) -> Handle:
-        """Call fn(g) with the complete adjoint of this Tensor in every backward pass. If fn returns a Tensor, that
-        takes the place of g. Returns a handle whose remove() takes the hook away.
+        """Call fn(g) with the complete adjoint of this Tensor in every backward pass that reaches it. If fn returns a
+        Tensor, that takes the place of g, which fn must not change itself. Returns a handle whose remove() takes the
+        hook away.
         Errors: RuntimeError for a Tensor that requires no gradient.
         """
-        return Handle(self._hooks("register_hook"), fn)
+        self._check_required("register_hook")
+        return Handle(self._hooks(), fn)
 
     def retain_grad(self) -> None:
         """Let backward passes add the gradient, after all hooks, to `.grad` although this Tensor is not a leaf.
         Errors: RuntimeError for a Tensor that requires no gradient.
         """
-        hooks = self._hooks("retain_grad")
-        if self.node is not None:
-            hooks.kept_by = weakref.ref(self)  # weak, as the graph must not keep its own results alive
+        self._check_required("retain_grad")
+        if self.node is not None:  # a leaf keeps it anyway
+            self._hooks().kept_by = weakref.ref(self)  # weak, as the graph must not keep its own results alive
 
-    def _hooks(self, what: str) -> Hooks:
+    def _check_required(self, what: str) -> None:
         if not self._requires_grad:
-            raise RuntimeError(f"{what}: a Tensor of shape {self.shape} requires no gradient, so it gets none")
+            raise RuntimeError(
+                f"{what}: a Tensor of shape {self.shape} requires no gradient, so it gets none (was it computed inside "
+                "no_grad, or in the first run of a checkpoint?)"
+            )
+
+    def _hooks(self) -> Hooks:
         owner: Any = self.node or self
         if owner.hooks is None:
             owner.hooks = Hooks()

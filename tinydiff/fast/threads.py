@@ -23,10 +23,10 @@ from typing import Any, TypeVar
 import numpy
 
 from .. import microbatch
-from ..anomaly import anomaly_detection
 from ..arguments import integer
 from ..microbatch import microbatches, working_on
 from ..modes import grad_enabled
+from ..observers import observers
 from ..rng import current_microbatch
 
 Result = TypeVar("Result")
@@ -36,8 +36,12 @@ Result = TypeVar("Result")
 def over_microbatches(fn: Callable[[slice], Result], n: int, size: int, threads: int | None = None) -> Iterator[Result]:
     parts = microbatches(n, size, threads)
     workers = min(len(parts), cores() if threads is None else threads)
-    # Anomaly detection observes the calling thread only, and a microbatch within a microbatch would wait for itself.
-    if anomaly_detection() or current_microbatch() is not None:
+    # What observes this thread alone (checkpoint, anomaly detection) would not see the others; and a microbatch within
+    # a microbatch would wait for itself.
+    if (
+        any(observer.thread == threading.get_ident() for observer in list(observers))
+        or current_microbatch() is not None
+    ):
         workers = 1
     _keep_memory()
     if workers > 1:

@@ -23,8 +23,9 @@ from typing import Any
 from .. import backend
 from ..backend import Array, xp
 from ..engine import Tensor
+from ..hooks import Handle, Hooks
 from ..modes import no_grad
-from ..operators import Handle, array_of
+from ..operators import array_of
 
 
 class Parameter(Tensor):
@@ -64,8 +65,8 @@ class Module:
         returns anything but None, that replaces the output. Hooks run in the order of their registration, and each
         gets the output of the one before. Returns a handle, whose `.remove()` takes the hook away.
         """
-        if not isinstance(self._forward_hooks, list):
-            self._forward_hooks = []
+        if not isinstance(self._forward_hooks, Hooks):
+            self._forward_hooks = Hooks()
         return Handle(self._forward_hooks, fn)
 
     # ---- what it is made of
