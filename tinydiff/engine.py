@@ -121,22 +121,6 @@ class Tensor(Operators):
             for leaf, gradient in owned(pairs, grad):
                 leaf.accumulate(gradient)
 
-    def __reduce__(self) -> Any:
-        """For pickle and copy: leaves, without their hooks. Errors: TypeError for a result, which has a graph."""
-        if self.node is not None:
-            raise TypeError(
-                f"a Tensor of shape {self.shape} that {self.node.op.name} computed cannot be copied or pickled with "
-                "its graph: take x.detach()"
-            )
-        return restored, (type(self), self._data, self._requires_grad, self._grad)
-
-
-def restored(kind: type[Tensor], data: Array, requires_grad: bool, grad: Tensor | None) -> Tensor:
-    x = kind.__new__(kind)
-    Tensor.__init__(x, data, requires_grad)
-    x._grad = grad
-    return x
-
 
 def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """A Tensor with a copy of the data: an array, a number, a nested list, or a Tensor (whose history is left behind).
@@ -325,8 +309,8 @@ class ShapeDtype:
 
     def no_values(self, *_others: Any) -> Any:
         raise TypeError(
-            "a rule has used the values of what has a name with a leading underscore, and so has a shape and dtype alone: "
-            "name it without the underscore"
+            "a rule has used the values of a name with a leading underscore, which is a shape and dtype alone: "
+            "take the underscore away"
         )
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = no_values

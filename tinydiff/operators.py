@@ -69,6 +69,7 @@ class Operators:
     __hash__ = object.__hash__
     _data: Any
     _requires_grad: bool
+    _grad: Any
     node: Any
     grad: Any
     hooks: Any
@@ -195,6 +196,15 @@ class Operators:
             raise ValueError(f"a Tensor of {array.dtype} as {dtype} needs a copy")
         return array.astype(dtype)
 
+    def __reduce__(self) -> Any:
+        """For pickle and copy: leaves, without their hooks. Errors: TypeError for a result, which has a graph."""
+        if self.node is not None:
+            raise TypeError(
+                f"a Tensor of shape {self.shape} that {self.node.op.name} computed cannot be copied or pickled with "
+                "its graph: take x.detach()"
+            )
+        return restored, (type(self), self._data, self._requires_grad, self._grad)
+
     def __repr__(self) -> str:
         about = f", dtype={self.dtype}" if str(self.dtype) != "float32" else ""
         about += f", node={self.node.op.name}" if self.node else ", requires_grad=True" if self._requires_grad else ""
@@ -242,6 +252,12 @@ class Operators:
         if owner.hooks is None:
             owner.hooks = Hooks()
         return owner.hooks
+
+
+def restored(kind: Any, data: Any, requires_grad: bool, grad: Tensor | None) -> Tensor:
+    x = kind.__new__(kind)
+    x._data, x._requires_grad, x._grad, x.node, x.hooks = data, requires_grad, grad, None, None
+    return x
 
 
 def array_of(x: Any) -> Any:
