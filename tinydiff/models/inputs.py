@@ -22,10 +22,10 @@ def each_label(what: str, labels: Any, n: int, classes: int, *, null: bool = Fal
     """One label for each of n samples, int64 (n,) on the device: from n integers (an array of the host or of the
     device, a Tensor, a list), or from one for all.
 
-    classes: labels are 0 to classes - 1; with null=True also -1.
+    classes: the labels are 0 to classes - 1; with null=True also -1.
     Errors, which start with `what`: TypeError for labels that are not integers, ValueError for another shape,
-    IndexError for one out of range. With CuPy only labels in host memory are checked for their
-    range, because reading them back from the device would wait for it.
+    IndexError for one out of range. With CuPy only labels in host memory are checked for their range, because reading
+    them back from the device would wait for it.
     """
     values = array_of(labels)
     readable = active().name == "numpy" or not active().is_array(values)
