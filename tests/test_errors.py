@@ -436,6 +436,8 @@ BAD: dict[str, Bad] = {
         ("lose the gradient",),
     ),
     "float16": (lambda: td.tensor(np.ones(3, "float16")), TypeError, ("shape (3,)", "float16", "astype('float32')")),
+    "float16 Parameter": (lambda: td.nn.Parameter(np.ones(3, "float16")), TypeError, ("shape (3,)", "float16")),
+    "float16 Module": (lambda: td.nn.Linear(2, 3, rng=0).astype("float16"), TypeError, ("Linear.astype", "float16")),
     "float16 of an op": (lambda: t(3).astype("float16"), TypeError, ("astype: float16", "only float32 and float64")),
     "float16 array": (lambda: ops.mean(backend.to_device(np.ones(3, "float16"))), TypeError, ("sum: float16",)),
     "dtype of text": (lambda: td.tensor([1.0], dtype="S4"), TypeError, ("[1.0]", "S4")),

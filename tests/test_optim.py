@@ -7,6 +7,7 @@ Against PyTorch: parity/test_layers.py.
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -147,7 +148,7 @@ def test_a_state_that_does_not_fit_says_where() -> None:
     with pytest.raises(ValueError, match="it has 4 parameters, not 3"):
         optim.Adam(ps[:3]).load_state_dict(adam.state_dict())
     with pytest.raises(ValueError, match=r"parameter 0 of shape \(3, 4\) needs m, v of that shape, not nothing"):
-        adam.load_state_dict(sgd.state_dict())
+        adam.load_state_dict({**adam.state_dict(), "state": sgd.state_dict()["state"]})
     with pytest.raises(ValueError, match=r"parameter 0 of shape \(5,\) .*; parameter 1 of shape \(3, 4\)"):
         optim.Adam([ps[1], ps[0], *ps[2:]]).load_state_dict(adam.state_dict())
 
@@ -155,23 +156,78 @@ def test_a_state_that_does_not_fit_says_where() -> None:
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda ps: optim.SGD(ps, -1), r"lr must be in \[0, inf\), not -1"),
+        (lambda ps: optim.SGD(ps, -1), r"SGD: lr must be a number in \[0, inf\), not -1"),
         (lambda ps: optim.SGD(ps, math.nan), "lr"),
         (lambda ps: optim.SGD(ps, momentum=-0.1), "momentum"),
         (lambda ps: optim.SGD(ps, nesterov=True), "nesterov needs a momentum"),
         (lambda ps: optim.SGD(ps, weight_decay=-1), "weight_decay"),
-        (lambda ps: optim.Adam(ps, betas=(0.9, 1.0)), r"betas\[1\] must be in \[0, 1\), not 1.0"),
+        (lambda ps: optim.Adam(ps, betas=(0.9, 1.0)), r"betas\[1\] must be a number in \[0, 1\), not 1.0"),
         (lambda ps: optim.AdamW(ps, eps=-1e-8), "AdamW: eps"),
         (lambda ps: optim.Adam([]), "none"),
         (lambda ps: optim.Adam([3.0]), "float"),
         (lambda ps: optim.SGD([ps[0] * 2.0]), r"parameter 0 of shape .* is the result of multiply, not a leaf"),
         (lambda ps: optim.EMA(nn.Linear(2, 2), decay=1.0), "decay"),
-        (lambda ps: optim.clip_grad_norm(ps, 0.0), "max_norm must be positive, not 0.0"),
+        (lambda ps: optim.SGD(ps, "0.1"), "SGD: lr must be a number .* not '0.1'"),
+        (lambda ps: optim.Adam(ps, betas=(0.9,)), r"Adam: betas must be two numbers, not \(0.9,\)"),
+        (lambda ps: optim.Adam(ps, betas=(0.9, 0.99, 0.999)), r"not \(0.9, 0.99, 0.999\)"),
+        (lambda ps: optim.AdamW(ps, betas=[]), r"AdamW: betas must be two numbers, not \[\]"),
+        (lambda ps: optim.SGD([*ps, ps[1]]), r"parameters 1 and 4 are the same Tensor of shape \(5,\)"),
+        (lambda ps: optim.Adam([ps[0], Tensor(ps[1].data)]), r"parameter 1 of shape \(5,\) requires no gradient"),
+        (lambda ps: optim.Adam(p for p in [] if p), "generator that has been used up"),
+        (lambda ps: optim.clip_grad_norm(ps, math.nan), "not nan"),
+        (lambda ps: optim.clip_grad_norm([], 1.0), "none: is this a generator that has been used up"),
+        (lambda ps: optim.exponential(-1.5), "exponential: factor .* not -1.5"),
+        (lambda ps: optim.exponential(0.5, floor=1.5), "exponential: floor .* not 1.5"),
+        (lambda ps: optim.cosine(-5), "cosine: steps .* not -5"),
+        (lambda ps: optim.cosine(0), "cosine: steps .* not 0"),
+        (lambda ps: optim.cosine(math.nan), "cosine: steps .* not nan"),
+        (lambda ps: optim.cosine(5, floor=-0.1), "cosine: floor .* not -0.1"),
+        (lambda ps: optim.warmup(-5), "warmup: steps .* not -5"),
+        (lambda ps: optim.warmup(0), "warmup: steps .* not 0"),
+        (lambda ps: optim.warmup(math.nan), "warmup: steps .* not nan"),
+        (lambda ps: optim.clip_grad_norm(ps, 0.0), r"max_norm must be a number in \(0, inf\], not 0.0"),
     ],
 )
 def test_bad_arguments(make: Any, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         make(parameters())
+
+
+@pytest.mark.parametrize("wrong", [nn.Sequential(nn.Linear(2, 2, rng=0)), None, "weights", {"w": 1}, 3])
+def test_what_is_no_list_of_tensors_is_refused_with_what_to_give(wrong: Any) -> None:
+    for take in (optim.Adam, lambda given: optim.clip_grad_norm(given, 1.0)):
+        with pytest.raises(TypeError, match=r"give model.parameters\(\), not a "):
+            take(wrong)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int32"])
+def test_only_floating_tensors_can_be_optimised(dtype: str) -> None:
+    with pytest.raises(TypeError, match=rf"parameter 1 of shape \(2,\) is {dtype}, not floating"):
+        optim.SGD([nn.Parameter(np.ones(3)), Tensor(backend.xp.ones(2, dtype))])
+
+
+def test_an_average_is_of_a_module() -> None:
+    with pytest.raises(TypeError, match="EMA takes a module, not a list"):
+        optim.EMA(parameters())
+
+
+def test_a_frozen_parameter_and_a_single_tensor_may_be_given() -> None:
+    frozen, alone = nn.Parameter(np.ones(2)), tensor(np.ones(2), requires_grad=True)
+    frozen.requires_grad = False
+    optim.SGD([frozen], 1.0).step()
+    alone.grad = tensor(np.ones(2))
+    optim.SGD(alone, 1.0).step()
+    assert host(frozen).tolist() == [1, 1] and host(alone).tolist() == [0, 0]
+
+
+def test_the_learning_rate_is_a_plain_number_also_when_it_is_set() -> None:
+    optimizer = optim.Adam(parameters(), np.float64(0.25), (np.float32(0.5), 0.75), weight_decay=np.int64(1))
+    assert type(optimizer.lr) is float and {type(b) for b in (*optimizer.betas, optimizer.weight_decay)} == {float}
+    optimizer.lr = np.float32(0.5)
+    assert type(optimizer.lr) is float and optimizer.lr == 0.5
+    with pytest.raises(ValueError, match="Adam: lr .* not nan"):
+        optimizer.lr = math.nan
+    assert optimizer.lr == 0.5
 
 
 # ---------------------------------------------------------------- a whole step
@@ -205,8 +261,53 @@ def test_a_training_step_never_waits_and_learns(dtype: str) -> None:
 
 def test_plain_sgd_takes_no_state_of_another_optimiser() -> None:
     ps = [Tensor(backend.xp.ones(3, "float32"), requires_grad=True)]
-    with pytest.raises(ValueError, match=r"this state does not fit SGD of 1 parameters: parameter 0"):
+    with pytest.raises(ValueError, match=r"this state does not fit SGD of 1 parameters: it is of 'Adam'"):
         optim.SGD(ps, 0.1).load_state_dict(optim.Adam(ps, 0.1).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"optimizer": "AdamW"}, "it is of 'AdamW'"),
+        ({"optimizer": None}, "it is of None"),
+        ({"lr": math.nan}, "lr must be a number .* not nan"),
+        ({"lr": "0.1"}, "not '0.1'"),
+        ({"counts": [1, -1]}, "the count of parameter 1 must be an integer of 0 or more, not -1"),
+        ({"counts": [1, 1.5]}, "not 1.5"),
+        ({"counts": 2}, "counts must be a list, not 2"),
+        ({"state": None}, "state must have arrays by parameter, but is None"),
+        ({"state": {"0": {}, "1": None}}, "arrays by name are needed, not a NoneType: None"),
+        ({"state": {"0": {}, "1": {}, "2": {}}}, r"it has arrays for \['2'\]"),
+        ({"state": {"0": {"m": [1.0], "v": [1.0]}}}, r"m must be an array of floating numbers, not \[1.0\]"),
+        ({"state": {"0": {"m": np.ones(3, int)}}}, r"not int64 of shape \(3,\)"),
+    ],
+)
+def test_a_state_is_checked_before_anything_is_changed(change: Any, match: str) -> None:
+    ps = [nn.Parameter(np.ones(3)), nn.Parameter(np.ones(2))]
+    other, optimizer = optim.Adam(ps, 0.5), optim.Adam(ps, 0.25)
+    for p in ps:
+        p.grad = tensor(np.ones(p.shape))
+    other.step()
+    for state in ({**other.state_dict(), **change}, other, {"lr": 0.1}):
+        with pytest.raises(ValueError, match=match if type(state) is dict and len(state) > 1 else "it (is no|has no)"):
+            optimizer.load_state_dict(state)
+    assert optimizer.lr == 0.25 and optimizer.counts == [0, 0] and not host(optimizer.state[0]["m"]).any()
+    optimizer.load_state_dict(other.state_dict())
+    assert optimizer.lr == 0.5 and optimizer.counts == [1, 1]
+
+
+def test_clipping_counts_a_parameter_once_and_takes_a_single_one() -> None:
+    p = nn.Parameter(np.ones(2))
+    for given in ([p, p], p, iter([p])):
+        p.grad = tensor(np.array([3.0, 4.0]))
+        assert float(host(optim.clip_grad_norm(given, 1.0))) == pytest.approx(5)
+        assert np.allclose(host(p.grad), [0.6, 0.8], rtol=1e-5)
+    used = iter([p])
+    next(used)
+    with pytest.raises(ValueError, match="used up"):
+        optim.clip_grad_norm(used, 1.0)
+    p.grad = tensor(np.array([3.0, 4.0]))
+    assert float(host(optim.clip_grad_norm([p], math.inf))) == pytest.approx(5) and host(p.grad).tolist() == [3, 4]
 
 
 def test_clip_grad_norm() -> None:
@@ -301,7 +402,76 @@ def test_ema_state() -> None:
         optim.EMA(nn.Linear(2, 3)).load_state_dict(a.state_dict())
 
 
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"updates": -1}, "updates must be an integer of 0 or more, not -1"),
+        ({"updates": 1.5}, "not 1.5"),
+        ({"averages": {"weight": np.full((2, 2), 5.0)}}, r"bias: None, not \(2,\)"),
+        ({"averages": {"weight": np.full((2, 2), 5.0), "bias": [5.0, 5.0]}}, "bias must be an array of floating"),
+        ({"averages": 3}, "not a int: 3"),
+    ],
+)
+def test_an_averages_state_is_checked_before_anything_is_changed(change: Any, match: str) -> None:
+    ema = optim.EMA(nn.Linear(2, 2, rng=0))
+    before = host(ema.averages["weight"]).copy()
+    with pytest.raises(ValueError, match=match):
+        ema.load_state_dict({**ema.state_dict(), "updates": 7, **change})
+    for missing in ("updates", "averages"):
+        state = ema.state_dict()
+        del state[missing]
+        with pytest.raises(ValueError, match=f"this state does not fit an EMA: it has no {missing}"):
+            ema.load_state_dict(state)
+    assert ema.updates == 0 and np.array_equal(host(ema.averages["weight"]), before)
+
+
+def test_averages_that_do_not_fit_change_nothing() -> None:
+    net = nn.Linear(2, 2, rng=0)
+    ema, weight, bias = optim.EMA(net), net.weight.data, net.bias.data
+    net.bias._data = bias.astype("float64")  # the second of two: the first would have been changed already
+    with pytest.raises(ValueError, match=r"bias: \(2,\) float32, not \(2,\) float64"), ema.applied():
+        pass
+    assert net.weight.data is weight
+    for other, match in (
+        (nn.Linear(2, 2, bias=False, rng=1), r"bias: \(2,\) float32, not None"),
+        (nn.Sequential(nn.Linear(2, 2, rng=1)), r"0.weight: None, not \(2, 2\) float32"),
+        (nn.Linear(2, 2, rng=1).astype("float64"), "float32, not .* float64"),
+    ):
+        before = other.state_dict()
+        with pytest.raises(ValueError, match=match):
+            ema.copy_to(other)
+        assert all(np.array_equal(host(a), host(before[name])) for name, a in other.state_dict().items())
+
+
+def test_averages_are_taken_away_also_from_a_module_that_was_converted_inside() -> None:
+    net = nn.Linear(2, 2, rng=0)
+    ema, weight = optim.EMA(net), net.weight.data
+    with ema.applied():
+        net.astype("float64")
+    assert net.weight.data is weight and net.bias.dtype == "float32"
+
+
 # ---------------------------------------------------------------- schedules
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [optim.constant(), optim.exponential(0.5, 0.1), optim.cosine(10, 0.1), optim.warmup(3, optim.cosine(10))],
+)
+def test_schedules_can_be_pickled_and_show_their_arguments(schedule: Any) -> None:
+    again = pickle.loads(pickle.dumps(schedule))
+    assert [again(n) for n in range(12)] == [schedule(n) for n in range(12)]
+    assert eval(repr(schedule), vars(optim)) == schedule
+
+
+def test_a_schedule_after_the_warmup_can_be_called() -> None:
+    with pytest.raises(TypeError, match="then must be a schedule, not 0.5"):
+        optim.warmup(10, 0.5)
+
+
+def test_schedules_take_numpys_numbers() -> None:
+    assert type(optim.exponential(np.float32(0.5))(2)) is float
+    assert type(optim.cosine(np.int64(4), np.float64(0.5))(1)) is float
 
 
 def test_schedules() -> None:

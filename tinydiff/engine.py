@@ -138,8 +138,7 @@ def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     dtype = array.dtype if dtype is None else backend.xp.dtype(dtype)
     if array.dtype.kind not in "fciub" or dtype.kind not in "fciub":
         raise TypeError(f"a Tensor holds an array of numbers, not {reprlib.repr(data)} of dtype {dtype}")
-    if dtype.char in "egG":
-        raise TypeError(f"a Tensor of shape {array.shape}: {wrong_precision(dtype)}")
+    check_precision(f"a Tensor of shape {array.shape}", dtype)
     array = array.astype(dtype)  # always a copy
     if requires_grad:
         check_floating(array)
@@ -155,8 +154,12 @@ def check_floating(array: Array) -> None:
         )
 
 
-def wrong_precision(dtype: Any) -> str:
-    return f"{dtype} is not computed in, only float32 and float64: convert with .astype('float32')"
+def check_precision(what: str, dtype: Any) -> None:
+    """Errors: TypeError for floating numbers of another size: 16 bits lose sums and squares in silence."""
+    if dtype.char in "egG":
+        raise TypeError(
+            f"{what}: {dtype} is not computed in, only float32 and float64: convert with .astype('float32')"
+        )
 
 
 def describe(x: Any) -> str:
@@ -222,7 +225,7 @@ class Op:
             out = backend.as_array(out)
         kind = out.dtype.char if hasattr(out, "dtype") else "d"  # a Python float
         if kind in "egG":
-            raise TypeError(f"{self.name}: {wrong_precision(out.dtype)}")
+            check_precision(self.name, out.dtype)
         if not tensors:
             return out
         if not required or not recording.get()[-1] or kind not in "fdFD":

@@ -136,6 +136,9 @@ def test_the_label_matters_and_may_be_a_list_or_an_array() -> None:
         one, other = host(net(x, t, [1, 1])), host(net(x, t, [1, 2]))
         same = host(net(x, t, np.array([1, 2], np.uint8)))
         device = host(net(x, t, backend.to_device(np.array([1, 2]))))
+        for kind in ("int8", "uint16", "int32"):
+            assert np.array_equal(host(net(x, t, np.array([1, 2], kind))), other)
+        assert np.array_equal(host(net(x, t, 1)), one) and np.array_equal(host(net(x, t, np.int8(1))), one)
     assert np.array_equal(one[0], other[0]) and not np.allclose(one[1], other[1], atol=1e-3)
     assert np.array_equal(other, same) and np.array_equal(other, device)
 
@@ -186,7 +189,7 @@ def test_a_context_of_several_tokens_makes_the_cross_attention_ask() -> None:
             "conditional",
             lambda x, t, y: (x, t, [1, 10]),
             IndexError,
-            "runs from 1 to 10, but the table has rows 0 to 9",
+            "a label must be 0 to 9, but runs from 1 to 10",
         ),
         ("conditional", lambda x, t, y: (x, t, np.array([-1, 2])), IndexError, "runs from -1 to 2"),
         ("conditional", lambda x, t, y: (x, t, [1.0, 2.0]), TypeError, r"integers, not float64 of shape \(2,\)"),
@@ -194,9 +197,14 @@ def test_a_context_of_several_tokens_makes_the_cross_attention_ask() -> None:
             "conditional",
             lambda x, t, y: (x, t, [1]),
             ValueError,
-            r"one label for each of the 2 samples of x \(2, 28, 28, 1\), not labels \(1,\)",
+            r"one for each of the 2 samples, or one for all, not of shape \(1,\)",
         ),
-        ("conditional", lambda x, t, y: (x, t, 3), ValueError, r"not labels \(\)"),
+        ("conditional", lambda x, t, y: (x, t, 3.0), TypeError, r"integers, not float64 of shape \(\)"),
+        ("conditional", lambda x, t, y: (x, t, [True, False]), TypeError, r"integers, not bool of shape \(2,\)"),
+        ("conditional", lambda x, t, y: (x, t, 10), IndexError, "runs from 10 to 10"),
+        ("conditional", lambda x, t, y: (x[0], t, y), ValueError, r"not \(28, 28, 1\)"),
+        ("add", lambda x, t: (x, 0.5), ValueError, "not t 0.5"),
+        ("latent", lambda x, t, y: (x[0], t, y), ValueError, r"not \(10, 10, 4\)"),
         (
             "latent",
             lambda x, t, y: (x[:, :, :, :3], t, y),
@@ -219,5 +227,20 @@ def test_bad_input(name: str, change: Any, error: Any, match: str) -> None:
 def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="skips must be 'concat' or 'add', not 'sum'"):
         ScoreUNet(STD, skips="sum")
+    for make, match in (
+        (lambda: ScoreUNet(STD, (32, 64)), r"ScoreUNet: channels must be 4 positive integers, not \(32, 64\)"),
+        (lambda: ConditionalUNet(STD, (32, 64.0, 128, 256)), r"ConditionalUNet: channels\[1\] .* not 64.0"),
+        (lambda: ConditionalUNet(STD, classes=0), "ConditionalUNet: classes .* not 0"),
+        (lambda: LatentUNet(STD, ()), r"LatentUNet: channels must be 4 positive integers, not \(\)"),
+        (lambda: LatentUNet(STD, classes=2.5), "LatentUNet: classes .* not 2.5"),
+        (lambda: Autoencoder(4), "Autoencoder: channels must be 3 positive integers, not 4"),
+        (lambda: SpatialTransformer(8, 6, rng=0)(tensor(np.zeros((2, 3, 8))), None), r"not \(2, 3, 8\)"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            make()
+    channels = [4, 4, 4]
+    net = Autoencoder(channels, rng=0)
+    channels[2] = 5
+    assert net.channels == (4, 4, 4)
     with pytest.raises(ValueError, match=r"Autoencoder takes \(N, 10, 10, 4\), .* not \(1, 12, 12, 4\)"):
         Autoencoder(rng=0).decode(tensor(np.zeros((1, 12, 12, 4), np.float32)))

@@ -111,3 +111,69 @@ def test_bad_input_is_quoted(shape, options, quoted):
 def test_a_label_out_of_range_is_not_taken_for_the_null_class(digits, quoted):
     with pytest.raises(IndexError, match=f"'digit' must be 0 to 9, or -1 for the null class, but {quoted}"):
         small()(Tensor(Rng(0).normal((2, 8, 8, 1))), Rng(1).normal(2), digit=np.array(digits))
+
+
+@pytest.mark.parametrize(
+    ("options", "quoted"),
+    [
+        ({"blocks": 0}, "blocks .* not 0"),
+        ({"blocks": -1}, "blocks .* not -1"),
+        ({"blocks": 1.5}, "blocks .* not 1.5"),
+        ({"labels": {5: 10}}, "which 5 cannot be"),
+        ({"labels": {"a b": 10}}, "which 'a b' cannot be"),
+        ({"labels": {"noise": 10}}, "which 'noise' cannot be"),
+        ({"labels": {"digit": 0}}, "the number of values of 'digit' .* not 0"),
+        ({"channels": (8.0, 16)}, r"channels\[0\] .* not 8.0"),
+        ({"channels": ()}, r"channels must be one or more positive integers, not \(\)"),
+        ({"channels": 8}, "channels must be one or more positive integers, not 8"),
+        ({"patch": 2.5}, "patch .* not 2.5"),
+        ({"embedding": 0}, "embedding .* not 0"),
+        ({"groups": 3}, r"groups=3 must divide each of channels=\(8, 16\)"),
+        ({"groups": 0}, "groups .* not 0"),
+        ({"in_channels": 0}, "in_channels .* not 0"),
+        ({"out_channels": 1.5}, "out_channels .* not 1.5"),
+    ],
+)
+def test_bad_arguments_are_quoted(options, quoted):
+    with pytest.raises(ValueError, match=f"UNet: .*{quoted}"):
+        UNet(**{"channels": (8, 16), "embedding": 12, "groups": 4, **options}, rng=0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "noise", "quoted"),
+    [
+        ((8, 8, 1), (2,), r"not \(8, 8, 1\)"),
+        ((2, 8, 8), (2,), r"not \(2, 8, 8\)"),
+        ((1, 2, 8, 8, 1), (1,), r"not \(1, 2, 8, 8, 1\)"),
+        ((3, 8, 8, 1), (2,), r"noise must be \(3,\), one for each of x \(3, 8, 8, 1\), not of shape \(2,\)"),
+    ],
+)
+def test_ranks_are_checked(shape, noise, quoted):
+    with pytest.raises(ValueError, match=quoted):
+        small()(Tensor(Rng(0).normal(shape)), Rng(1).normal(noise))
+
+
+def test_pixels_of_another_rank_or_size_are_refused():
+    with pytest.raises(ValueError, match=r"pixel_unshuffle takes .* multiples of 2, not \(1, 3, 4, 1\)"):
+        pixel_unshuffle(Tensor(Rng(0).normal((1, 3, 4, 1))), 2)
+    with pytest.raises(ValueError, match=r"pixel_shuffle takes .* a multiple of 4, not \(2, 3, 4\)"):
+        pixel_shuffle(Tensor(Rng(0).normal((2, 3, 4))), 2)
+
+
+def test_labels_come_as_numbers_lists_and_integers_of_any_width():
+    net = awake(UNet(1, (8,), labels={"word": 200}, embedding=12, groups=4, rng=0))
+    x, noise = Tensor(Rng(0).normal((3, 4, 4, 1))), Rng(1).normal(3)
+    expected = {i: net(x, noise, word=to_device(np.full(3, i))).numpy() for i in (7, -1)}
+    assert abs(expected[7] - expected[-1]).max() > 1e-3
+    ways = [lambda i: i, lambda i: [i] * 3, lambda i: np.int16(i), lambda i: Tensor(to_device(np.full(3, i, np.int8)))]
+    ways += [lambda i, kind=kind: np.full(3, i, kind) for kind in ("int8", "int16", "int32", "int64")]
+    for i in expected:
+        for way in ways:
+            np.testing.assert_array_equal(net(x, noise, word=way(i)).numpy(), expected[i])
+    np.testing.assert_array_equal(net(x, noise, word=np.full(3, 7, np.uint64)).numpy(), expected[7])
+
+
+@pytest.mark.parametrize("label", [True, 1.0, [1.0, 2.0], np.array([True, False]), np.zeros(2, np.float32), "one"])
+def test_labels_that_are_no_integers_are_refused(label):
+    with pytest.raises(TypeError, match="label 'digit' must be integers, not"):
+        small()(Tensor(Rng(0).normal((2, 8, 8, 1))), Rng(1).normal(2), digit=label)

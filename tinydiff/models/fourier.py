@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import nn, ops
+from ..arguments import integer, number
 from ..backend import to_device
 from ..engine import Tensor
 from ..rng import Rng, as_rng
@@ -32,11 +33,11 @@ class ScoreMLP(nn.Module):
         rng: Rng | int | None = None,
     ):
         rng = as_rng(rng)
-        self.marginal_std, self.dim = marginal_std, dim
+        self.marginal_std, self.dim = marginal_std, integer("ScoreMLP: dim", dim)
         self.time = nn.FourierFeatures(features, scale=1.0, rng=rng)
-        self.layer1 = nn.Linear(dim + features, hidden, rng=rng)
+        self.layer1 = nn.Linear(self.dim + self.time.features, hidden, rng=rng)
         self.layer2 = nn.Linear(hidden, hidden, rng=rng)
-        self.layer3 = nn.Linear(hidden, dim, rng=rng)
+        self.layer3 = nn.Linear(hidden, self.dim, rng=rng)
 
     def forward(self, x: Any, t: Any) -> Any:
         if x.ndim != 2 or x.shape[1] != self.dim:
@@ -69,9 +70,8 @@ class FourierInputs(nn.Module):
     """
 
     def __init__(self, net: nn.Module, sigma_data: float, powers: Sequence[int] = (1, 2, 3, 4, 5, 6)):
-        if not 0 < sigma_data < math.inf:
-            raise ValueError(f"FourierInputs: sigma_data must be positive and finite, not {sigma_data!r}")
-        self.net, self.sigma_data, self.powers = net, sigma_data, tuple(powers)
+        self.net, self.sigma_data = net, number("FourierInputs: sigma_data", sigma_data, "(0, inf)")
+        self.powers = tuple(number(f"FourierInputs: powers[{i}]", n) for i, n in enumerate(powers))
 
     def forward(self, x: Any, noise: Any, **condition: Any) -> Any:
         x, noise = (v if isinstance(v, Tensor) else Tensor(to_device(v)) for v in (x, noise))

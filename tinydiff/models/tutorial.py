@@ -19,7 +19,9 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import nn, ops
+from ..arguments import integer
 from ..rng import Rng, as_rng
+from .inputs import each_label, sizes
 
 MarginalStd = Callable[[Any], Any]
 
@@ -59,7 +61,7 @@ class ScoreUNet(nn.Module):
             raise ValueError(f"{type(self).__name__}: skips must be 'concat' or 'add', not {skips!r}")
         rng = as_rng(rng)
         self.marginal_std, self.skips = marginal_std, skips
-        c1, c2, c3, c4 = channels
+        c1, c2, c3, c4 = sizes(f"{type(self).__name__}: channels", channels, 4)
         up = 2 if skips == "concat" else 1
 
         self.time_embed = nn.Sequential(
@@ -117,13 +119,14 @@ class ScoreUNet(nn.Module):
 
 
 class ConditionalUNet(ScoreUNet):
-    """The score of noised images of a given class: x (N, 28, 28, 1), t (N,), labels (N,) of integers -> (N, 28, 28, 1).
+    """The score of noised images of a given class: x (N, 28, 28, 1), t (N,), labels (N,) of integers, or one for all
+    -> (N, 28, 28, 1).
 
     The additive ScoreUNet, with a transformer after levels 3 and 4 that attends to the embedding of the label. That is
     a single token, so the softmax over it is always 1: query and key of the cross-attention get no gradient, and the
     cross-attention only adds one vector per class. It is built as it was published.
-    Errors: as ScoreUNet; TypeError for labels that are not integers, IndexError for one out of
-    range (see nn.Embedding).
+    Errors: as ScoreUNet; TypeError for labels that are not integers, IndexError for one out of range (on a GPU only of
+    those in host memory).
     """
 
     def __init__(
@@ -138,11 +141,13 @@ class ConditionalUNet(ScoreUNet):
     ):
         rng = as_rng(rng)
         super().__init__(marginal_std, channels, embed_dim, skips="add", rng=rng)
+        classes = integer(f"{type(self).__name__}: classes", classes)
         self.cond_embed = nn.Embedding(classes, context_dim, rng=rng)
         self.attn3 = SpatialTransformer(channels[2], context_dim, rng=rng)
         self.attn4 = SpatialTransformer(channels[3], context_dim, rng=rng)
 
     def forward(self, x: Any, t: Any, labels: Any) -> Any:  # type: ignore[override]  # one input more
+        _check(self, x, t, (28, 28, 1))
         context = _context(self, x, labels, self.cond_embed)
         return self._score(x, t, lambda h: self.attn3(h, context), lambda h: self.attn4(h, context))
 
@@ -194,6 +199,8 @@ class SpatialTransformer(nn.Module):
         self.transformer = TransformerBlock(width, context_dim, rng=rng)
 
     def forward(self, x: Any, context: Any) -> Any:
+        if x.ndim != 4:
+            raise ValueError(f"SpatialTransformer takes x (N, H, W, C), not {x.shape}")
         n, height, width, c = x.shape
         tokens = self.transformer(ops.reshape(x, shape=(n, height * width, c)), context)  # (N, H, W, C) -> (N, HW, C)
         return x + ops.reshape(tokens, shape=x.shape)  # (N, HW, C) -> (N, H, W, C)
@@ -212,8 +219,7 @@ class Autoencoder(nn.Module):
 
     def __init__(self, channels: tuple[int, int, int] = (4, 4, 4), *, rng: Rng | int | None = None):
         rng = as_rng(rng)
-        self.channels = channels
-        c1, c2, c3 = channels
+        self.channels = c1, c2, c3 = sizes("Autoencoder: channels", channels, 3)
         self.encoder = nn.Sequential(
             nn.Conv2d(1, c1, 3, stride=1, rng=rng),  # (N, 28, 28, 1) -> (N, 26, 26, 4)
             nn.BatchNorm2d(c1),
@@ -249,7 +255,7 @@ class Autoencoder(nn.Module):
 
 class LatentUNet(nn.Module):
     """The score of noised latents of a given class:
-    x (N, 10, 10, 4), t (N,), labels (N,) of integers -> (N, 10, 10, 4).
+    x (N, 10, 10, 4), t (N,), labels (N,) of integers, or one for all -> (N, 10, 10, 4).
 
     A conditional U-Net of three levels, skips added, a transformer after levels 2 and 3 and after the first layer up.
     Errors: as ConditionalUNet.
@@ -266,12 +272,13 @@ class LatentUNet(nn.Module):
         rng: Rng | int | None = None,
     ):
         rng = as_rng(rng)
-        self.marginal_std, self.channels = marginal_std, channels
-        c0, c1, c2, c3 = channels
+        self.marginal_std = marginal_std
+        self.channels = c0, c1, c2, c3 = sizes("LatentUNet: channels", channels, 4)
 
         self.time_embed = nn.Sequential(
             nn.FourierFeatures(embed_dim, rng=rng), nn.Linear(embed_dim, embed_dim, rng=rng), nn.SiLU()
         )
+        classes = integer(f"{type(self).__name__}: classes", classes)
         self.cond_embed = nn.Embedding(classes, context_dim, rng=rng)
         # Down.
         self.conv1 = nn.Conv2d(c0, c1, 3, stride=1, bias=False, rng=rng)
@@ -327,12 +334,8 @@ def _per_image(a: Any) -> Any:
 
 
 def _context(net: nn.Module, x: Any, labels: Any, table: nn.Embedding) -> Any:
+    labels = each_label(f"{type(net).__name__}: a label", labels, len(x), table.num_embeddings)
     context = table(labels)  # (N,) -> (N, D)
-    if context.shape[:-1] != x.shape[:1]:
-        raise ValueError(
-            f"{type(net).__name__} takes one label for each of the {x.shape[0]} samples of x {x.shape}, "
-            f"not labels {context.shape[:-1]}"
-        )
     return ops.expand_dims(context, axis=1)  # (N, D) -> (N, 1, D), a sequence of one token
 
 
@@ -347,7 +350,9 @@ def _check_shape(net: nn.Module, x: Any, image: tuple[int, int, int]) -> None:
 
 def _check(net: nn.Module, x: Any, t: Any, image: tuple[int, int, int]) -> None:
     _check_shape(net, x, image)
-    if t.shape != x.shape[:1]:
+    shape = getattr(t, "shape", None)
+    if shape != x.shape[:1]:
         raise ValueError(
-            f"{type(net).__name__} takes a time for each of the {len(x)} samples of x {x.shape}, not t {t.shape}"
+            f"{type(net).__name__} takes a time for each of the {len(x)} samples of x {x.shape}, "
+            f"not t {t if shape is None else shape}"
         )

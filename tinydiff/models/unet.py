@@ -17,21 +17,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .. import backend, nn, ops
-from ..backend import Array, to_device, xp
+from .. import nn, ops
+from ..arguments import integer
+from ..backend import xp
 from ..engine import Tensor
-from ..operators import array_of
 from ..rng import Rng, as_rng
+from .inputs import each_label, sizes
 
 
 class UNet(nn.Module):
     """F(x, noise, **labels): (N, H, W, C) -> (N, H, W, C or out_channels)
 
     channels: of each level, from fine to coarse; level i works at 1 / (patch 2^i) of the resolution.
-    blocks: residual blocks per level, on the way down; as many on the way up.
+    blocks: residual blocks per level, on the way down; as many on the way up. groups: of the norms, a divisor of all
+    channels.
     labels: the conditions, with the number of values of each, {"digit": 10}. Each label is embedded, and the embeddings
     are summed. The label -1 is the null class, no condition (the last row of a table); a label that is not given is -1.
     To learn the null class, replace labels by -1 at random in training (label dropout; Ho and Salimans 2022).
+    Errors: ValueError for sizes that are not positive integers, groups that do not divide the channels, and names of
+    labels that could be no keyword arguments of this net.
     """
 
     def __init__(
@@ -48,18 +52,28 @@ class UNet(nn.Module):
         rng: Rng | int | None = None,
     ):
         rng = as_rng(rng)
-        self.patch, self.in_channels, self.levels = patch, in_channels, len(channels)
-        out_channels = in_channels if out_channels is None else out_channels
-        if out_channels < 1:
-            raise ValueError(f"UNet: out_channels must be 1 or more, not {out_channels!r}")
+        channels = sizes("UNet: channels", channels)
+        self.in_channels, self.levels = integer("UNet: in_channels", in_channels), len(channels)
+        blocks, self.patch = integer("UNet: blocks", blocks), integer("UNet: patch", patch)
+        embedding, groups = integer("UNet: embedding", embedding), integer("UNet: groups", groups)
+        out_channels = self.in_channels if out_channels is None else integer("UNet: out_channels", out_channels)
+        if any(width % groups for width in channels):
+            raise ValueError(f"UNet: groups={groups} must divide each of channels={channels}")
+        for name in labels or {}:
+            if not isinstance(name, str) or not name.isidentifier() or name in ("self", "x", "noise"):
+                raise ValueError(
+                    f"UNet: a label is a keyword argument of the net, which {name!r} cannot be: take an identifier "
+                    "other than self, x and noise"
+                )
         self.frequencies = nn.FourierFeatures(64, scale=1.0, rng=rng)
         self.noise = nn.Sequential(
             nn.Linear(64, embedding, rng=rng), nn.SiLU(), nn.Linear(embedding, embedding, rng=rng)
         )
         self.labels: dict[str, nn.Embedding] = {
-            name: nn.Embedding(n + 1, embedding, rng=rng) for name, n in (labels or {}).items()
+            name: nn.Embedding(integer(f"UNet: the number of values of {name!r}", n) + 1, embedding, rng=rng)
+            for name, n in (labels or {}).items()
         }
-        self.first = nn.Conv2d(in_channels * patch**2, channels[0], 3, padding=1, rng=rng)
+        self.first = nn.Conv2d(self.in_channels * self.patch**2, channels[0], 3, padding=1, rng=rng)
         self.down: list[nn.Module] = []
         self.up: list[nn.Module] = []
         for i, width in enumerate(channels):
@@ -75,20 +89,25 @@ class UNet(nn.Module):
             if i:
                 self.up.append(nn.ConvTranspose2d(width, channels[i - 1], 2, stride=2, rng=rng))
         self.norm = nn.GroupNorm(groups, channels[0])
-        self.last = _zero(nn.Conv2d(channels[0], out_channels * patch**2, 3, padding=1, rng=rng))
+        self.last = _zero(nn.Conv2d(channels[0], out_channels * self.patch**2, 3, padding=1, rng=rng))
 
     def forward(self, x: Tensor, noise: Any, **labels: Any) -> Tensor:
-        """noise: (N,), a slowly varying function of the noise level such as ln(sigma) / 4; labels: (N,) integers.
+        """noise: (N,), a slowly varying function of the noise level such as ln(sigma) / 4, or (1,); labels: (N,)
+        integers, or one for all.
 
-        Errors: ValueError for an image whose size cannot be halved often enough, or a label that this net does not
-        have; TypeError for labels that are not integers, IndexError for one out of range (not checked on a GPU).
+        Errors: ValueError for x that is not (N, H, W, in_channels) or whose size cannot be halved often enough, noise
+        of another shape, or a label that this net does not have; TypeError for labels that are not integers,
+        IndexError for one out of range (on a GPU only of those in host memory).
         """
-        n, height, width, channels = x.shape
         unit = self.patch * 2 ** (self.levels - 1)
-        if channels != self.in_channels or height % unit or width % unit:
+        if x.ndim != 4 or x.shape[3] != self.in_channels or x.shape[1] % unit or x.shape[2] % unit:
             raise ValueError(
                 f"UNet: images must be (N, H, W, {self.in_channels}) with H and W multiples of {unit}, not {x.shape}"
             )
+        n, shape = len(x), getattr(noise, "shape", None)
+        if shape not in ((n,), (1,)):
+            found = repr(noise) if shape is None else f"of shape {shape}"
+            raise ValueError(f"UNet: noise must be {(n,)}, one for each of x {x.shape}, not {found}")
         e = ops.silu(self._embed(noise, labels, n))  # (N, embedding)
         h = self.first(pixel_unshuffle(x, self.patch))  # (N, H/p, W/p, channels[0])
         skips = []
@@ -111,18 +130,13 @@ class UNet(nn.Module):
         if unknown:
             raise ValueError(f"UNet: this net has the labels {list(self.labels)}, not {unknown}")
         for name, table in self.labels.items():
-            values: Array = array_of(labels[name]) if name in labels else xp.full(n, -1)
-            if values.shape != (n,):
-                raise ValueError(f"UNet: label {name!r} must have shape {(n,)}, not {values.shape}")
             null = table.num_embeddings - 1  # the null class
-            readable = backend.name == "numpy" or not backend.active().is_array(values)
-            if readable and n and not (-1 <= values.min() and values.max() < null):
-                raise IndexError(
-                    f"UNet: label {name!r} must be 0 to {null - 1}, or -1 for the null class, "
-                    f"but runs from {values.min()} to {values.max()}"
-                )
-            values = to_device(values)
-            e = e + table(xp.where(values < 0, null, values))  # (N, embedding)
+            if name not in labels:
+                values = xp.full(n, null)
+            else:
+                values = each_label(f"UNet: label {name!r}", labels[name], n, null, null=True)
+                values = xp.where(values < 0, null, values)
+            e = e + table(values)  # (N, embedding)
         return e
 
 
@@ -163,7 +177,10 @@ class SelfAttention(nn.Module):
 
 
 def pixel_unshuffle(x: Tensor, patch: int) -> Tensor:
-    """Each patch of pixels becomes one pixel: (N, H, W, C) -> (N, H/p, W/p, p p C)."""
+    """Each patch of pixels becomes one pixel: (N, H, W, C) -> (N, H/p, W/p, p p C).
+    Errors: ValueError for another rank, or sizes that are not multiples of the patch."""
+    if x.ndim != 4 or x.shape[1] % patch or x.shape[2] % patch:
+        raise ValueError(f"pixel_unshuffle takes (N, H, W, C) with H and W multiples of {patch}, not {x.shape}")
     n, height, width, c = x.shape
     h, w = height // patch, width // patch
     x = ops.reshape(x, shape=(n, h, patch, w, patch, c))  # (N, H, W, C) -> (N, H/p, p, W/p, p, C)
@@ -172,7 +189,9 @@ def pixel_unshuffle(x: Tensor, patch: int) -> Tensor:
 
 
 def pixel_shuffle(x: Tensor, patch: int) -> Tensor:
-    """The inverse: (N, H, W, p p C) -> (N, p H, p W, C)."""
+    """The inverse: (N, H, W, p p C) -> (N, p H, p W, C). Errors: ValueError for another rank or number of channels."""
+    if x.ndim != 4 or x.shape[3] % patch**2:
+        raise ValueError(f"pixel_shuffle takes (N, H, W, C) with C a multiple of {patch**2}, not {x.shape}")
     n, h, w, channels = x.shape
     c = channels // patch**2
     x = ops.reshape(x, shape=(n, h, w, patch, patch, c))  # (N, H, W, p p C) -> (N, H, W, p, p, C)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import ops
+from ..arguments import integer
 from ..backend import xp
 from ..rng import Rng, as_rng
 from .layers import Dropout, Linear, xavier_uniform
@@ -22,7 +23,8 @@ class MultiHeadAttention(Module):
     broadcastable to (N, heads, L, S). Parameters as in PyTorch: in_proj_weight (E, 3E), or, if kdim or vdim is not E,
     q_proj_weight (E, E), k_proj_weight (kdim, E), v_proj_weight (vdim, E), Xavier uniform; in_proj_bias (3E,), zero;
     out_proj, a Linear with bias zero. Source: Vaswani et al. 2017, section 3.2.2.
-    Errors: ValueError if num_heads does not divide embed_dim, or for shapes that do not fit.
+    Errors: ValueError if num_heads does not divide embed_dim, for sizes that are not positive integers, or for shapes
+    that do not fit.
     """
 
     def __init__(
@@ -36,11 +38,13 @@ class MultiHeadAttention(Module):
         vdim: int | None = None,
         rng: Rng | int | None = None,
     ):
-        if num_heads < 1 or embed_dim % num_heads:
+        self.embed_dim = embed_dim = integer("MultiHeadAttention: embed_dim", embed_dim)
+        self.num_heads = integer("MultiHeadAttention: num_heads", num_heads)
+        if embed_dim % self.num_heads:
             raise ValueError(f"MultiHeadAttention: num_heads={num_heads} must divide embed_dim={embed_dim}")
+        self.kdim = embed_dim if kdim is None else integer("MultiHeadAttention: kdim", kdim)
+        self.vdim = embed_dim if vdim is None else integer("MultiHeadAttention: vdim", vdim)
         rng = as_rng(rng)
-        self.embed_dim, self.num_heads = embed_dim, num_heads
-        self.kdim, self.vdim = kdim or embed_dim, vdim or embed_dim
         if self.kdim == self.vdim == embed_dim:
             self.in_proj_weight = Parameter(xavier_uniform((embed_dim, 3 * embed_dim), rng))
         else:

@@ -12,7 +12,8 @@ import math
 from typing import Any
 
 from .. import ops
-from ..ops.conv import Pair
+from ..arguments import integer
+from ..ops.conv import Pair, _pair
 from ..rng import Rng, as_rng
 from .layers import fan_in_uniform
 from .module import Module, Parameter, same_dtype
@@ -21,8 +22,9 @@ from .module import Module, Parameter, same_dtype
 class _Conv(Module):
     """The base of the three layers: their arguments, and the parameters made from them.
 
-    kernel_size, stride, padding, dilation: an int, or one per axis; padding may be "same".
-    Errors: ValueError for groups that do not divide the channels; when called, for shapes that do not fit.
+    kernel_size, stride, padding, dilation: an int, or one per axis; padding may be "same", or "valid" for none.
+    Errors: ValueError for arguments out of range, or groups that do not divide the channels; when called, for shapes
+    that do not fit.
     """
 
     axes = 2  # of the kernel
@@ -42,20 +44,38 @@ class _Conv(Module):
         rng: Rng | int | None = None,
     ):
         name = type(self).__name__
-        kernel = (kernel_size,) * self.axes if isinstance(kernel_size, int) else tuple(kernel_size)
-        if len(kernel) != self.axes or min(kernel) < 1:
-            raise ValueError(f"{name}: kernel_size must be {self.axes} positive int(s), not {kernel_size!r}")
-        if groups < 1 or in_channels % groups or out_channels % groups:
+        self.in_channels = integer(f"{name}: in_channels", in_channels)
+        self.out_channels = integer(f"{name}: out_channels", out_channels)
+        self.kernel_size = self._sizes("kernel_size", kernel_size, 1)
+        self.stride = self._sizes("stride", stride, 1)
+        self.dilation = self._sizes("dilation", dilation, 1)
+        self.padding: Pair | str = "same"
+        if self.transposed or padding not in ("same", "valid"):
+            self.padding = self._sizes("padding", padding, 0)
+        elif padding == "valid":
+            self.padding = 0
+        self.groups = groups = integer(f"{name}: groups", groups)
+        if self.in_channels % groups or self.out_channels % groups:
             raise ValueError(
                 f"{name}: groups={groups} must divide in_channels={in_channels} and out_channels={out_channels}"
             )
-        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
-        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         rng = as_rng(rng)
-        rows, columns = (out_channels, in_channels) if self.transposed else (in_channels, out_channels)
+        kernel = (self.kernel_size,) * self.axes if isinstance(self.kernel_size, int) else self.kernel_size
+        rows, columns = self.in_channels, self.out_channels
+        if self.transposed:
+            rows, columns = columns, rows
         fan_in = math.prod(kernel) * rows // groups
         self.weight = Parameter(fan_in_uniform((*kernel, rows // groups, columns), fan_in, rng))
-        self.bias = Parameter(fan_in_uniform((out_channels,), fan_in, rng)) if bias else None
+        self.bias = Parameter(fan_in_uniform((self.out_channels,), fan_in, rng)) if bias else None
+
+    def _sizes(self, name: str, value: Any, least: int) -> Pair:
+        """An int for all axes as an int, or one for each as a pair. Errors: ValueError for anything else."""
+        what = type(self).__name__
+        if self.axes == 1:
+            single = value[0] if isinstance(value, (tuple, list)) and len(value) == 1 else value
+            return integer(f"{what}: {name}", single, least)
+        pair = _pair(value, what, name, least)
+        return pair if isinstance(value, (tuple, list)) else pair[0]
 
     def _apply(self, op: Any, x: Any, **options: Any) -> Any:
         same_dtype(self, x, self.weight)
@@ -69,8 +89,9 @@ class Conv2d(_Conv):
     """Convolution of images: (N, H, W, in_channels) -> (N, OH, OW, out_channels), ops.conv2d.
 
     Parameters: weight (kh, kw, in / groups, out), bias (out,), U(-b, b) with b = 1 / sqrt(kh kw in / groups).
-    kernel_size, stride, padding, dilation: an int or (vertical, horizontal); padding may be "same".
-    Errors: ValueError for groups that do not divide the channels; when called, for shapes that do not fit.
+    kernel_size, stride, padding, dilation: an int or (vertical, horizontal); padding may be "same", or "valid" for 0.
+    Errors: ValueError for arguments out of range, or groups that do not divide the channels; when called, for shapes
+    that do not fit.
     """
 
     def forward(self, x: Any) -> Any:
@@ -93,7 +114,8 @@ class ConvTranspose2d(_Conv):
     """Transposed convolution of images: (N, H, W, in_channels) -> (N, OH, OW, out_channels), ops.conv_transpose2d.
 
     OH = (H - 1) stride - 2 padding + dilation (kh - 1) + 1 + output_padding. Parameters: weight (kh, kw, out / groups,
-    in), bias (out,), U(-b, b) with b = 1 / sqrt(kh kw out / groups). Errors: as Conv2d.
+    in), bias (out,), U(-b, b) with b = 1 / sqrt(kh kw out / groups). Errors: as Conv2d; ValueError for a padding that
+    is no number, or an output_padding that is smaller than neither stride nor dilation.
     """
 
     transposed = True
@@ -113,7 +135,13 @@ class ConvTranspose2d(_Conv):
         rng: Rng | int | None = None,
     ):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, rng=rng)
-        self.output_padding = output_padding
+        self.output_padding = self._sizes("output_padding", output_padding, 0)
+        sizes = (self.output_padding, self.stride, self.dilation)
+        if any(extra >= max(s, d) for extra, s, d in zip(*(_pair(size, "", "", 0) for size in sizes))):
+            raise ValueError(
+                f"ConvTranspose2d: output_padding={output_padding} must be smaller than stride={stride} "
+                f"or dilation={dilation}"
+            )
 
     def forward(self, x: Any) -> Any:
         return self._apply(ops.conv_transpose2d, x, output_padding=self.output_padding)

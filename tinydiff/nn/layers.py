@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 from .. import backend, ops
+from ..arguments import integer, number
 from ..backend import Array
 from ..engine import Tensor
 from ..operators import array_of
@@ -30,7 +31,7 @@ def fan_in_uniform(shape: tuple[int, ...], fan_in: int, rng: Rng) -> Array:
 
     PyTorch calls it kaiming_uniform with a = sqrt(5) (He et al. 2015, with a gain of sqrt(1/3)).
     """
-    return uniform(shape, 1 / math.sqrt(fan_in) if fan_in > 0 else 0.0, rng)
+    return uniform(shape, 1 / math.sqrt(fan_in), rng)
 
 
 def xavier_uniform(shape: tuple[int, ...], rng: Rng) -> Array:
@@ -47,15 +48,18 @@ def xavier_uniform(shape: tuple[int, ...], rng: Rng) -> Array:
 class Linear(Module):
     """y = x w + b on the last axis: (..., in_features) -> (..., out_features).
 
-    Parameters: weight (in, out) and bias (out,), U(-1 / sqrt(in), 1 / sqrt(in)). Errors: ValueError if the last axis of
-    x is not in_features long, TypeError if its dtype is not that of the weights.
+    Parameters: weight (in, out) and bias (out,), U(-1 / sqrt(in), 1 / sqrt(in)). Errors: ValueError for numbers of
+    features that are not positive integers, or if the last axis of x is not in_features long; TypeError if its dtype is
+    not that of the weights.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *, rng: Rng | int | None = None):
         rng = as_rng(rng)
-        self.in_features, self.out_features = in_features, out_features
-        self.weight = Parameter(fan_in_uniform((in_features, out_features), in_features, rng))
-        self.bias = Parameter(fan_in_uniform((out_features,), in_features, rng)) if bias else None
+        self.in_features = integer("Linear: in_features", in_features)
+        self.out_features = integer("Linear: out_features", out_features)
+        shape = self.in_features, self.out_features
+        self.weight = Parameter(fan_in_uniform(shape, self.in_features, rng))
+        self.bias = Parameter(fan_in_uniform(shape[1:], self.in_features, rng)) if bias else None
 
     def forward(self, x: Any) -> Any:
         if x.ndim < 1 or x.shape[-1] != self.in_features:
@@ -73,14 +77,16 @@ class Linear(Module):
 class Embedding(Module):
     """A table of vectors, one for each integer from 0 to num_embeddings - 1: (...) -> (..., embedding_dim).
 
-    Parameter: weight (num_embeddings, embedding_dim), N(0, 1). Errors: TypeError for an index that is not of integers;
-    IndexError for one out of range. With CuPy only an index in host memory (a list or a NumPy array) is checked for
-    its range, because reading one back from the device would wait for it.
+    Parameter: weight (num_embeddings, embedding_dim), N(0, 1). Errors: ValueError for sizes that are not positive
+    integers; TypeError for an index that is not of integers; IndexError for one out of range. With CuPy only an index
+    in host memory (a list or a NumPy array) is checked for its range, because reading one back from the device would
+    wait for it.
     """
 
     def __init__(self, num_embeddings: int, embedding_dim: int, *, rng: Rng | int | None = None):
-        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.weight = Parameter(as_rng(rng).normal((num_embeddings, embedding_dim)))
+        self.num_embeddings = integer("Embedding: num_embeddings", num_embeddings)
+        self.embedding_dim = integer("Embedding: embedding_dim", embedding_dim)
+        self.weight = Parameter(as_rng(rng).normal((self.num_embeddings, self.embedding_dim)))
 
     def forward(self, index: Any) -> Any:
         checked = self._checked(array_of(index))
@@ -105,14 +111,15 @@ class FourierFeatures(Module):
 
     A network can hardly tell neighbouring times apart from the number t alone; by these features it can.
     Buffer: W (features / 2,), N(0, scale^2), never trained. Source: Tancik et al. 2020, equation 5.
-    Errors: ValueError for an odd number of features, or x that is not (N,).
+    Errors: ValueError for an odd number of features, a scale that is not positive, or x that is not (N,).
     """
 
     def __init__(self, features: int, scale: float = 30.0, *, rng: Rng | int | None = None):
-        if features < 2 or features % 2:
-            raise ValueError(f"FourierFeatures: features must be even and positive, not {features}")
-        self.features, self.scale = features, scale
-        self.W = Tensor(as_rng(rng).normal(features // 2) * scale)
+        self.features = integer("FourierFeatures: features", features, least=2)
+        if self.features % 2:
+            raise ValueError(f"FourierFeatures: features must be even, not {features!r}")
+        self.scale = number("FourierFeatures: scale", scale, "(0, inf)")
+        self.W = Tensor(as_rng(rng).normal(self.features // 2) * self.scale)
 
     def forward(self, x: Any) -> Any:
         if x.ndim != 1:
@@ -133,9 +140,11 @@ class SiLU(Module):
 
 
 class GELU(Module):
-    """x Phi(x); approximate="tanh" for the older formula."""
+    """x Phi(x); approximate="tanh" for the older formula. Errors: ValueError for another approximation."""
 
     def __init__(self, approximate: str = "none"):
+        if approximate not in ("none", "tanh"):
+            raise ValueError(f"GELU: approximate must be 'none' or 'tanh', not {approximate!r}")
         self.approximate = approximate
 
     def forward(self, x: Any) -> Any:
@@ -167,10 +176,8 @@ class Dropout(Module):
     needs_whole_batch = True
 
     def __init__(self, p: float = 0.5, *, rng: Rng | int | None = None):
-        if not 0 <= p < 1:
-            raise ValueError(f"Dropout: p must be in [0, 1), not {p!r}")
         source = as_rng(rng)
-        self.p, self.rng = p, source.child(f"dropout {source.step}")
+        self.p, self.rng = number("Dropout: p", p, "[0, 1)"), source.child(f"dropout {source.step}")
         source.step += 1  # so that the next layer made from this source has another stream
 
     def forward(self, x: Any) -> Any:

@@ -11,25 +11,29 @@
 Nothing is registered, and there is no `super().__init__()`: a module's state is found by walking its attributes in the
 order of their definition, through modules, lists, tuples and dicts. A `Parameter` is trained; any other Tensor is a
 buffer, kept in the state but not trained. The path of attributes is the name: "hidden.weight", "blocks.0.norm.bias".
-An attribute whose name starts with an underscore is private, and not walked.
+An attribute whose name starts with an underscore is private, and not walked; a module that knows the one it is part of
+keeps it there. Errors of every walk: ValueError, with the path, for a module that holds itself, and for two parts of
+the same path ({1: a, "1": b}), of which a state could keep only one.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from .. import backend
 from ..backend import Array, xp
-from ..engine import Tensor
+from ..engine import Tensor, check_precision
 from ..hooks import Handle, Hooks
 from ..modes import no_grad
 from ..operators import array_of
 
 
 class Parameter(Tensor):
-    """A Tensor that is trained: a leaf that requires a gradient. Errors: TypeError if the data are not floating."""
+    """A Tensor that is trained, with a copy of the data: a leaf that requires a gradient.
+    Errors: TypeError if the data are not floating.
+    """
 
     __slots__ = ()
 
@@ -37,11 +41,17 @@ class Parameter(Tensor):
         array = backend.to_device(array_of(data))
         if array.dtype.kind != "f":
             raise TypeError(f"a Parameter holds floating numbers, not {array.dtype} of shape {array.shape}")
-        super().__init__(array, requires_grad=True)
+        check_precision(f"a Parameter of shape {array.shape}", array.dtype)
+        # Steps are in place: without a copy, two parameters made from one array would move together.
+        super().__init__(array.copy(), requires_grad=True)
 
 
 class Module:
-    """A part of a network: assign parameters, buffers and modules to attributes, and write `forward`."""
+    """A part of a network: assign parameters, buffers and modules to attributes, and write `forward`.
+
+    A module can be copied (copy.deepcopy) and pickled, if what its attributes hold can. The copy has the weights, their
+    gradients and the mode, but no forward hooks: those belong to the module that they were registered on.
+    """
 
     training = True
 
@@ -69,29 +79,29 @@ class Module:
             self._forward_hooks = Hooks()
         return Handle(self._forward_hooks, fn)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_forward_hooks"}
+
     # ---- what it is made of
 
     def children(self) -> Iterator[tuple[str, Module]]:
         """The modules right below this one, with their paths."""
-        return ((path, part) for path, part in _parts(self) if isinstance(part, Module))
+        return ((path, part) for path, part in _parts(self, deep=False) if isinstance(part, Module))
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The parameters and buffers of this module itself, without those of its children."""
-        return ((path, part) for path, part in _parts(self) if isinstance(part, Tensor))
+        return ((path, part) for path, part in _parts(self, deep=False) if isinstance(part, Tensor))
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """This module, under the name "", and all below it; a module that is used twice is listed twice."""
         yield prefix, self
-        for path, child in self.children():
-            yield from child.named_modules(f"{prefix}.{path}" if prefix else path)
+        for path, part in _parts(self):
+            if isinstance(part, Module):
+                yield f"{prefix}.{path}" if prefix else path, part
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every parameter and buffer with its name; a shared one is listed under each of its names."""
-        for path, part in _parts(self):
-            if isinstance(part, Tensor):
-                yield path, part
-            else:
-                yield from ((f"{path}.{name}", tensor) for name, tensor in part.named_tensors())
+        return ((path, part) for path, part in _parts(self) if isinstance(part, Tensor))
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         return ((name, tensor) for name, tensor in self.named_tensors() if isinstance(tensor, Parameter))
@@ -126,6 +136,7 @@ class Module:
         """
         if xp.dtype(dtype).kind != "f":
             raise TypeError(f"{type(self).__name__}.astype: parameters are floating numbers, not {dtype!r}")
+        check_precision(f"{type(self).__name__}.astype", xp.dtype(dtype))
         for _, tensor in self.named_tensors():
             if tensor.dtype.kind == "f":
                 tensor._data = tensor._data.astype(dtype)
@@ -142,21 +153,31 @@ class Module:
         """Copy the values of a state_dict (arrays of the host or of the device, or Tensors) into the arrays that are
         there, each cast to the dtype in use.
 
-        Errors: ValueError that says how many entries are missing, unexpected and wrongly shaped, and names the first
-        few of each; then nothing is changed.
+        Errors: ValueError that says how many entries are missing, unexpected, wrongly shaped and of another kind than
+        real numbers, and names the first few of each; then nothing is changed.
         """
+        if not isinstance(state, Mapping):
+            raise ValueError(f"this state does not fit {type(self).__name__}: it is a {type(state).__name__}")
         own = dict(self.named_tensors())
         given = {name: _as_array(value) for name, value in state.items()}
-        missing = [f"{name} {t.shape}" for name, t in own.items() if name not in given]
-        unexpected = [f"{name} {a.shape}" for name, a in given.items() if name not in own]
-        misshapen = [
-            f"{name} is {given[name].shape}, not {t.shape}"
-            for name, t in own.items()
-            if name in given and given[name].shape != t.shape
-        ]
+        common = [name for name in own if name in given]
+        problems = {
+            "missing": [f"{name} {t.shape}" for name, t in own.items() if name not in given],
+            "unexpected": [f"{name} {a.shape}" for name, a in given.items() if name not in own],
+            "wrongly shaped": [
+                f"{name} is {given[name].shape}, not {own[name].shape}"
+                for name in common
+                if given[name].shape != own[name].shape
+            ],
+            "of another kind": [
+                f"{name} is {given[name].dtype}, not {own[name].dtype}"
+                for name in common
+                if given[name].dtype.kind not in f"fiub{own[name].dtype.kind}"
+            ],
+        }
         wrong = [
             f"{len(entries)} {what}: {', '.join(entries[:5])}{', ...' if len(entries) > 5 else ''}"
-            for what, entries in (("missing", missing), ("unexpected", unexpected), ("wrongly shaped", misshapen))
+            for what, entries in problems.items()
             if entries
         ]
         if wrong:
@@ -214,17 +235,41 @@ def same_dtype(layer: Module, x: Any, weight: Any) -> None:
         )
 
 
-def _parts(root: Any) -> Iterator[tuple[str, Any]]:
-    """(path, Tensor or Module) of everything that an object holds, through lists, tuples and dicts, in order."""
-    if isinstance(root, Module):
-        items: Any = ((name, value) for name, value in vars(root).items() if not name.startswith("_"))
-    else:
-        items = root.items() if isinstance(root, dict) else enumerate(root)
-    for name, value in items:
-        if isinstance(value, (Tensor, Module)):
-            yield str(name), value
-        elif isinstance(value, (list, tuple, dict)):
-            yield from ((f"{name}.{path}", part) for path, part in _parts(value))
+def _parts(module: Module, deep: bool = True) -> Iterable[tuple[str, Any]]:
+    """(path, Tensor or Module) of everything that a module holds, through lists, tuples and dicts, in order; `deep`:
+    and of everything below. Errors: ValueError for a path that comes twice, or that leads back to where it came from.
+    """
+    found: dict[str, Any] = {}
+
+    def walk(holder: Any, path: str, above: dict[int, str]) -> None:
+        above = {**above, id(holder): path}
+        prefix = f"{path}." if holder is not module else ""
+        if isinstance(holder, Module):
+            items: Any = ((name, value) for name, value in vars(holder).items() if not name.startswith("_"))
+        else:
+            items = holder.items() if isinstance(holder, dict) else enumerate(holder)
+        for name, value in items:
+            if not isinstance(value, (Tensor, Module, list, tuple, dict)):
+                continue
+            path = f"{prefix}{name}"
+            if id(value) in above:
+                raise ValueError(
+                    f"{type(module).__name__}: {path!r} leads back to {above[id(value)]!r}, a {type(value).__name__} "
+                    "that so holds itself: keep what a part belongs to in an attribute whose name starts with an "
+                    "underscore, which is not walked"
+                )
+            if isinstance(value, (Tensor, Module)):
+                if path in found:
+                    raise ValueError(
+                        f"{type(module).__name__} has two parts of the path {path!r}, of which a state could keep only "
+                        "one: rename a key"
+                    )
+                found[path] = value
+            if not isinstance(value, Tensor) and (deep or not isinstance(value, Module)):
+                walk(value, path, above)
+
+    walk(module, "", {})
+    return found.items()
 
 
 def _as_array(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import ops
+from ..arguments import integer, number
 from ..backend import xp
 from ..engine import Tensor
 from ..modes import no_grad
@@ -14,12 +15,13 @@ from .module import Module, Parameter, same_dtype
 
 
 class _Norm(Module):
-    """A weight of ones and a bias of zeros, one of each per channel; or neither."""
+    """eps, and a weight of ones and a bias of zeros, one of each per channel; or neither."""
 
     weight: Parameter | None
     bias: Parameter | None
 
-    def _affine(self, channels: int, wanted: bool) -> None:
+    def _affine(self, channels: int, eps: float, wanted: bool) -> None:
+        self.eps = number(f"{type(self).__name__}: eps", eps, "[0, inf)")
         self.weight = Parameter(xp.ones(channels, "float32")) if wanted else None
         self.bias = Parameter(xp.zeros(channels, "float32")) if wanted else None
 
@@ -37,14 +39,16 @@ class GroupNorm(_Norm):
     """(N, ..., num_channels), each sample and each group of channels brought to mean 0 and variance 1, then times
     weight, plus bias. A shift (N, num_channels) is added to x first, and silu=True applies silu last (ops.group_norm).
 
-    Errors: ValueError if num_groups does not divide num_channels, or x has another number of channels.
+    Errors: ValueError if num_groups does not divide num_channels, for another argument out of range, or if x has
+    another number of channels.
     """
 
     def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True):
-        if num_groups < 1 or num_channels % num_groups:
+        self.num_groups = integer("GroupNorm: num_groups", num_groups)
+        self.num_channels = integer("GroupNorm: num_channels", num_channels)
+        if self.num_channels % self.num_groups:
             raise ValueError(f"GroupNorm: num_groups={num_groups} must divide num_channels={num_channels}")
-        self.num_groups, self.num_channels, self.eps = num_groups, num_channels, eps
-        self._affine(num_channels, affine)
+        self._affine(self.num_channels, eps, affine)
 
     def forward(self, x: Any, shift: Any = None, *, silu: bool = False) -> Any:
         self._check(x, self.num_channels, 2)
@@ -54,12 +58,12 @@ class GroupNorm(_Norm):
 class LayerNorm(_Norm):
     """(..., features), each position brought to mean 0 and variance 1 over its features, then times weight, plus bias.
 
-    Errors: ValueError if the last axis of x is not `features` long.
+    Errors: ValueError for arguments out of range, or if the last axis of x is not `features` long.
     """
 
     def __init__(self, features: int, eps: float = 1e-5, elementwise_affine: bool = True):
-        self.features, self.eps = features, eps
-        self._affine(features, elementwise_affine)
+        self.features = integer("LayerNorm: features", features)
+        self._affine(self.features, eps, elementwise_affine)
 
     def forward(self, x: Any) -> Any:
         self._check(x, self.features, 1)
@@ -73,17 +77,19 @@ class BatchNorm2d(_Norm):
     In training it uses the statistics of the batch, towards which the buffers running_mean and running_var (the latter
     with n - 1 in its denominator) move by `momentum`. In evaluation it uses the buffers, so each sample is independent
     of the others.
-    Errors: ValueError for another rank or number of channels, or a batch with one value per channel while training;
+    Errors: ValueError for arguments out of range, another rank or number of channels, or a batch with one value per
+    channel while training;
     RuntimeError while training on one of several microbatches of a batch (microbatch.py).
     """
 
     needs_whole_batch = True
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True):
-        self.num_features, self.eps, self.momentum = num_features, eps, momentum
-        self._affine(num_features, affine)
-        self.running_mean = Tensor(xp.zeros(num_features, "float32"))
-        self.running_var = Tensor(xp.ones(num_features, "float32"))
+        self.num_features = integer("BatchNorm2d: num_features", num_features)
+        self.momentum = number("BatchNorm2d: momentum", momentum, "[0, 1]")
+        self._affine(self.num_features, eps, affine)
+        self.running_mean = Tensor(xp.zeros(self.num_features, "float32"))
+        self.running_var = Tensor(xp.ones(self.num_features, "float32"))
 
     def forward(self, x: Any) -> Any:
         self._check(x, self.num_features, 4)
