@@ -375,7 +375,7 @@ def test_sizes_from_tiny_to_large() -> None:
 def test_a_large_output_hides_nothing_from_the_complex_step(shift: float) -> None:
     assert gradcheck(made(lambda x: shift + x, lambda g, z, x: g), N(3)).ok
     for factor in (0.0, 1.001):
-        wrong = made(lambda x: shift + x, lambda g, z, x, factor=factor: factor * g)
+        wrong = made(lambda x: shift + x, lambda g, z, x, *, factor=factor: factor * g)
         for elements in (4096, 1):
             with pytest.raises(GradcheckError):
                 gradcheck(wrong, N(3), elements=elements)

@@ -92,8 +92,7 @@ def train(
         microbatch = batch_size
     order = Batches(n, batch_size, seed=seed, drop_last=False)
     noise, schedule = Rng(seed).child("training"), schedule or constant()
-    lr = optimizer.lr
-    base_lr = number("train: the learning rate of the optimiser", lr)
+    base_lr = optimizer.lr
 
     sources = Sources(model)
     files = Files(
@@ -125,5 +124,5 @@ def train(
                 value = step(noise.child(state.step), *batch)
                 log.stepped(value, len(batch[0]), optimizer.lr)
     finally:
-        optimizer.lr = lr
+        optimizer.lr = base_lr
     return state

@@ -553,10 +553,10 @@ def test_after_any_way_out_the_learning_rate_is_as_it_was(tmp_path, error, optio
     """And no end of an iterator ends the loop in silence."""
     task, options = Task(tmp_path), {"schedule": lambda epoch: 0.5} | options
     task.loss = options.pop("loss", task.loss)
-    task.optimizer.lr = lr = np.float64(0.05)
+    task.optimizer.lr = np.float64(0.05)
     with pytest.raises(error) if error else contextlib.nullcontext():
         task.train(**options)
-    assert task.optimizer.lr is lr
+    assert type(task.optimizer.lr) is float and task.optimizer.lr == 0.05
 
 
 def test_after_a_resume_that_was_refused_the_learning_rate_is_as_it_was(tmp_path):
@@ -704,7 +704,7 @@ CHANGES = [
     (damaged(optimizer__counts=[1, None]), "its optimizer is of another run: "),
     (damaged(optimizer__state__1=None), "its optimizer is of another run: "),
     (damaged(ema=[]), "its ema is of another run: "),
-    (damaged(ema__averages=None), "its ema is of another run: KeyError"),
+    (damaged(ema__averages=None), "its ema is of another run: .* it has no averages"),
     (damaged(ema__updates="x"), "its ema is of another run: "),
     (damaged(ema__averages__weight=np.zeros(2)), "its ema is of another run: "),
 ]
