@@ -141,6 +141,15 @@ def test_the_line_is_that_of_the_user_behind_decorators_and_layers() -> None:
     assert f"{HERE}:{line_of('decorated')}:" in str(error.value)
 
 
+def test_what_it_has_seen_goes_with_its_graph() -> None:
+    x = leaf(1.0)
+    with td.detect_anomaly():
+        for _ in range(5):
+            (x * 2.0).sum().backward()
+        (anomalies,) = observers.observers
+        assert len(anomalies.seen) == 0
+
+
 def test_code_without_a_file_has_a_line_too() -> None:
     with td.detect_anomaly(), pytest.raises(FloatingPointError, match="at <typed>:1: $"):
         exec(compile("ops.log(x)", "<typed>", "exec"), {"ops": ops, "x": leaf(-1.0)})

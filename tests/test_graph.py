@@ -296,6 +296,30 @@ def test_a_name_is_registered_once(op: Any) -> None:
         op(exp)
 
 
+@pytest.mark.parametrize(
+    "rule", [lambda g, _z, _x: g, lambda g, _z: g, lambda g, _z, x, y, z: (g, g, g), lambda g, _z, _x, y, *zs: g]
+)
+def test_a_rule_takes_the_inputs_of_its_op(op: Any, rule: Any) -> None:
+    """With one too few, the gradient of the other would be lost."""
+
+    def forward(x: Any, y: Any) -> Any:
+        return x + y
+
+    with pytest.raises(TypeError, match=r"forward: the rule must take \(g, out\) and, as the op, 2 inputs, not [013]"):
+        op(forward, rule)
+
+
+def test_a_name_with_an_underscore_has_no_values(op: Any) -> None:
+    def forward(x: Any) -> Any:
+        return x * x
+
+    for rule in (lambda g, _z, _x: g * _x, lambda g, _z, x: _z * g, lambda g, _z, _x: -_x):
+        for x in (leaf(3), leaf(3) * 1.0):
+            with pytest.raises(TypeError, match="a name with a leading underscore, which is a shape and dtype alone"):
+                op(forward, rule)(x).sum().backward()
+            OPS.pop("forward")
+
+
 CELL = """
 @op
 def from_a_cell(x):

@@ -12,6 +12,7 @@ from graph_tools import constant, equal, leaf
 
 import tinydiff as td
 from tinydiff import observers, ops
+from tinydiff.microbatch import over_microbatches
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
@@ -202,17 +203,60 @@ def test_checkpoint_notices_other_random_numbers_the_second_time() -> None:
     equal(x.grad, np.where(fixed.numpy() != 0, 2.0, 0.0))
 
 
-def test_a_view_out_of_checkpoint_shares_the_counter() -> None:
-    x = leaf(2, 3)
-    h = x * 2
-    y = td.checkpoint(lambda a: (a * a).sum() * 0 + a, h)
+def test_a_change_of_a_view_out_of_checkpoint_is_a_change_of_its_input() -> None:
+    h = leaf(2, 3) * 2
     z = td.checkpoint(lambda a: a.reshape(-1), h)
     with td.no_grad():
         z += 1
-    del y
-    with pytest.raises(RuntimeError, match="changed in place"):
-        (h * h).sum()  # recorded after the change: fine
+    with pytest.raises(RuntimeError, match="changed"):
         td.grad(z.sum(), h)
+
+
+def test_checkpoint_sees_what_microbatches_use() -> None:
+    """Inside, they come one after the other, in the thread that is observed."""
+    a, w, v = leaf(4), leaf(1, seed=1), leaf(1, seed=2)
+
+    def fn(a: Any) -> Any:
+        parts = list(over_microbatches(lambda rows: a[rows] * w, 4, 1, 2))
+        return ops.concatenate(parts) * v
+
+    expected = [g.numpy() for g in td.grad(fn(a).sum(), (a, w, v))]
+    for g, e in zip(td.grad(td.checkpoint(fn, a).sum(), (a, w, v)), expected):
+        equal(g, e)
+
+
+@pytest.mark.parametrize("pick", [lambda a, i: a[i], lambda a, i: a[i, i], lambda a, i: ops.take(a, i, axis=0)])
+def test_checkpoint_notices_an_index_that_changes(pick: Any) -> None:
+    a, index = leaf(3, 3), td.tensor([0, 2])
+    y = td.checkpoint(lambda a: pick(a, index), a).sum()
+    index[...] = 1
+    with pytest.raises(RuntimeError, match="which the function in checkpoint reads, was changed"):
+        y.backward()
+
+
+def test_what_the_function_makes_and_keeps_is_its_own() -> None:
+    """An activation that fn stores is no input: it may change, and the graph does not hold it."""
+    x, kept = leaf(3), []
+
+    def fn(a: Any) -> Any:
+        h = a * 2.0
+        kept.append(h)
+        return ops.exp(h)
+
+    y = td.checkpoint(fn, x).sum()
+    made = weakref.ref(kept[0])
+    with td.no_grad():
+        kept[0] *= 3.0
+    kept.clear()
+    assert made() is None
+    y.backward()
+    equal(x.grad, 2 * np.exp(2 * x.numpy()))
+
+
+def test_a_function_whose_result_has_no_gradient() -> None:
+    x = leaf(3)
+    (td.checkpoint(lambda a: (a * 2.0).detach(), x) + x).sum().backward()
+    equal(x.grad, np.ones(3))
 
 
 def test_checkpoint_in_two_threads() -> None:

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graph_tools import equal, leaf
+from graph_tools import constant, equal, leaf
 
 import tinydiff as td
 from tinydiff import backend, changes, ops
+from tinydiff.observers import Observer, observing
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
@@ -172,6 +173,33 @@ def test_a_note_of_a_change_goes_with_its_array() -> None:
         assert len(changes.changes) == before + 1
         del x
     assert len(changes.changes) == before
+
+
+def test_a_window_view_shares_its_memory() -> None:
+    """Between a view of NumPy's stride tricks and its array lies an object that is no array."""
+    if td.backend.name != "numpy":
+        pytest.skip("stride tricks of NumPy")
+    c = constant(4)
+    windows = td.Tensor(np.lib.stride_tricks.sliding_window_view(c.data, 2))
+    w = leaf(3, 2)
+    y = (windows * w).sum()
+    with td.no_grad():
+        c *= 5.0
+    with pytest.raises(RuntimeError, match="input 0 of multiply was changed in place"):
+        y.backward()
+
+
+def test_an_observer_that_raises_hides_no_change() -> None:
+    class Raises(Observer):
+        def on_set(self, x: Any, name: str, value: Any) -> None:
+            raise ZeroDivisionError
+
+    c, x = constant(3), leaf(3)
+    y = (c * x).sum()
+    with pytest.raises(ZeroDivisionError), observing(Raises()):
+        c.data *= 5.0
+    with pytest.raises(RuntimeError, match="of multiply was changed in place"):
+        y.backward()
 
 
 def test_in_place_without_no_grad_is_refused() -> None:

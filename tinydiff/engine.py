@@ -316,6 +316,7 @@ class ShapeDtype:
             "take the underscore away"
         )
 
+    __array_ufunc__ = None  # an array on the left leaves the operation to us
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = no_values
     __pow__ = __rpow__ = __matmul__ = __rmatmul__ = __neg__ = __getitem__ = no_values
 

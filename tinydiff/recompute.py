@@ -20,8 +20,8 @@ def checkpoint(fn: Callable[..., Tensor], *inputs: Any) -> Tensor:
 
     Gradients also reach Tensors that fn uses but does not take as inputs, such as the weights of a module. The second
     run draws the same random numbers as the first. State that fn changes is changed twice, such as the running
-    statistics of a BatchNorm2d. The first run records nothing, so a hook on a result can be set in the second alone.
-    Microbatches inside fn come one after the other.
+    statistics of a BatchNorm2d. The first run records nothing, so hooks on results can be set in the second alone, and
+    fn cannot ask for gradients itself. Microbatches inside fn come one after the other.
 
     Until the backward pass, what fn reads must stay as it is. A change of a Tensor that an op in fn has read is
     noticed; one of a plain array, or of a Tensor that fn only compares or whose `.data` it reads, is not.
