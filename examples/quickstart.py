@@ -58,15 +58,15 @@ def main() -> int:
     if args.sample_only:
         common.load_checkpoint(args.out / "checkpoint.npz", "--data and --channels", model=denoiser, ema=ema)
     else:
-        epochs = max(1, round(args.images / len(images)))
-        steps = epochs * -(-len(images) // args.batch_size)
-        print(
-            f"{net.count():,} parameters, {epochs * len(images):,} images; pictures go to {args.out}", file=sys.stderr
-        )
+        shown = [a[: args.images] for a in (images, *labels.values())]
+        n = len(shown[0])
+        epochs = round(args.images / n)
+        steps = epochs * -(-n // args.batch_size)
+        print(f"{net.count():,} parameters, {epochs * n:,} images; pictures go to {args.out}", file=sys.stderr)
         state = train(
             denoiser,
             loss,
-            (images, *labels.values()),
+            shown,
             Adam(denoiser.parameters(), lr=args.lr),
             epochs=epochs,
             batch_size=args.batch_size,

@@ -1,4 +1,4 @@
-"""The engine: reverse-mode automatic differentiation, whole. Read it from top to bottom.
+"""The engine: reverse-mode automatic differentiation. Read it from top to bottom.
 
 An op computes z = f(x, y) on arrays. When a Tensor that requires a gradient goes in, the call leaves a `Node`: the op,
 where its inputs came from, and the arrays that its rule will read. For the final scalar L, the adjoint of x is

@@ -1,4 +1,4 @@
-"""NumPy's operators and methods on a Tensor: a table in which each line names an op.
+"""NumPy's operators, methods and functions on a Tensor: most lines name an op, and the rest is in place or on the host.
 
 Everything about an op, its gradient included, stands on its page in tinydiff/ops; Tensor itself is in engine.py.
 """
