@@ -122,8 +122,8 @@ def arguments():
     add, integer = parser.add_argument, common.integer
     common.add_data(parser, "glyphs")
     add("--images", type=integer(1), metavar="N",
-        help="images to learn from, in whole rounds through the data, of 20000 or, of MNIST, 60000 "
-        "(default: 60000, of MNIST 120000)")  # fmt: skip
+        help="images to learn from, in whole rounds through the data, of 20000 or, of MNIST, 60000; or as many of them "
+        "as are given (default: 60000, of MNIST 120000)")  # fmt: skip
     # Multiples of 8, because its group norms have eight groups.
     add("--channels", type=integer(8, multiple_of=8), nargs="+", default=[32, 64], metavar="N",
         help="of the U-Net, from fine to coarse, multiples of 8")  # fmt: skip
