@@ -274,7 +274,13 @@ def _parts(module: Module, deep: bool = True) -> Iterable[tuple[str, Any]]:
 
 def _as_array(value: Any) -> Any:
     value = array_of(value)
-    return value if backend.active().is_array(value) else backend.to_host(value)
+    try:
+        return value if backend.active().is_array(value) else backend.to_host(value)
+    except TypeError as error:  # PyTorch's bfloat16, for one
+        raise TypeError(
+            f"load_state_dict: no array of NumPy can be made of {type(value).__name__}: {error} (weights of "
+            "PyTorch: interop.from_torch)"
+        ) from error
 
 
 def _tree(module: Module, label: str) -> Iterator[tuple[str, int]]:
