@@ -1,4 +1,5 @@
-"""Normalisation, with the shift before it and silu after it, in blocks that stay in the cache."""
+"""Normalisation, with the shift before it and silu after it: in C (norm.c), or, where there is no compiler, in blocks
+that stay in the cache."""
 
 from __future__ import annotations
 
@@ -10,8 +11,71 @@ import numpy as np
 from ...backend import Array
 from .. import grouped_norm
 from .activation import BLOCK_BYTES, blocks, silu_derivative_of_negative, silu_of_negative
+from .compiled import Function
 
 ROW = 1024  # elements: for rows of this length, the time that NumPy needs to start a row is small
+
+
+in_c = Function(
+    "norm",
+    "in x(A,L,C), in shift(A,C)?, in weight(W,C)?, in bias(W,C)?, out y(A,L,C), out mean(A,G), out rstd(A,G), "
+    "int A, int L, int C, int G, int W, real eps, int silu",
+)
+vjp_in_c = Function(
+    "norm_vjp",
+    "in g(A,L,C), in x(A,L,C), in mean(A,G), in rstd(A,G), in shift(A,C)?, in weight(W,C)?, in bias(W,C)?, "
+    "out dx(A,L,C), out dshift(A,C)?, out dweight(W,C)?, out dbias(W,C)?, "
+    "int A, int L, int C, int G, int W, int silu",
+)
+
+
+def norm(x: Array, shift: Array | None, weight: Array | None, bias: Array | None, eps: float, silu: bool) -> Any:
+    """As blocked_norm."""
+    a, length, groups, d = x.shape
+    y, mean, rstd = np.empty_like(x, order="C"), np.empty((a, groups), x.dtype), np.empty((a, groups), x.dtype)
+    done = in_c(
+        x=_rows(x), shift=_whole(shift), weight=_per_sample(weight), bias=_per_sample(bias), y=_rows(y), mean=mean,
+        rstd=rstd, W=1, eps=eps, silu=silu,
+    )  # fmt: skip
+    if not done:
+        return blocked_norm(x, shift, weight, bias, eps, silu)
+    return y, mean[:, None], rstd[:, None]  # (A, G) -> (A, 1, G)
+
+
+def norm_vjp(
+    g: Array,
+    x: Array,
+    mean: Array,
+    rstd: Array,
+    shift: Array | None,
+    weight: Array | None,
+    bias: Array | None,
+    silu: bool,
+) -> Any:
+    """As blocked_norm_vjp."""
+    dx = np.empty_like(x, order="C")
+    dshift = None if shift is None else np.empty_like(shift, order="C")
+    dweight, dbias = (None if p is None else np.empty_like(p, order="C") for p in (weight, bias))
+    done = vjp_in_c(
+        g=_rows(g), x=_rows(x), mean=_whole(mean[:, 0]), rstd=_whole(rstd[:, 0]), shift=_whole(shift),
+        weight=_per_sample(weight), bias=_per_sample(bias), dx=_rows(dx), dshift=dshift, dweight=_per_sample(dweight),
+        dbias=_per_sample(dbias), W=1, silu=silu,
+    )  # fmt: skip
+    return (dx, dshift, dweight, dbias) if done else blocked_norm_vjp(g, x, mean, rstd, shift, weight, bias, silu)
+
+
+def _whole(a: Array | None) -> Array | None:
+    return None if a is None else np.ascontiguousarray(a)
+
+
+def _rows(a: Array) -> Array:
+    """(A, L, G, D) -> (A, L, C)"""
+    return np.ascontiguousarray(a).reshape(*a.shape[:2], -1)
+
+
+def _per_sample(p: Array | None) -> Array | None:
+    """(C,) -> (1, C); (A, C) stays."""
+    return None if p is None else np.ascontiguousarray(p).reshape(-1, p.shape[-1])
 
 
 def blocked_norm(
@@ -243,4 +307,4 @@ def _to_channels(x: Array, d: int) -> Array:
     return x if d == 1 or x.shape[1] == 1 else np.repeat(x, d, axis=1)
 
 
-grouped_norm.register("numpy", blocked_norm, blocked_norm_vjp)
+grouped_norm.register("numpy", norm, norm_vjp)

@@ -1,0 +1,204 @@
+"""The C files: built once, in a folder of the user's own; called through a door that checks; and if they cannot be
+built, NumPy goes on. That they compute what the pages do is tests/test_rules_fast.py."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+compiled = pytest.importorskip("tinydiff.fast.cpu.compiled")
+from tinydiff.fast.cpu import norm  # noqa: E402
+
+COMPILER = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
+pytestmark = [
+    pytest.mark.usefixtures("numpy_backend"),
+    pytest.mark.skipif(os.environ.get("TINYDIFF_FAST") == "0", reason="no fast versions: TINYDIFF_FAST=0"),
+]
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="there is no C compiler on this machine")
+
+PROGRAM = """
+import sys, numpy as np, tinydiff as td
+from tinydiff import ops
+x = td.tensor(np.random.default_rng(0).normal(size=(3, 5, 5, 8)).astype("float32"), requires_grad=True)
+y = ops.group_norm(x, groups=2, silu=True)
+g = td.grad((y * y).sum(), x)[0]
+from tinydiff.fast.cpu import compiled
+print(compiled.library("f") is not None, float((g * g).sum()))
+"""
+
+
+def run(folder: Path, **environment: str) -> tuple[bool, float, str]:
+    """Was there a library; the norm of a gradient; and what was said on stderr."""
+    env = {**os.environ, "XDG_CACHE_HOME": str(folder), "TINYDIFF_BACKEND": "numpy", **environment}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=env, timeout=120)
+    assert done.returncode == 0, done.stderr
+    there, value = done.stdout.split()
+    return there == "True", float(value), done.stderr
+
+
+def libraries(folder: Path) -> list[Path]:
+    return sorted((folder / "tinydiff" / "kernels").glob("*"))
+
+
+@needs_compiler
+def test_a_library_is_made_once_and_found_again(tmp_path: Path) -> None:
+    there, value, said = run(tmp_path)
+    assert there and re.fullmatch(r"tinydiff: compiled norm\.c.* for float in [\d.]+ s, kept in .*/kernels\n", said), (
+        said
+    )
+    (path,) = libraries(tmp_path)  # and no .part beside it
+    made = path.stat().st_mtime_ns
+    assert path.stat().st_mode & 0o077 == 0 and path.parent.stat().st_mode & 0o077 == 0
+    again = run(tmp_path)
+    assert again == (True, value, "") and path.stat().st_mtime_ns == made
+    without = run(tmp_path, TINYDIFF_CC="0")
+    assert not without[0] and without[2] == "" and without[1] == pytest.approx(value, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "environment, why",
+    [
+        ({"CC": "no-such-compiler"}, "CC='no-such-compiler' is no command here"),
+        ({"CC": "false"}, "false .* failed"),
+        ({"PATH": "/nowhere"}, "no C compiler: neither cc, gcc nor clang is here"),
+        ({"XDG_CACHE_HOME": "/dev/null"}, "no folder to keep them in"),
+    ],
+)
+def test_without_a_library_numpy_goes_on_and_one_line_says_why(
+    tmp_path: Path, environment: dict[str, str], why: str
+) -> None:
+    there, value, said = run(tmp_path, **environment)
+    assert not there and np.isfinite(value)
+    assert re.fullmatch(rf"tinydiff: no compiled kernels, NumPy goes on \({why}.*\)\n", said, re.DOTALL), said
+    assert said.count("tinydiff:") == 1
+
+
+@needs_compiler
+def test_a_damaged_library_is_made_again(tmp_path: Path) -> None:
+    value = run(tmp_path)[1]
+    (path,) = libraries(tmp_path)
+    path.write_bytes(b"not a library")
+    path.chmod(0o700)
+    there, again, said = run(tmp_path)
+    assert there and again == value and "compiled" in said
+
+
+@needs_compiler
+@pytest.mark.parametrize("which", ["the folder", "the library", "a link"])
+def test_what_others_could_have_put_there_is_not_loaded(tmp_path: Path, which: str) -> None:
+    run(tmp_path)
+    (path,) = libraries(tmp_path)
+    if which == "a link":
+        path.rename(tmp_path / "elsewhere.so")
+        path.symlink_to(tmp_path / "elsewhere.so")
+    else:
+        (path.parent if which == "the folder" else path).chmod(0o777)
+    there, value, said = run(tmp_path)
+    assert not there and np.isfinite(value) and "does not belong to this user alone" in said
+
+
+@needs_compiler
+def test_processes_that_compile_at_the_same_time(tmp_path: Path) -> None:
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "TINYDIFF_BACKEND": "numpy"}
+    started = [
+        subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True, env=env) for _ in range(3)
+    ]
+    said = {process.communicate(timeout=120)[0] for process in started}
+    assert len(said) == 1 and said.pop().startswith("True ")
+    assert len(libraries(tmp_path)) == 1
+
+
+# ---------------------------------------------------------------- the door
+
+
+def test_every_declaration_is_the_signature_in_c() -> None:
+    source = "\n".join(path.read_text() for path in compiled.SOURCES)
+    types = {"in": "const real *restrict", "out": "real *restrict", "int": "int64_t", "real": "real"}
+    for function in (norm.in_c, norm.vjp_in_c):
+        (signature,) = re.findall(rf"^int {function.name}\((.*?)\)$", source, re.DOTALL | re.MULTILINE)
+        declared = [f"{types[kind]} {name}".replace("restrict ", "restrict ") for kind, name, *_ in function.arguments]
+        assert [" ".join(text.split()) for text in signature.split(",")] == declared
+
+
+def arguments(**changed: Any) -> dict[str, Any]:
+    x = np.ones((2, 3, 4), np.float32)
+    return {"x": x, "shift": None, "weight": None, "bias": None, "y": np.empty_like(x), 
+            "mean": np.empty((2, 2), np.float32), "rstd": np.empty((2, 2), np.float32), "W": 1, "eps": 1e-5, "silu": 0} | changed  # fmt: skip
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "changed, error, message",
+    [
+        ({"x": np.ones((2, 3, 4))}, TypeError, r"norm: y must be a C array \(A, L, C\) of double, not float32"),
+        ({"x": np.ones((3, 2, 4), np.float32).swapaxes(0, 1)}, TypeError, r"x must be a C array .* strides"),
+        ({"x": np.ones((2, 12), np.float32)}, TypeError, r"x must be a C array \(A, L, C\)"),
+        ({"y": None}, TypeError, "y must be a C array .* not None"),
+        ({"y": np.empty((2, 3, 5), np.float32)}, ValueError, r"y \(2, 3, 5\) has C = 5, but it is 4"),
+        (
+            {"weight": np.ones((2, 4), np.float32), "bias": np.ones((1, 4), np.float32)},
+            ValueError,
+            "has W = 1, but it is 2",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(changed: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        norm.in_c(**arguments(**changed))
+
+
+@needs_compiler
+def test_an_output_shares_no_memory_and_can_be_written() -> None:
+    given = arguments()
+    with pytest.raises(ValueError, match="y shares memory with x"):
+        norm.in_c(**(given | {"y": given["x"]}))
+    given["y"].flags.writeable = False
+    with pytest.raises(ValueError, match="y cannot be written"):
+        norm.in_c(**given)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("value", [0.0, -0.0, 1.0, -30.0, 80.0, -1e4, 1e4, np.inf, np.nan])
+def test_silu_in_c_at_the_ends(dtype: str, value: float) -> None:
+    """With mean 0 and variance 1 from its statistics, u = weight xhat + bias is the bias where xhat is 0."""
+    x = np.array([-1.0, 0.0, 1.0], dtype).reshape(1, 3, 1, 1)
+    bias = np.full(1, value, dtype)
+    y, _, _ = norm.norm(x, None, np.zeros(1, dtype), bias, 0.0, True)
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = value / (1 + np.exp(-np.float64(value)))
+    assert np.allclose(y, expected, rtol=1e-6 if dtype == "float32" else 1e-14, atol=1e-25, equal_nan=True) or np.isinf(
+        value
+    )
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", [(3, 7, 2, 3), (2, 1, 1, 130), (1, 100, 9, 1), (5, 33, 4, 8)])
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-5), ("float64", 1e-13)])
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize("rows", [None, 1, 2])
+def test_c_and_blocks_agree(shape: Any, dtype: str, tolerance: float, silu: bool, rows: int | None) -> None:
+    """rows: no parameters; the same for all samples; one row per sample, and a shift."""
+    draw = np.random.default_rng(0)
+    a, _, groups, d = shape
+    x, g = (draw.normal(1, 2, shape).astype(dtype) for _ in range(2))
+    parameters = (
+        [None, None] if rows is None else [draw.normal(size=(a, groups * d)[2 - rows :]).astype(dtype) for _ in "wb"]
+    )
+    shift = draw.normal(size=(a, groups * d)).astype(dtype) if rows == 2 else None
+    found = norm.norm(x, shift, *parameters, 1e-5, silu)
+    expected = norm.blocked_norm(x, shift, *parameters, 1e-5, silu)
+    adjoints = norm.norm_vjp(g, x, *found[1:], shift, *parameters, silu)
+    known = norm.blocked_norm_vjp(g, x, *expected[1:], shift, *parameters, silu)
+    for b, c in zip([*found, *adjoints], [*expected, *known]):
+        assert (b is None) == (c is None)
+        if b is not None:
+            assert b.dtype == dtype and np.allclose(b, np.reshape(c, b.shape), rtol=tolerance, atol=tolerance * 20)

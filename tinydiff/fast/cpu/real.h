@@ -1,0 +1,71 @@
+/* What the kernels share. Each file is compiled twice: with REAL=float and with REAL=double.
+
+   Loops over a row of channels are written plainly, so that the compiler turns them into vector instructions of whatever
+   width the processor has. Arrays are in C order, and do not overlap (restrict).
+
+   The exponential:  e^x = 2^n e^r,  n = round(x / ln 2),  r = x - n ln 2 in [-0.35, 0.35],  e^r by its series.
+   Adding SHIFTER, 1.5 times 2^MANTISSA, leaves n in the lowest bits of the sum. Moved up to the place of the exponent,
+   and added to the bits of 1, they are those of 2^n. x is cut at both ends, where 2^n would not fit; NaN stays NaN. */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define FLOAT 1
+#define DOUBLE 2
+#define JOINED(a, b) a##b
+#define KIND(real) JOINED(KIND_, real)
+#define KIND_float FLOAT
+#define KIND_double DOUBLE
+
+typedef REAL real;
+
+#if KIND(REAL) == FLOAT
+typedef uint32_t bits;
+#define MANTISSA 23
+#define SHIFTER 12582912.0f
+#define LOWEST -87.0f
+#define HIGHEST 64.0f
+#define LN2_HIGH 0.693145751953125f /* with so few bits that n times it is exact */
+#define LN2_LOW 1.428606820309417e-6f
+#else
+typedef uint64_t bits;
+#define MANTISSA 52
+#define SHIFTER 6755399441055744.0
+#define LOWEST -708.0
+#define HIGHEST 500.0
+#define LN2_HIGH 0.6931471803691238
+#define LN2_LOW 1.9082149292705877e-10
+#endif
+
+static inline real exponential(real x)
+{
+    x = x < LOWEST ? LOWEST : x;
+    x = x > HIGHEST ? HIGHEST : x;
+    real shifted = x * (real)1.4426950408889634 + SHIFTER, n = shifted - SHIFTER;
+    real r = (x - n * LN2_HIGH) - n * LN2_LOW, sum = 1; /* e^r = 1 + r (1 + r/2 (1 + r/3 (1 + ...))) */
+#if KIND(REAL) == DOUBLE
+    sum = 1 + sum * r * (real)(1 / 13.);
+    sum = 1 + sum * r * (real)(1 / 12.);
+    sum = 1 + sum * r * (real)(1 / 11.);
+    sum = 1 + sum * r * (real)(1 / 10.);
+    sum = 1 + sum * r * (real)(1 / 9.);
+    sum = 1 + sum * r * (real)(1 / 8.);
+#endif
+    sum = 1 + sum * r * (real)(1 / 7.);
+    sum = 1 + sum * r * (real)(1 / 6.);
+    sum = 1 + sum * r * (real)(1 / 5.);
+    sum = 1 + sum * r * (real)(1 / 4.);
+    sum = 1 + sum * r * (real)(1 / 3.);
+    sum = 1 + sum * r * (real)(1 / 2.);
+    sum = 1 + sum * r;
+    real power = 1;
+    bits lowest, exponent;
+    memcpy(&lowest, &shifted, sizeof(real));
+    memcpy(&exponent, &power, sizeof(real));
+    exponent += lowest << MANTISSA;
+    memcpy(&power, &exponent, sizeof(real));
+    return sum * power;
+}
+
+static inline real sigmoid(real x) { return 1 / (1 + exponential(-x)); }
