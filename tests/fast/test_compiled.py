@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 compiled = pytest.importorskip("tinydiff.fast.cpu.compiled")
-from tinydiff.fast.cpu import norm  # noqa: E402
+from tinydiff.fast.cpu import activation, norm, optim  # noqa: E402
 
 COMPILER = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
 pytestmark = [
@@ -51,9 +51,9 @@ def libraries(folder: Path) -> list[Path]:
 @needs_compiler
 def test_a_library_is_made_once_and_found_again(tmp_path: Path) -> None:
     there, value, said = run(tmp_path)
-    assert there and re.fullmatch(r"tinydiff: compiled norm\.c.* for float in [\d.]+ s, kept in .*/kernels\n", said), (
-        said
-    )
+    assert there and re.fullmatch(
+        r"tinydiff: compiled .*norm\.c.* for float in [\d.]+ s, kept in .*/kernels\n", said
+    ), said
     (path,) = libraries(tmp_path)  # and no .part beside it
     made = path.stat().st_mtime_ns
     assert path.stat().st_mode & 0o077 == 0 and path.parent.stat().st_mode & 0o077 == 0
@@ -121,8 +121,14 @@ def test_processes_that_compile_at_the_same_time(tmp_path: Path) -> None:
 
 def test_every_declaration_is_the_signature_in_c() -> None:
     source = "\n".join(path.read_text() for path in compiled.SOURCES)
-    types = {"in": "const real *restrict", "out": "real *restrict", "int": "int64_t", "real": "real"}
-    for function in (norm.in_c, norm.vjp_in_c):
+    types = {
+        "in": "const real *restrict",
+        "out": "real *restrict",
+        "inout": "real *restrict",
+        "int": "int64_t",
+        "real": "real",
+    }
+    for function in (norm.in_c, norm.vjp_in_c, activation.silu_in_c, activation.silu_vjp_in_c, optim.adam_in_c):
         (signature,) = re.findall(rf"^int {function.name}\((.*?)\)$", source, re.DOTALL | re.MULTILINE)
         declared = [f"{types[kind]} {name}".replace("restrict ", "restrict ") for kind, name, *_ in function.arguments]
         assert [" ".join(text.split()) for text in signature.split(",")] == declared

@@ -37,6 +37,7 @@ SOURCES = sorted(HERE.glob("*.c"))
 FLAGS = ("-O3", "-march=native", "-std=c11", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC",
          "-shared")  # fmt: skip
 REALS = {"f": "float", "d": "double"}
+ARRAYS = ("in", "out", "inout")
 _lock = threading.Lock()
 
 
@@ -171,13 +172,14 @@ class Function:
     in x(a,l,c)      an array that is read, of real numbers in C order; its lengths give the numbers a, l, c
     in shift(a,c)?   the same, or None for NULL
     out y(a,l,c)     an array that is written, which shares no memory with the others
+    inout p(n)       the same, and its values are read
     int a, real eps  a number; a length among them is taken from the shapes
     """
 
     def __init__(self, name: str, declaration: str):
         self.name, self.arguments = name, []
-        for text in re.split(r",\s*(?=in |out |int |real )", declaration):
-            match = re.fullmatch(r"(in|out|int|real) (\w+)(?:\(([\w,]+)\))?(\?)?", text.strip())
+        for text in re.split(r",\s*(?=in |out |inout |int |real )", declaration):
+            match = re.fullmatch(r"(in|out|inout|int|real) (\w+)(?:\(([\w,]+)\))?(\?)?", text.strip())
             if match is None:
                 raise ValueError(f"{name}: no declaration of an argument: {text!r}")
             kind, argument, lengths, optional = match.groups()
@@ -186,7 +188,7 @@ class Function:
     def __call__(self, **given: Any) -> bool:
         """Call it, with every argument by name but the lengths. False if there is no library.
         Errors: TypeError or ValueError for an array of another dtype, shape or layout, or one that shares memory."""
-        arrays = {name: given[name] for kind, name, *_ in self.arguments if kind in ("in", "out")}
+        arrays = {name: given[name] for kind, name, *_ in self.arguments if kind in ARRAYS}
         char = next(a.dtype.char for a in arrays.values() if a is not None)
         found = library(char)
         if found is None:
@@ -210,7 +212,7 @@ class Function:
         numbers: dict[str, int] = {}
         for kind, name, lengths, optional in self.arguments:
             a = arrays.get(name)
-            if kind not in ("in", "out") or (a is None and optional):
+            if kind not in ARRAYS or (a is None and optional):
                 continue
             if (
                 not isinstance(a, np.ndarray)
@@ -225,7 +227,7 @@ class Function:
             for length, n in zip(lengths, a.shape):
                 if numbers.setdefault(length, n) != n:
                     raise ValueError(f"{self.name}: {name} {a.shape} has {length} = {n}, but it is {numbers[length]}")
-            if kind == "out":
+            if kind != "in":
                 if not a.flags.writeable:
                     raise ValueError(f"{self.name}: {name} cannot be written")
                 for other, b in arrays.items():

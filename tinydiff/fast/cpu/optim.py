@@ -1,5 +1,5 @@
 """Steps of optimisers over lists of arrays, in place: one pass per operation of the formula, but over parts that stay
-in the cache.
+in the cache; Adam in C, in a single pass (adam.c), where there is a compiler.
 
 The formulas are those of optim.py.
 """
@@ -13,6 +13,14 @@ import numpy as np
 
 from ... import optim
 from ...backend import Array
+from ..taken import is_real
+from .compiled import Function
+
+adam_in_c = Function(
+    "adam",
+    "inout p(n), in g(n), inout m(n), inout v(n), int n, "
+    "real rate, real eps, real shrink, real decay, real b1, real b2",
+)
 
 _RUN_BYTES = 2**20  # of each array at a time, so that a few of them stay in the cache
 
@@ -67,6 +75,10 @@ def adam_step_numpy(
     number of its steps are in the first two.
     """
     for p, g, m, v, (rate, eps, shrink, decay, b1, b2) in zip(ps, gs, ms, vs, hyperparameters.tolist()):
+        if is_real(p, g, m, v) and all(a.flags.c_contiguous for a in (p, g, m, v)):
+            flat = {name: a.reshape(-1) for name, a in zip("pgmv", (p, g, m, v))}
+            if adam_in_c(**flat, rate=rate, eps=eps, shrink=shrink, decay=decay, b1=b1, b2=b2):
+                continue
         for part, gradient, mean, square in _runs(p, g, m, v):
             t = np.empty_like(part)
             if shrink != 1:
