@@ -8,7 +8,7 @@ import pytest
 from tinydiff.arguments import integer, number
 
 
-@pytest.mark.parametrize("x", [0.5, 0, np.float64(0.25), np.float32(0.5), np.int64(0)])
+@pytest.mark.parametrize("x", [0.5, 0, np.float64(0.25), np.float32(0.5), np.int64(0), np.array(0.5)])
 def test_a_number_in_its_interval_becomes_a_float(x: Any) -> None:
     found = number("p", x, "[0, 1)")
     assert type(found) is float and found == x
@@ -17,7 +17,8 @@ def test_a_number_in_its_interval_becomes_a_float(x: Any) -> None:
 @pytest.mark.parametrize(
     "x, interval",
     [(1, "[0, 1)"), (0, "(0, 1)"), (-1e-9, "[0, 1)"), (float("nan"), "(-inf, inf)"), (float("inf"), "[0, inf)"),
-     ("1", "[0, 2]"), (None, "[0, 2]"), ([1], "[0, 2]"), (1j, "[0, 2]"), (True, "[0, 2]"), (np.zeros(()), "[0, 2]")],
+     ("1", "[0, 2]"), (None, "[0, 2]"), ([1], "[0, 2]"), (1j, "[0, 2]"), (True, "[0, 2]"), (np.zeros(1), "[0, 2]"),
+     (10**400, "[0, inf]")],
 )  # fmt: skip
 def test_other_numbers_are_refused_and_quoted(x: Any, interval: str) -> None:
     with pytest.raises(ValueError) as error:
@@ -29,7 +30,7 @@ def test_the_ends_of_an_interval() -> None:
     assert number("x", 1, "[0, 1]") == 1 and number("x", float("inf"), "[0, inf]") == float("inf")
 
 
-@pytest.mark.parametrize("n", [np.int32(3), 3])
+@pytest.mark.parametrize("n", [np.int32(3), 3, np.array(3)])
 def test_an_integer_becomes_an_int(n: Any) -> None:
     assert type(integer("n", n)) is int
 

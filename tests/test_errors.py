@@ -94,7 +94,7 @@ BAD: dict[str, Bad] = {
     "conv2d padding word": (
         lambda: ops.conv2d(t(1, 8, 8, 3), t(3, 3, 3, 4), padding="full"),
         ValueError,
-        ("int, a pair or 'same', not 'full'",),
+        ("int, a pair, 'same' or 'valid', not 'full'",),
     ),
     "conv2d dilation": (
         lambda: ops.conv2d(t(1, 8, 8, 3), t(3, 3, 3, 4), dilation=(1, 0)),
@@ -428,7 +428,7 @@ BAD: dict[str, Bad] = {
     "len": (lambda: len(t()), TypeError, ("shape () has no length",)),
     "numpy.asarray": (lambda: np.asarray(t(2, 3)), TypeError, ("lose the gradient", "(2, 3)", ".numpy()")),
     "numpy.concatenate": (lambda: np.concatenate([t(2, 3), t(2, 3)]), TypeError, ("lose the gradient", "(2, 3)")),
-    "numpy.arctan": (lambda: np.arctan(t(2, 3)), TypeError, ("arctan of (2, 3) is no op", "tinydiff.ops", ".numpy()")),
+    "numpy.arctan": (lambda: np.arctan(t(2, 3)), TypeError, ("arctan of (2, 3)", "tinydiff.ops", ".numpy()")),
     "numpy.add.reduce": (lambda: np.add.reduce(t(2, 3)), TypeError, ("add of (2, 3)", "lose the gradient")),
     "numpy.exp into": (
         lambda: np.exp(t(2, 3), out=np.zeros((2, 3))),

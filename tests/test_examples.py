@@ -112,7 +112,7 @@ def test_the_quickstart_trains_goes_on_and_samples(tmp_path, data_dir):
     out = tmp_path / "run"
     options = ["--data", "mnist", "--data-dir", data_dir, "--out", out, "--batch-size", 8, "--micro-batch", 4]
     options += ["--channels", 8, 16, "--steps", 2]
-    text = run(QUICKSTART, *options, "--images", 1)  # a whole round
+    text = run(QUICKSTART, *options, "--images", 24)  # one round
     assert "parameters, 24 images" in text and "samples.png after" in text
     assert sorted(path.name for path in out.iterdir()) == ["checkpoint.npz", "log.jsonl", "loss.png", "samples.png"]
     first = (out / "samples.png").read_bytes()
@@ -319,7 +319,7 @@ def test_a_checkpoint_of_another_example_is_an_error_of_one_line(tmp_path, data_
 @pytest.mark.slow
 def test_going_on_with_another_net_is_an_error_of_one_line(tmp_path, data_dir, monkeypatch):
     options = ["--data", "mnist", "--data-dir", data_dir, "--out", tmp_path, "--batch-size", 8, "--steps", 1]
-    assert main(monkeypatch, QUICKSTART, *options, "--channels", 8, "--images", 1) == 0
+    assert main(monkeypatch, QUICKSTART, *options, "--channels", 8, "--images", 24) == 0
     message = main(monkeypatch, QUICKSTART, *options, "--channels", 16, "--images", 48, "--resume")
     assert f"{tmp_path}/checkpoint.npz: its model is of another run: this state does not fit Denoiser" in message
     message = main(monkeypatch, QUICKSTART, *options, "--channels", 8, "--images", 48, "--resume", "--seed", 3)

@@ -313,7 +313,16 @@ def test_a_name_with_an_underscore_has_no_values(op: Any) -> None:
     def forward(x: Any) -> Any:
         return x * x
 
-    for rule in (lambda g, _z, _x: g * _x, lambda g, _z, x: _z * g, lambda g, _z, _x: -_x):
+    rules = (
+        lambda g, _z, _x: g * _x,
+        lambda g, _z, x: _z * g,
+        lambda g, _z, _x: -_x,
+        lambda g, _z, _x: g * (_x == 0),
+        lambda g, _z, _x: g if _x > 0 else -g,
+        lambda g, _z, _x: g if _x else -g,
+        lambda g, _z, _x: g * abs(_x),
+    )
+    for rule in rules:
         for x in (leaf(3), leaf(3) * 1.0):
             with pytest.raises(TypeError, match="a name with a leading underscore, which is a shape and dtype alone"):
                 op(forward, rule)(x).sum().backward()

@@ -11,7 +11,7 @@ import pytest
 from graph_tools import constant, equal, leaf
 
 import tinydiff as td
-from tinydiff import ops
+from tinydiff import modes, ops
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
@@ -154,6 +154,21 @@ def test_no_grad_without_brackets() -> None:
     assert not double(leaf(3)).requires_grad and td.grad_enabled() and double.__name__ == "double"
     with pytest.raises(TypeError, match="callable"):
         td.no_grad(3)  # type: ignore[call-arg]
+
+
+def test_an_object_that_can_be_called_is_decorated_as_its_method_is() -> None:
+    class Steps:
+        def __call__(self) -> Any:
+            yield td.grad_enabled()
+
+    class Waits:
+        async def __call__(self) -> bool:
+            return td.grad_enabled()
+
+    steps, waits = td.no_grad()(Steps()), td.no_grad()(Waits())
+    assert list(steps()) == [False] and asyncio.run(waits()) is False
+    with pytest.raises(TypeError, match="set_grad_enabled takes True or False, not 'no'"):
+        modes.set_grad_enabled("no")  # type: ignore[arg-type]
 
 
 def test_the_mode_belongs_to_the_asyncio_task() -> None:

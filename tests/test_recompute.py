@@ -234,6 +234,20 @@ def test_checkpoint_notices_an_index_that_changes(pick: Any) -> None:
         y.backward()
 
 
+def test_what_another_thread_records_inside_is_refused() -> None:
+    """The second run could not find it, and its gradient would be lost."""
+    x, w, made = leaf(3), leaf(3, seed=1), []
+
+    def fn(a: Any) -> Any:
+        thread = threading.Thread(target=lambda: made.append(w * w))
+        thread.start()
+        thread.join()
+        return a * made[-1]
+
+    with pytest.raises(RuntimeError, match="was recorded while the function ran, in another thread"):
+        td.checkpoint(fn, x)
+
+
 def test_what_the_function_makes_and_keeps_is_its_own() -> None:
     """An activation that fn stores is no input: it may change, and the graph does not hold it."""
     x, kept = leaf(3), []

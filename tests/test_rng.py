@@ -393,7 +393,9 @@ def test_errors_quote_the_value() -> None:
             with pytest.raises(ValueError, match="shape .* must be an integer of 0 or more, not"):
                 draw(rng, shape)
         for offset in (-5, 1.5, None):
-            with pytest.raises(ValueError, match=f"sample_offset must be an integer of 0 or more, not {offset}"):
+            with pytest.raises(
+                ValueError, match=f"sample_offset must be an integer from 0 to 1099511627776, not {offset}"
+            ):
                 draw(rng, 2, sample_offset=offset)
     for n in (0, -3, 2**31 + 1, 2.5, None):
         with pytest.raises(ValueError, match=rf"integers\(n\): n must be an integer from 1 to {2**31}, not {n}"):

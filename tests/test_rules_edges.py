@@ -155,6 +155,8 @@ def test_a_power_has_the_derivative_of_sqrt_at_zero(each_backend: str) -> None:
         assert grad(y.sum(), x)[0].tolist() == [0.0, 0.25]
     assert grad((x**0).sum(), x)[0].tolist() == [0.0, 0.0]
     assert grad((x**1).sum(), x)[0].tolist() == [1.0, 1.0]
+    y = tensor([2.0], dtype="complex128", requires_grad=True)
+    assert np.isclose(grad((y**2j).sum(), y)[0].item(), 2j * 2.0 ** (2j - 1))
     y = tensor([4.0], requires_grad=True)
     assert grad((y**-1.0).sum(), y)[0].item() == -0.0625
 

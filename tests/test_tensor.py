@@ -107,6 +107,18 @@ def test_copies_and_pickles_keep_class_and_gradient() -> None:
         equal(w.grad, [3, 3])
 
 
+def test_a_copy_keeps_what_a_subclass_adds_and_the_values_of_a_gradient_with_history() -> None:
+    class Tagged(td.nn.Parameter):
+        pass
+
+    w = Tagged(backend.to_device(np.ones(2)))
+    w.tag = "mine"
+    (w**3).sum().backward(create_graph=True)
+    twin = copy.deepcopy(w)
+    assert type(twin) is Tagged and twin.tag == "mine" and twin.grad.node is None
+    equal(twin.grad, [3, 3])
+
+
 def test_ops_are_copied_and_pickled_by_name() -> None:
     for op in (ops.tanh, ops.gelu, OPS["conv2d_p"]):
         assert copy.deepcopy(op) is op and pickle.loads(pickle.dumps(op)) is op
@@ -125,7 +137,9 @@ def test_numpys_functions_of_the_same_name_are_ops() -> None:
         y = getattr(np, name)(x)
         equal(y, getattr(np, name)(x.numpy()))
         equal(td.grad(y.sum(), x)[0], td.grad(OPS[name](x).sum(), x)[0].numpy())
-    assert np.maximum(x, 1.0).requires_grad  # type: ignore[call-overload]
+    assert np.maximum(x, 1.0).requires_grad and np.abs(x).requires_grad  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="lose the gradient"):
+        np.exp(np.ones(2), out=x)  # type: ignore[call-overload]
     equal(np.float64(2) * x, x.numpy() * 2)
 
 
@@ -138,7 +152,7 @@ def test_an_array_is_changed_by_a_tensor_in_place() -> None:
         w.data -= np.float64(0.5) * w.grad
         assert w.data is array
         equal(w, [0, 0])
-        with pytest.raises(TypeError, match=r"subtract of \(2,\), \(2,\) .* would lose the gradient"):
+        with pytest.raises(TypeError, match=r"subtract of \(2,\), \(2,\).* would lose the gradient"):
             w.data -= w * 2
     w.data = w.data - 0.5 * w.grad.data
     assert w.dtype == "float32"

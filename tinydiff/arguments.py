@@ -13,6 +13,7 @@ from typing import Any
 
 def integer(what: str, n: Any, least: int = 1, most: int | None = None) -> int:
     """n as an int. Errors: ValueError unless it is an integer from `least` to `most`."""
+    n = _only(n)
     if not isinstance(n, Integral) or isinstance(n, bool) or int(n) < least or most is not None and int(n) > most:
         wanted = f"of {least} or more" if most is None else f"from {least} to {most}"
         raise ValueError(f"{what} must be an integer {wanted}, not {n!r}")
@@ -23,7 +24,16 @@ def number(what: str, x: Any, interval: str = "(-inf, inf)") -> float:
     """x as a float: number("Adam: eps", eps, "[0, inf)"). Errors: ValueError unless it is a real number inside.
     Square brackets include an end, round ones do not; NaN is in no interval."""
     low, high = (float(end) for end in interval[1:-1].split(","))
-    inside = isinstance(x, Real) and not isinstance(x, bool) and not math.isnan(x)
-    if not inside or not (low < x < high or x == low and interval[0] == "[" or x == high and interval[-1] == "]"):
-        raise ValueError(f"{what} must be a number in {interval}, not {x!r}")
-    return float(x)
+    given, x = x, _only(x)
+    try:
+        value = float(x) if isinstance(x, Real) and not isinstance(x, bool) else math.nan
+    except OverflowError:  # an int of hundreds of digits
+        value = math.nan
+    if not (low < value < high or value == low and interval[0] == "[" or value == high and interval[-1] == "]"):
+        raise ValueError(f"{what} must be a number in {interval}, not {given!r}")
+    return value
+
+
+def _only(x: Any) -> Any:
+    """The element of an array or a Tensor without axes; anything else as it is. Waits for the device."""
+    return x.item() if getattr(x, "shape", None) == () and hasattr(x, "item") else x

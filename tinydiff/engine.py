@@ -168,7 +168,7 @@ def describe(x: Any) -> str:
 
 def origin(x: Tensor) -> Any:
     """Where a Tensor stands in the graph: the node that made it, or, if it is a leaf, itself."""
-    return x.node or x
+    return x if x.node is None else x.node
 
 
 # ---------------------------------------------------------------- 2. op
@@ -212,7 +212,7 @@ class Op:
             if isinstance(x, Tensor):
                 tensors += 1
                 if x._requires_grad:
-                    parent, required = x.node or x, True
+                    parent, required = x if x.node is None else x.node, True
                 x = x._data
             arrays.append(x)
             parents.append(parent)
@@ -287,7 +287,8 @@ def composite(function: Any) -> Any:
 def register(function: Any) -> Any:
     name, before = function.__name__, OPS.get(function.__name__)
     place = function.__module__, function.__qualname__
-    if before is not None and place != (before.__module__, before.__qualname__):  # not the same cell, run again
+    again = before is not None and place == (before.__module__, before.__qualname__) and "<locals>" not in place[1]
+    if before is not None and not again:  # again: the same cell, or the same module, is run again
         raise ValueError(
             f"there is an op named {name!r} already: choose another name, or take it out first, by "
             f"tinydiff.engine.OPS.pop({name!r})"
@@ -317,8 +318,10 @@ class ShapeDtype:
         )
 
     __array_ufunc__ = None  # an array on the left leaves the operation to us
+    __hash__ = object.__hash__
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = no_values
-    __pow__ = __rpow__ = __matmul__ = __rmatmul__ = __neg__ = __getitem__ = no_values
+    __pow__ = __rpow__ = __matmul__ = __rmatmul__ = __neg__ = __abs__ = __getitem__ = __bool__ = no_values
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = no_values
 
 
 def shape_dtype(a: Any) -> Any:
@@ -334,6 +337,7 @@ class Node(ShapeDtype):
     """
 
     __slots__ = ("op", "params", "parents", "values", "out", "residuals", "time", "hooks", "__weakref__")
+    __hash__ = object.__hash__
 
     def __init__(self, op: Op, parents: list[Any], arrays: Sequence[Any], params: dict, out: Any, residuals: Any):
         self.op = op
@@ -352,6 +356,9 @@ class Node(ShapeDtype):
         for name, x in options_of(params) if params else ():
             if isinstance(x, Tensor) and x._requires_grad:
                 raise TypeError(f"{op.name}: the option {name} has no gradient, but is {describe(x)} that requires one")
+
+    def __eq__(self, other: Any) -> bool:  # as a key of dicts, and not as the shape and dtype of its output
+        return self is other if isinstance(other, Node) else self.no_values()
 
     def check_kept(self) -> None:
         """Errors: RuntimeError if what was kept for the rule has been freed, or changed since."""
@@ -465,7 +472,7 @@ def backward_pass(
     # 1. Every node that the output was computed from, oldest first, and the leaves.
     nodes: set[Node] = set()
     leaves: set[Any] = set()
-    stack = [output.node] if output.node else []
+    stack = [] if output.node is None else [output.node]
     while stack:
         node = stack.pop()
         if node not in nodes and not (stop and goals and node in goals):

@@ -19,6 +19,8 @@ class set_grad_enabled:
     """Inside a `with`, or a function, coroutine or generator that it decorates, nodes are recorded, or are not."""
 
     def __init__(self, enabled: bool):
+        if not isinstance(enabled, bool):
+            raise TypeError(f"set_grad_enabled takes True or False, not {enabled!r}")
         self.enabled = enabled
 
     def __enter__(self) -> None:
@@ -30,14 +32,15 @@ class set_grad_enabled:
     def __call__(self, fn: Any) -> Any:
         if not callable(fn):
             raise TypeError(f"{type(self).__name__} decorates something callable, not {fn!r}")
-        if inspect.isasyncgenfunction(fn):
+        code = fn if inspect.isroutine(fn) else type(fn).__call__  # of an object that can be called
+        if inspect.isasyncgenfunction(code):
             raise TypeError(
                 f"{type(self).__name__} cannot decorate {fn.__name__}, an asynchronous generator: "
                 "write `with no_grad():` inside it, around what does not wait"
             )
-        if inspect.iscoroutinefunction(fn):
+        if inspect.iscoroutinefunction(code):
             return self._of_coroutine(fn)
-        return self._of_generator(fn) if inspect.isgeneratorfunction(fn) else self._of_function(fn)
+        return self._of_generator(fn) if inspect.isgeneratorfunction(code) else self._of_function(fn)
 
     def _of_function(self, fn: Any) -> Any:
         @functools.wraps(fn)

@@ -49,15 +49,18 @@ class NumPyFunction:
         return self if x is None else None
 
     def __call__(self, _x: Any, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
-        name, requiring = ufunc.__name__, [x for x in inputs if isinstance(x, Operators) and x._requires_grad]
+        name = {"absolute": "abs"}.get(ufunc.__name__, ufunc.__name__)
+        requiring = [x for x in inputs if isinstance(x, Operators) and x._requires_grad]
+        into = [x for x in options.get("out", ()) if isinstance(x, Operators)]
         if method == "__call__" and not options and name in OPS:
             return OPS[name](*inputs)
-        if method == "__call__" and (name in COMPARISONS or "out" in options and not (requiring and grad_enabled())):
+        lost = into or requiring and grad_enabled()
+        if method == "__call__" and (name in COMPARISONS or "out" in options and not lost):
             return ufunc(*map(array_of, inputs), **options)
         shapes = ", ".join(str(getattr(x, "shape", x)) for x in inputs)
         raise TypeError(
-            f"NumPy's {name} of {shapes} is no op of tinydiff, and would lose the gradient of a Tensor: use "
-            "tinydiff.ops, or x.numpy() for the values alone"
+            f"NumPy's {name} of {shapes}, called so, is no op of tinydiff, and would lose the gradient of a Tensor: "
+            "use tinydiff.ops, or x.numpy() for the values alone"
         )
 
 
@@ -203,11 +206,18 @@ class Operators:
                 f"a Tensor of shape {self.shape} that {self.node.op.name} computed cannot be copied or pickled with "
                 "its graph: take x.detach()"
             )
-        return restored, (type(self), self._data, self._requires_grad, self._grad)
+        grad = None if self._grad is None else self._grad.detach()
+        return restored, (type(self), self._data, self._requires_grad, grad), getattr(self, "__dict__", None)
 
     def __repr__(self) -> str:
         about = f", dtype={self.dtype}" if str(self.dtype) != "float32" else ""
-        about += f", node={self.node.op.name}" if self.node else ", requires_grad=True" if self._requires_grad else ""
+        about += (
+            f", node={self.node.op.name}"
+            if self.node is not None
+            else ", requires_grad=True"
+            if self._requires_grad
+            else ""
+        )
         return f"tensor({str(self.numpy())}{about})".replace("\n", "\n" + " " * 7)
 
     def __format__(self, spec: str) -> str:
@@ -248,7 +258,7 @@ class Operators:
             )
 
     def _hooks(self) -> Hooks:
-        owner: Any = self.node or self
+        owner: Any = self if self.node is None else self.node
         if owner.hooks is None:
             owner.hooks = Hooks()
         return owner.hooks

@@ -26,16 +26,22 @@ def checkpoint(fn: Callable[..., Tensor], *inputs: Any) -> Tensor:
     Until the backward pass, what fn reads must stay as it is. A change of a Tensor that an op in fn has read is
     noticed; one of a plain array, or of a Tensor that fn only compares or whose `.data` it reads, is not.
     Errors: TypeError if fn returns anything but one Tensor; in the backward pass, RuntimeError if a Tensor that fn
-    reads has changed, or if the second run differs from the first. Source: Chen et al. 2016, "Training deep nets with
-    sublinear memory cost".
+    reads has changed, or if the second run draws other numbers or gives another shape or dtype.
+    Source: Chen et al. 2016, "Training deep nets with sublinear memory cost".
     """
     if not grad_enabled():
         return fn(*inputs)
+    start = next(clock)
     with no_grad(), rng.recorded() as draws, observing(Used()) as used:
         out = fn(*inputs)
     if not isinstance(out, Tensor):
         raise TypeError(f"checkpoint: the function must return one Tensor, not {type(out).__name__}")
     sources = list(used.tensors.values())
+    if made := [x for x in sources if x.node is not None and x.node.time > start]:
+        raise RuntimeError(
+            f"checkpoint: {describe(made[0])} was recorded while the function ran, in another thread, which checkpoint "
+            "does not follow: compute it before, or in this thread"
+        )
     if not sources or out._requires_grad or out.dtype.kind not in "fc":
         return out  # nothing to compute again: no gradient is wanted, or fn gave back a Tensor that was there before
     # Also what needs no gradient, and what fn uses without being given it, as a frozen weight.
@@ -101,8 +107,10 @@ def recompute_vjp(g: Any, _z: Any, *sources: Any, first: FirstRun) -> Any:
             "checkpoint: run again, the function drew other random numbers, "
             f"{rng.starts(draws)} instead of {rng.starts(first.draws)}"
         )
-    if not (isinstance(out, Tensor) and out.shape == g.shape):
-        raise RuntimeError(f"checkpoint: run again, the function gave {describe(out)}, not a Tensor of shape {g.shape}")
+    if not (isinstance(out, Tensor) and out.shape == g.shape and out.dtype == g.dtype):
+        raise RuntimeError(
+            f"checkpoint: run again, the function gave {describe(out)}, not a Tensor of shape {g.shape}, {g.dtype}"
+        )
     if not out._requires_grad:  # such as a detached result
         return (None,) * len(sources)
     create_graph = isinstance(g, Tensor)

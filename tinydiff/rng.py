@@ -130,8 +130,9 @@ class Rng:
 def _place(shape: Any, sample_offset: Any) -> tuple[tuple[int, ...], int]:
     """The shape of a draw as a tuple of ints, and the sample_offset as one."""
     sizes = tuple(shape) if isinstance(shape, (tuple, list, numpy.ndarray)) else (shape,)
+    # Far beyond 2^40 samples the counter of a draw would reach into the next one.
     return tuple(integer(f"a size in the shape {shape}", n, 0) for n in sizes), integer(
-        "sample_offset", sample_offset, 0
+        "sample_offset", sample_offset, 0, 2**40
     )
 
 

@@ -93,10 +93,13 @@ class TrainLog:
         self.updating = False
         epoch_ends = state.step % self.order.steps_per_epoch == 0
         if state.step == self.steps or _is_due(state.step, self.log_every, epoch_ends):
-            self.files.log(self.progress.record(lr))
-            if self.on_record is not None:
-                with self.progress.paused():
-                    self.on_record(state)
+            record = self.progress.record(lr)
+            try:
+                if self.on_record is not None:
+                    with self.progress.paused():
+                        self.on_record(state)  # which may add to the record
+            finally:
+                self.files.log(record)
         if _is_due(state.step, self.save_every, epoch_ends):
             with self.progress.paused():
                 self.files.save(state)
@@ -255,7 +258,7 @@ class Files:
             self._write(first, state)
             kept = f"previous-{1 + max((n for n, _ in self._kept()), default=0)}-"
             for path in (self.out / "checkpoint.npz", self.out / "log.jsonl"):
-                if path.exists():
+                if path.exists() and not self._is_of_no_step():
                     os.replace(path, path.with_name(kept + path.name))
                     self.set_aside.append((path, path.with_name(kept + path.name)))
             os.replace(first, self.out / "checkpoint.npz")
@@ -267,6 +270,17 @@ class Files:
             raise
         self.saved_at = 0
         return state
+
+    def _is_of_no_step(self) -> bool:
+        """Has the run that is there ended before its first step? Then nothing is lost if it goes."""
+        assert self.out is not None
+        log = self.out / "log.jsonl"
+        if log.exists() and log.stat().st_size > 0:
+            return False
+        try:
+            return saving.load(self.out / "checkpoint.npz")["run"]["step"] == 0
+        except (OSError, LookupError, TypeError, ValueError):
+            return False
 
     def log(self, record: Record) -> None:
         if self.out is not None:
@@ -327,6 +341,8 @@ class Files:
         """The progress in a checkpoint. Errors: CannotResume unless it is of a run with these settings and parts."""
         if missing := [name for name in ("settings", "run", *self.parts) if name not in saved]:
             raise CannotResume(f"{path} has no {', '.join(missing)}")
+        if extra := [name for name in saved if name not in ("settings", "run", *self.parts)]:
+            raise CannotResume(f"{path} has {', '.join(extra)}, which this run has not, and would lose")
         settings = saved["settings"] if isinstance(saved["settings"], dict) else {}
         found = {name: settings.get(name) for name in self.settings}
         if changed := [f"{k} {found[k]!r}, not {v}" for k, v in self.settings.items() if repr(found[k]) != repr(v)]:
@@ -344,12 +360,14 @@ def _state_of(run: Any) -> TrainState:
         raise ValueError(
             f"its progress must have {sorted(names)}, not {sorted(run) if isinstance(run, dict) else run!r}"
         )
+    if not isinstance(run["finished"], bool):
+        raise ValueError(f"its finished must be True or False, not {run['finished']!r}")
     if not isinstance(run["records"], list) or not all(isinstance(record, dict) for record in run["records"]):
         raise ValueError(f"its records must be a list of dicts, not {run['records']!r}")
     return TrainState(
         step=integer("its step", run["step"], 0),
         records=run["records"],
-        finished=bool(run["finished"]),
+        finished=run["finished"] is True,
         seconds=number("its seconds", run["seconds"], "[0, inf)"),
         loss_sum=number("its loss_sum", run["loss_sum"]),
         images=integer("its images", run["images"], 0),
@@ -358,12 +376,19 @@ def _state_of(run: Any) -> TrainState:
 
 def _line(record: Record) -> str:
     """A record as a line of the log; NumPy's numbers and arrays, which on_record may have added, as Python's."""
-    return json.dumps(record, default=lambda a: a.tolist()) + "\n"
+
+    def plain(value: Any) -> Any:
+        if hasattr(value, "tolist"):
+            return value.tolist()
+        raise TypeError(f"a record of the log has {value!r}, which cannot be written")
+
+    return json.dumps(record, default=plain) + "\n"
 
 
 class Sources:
     """The random sources that a model holds, such as those of its Dropouts: where each of them is. A checkpoint keeps
-    it apart from Module.state_dict, whose names are PyTorch's. What a name with an underscore holds counts too."""
+    it apart from Module.state_dict, whose names are PyTorch's. A source under a name with an underscore counts too;
+    one in a module under such a name, or in an object that is no module, does not."""
 
     def __init__(self, model: Any):
         self.named: list[tuple[str, Rng]] = []

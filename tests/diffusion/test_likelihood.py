@@ -237,7 +237,7 @@ def test_a_denoiser_has_a_likelihood(numpy_backend):
         ({"eps": 0}, ValueError, r"eps must be a number in \(0, 1.0\), not 0"),
         ({"rtol": float("nan")}, ValueError, "rtol must be a number .* not nan"),
         ({"atol": -1e-5}, ValueError, "atol must be a number .* not -1e-05"),
-        ({"sample_offset": 1.5}, ValueError, "sample_offset must be an integer of 0 or more, not 1.5"),
+        ({"sample_offset": 1.5}, ValueError, "sample_offset must be an integer from 0 to 1099511627776, not 1.5"),
         ({"eps": 2.0}, ValueError, r"eps must be a number in \(0, 1.0\), not 2.0"),
         ({"score": lambda x, t: x.sum()}, ValueError, r"the score returned shape \(\) for x of shape \(2, 3\)"),
         ({"score": lambda x, t: array_of(x)}, TypeError, "the score has no gradient"),

@@ -1,6 +1,9 @@
 """NumPy scalars in place of numbers, and processes written in NumPy, change no dtype: a model in float32 is never asked
 in float64, and everything that comes out is float32."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -223,6 +226,13 @@ def test_denoisers_and_guidance(process):
         score_of(denoiser, process)(Tensor(x), t) for t in (middle, np.full(2, middle), Tensor(np.full(2, middle)))
     ]
     assert narrow(*results)
+
+
+def test_a_plain_process_can_be_copied_and_compared():
+    process = VESDE(5.0)
+    for twin in (copy.copy(plain(process)), copy.deepcopy(plain(process)), pickle.loads(pickle.dumps(plain(process)))):
+        assert twin.marginal_std(0.5) == process.marginal_std(0.5) and isinstance(twin, VESDE)
+    assert plain(process) == process and hash(plain(process)) == hash(process)
 
 
 @every_process

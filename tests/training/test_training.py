@@ -568,7 +568,23 @@ def test_after_a_resume_that_was_refused_the_learning_rate_is_as_it_was(tmp_path
     assert task.optimizer.lr == 0.05 and task.optimizer.counts == [0, 0]
 
 
-@pytest.mark.parametrize("factor", [None, "1", float("nan"), np.ones(1)])
+def test_a_run_that_ended_before_its_first_step_is_not_kept(tmp_path):
+    Task(tmp_path).train(epochs=1)
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError):
+            Task(tmp_path).train(schedule=lambda epoch: 1 / 0)
+    assert sorted(p.name for p in tmp_path.glob("previous*")) == ["previous-1-checkpoint.npz", "previous-1-log.jsonl"]
+
+
+def test_what_a_resumed_run_would_lose_is_an_error(tmp_path):
+    Task(tmp_path).train(epochs=1)
+    task = Task(tmp_path)
+    task.ema = None
+    with pytest.raises(CannotResume, match="has ema, which this run has not, and would lose"):
+        task.train(resume=True)
+
+
+@pytest.mark.parametrize("factor", [None, "1", float("nan"), np.ones(2)])
 def test_a_schedule_that_gives_no_number_is_quoted(factor):
     with pytest.raises(ValueError, match=re.escape(f"schedule(0) must be a number in (-inf, inf), not {factor!r}")):
         Task().train(schedule=lambda epoch: factor)

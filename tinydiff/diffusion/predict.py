@@ -82,7 +82,7 @@ class ScoreModel(nn.Module):
 
     def score(self, x: Any, t: Any, **condition: Any) -> Any:
         """The gradient of ln p_t at x, in the shape of x: -z / s."""
-        t = _number_or_times(f"{type(self).__name__}: t", t, "(0, inf)")
+        t = _number_or_times(f"{type(self).__name__}: t", t, "(0, inf)", len(x))
         z = self.noise(x, t, **condition)
         return -z / per_sample(plain(self.process).marginal_std(t), x)
 
@@ -97,7 +97,7 @@ class ScoreModel(nn.Module):
     def output(self, x: Any, t: Any, **condition: Any) -> Any:
         """The prediction of the network at x and t, y (N, ...)."""
         inputs, process, edm = x, plain(self.process), self.predicts == "edm"
-        t = _number_or_times(f"{type(self).__name__}: t", t, "(0, inf)" if edm else "[0, inf)")
+        t = _number_or_times(f"{type(self).__name__}: t", t, "(0, inf)" if edm else "[0, inf)", len(x))
         times = Tensor(xp.full(x.shape[0], t, x.dtype)) if isinstance(t, float) else like(x, t)  # (N,)
         if edm:
             inputs = x / _std_of_x(*self._scale_and_std(t, x), self.sigma_data)
@@ -146,7 +146,7 @@ class Denoiser(ScoreModel):
 
     def forward(self, x: Any, sigma: Any, **condition: Any) -> Any:  # type: ignore[override]
         if not isinstance(sigma, (list, tuple)):
-            sigma = array_of(_number_or_times("Denoiser: sigma", sigma, "(0, inf)"))
+            sigma = array_of(_number_or_times("Denoiser: sigma", sigma, "(0, inf)", len(x)))
         if isinstance(sigma, float):
             sigmas = xp.full((x.shape[0],), sigma, x.dtype)  # no array from the host, so a step may be captured
         else:
@@ -216,7 +216,7 @@ def score_of(denoiser: Callable[..., Any], process: Any) -> Score:
     process = plain(process)
 
     def score(x: Any, t: Any, **condition: Any) -> Any:
-        t = _number_or_times("score_of: t", t, "(0, inf)")
+        t = _number_or_times("score_of: t", t, "(0, inf)", len(x))
         s, m = process.marginal_std(t), process.marginal_scale(t)
         wide_s, wide_m = per_sample(s, x), per_sample(m, x)  # (N,) -> (N, 1, ..., 1)
         return (wide_m * denoiser(x / wide_m, like(x, s / m), **condition) - x) / (wide_s * wide_s)
@@ -255,14 +255,18 @@ def checked_score(score: Any, x: Any) -> Array:
 # ---------------------------------------------------------------- second arguments, and conditions
 
 
-def _number_or_times(what: str, t: Any, interval: str) -> Any:
-    """A number as a float; an array or a Tensor, whose values are not read, as it is. Errors: ValueError for a number
-    outside the interval, and for anything else."""
-    return t if hasattr(t, "shape") and not isinstance(t, Real) else number(what, t, interval)
+def _number_or_times(what: str, t: Any, interval: str, n: int) -> Any:
+    """A number as a float; an array or a Tensor (n,), whose values are not read, as it is. Errors: ValueError for a
+    number outside the interval, another shape, and anything else."""
+    if not hasattr(t, "shape") or isinstance(t, Real) or t.shape == ():
+        return number(what, t, interval)
+    if t.shape not in ((n,), (1,)):
+        raise ValueError(f"{what} must be a number, or one for each of {n} samples, not of shape {t.shape}")
+    return t
 
 
 def rows_of(value: Any, rows: slice, n: int) -> Any:
-    """A condition for these rows of n samples: their part of an array, Tensor, list or tuple with one entry per sample;
+    """A condition for these rows of n samples: their part of an array, Tensor or list with one entry per sample;
     anything else as it is."""
-    length = len(value) if isinstance(value, (list, tuple)) else next(iter(getattr(value, "shape", ())), None)
+    length = len(value) if isinstance(value, list) else next(iter(getattr(value, "shape", ())), None)
     return value[rows] if length == n and rows != slice(0, n) else value

@@ -375,7 +375,18 @@ class PlainProcess:
         self._process = process
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_process":  # not there yet, while it is copied
+            raise AttributeError(name)
         return getattr(self._process, name)
+
+    def __reduce__(self) -> Any:
+        return PlainProcess, (self._process,)
+
+    def __eq__(self, other: Any) -> Any:
+        return self._process == getattr(other, "_process", other)
+
+    def __hash__(self) -> int:
+        return hash(self._process)
 
     def __repr__(self) -> str:
         return repr(self._process)
@@ -424,7 +435,7 @@ def _as_given(t: Any) -> Any:
 
 def like(x: Any, a: Any) -> Any:
     """Real numbers a in the dtype of x, if that is of floats; one number as a float, which has no dtype."""
-    if isinstance(a, Real):
+    if type(a) is float or isinstance(a, Real):
         return float(a)
     different = x.dtype.kind == "f" and a.dtype != x.dtype and a.dtype.kind in "fiub"
     return ops.astype(a, dtype=x.dtype) if different else a

@@ -63,8 +63,8 @@ def sample(
     timesteps: a function that chooses the times, karras_times or uniform_times; by default that of the method.
     sample_offset: row i is that of sample `sample_offset + i` of the seed.
     microbatch: make the samples in parts of this size (None: all at once), `threads` parts at the same time (None: one
-    per core). An array, Tensor, list or tuple in `condition` with N entries along its first axis is split in the same
-    way; any other condition goes to every part as it is.
+    per core). An array, Tensor or list in `condition` with N entries along its first axis is split in the same way; any
+    other condition goes to every part as it is.
 
     Row i of the noise depends on the seed and i alone. So a sample is the same alone, among 64 and in any microbatch,
     except for the rounding of matrix products of another size.

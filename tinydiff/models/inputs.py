@@ -31,7 +31,7 @@ def each_label(what: str, labels: Any, n: int, classes: int, *, null: bool = Fal
     readable = active().name == "numpy" or not active().is_array(values)
     if not active().is_array(values):
         values = to_host(values)
-    if values.dtype.kind not in "iu":
+    if values.dtype.kind not in "iu" and values.size:  # of an empty list NumPy makes an array of floats
         raise TypeError(f"{what} must be integers, not {values.dtype} of shape {values.shape}")
     if values.shape not in ((), (n,)):
         raise ValueError(f"{what} must be one for each of the {n} samples, or one for all, not of shape {values.shape}")

@@ -49,11 +49,8 @@ class _Conv(Module):
         self.kernel_size = self._sizes("kernel_size", kernel_size, 1)
         self.stride = self._sizes("stride", stride, 1)
         self.dilation = self._sizes("dilation", dilation, 1)
-        self.padding: Pair | str = "same"
-        if self.transposed or padding not in ("same", "valid"):
-            self.padding = self._sizes("padding", padding, 0)
-        elif padding == "valid":
-            self.padding = 0
+        by_name = isinstance(padding, str) and padding in ("same", "valid") and not self.transposed
+        self.padding: Pair | str = padding if by_name else self._sizes("padding", padding, 0)
         self.groups = groups = integer(f"{name}: groups", groups)
         if self.in_channels % groups or self.out_channels % groups:
             raise ValueError(

@@ -156,8 +156,8 @@ def conv2d(
 
     y[n, i, j, o] = b[o] + sum over u, v, c of x[n, s i + d u - p, s j + d v - p, c] w[u, v, c, o]
 
-    padding: zeros on each side, one number or (vertical, horizontal); "same" makes OH = ceil(H / stride). With
-    groups, output channels o of group g see only the input channels of group g.
+    padding: zeros on each side, one number or (vertical, horizontal); "same" makes OH = ceil(H / stride), "valid" is 0.
+    With groups, output channels o of group g see only the input channels of group g.
     Errors: ValueError for shapes that do not fit, or a kernel that is larger than the padded image.
     """
     _check_ranks("conv2d", 4, x, w)
@@ -280,6 +280,8 @@ def _padding(padding: Pair | str, what: str, size: Any, kernel: Any, stride: Any
             total = max((-(-n // s) - 1) * s + d * (k - 1) + 1 - n, 0)
             sides.append((total // 2, total - total // 2))
         return tuple(sides)
+    if padding == "valid":
+        padding = 0
     if isinstance(padding, str):
-        raise ValueError(f"{what}: padding must be an int, a pair or 'same', not {padding!r}")
+        raise ValueError(f"{what}: padding must be an int, a pair, 'same' or 'valid', not {padding!r}")
     return tuple((p, p) for p in _pair(padding, what, "padding", 0))

@@ -107,9 +107,11 @@ def power(x: Any, y: Any) -> Any:
 @power.vjp
 def power_vjp(g: Any, z: Any, x: Any, y: Any) -> Any:
     def wrt_base() -> Any:
-        if isinstance(y, (int, float)) and not 0 <= y < 1:
+        if isinstance(y, complex) or isinstance(y, (int, float)) and not 0 <= y < 1:
             return g * (y * x ** (y - 1))
-        flat = (x == 0) & (0 <= y) & (y < 1)  # there x^(y-1) is infinite; 0 has the place of the derivative
+        if isinstance(y, (int, float)):  # x^(y-1) = z / x, and 0 in place of an infinite derivative
+            return g * where(x == 0, 0.0, y * z / where(x == 0, 1.0, x))
+        flat = (x == 0) & (0 <= y) & (y < 1)
         return where(flat, 0.0, g * y * where(flat, 1.0, x) ** (y - 1))
 
     def wrt_exponent() -> Any:

@@ -214,8 +214,8 @@ def roll(x: Any, *, shift: int | tuple[int, ...], axis: int | tuple[int, ...] | 
     as in numpy.roll, move along several axes. Errors: ValueError for tuples of different lengths."""
     if axis is None:
         return reshape(roll(reshape(x, shape=-1), shift=shift, axis=0), shape=x.shape)
-    if isinstance(shift, tuple) or isinstance(axis, tuple):
-        shifts, axes = (v if isinstance(v, tuple) else (v,) for v in (shift, axis))
+    if not (isinstance(shift, int) and isinstance(axis, int)):
+        shifts, axes = (tuple(v) if isinstance(v, (tuple, list)) else (v,) for v in (shift, axis))
         if len(shifts) != len(axes) and 1 not in (len(shifts), len(axes)):
             raise ValueError(f"roll: the shifts {shift} and the axes {axis} differ in number")
         count = max(len(shifts), len(axes))
