@@ -126,13 +126,6 @@ def test_arrays_of_bfloat16_become_float32() -> None:
     assert layer.weight.dtype == "float32" and np.array_equal(layer.weight.numpy(), w.T.astype(np.float32))
 
 
-@pytest.mark.torch
-def test_weights_of_torch_in_bfloat16(torch: Any) -> None:
-    theirs, layer = torch.nn.Linear(2, 3, dtype=torch.bfloat16), nn.Linear(2, 3, rng=0)
-    interop.from_torch(layer, theirs.state_dict())
-    assert np.array_equal(layer.weight.numpy(), theirs.weight.detach().float().numpy().T)
-
-
 def test_errors_list_everything_and_nothing_is_changed() -> None:
     net = Net()
     before = {n: backend.to_host(a) for n, a in net.state_dict().items()}

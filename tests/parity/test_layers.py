@@ -335,3 +335,9 @@ def test_ten_steps_of_an_optimizer(name: str, clip: float | None) -> None:
         two.step()
     for p, q in zip(ours, theirs):
         np.testing.assert_allclose(host(p), q.detach().numpy(), rtol=1e-12, atol=1e-13)
+
+
+def test_weights_in_bfloat16() -> None:
+    theirs, layer = torch.nn.Linear(2, 3, dtype=torch.bfloat16), nn.Linear(2, 3, rng=0)
+    interop.from_torch(layer, theirs.state_dict())
+    assert np.array_equal(layer.weight.numpy(), theirs.weight.detach().float().numpy().T)
