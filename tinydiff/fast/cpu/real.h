@@ -5,7 +5,8 @@
 
    The exponential:  e^x = 2^n e^r,  n = round(x / ln 2),  r = x - n ln 2 in [-0.35, 0.35],  e^r by its series.
    Adding SHIFTER, 1.5 times 2^MANTISSA, leaves n in the lowest bits of the sum. Moved up to the place of the exponent,
-   and added to the bits of 1, they are those of 2^n. x is cut at both ends, where 2^n would not fit; NaN stays NaN. */
+   and added to the bits of 1, they are those of 2^n. x is cut at both ends, where 2^n would not fit, and a
+   little earlier at the upper one: a sigmoid there would be below 1e-38, and such numbers are slow. NaN stays NaN. */
 
 #include <math.h>
 #include <stdint.h>
@@ -25,7 +26,7 @@ typedef uint32_t bits;
 #define MANTISSA 23
 #define SHIFTER 12582912.0f
 #define LOWEST -87.0f
-#define HIGHEST 64.0f
+#define HIGHEST 80.0f
 #define LN2_HIGH 0.693145751953125f /* with so few bits that n times it is exact */
 #define LN2_LOW 1.428606820309417e-6f
 #else
@@ -33,7 +34,7 @@ typedef uint64_t bits;
 #define MANTISSA 52
 #define SHIFTER 6755399441055744.0
 #define LOWEST -708.0
-#define HIGHEST 500.0
+#define HIGHEST 700.0
 #define LN2_HIGH 0.6931471803691238
 #define LN2_LOW 1.9082149292705877e-10
 #endif
