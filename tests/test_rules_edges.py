@@ -148,6 +148,16 @@ def test_numpy_scalars_as_options_widen_nothing(each_backend: str) -> None:
         assert y.dtype == "float32" and grad(y.sum(), x)[0].dtype == "float32", name
 
 
+def test_numpy_scalars_beside_arrays_widen_nothing(each_backend: str) -> None:
+    """Samplers and losses call ops on plain arrays too."""
+    x = backend.to_device(np.ones(3, "float32"))
+    for scalar in (np.float64(2), np.float32(2), np.int64(2)):
+        for name in BINARY:
+            assert OPS[name](x, scalar).dtype == OPS[name](scalar, x).dtype == "float32", (name, scalar)
+    assert ops.where(x > 0, x, np.float64(2)).dtype == "float32"
+    assert ops.multiply(x.astype("float64"), np.float32(2)).dtype == "float64"
+
+
 def test_a_power_has_the_derivative_of_sqrt_at_zero(each_backend: str) -> None:
     x = tensor([0.0, 4.0], requires_grad=True)
     half = tensor([0.5, 0.5], requires_grad=True)

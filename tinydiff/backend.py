@@ -231,6 +231,15 @@ def weak(value: Any) -> Any:
     return value.item() if isinstance(value, numpy.generic) else value
 
 
+def weak_beside_arrays(values: list[Any]) -> list[Any]:
+    """The values, with Python's numbers for NumPy's scalars of another dtype than the floating arrays among them. One
+    of the same dtype may be the sum of an array, which NumPy gives as a scalar."""
+    if not any(isinstance(a, numpy.generic) for a in values):
+        return values
+    dtypes = {a.dtype for a in values if active().is_array(a) and a.dtype.kind == "f"}
+    return [weak(a) if dtypes and getattr(a, "dtype", None) not in dtypes else a for a in values]
+
+
 def as_array(a: Any) -> Array:
     """An array also where NumPy reduced one to a scalar."""
     return a if active().is_array(a) else active().to_device(a)

@@ -216,7 +216,9 @@ class Op:
                 x = x._data
             arrays.append(x)
             parents.append(parent)
-        if 0 < tensors < len(arrays):  # without Tensors, a NumPy scalar may be what a sum in a rule gave
+        if not tensors:
+            arrays = backend.weak_beside_arrays(arrays)
+        elif tensors < len(arrays):
             arrays = [a if type(a) is float else backend.operand(a) for a in arrays]
         if params:
             params = {name: backend.weak(value) for name, value in params.items()}
