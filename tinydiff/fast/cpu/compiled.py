@@ -3,9 +3,10 @@
     norm = Function("norm", "in x(a,l,c), in shift(a,c)?, ..., out y(a,l,c), ..., real eps, int silu")
     norm(x, shift, ..., y=y, ...)                 -> False if there is no library: then NumPy goes on
 
-The compiler is $CC, or else cc, gcc or clang. The library is kept in a folder of the user's own, under a name made from
-the sources, the flags, the compiler and the processor, so that it is made once, and again when one of these changes.
-TINYDIFF_CC=0 switches all of this off. Without a compiler, or if anything fails, one line on stderr says so, once.
+The compiler is $CC, or else cc, gcc or clang; $CFLAGS are added to its flags. The library is kept in a folder of the
+user's own, under a name made from the sources, the flags, the compiler and the processor, so that it is made once, and
+again when one of these changes. TINYDIFF_CC=0 switches all of this off. Without a compiler, or if anything fails, one
+line on stderr says so, once.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,6 +39,7 @@ FLAGS = ("-O3", "-march=native", "-std=c11", "-ffp-contract=fast", "-fno-math-er
          "-shared")  # fmt: skip
 REALS = {"f": "float", "d": "double"}
 ARRAYS = ("in", "out", "inout")
+FUNCTIONS: list[Function] = []
 _lock = threading.Lock()
 
 
@@ -98,6 +100,10 @@ def _compiler() -> list[str]:
     raise CannotCompile("no C compiler: neither cc, gcc nor clang is here")
 
 
+def _flags() -> list[str]:
+    return [*FLAGS, *shlex.split(os.environ.get("CFLAGS", ""))]
+
+
 def _own_folder() -> Path:
     """A folder into which nobody else can write: what lies there is executed."""
     try:
@@ -123,10 +129,8 @@ def _key(compiler: list[str], real: str) -> str:
     program = Path(shutil.which(compiler[0]) or compiler[0]).resolve()
     about = program.stat()
     texts = [path.read_bytes() for path in (*SOURCES, *sorted(HERE.glob("*.h")))]
-    parts = [
-        *texts,
-        repr((compiler, str(program), about.st_size, about.st_mtime_ns, FLAGS, real, _processor())).encode(),
-    ]
+    about_build = (compiler, str(program), about.st_size, about.st_mtime_ns, _flags(), real, _processor())
+    parts = [*texts, repr(about_build).encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
@@ -149,7 +153,7 @@ def _compile(compiler: list[str], real: str, path: Path) -> None:
     except OSError as error:
         raise CannotCompile(f"{path.parent} cannot be written: {error}") from error
     try:
-        command = [*compiler, *FLAGS, f"-DREAL={real}", "-o", part, *map(str, SOURCES), "-lm"]
+        command = [*compiler, *_flags(), f"-DREAL={real}", "-o", part, *map(str, SOURCES), "-lm"]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=120)
         if done.returncode:
             raise CannotCompile(f"{shlex.join(command)} failed: {done.stderr.strip()[:500]}")
@@ -169,40 +173,40 @@ def _compile(compiler: list[str], real: str, path: Path) -> None:
 class Function:
     """A function of a C file, int name(...), whose arguments are declared in the order of its C signature:
 
-    in x(a,l,c)      an array that is read, of real numbers in C order; its lengths give the numbers a, l, c
-    in shift(a,c)?   the same, or None for NULL
-    out y(a,l,c)     an array that is written, which shares no memory with the others
-    inout p(n)       the same, and its values are read
-    int a, real eps  a number; a length among them is taken from the shapes
+    in x(a,l,c)          an array that is read, of real numbers in C order; its lengths give the numbers a, l, c
+    in int64 index(n)    an array of another dtype
+    in shift(a,c)?       an array, or None for NULL
+    out y(a,l,c)         an array that is written, which shares no memory with the others
+    inout p(n)           the same, and its values are read
+    int a, real eps      a number; a length among them is taken from the shapes
     """
 
     def __init__(self, name: str, declaration: str):
-        self.name, self.arguments = name, []
-        for text in re.split(r",\s*(?=in |out |inout |int |real )", declaration):
-            match = re.fullmatch(r"(in|out|inout|int|real) (\w+)(?:\(([\w,]+)\))?(\?)?", text.strip())
-            if match is None:
-                raise ValueError(f"{name}: no declaration of an argument: {text!r}")
-            kind, argument, lengths, optional = match.groups()
-            self.arguments.append((kind, argument, tuple(lengths.split(",")) if lengths else (), bool(optional)))
+        self.name, self.arguments = name, [_argument(text) for text in re.split(r",\s*(?![^(]*\))", declaration)]
+        FUNCTIONS.append(self)
 
     def __call__(self, **given: Any) -> bool:
         """Call it, with every argument by name but the lengths. False if there is no library.
         Errors: TypeError or ValueError for an array of another dtype, shape or layout, or one that shares memory."""
-        arrays = {name: given[name] for kind, name, *_ in self.arguments if kind in ARRAYS}
-        char = next(a.dtype.char for a in arrays.values() if a is not None)
+        arrays = {x.name: given[x.name] for x in self.arguments if x.kind in ARRAYS}
+        char = next(
+            arrays[x.name].dtype.char
+            for x in self.arguments
+            if x.kind in ARRAYS and x.dtype == "real" and arrays[x.name] is not None
+        )
         found = library(char)
         if found is None:
             return False
         numbers = self._checked(arrays, char)
         real = ctypes.c_float if char == "f" else ctypes.c_double
         values: list[Any] = []
-        for kind, name, *_ in self.arguments:
-            if kind == "int":
-                values.append(ctypes.c_int64(numbers[name] if name in numbers else given[name]))
-            elif kind == "real":
-                values.append(real(given[name]))
+        for x in self.arguments:
+            if x.kind == "int":
+                values.append(ctypes.c_int64(numbers[x.name] if x.name in numbers else given[x.name]))
+            elif x.kind == "real":
+                values.append(real(given[x.name]))
             else:
-                values.append(ctypes.c_void_p(None if given[name] is None else given[name].ctypes.data))
+                values.append(ctypes.c_void_p(None if given[x.name] is None else given[x.name].ctypes.data))
         if getattr(found, self.name)(*values):  # ctypes releases the GIL meanwhile
             raise MemoryError(f"{self.name}: no memory for its sums")
         return True
@@ -210,27 +214,54 @@ class Function:
     def _checked(self, arrays: dict[str, Any], char: str) -> dict[str, int]:
         """The lengths by name."""
         numbers: dict[str, int] = {}
-        for kind, name, lengths, optional in self.arguments:
-            a = arrays.get(name)
-            if kind not in ARRAYS or (a is None and optional):
+        for x in self.arguments:
+            a = arrays.get(x.name)
+            if x.kind not in ARRAYS or (a is None and x.optional):
                 continue
+            dtype = np.dtype(char if x.dtype == "real" else x.dtype)
             if (
                 not isinstance(a, np.ndarray)
-                or a.dtype.char != char
+                or a.dtype != dtype
                 or not a.flags.c_contiguous
-                or a.ndim != len(lengths)
+                or a.ndim != len(x.lengths)
             ):
                 what = f"{a.dtype} {a.shape} strides {a.strides}" if isinstance(a, np.ndarray) else repr(a)
                 raise TypeError(
-                    f"{self.name}: {name} must be a C array ({', '.join(lengths)}) of {REALS[char]}, not {what}"
+                    f"{self.name}: {x.name} must be a C array ({', '.join(x.lengths)}) of {dtype}, not {what}"
                 )
-            for length, n in zip(lengths, a.shape):
+            for length, n in zip(x.lengths, a.shape):
                 if numbers.setdefault(length, n) != n:
-                    raise ValueError(f"{self.name}: {name} {a.shape} has {length} = {n}, but it is {numbers[length]}")
-            if kind != "in":
+                    raise ValueError(f"{self.name}: {x.name} {a.shape} has {length} = {n}, but it is {numbers[length]}")
+            if x.kind != "in":
                 if not a.flags.writeable:
-                    raise ValueError(f"{self.name}: {name} cannot be written")
+                    raise ValueError(f"{self.name}: {x.name} cannot be written")
                 for other, b in arrays.items():
-                    if other != name and b is not None and np.may_share_memory(a, b):
-                        raise ValueError(f"{self.name}: {name} shares memory with {other}")
+                    if other != x.name and b is not None and np.may_share_memory(a, b):
+                        raise ValueError(f"{self.name}: {x.name} shares memory with {other}")
         return numbers
+
+
+class Argument(NamedTuple):
+    kind: str  # in, out, inout, int, real
+    name: str
+    dtype: str  # of an array: real, or a name of NumPy's
+    lengths: tuple[str, ...]
+    optional: bool
+
+    @property
+    def in_c(self) -> str:
+        """As it stands in the signature."""
+        if self.kind not in ARRAYS:
+            return {"int": "int64_t ", "real": "real "}[self.kind] + self.name
+        element = "real" if self.dtype == "real" else f"{self.dtype}_t"
+        return f"{'const ' if self.kind == 'in' else ''}{element} *restrict {self.name}"
+
+
+def _argument(text: str) -> Argument:
+    number = re.fullmatch(r"(int|real) (\w+)", text.strip())
+    array = re.fullmatch(r"(in|out|inout) (?:(u?int\d+) )?(\w+)\(([\w,]+)\)(\?)?", text.strip())
+    if number:
+        return Argument(number[1], number[2], "", (), False)
+    if array:
+        return Argument(array[1], array[3], array[2] or "real", tuple(array[4].split(",")), bool(array[5]))
+    raise ValueError(f"no declaration of an argument: {text!r}")
