@@ -1,69 +1,184 @@
-"""Convolution on NumPy, by patches (fast/patches.py): copies from views, and sums into views."""
+"""Convolution on NumPy: in C without patches (conv.c, conv_weight.c), or, where there is no compiler, by patches
+(fast/patches.py)."""
 
 from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...backend import Array
+from ...ops import conv as page
 from ...ops.conv import Geometry
 from .. import patches
+from ..taken import is_real
+from .compiled import Function
+
+conv_in_c = Function(
+    "conv",
+    "in x(N,S,I), in w(T,A,B), in b(O)?, out y(N,D,O), in int64 pixels(K), in int64 source(P), in int64 target(P), "
+    "in int64 runs(K), in int64 start(R), in int64 tap(R), in int64 length(R), "
+    "int N, int S, int I, int T, int D, int O, int K, int groups, int transposed",
+)
+weight_grad_in_c = Function(
+    "conv_weight_grad",
+    "in x(N,H,W,I), in y(N,OH,OW,O), out w(KH,KW,C,O), int N, int H, int W, int I, int OH, int OW, int O, "
+    "int KH, int KW, int C, int sh, int sw, int top, int left, int dh, int dw, int together",
+)
+
+FEW = 8  # with fewer channels, those of several taps are worked on together
+
+
+@page.conv2d_p.fast("numpy")
+def conv2d_numpy(x: Array, w: Array, b: Any, *, geometry: Geometry) -> Any:
+    if not is_real(x, w, b):
+        return NotImplemented
+    y = np.empty((len(x), *geometry.out, w.shape[3]), x.dtype)
+    return y if _conv(x, w, b, y, geometry, transposed=False) else patches.conv2d(TOOLS, x, w, b, geometry)
+
+
+@page.conv2d_input_grad.fast("numpy")
+def conv2d_input_grad_numpy(y: Array, w: Array, b: Any, *, geometry: Geometry) -> Any:
+    if not is_real(y, w, b):
+        return NotImplemented
+    x = np.empty((len(y), *geometry.size, w.shape[2] * geometry.groups), y.dtype)
+    return x if _conv(y, w, b, x, geometry, transposed=True) else patches.conv2d_input_grad(TOOLS, y, w, b, geometry)
+
+
+@page.conv2d_weight_grad.fast("numpy")
+def conv2d_weight_grad_numpy(x: Array, y: Array, *, geometry: Geometry) -> Any:
+    if not is_real(x, y):
+        return NotImplemented
+    groups = geometry.groups
+    channels, out = x.shape[3] // groups, y.shape[3] // groups
+    if groups == 1 and out < FEW <= channels and (turned := patches.mirrored(geometry)):
+        # The form is symmetric: as the gradient of the convolution of y to x, with the kernel turned round.
+        w = conv2d_weight_grad_numpy(y, x, geometry=turned)
+        return np.ascontiguousarray(w[::-1, ::-1].swapaxes(2, 3))  # (kh, kw, O, C) -> (kh, kw, C, O)
+    w = np.empty((*geometry.kernel, channels, y.shape[3]), x.dtype)
+    together = groups == 1 and channels < FEW
+    image, padding = (_padded(x, geometry), ((0, 0), (0, 0))) if together else (x, geometry.padding)
+    (sh, sw), (dh, dw), ((top, _), (left, _)) = geometry.stride, geometry.dilation, padding
+    done = weight_grad_in_c(
+        x=np.ascontiguousarray(image), y=np.ascontiguousarray(y), w=w, sh=sh, sw=sw, top=top, left=left, dh=dh, dw=dw,
+        together=together,
+    )  # fmt: skip
+    return w if done else patches.conv2d_weight_grad(TOOLS, x, y, geometry)
+
+
+# ---------------------------------------------------------------- the lists for conv.c
+
+
+def _conv(x: Array, w: Array, b: Any, y: Array, geometry: Geometry, transposed: bool) -> bool:
+    x, w, b = (a if a is None else np.ascontiguousarray(a) for a in (x, w, b))
+    return conv_in_c(
+        x=_merged(x, 1),  # (N, H, W, C) -> (N, H W, C)
+        w=_merged(w, 0),  # (kh, kw, C, O) -> (kh kw, C, O)
+        b=b,
+        y=_merged(y, 1),
+        groups=geometry.groups,
+        transposed=transposed,
+        **lists(geometry, transposed)._asdict(),
+    )
+
+
+def _merged(a: Array, axis: int) -> Array:
+    """That axis and the next as one."""
+    return a.reshape(*a.shape[:axis], a.shape[axis] * a.shape[axis + 1], *a.shape[axis + 2 :])
+
+
+class Lists(NamedTuple):
+    """The pixels of an output image, those under which the same taps meet the input (a class) together, and the taps of
+    each class; see conv.c."""
+
+    pixels: Array  # where each class begins in the next two
+    source: Array  # of each pixel of the output, the pixel of the input under its first tap
+    target: Array  # and itself
+    runs: Array  # where each class begins in the next three
+    start: Array  # of each run of taps, how far from the first tap's pixel its first one's lies
+    tap: Array  # the first tap itself
+    length: Array  # and how many they are
+
+
+@functools.lru_cache(256)
+def lists(geometry: Geometry, transposed: bool) -> Lists:
+    """For conv2d, or, transposed, for its gradient by the input, whose output is the image x."""
+    kw, width = geometry.kernel[1], (geometry.out if transposed else geometry.size)[1]
+    out_width = (geometry.size if transposed else geometry.out)[1]
+    pixels, source, target, runs, start, tap, length = [0], [], [], [0], [], [], []  # type: ignore[var-annotated]
+    for rows, columns in itertools.product(_classes(geometry, transposed, 0), _classes(geometry, transposed, 1)):
+        for (i, under_i), (j, under_j) in itertools.product(rows, columns):
+            source.append(under_i[0][1] * width + under_j[0][1] if under_i and under_j else 0)
+            target.append(i * out_width + j)
+        pixels.append(len(target))
+        # The taps of the first pixel lie as those of the others do.
+        before = None
+        for (u, i), (v, j) in itertools.product(rows[0][1], columns[0][1]):
+            here = u * kw + v, i * width + j - source[pixels[-2]]
+            if geometry.groups == 1 and before == (here[0] - 1, here[1] - 1):
+                length[-1] += 1
+            else:
+                start.append(here[1])
+                tap.append(here[0])
+                length.append(1)
+            before = here
+        runs.append(len(tap))
+    return Lists(*(np.array(a, np.int64) for a in (pixels, source, target, runs, start, tap, length)))
+
+
+def _classes(geometry: Geometry, transposed: bool, axis: int) -> Iterator[list[Any]]:
+    """The rows (axis 0) or columns (1) of the output, those with the same taps in one list: (i, [(tap, row of the input
+    under it), ...])."""
+    k, s, d, p = geometry.kernel[axis], geometry.stride[axis], geometry.dilation[axis], geometry.padding[axis][0]
+    n, m = geometry.out[axis], geometry.size[axis]
+    classes: dict[Any, list[Any]] = {}
+    for i in range(m if transposed else n):
+        if transposed:  # the rows a of y with s a + d u - p = i
+            under = [(u, (i + p - d * u) // s) for u in range(k) if (i + p - d * u) % s == 0]
+            under = [(u, a) for u, a in under if 0 <= a < n]
+        else:
+            under = [(u, s * i + d * u - p) for u in range(k) if 0 <= s * i + d * u - p < m]
+        classes.setdefault(tuple(u for u, _ in under), []).append((i, under))
+    return iter(classes.values())
+
+
+def _padded(x: Array, geometry: Geometry) -> Array:
+    (top, bottom), (left, right) = geometry.padding
+    if not (top or bottom or left or right):
+        return x
+    n, height, width, c = x.shape
+    padded = np.zeros((n, height + top + bottom, width + left + right, c), x.dtype)
+    padded[:, top : top + height, left : left + width] = x
+    return padded
+
+
+# ---------------------------------------------------------------- patches
 
 
 def im2col(x: Array, geometry: Geometry) -> Array:
     """The patch under each output pixel: (n, H, W, C) -> (n, OH, OW, kh, kw, C)."""
-    n, height, width, c = x.shape
+    n, _, _, c = x.shape
     (kh, kw), (sh, sw), (dh, dw), (oh, ow) = geometry.kernel, geometry.stride, geometry.dilation, geometry.out
-    (top, bottom), (left, right) = geometry.padding
-    if top or bottom or left or right:
-        padded = np.zeros((n, height + top + bottom, width + left + right, c), x.dtype)
-        padded[:, top : top + height, left : left + width] = x
-        x = padded
-    elif (kh, kw) == (sh, sw) == (1, 1):
-        return x.reshape(n, oh, ow, 1, 1, c)  # (n, H, W, C) -> (n, OH, OW, 1, 1, C)
-    if c * kw < 8:  # runs too short to copy: one plane per tap instead, which gives the matrix transposed
-        planes = np.empty((kh, kw, c, n, oh, ow), x.dtype)
-        for i in range(kh):
-            for j in range(kw):
-                taps = x[:, i * dh : i * dh + sh * oh : sh, j * dw : j * dw + sw * ow : sw]
-                planes[i, j] = taps.transpose(3, 0, 1, 2)  # (n, OH, OW, C) -> (C, n, OH, OW)
-        return planes.transpose(3, 4, 5, 0, 1, 2)  # -> (n, OH, OW, kh, kw, C)
-    x = np.ascontiguousarray(x)
+    x = np.ascontiguousarray(_padded(x, geometry))
     a, b, r, q = x.strides
     windows = np.lib.stride_tricks.as_strided(x, (n, oh, ow, kh, kw, c), (a, b * sh, r * sw, b * dh, r * dw, q))
     return np.ascontiguousarray(windows)
 
 
-def col2im(patches: Array, x: Array, geometry: Geometry) -> None:
+def col2im(parts: Array, x: Array, geometry: Geometry) -> None:
     """The transpose of im2col: every patch is added at its place in x. (n, OH, OW, kh, kw, C) -> x (n, H, W, C), whose
     old values do not count."""
-    n, oh, ow, kh, kw, c = patches.shape
+    n, oh, ow, kh, kw, c = parts.shape
     (sh, sw), (dh, dw), (height, width) = geometry.stride, geometry.dilation, geometry.size
     (top, bottom), (left, right) = geometry.padding
-    whole = x
-    if top or bottom or left or right:
-        whole = np.empty((n, height + top + bottom, width + left + right, c), x.dtype)
-    if (dh, dw) != (1, 1) or kh < sh or kw < sw:
-        whole[...] = 0
-        first = 0, 0
-    else:  # the taps of the first stride meet every pixel once, except for those beyond the last patch
-        whole[:, sh * oh :] = 0
-        whole[:, :, sw * ow :] = 0
-        first = sh, sw
-    # Along a row the taps of one stride are neighbours, in the image and in the patch, and are added together.
-    step = sw if dw == 1 else 1
-    a, b, r, q = whole.strides
-    for i in range(kh):
-        for j in range(0, kw, step):
-            taps = patches[:, :, :, i, j : j + step]  # (n, OH, OW, step, C)
-            at = whole[:, i * dh :, j * dw :]
-            pixels = np.lib.stride_tricks.as_strided(at, taps.shape, (a, b * sh, r * sw, r, q))
-            if i < first[0] and j < first[1]:
-                pixels[...] = taps
-            else:
-                pixels += taps
-    if whole is not x:
-        x[...] = whole[:, top : top + height, left : left + width]
+    whole = np.zeros((n, height + top + bottom, width + left + right, c), x.dtype)
+    for u, v in itertools.product(range(kh), range(kw)):
+        whole[:, u * dh : u * dh + sh * oh : sh, v * dw : v * dw + sw * ow : sw][:, :oh, :ow] += parts[:, :, :, u, v]
+    x[...] = whole[:, top : top + height, left : left + width]
 
 
 # The patches of a part fill about the cache of a core.
-patches.register("numpy", patches.Tools(im2col, col2im, np.matmul, patch_bytes=2**21))
+TOOLS = patches.Tools(im2col, col2im, np.matmul, patch_bytes=2**21)
