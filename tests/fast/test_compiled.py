@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 compiled = pytest.importorskip("tinydiff.fast.cpu.compiled")
-from tinydiff.fast.cpu import norm  # noqa: E402
+from tinydiff.fast.cpu import norm, optim, random  # noqa: E402
 
 COMPILER = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
 pytestmark = [
@@ -163,6 +163,50 @@ def test_an_output_shares_no_memory_and_can_be_written() -> None:
     given["y"].flags.writeable = False
     with pytest.raises(ValueError, match="y cannot be written"):
         norm.in_c(**given)
+
+
+@needs_compiler
+def test_arrays_that_are_read_may_share_memory_and_be_read_only() -> None:
+    from tinydiff.fast.cpu.activation import silu_vjp_in_c
+
+    x, dx = np.ones(5, np.float32), np.zeros(5, np.float32)
+    x.flags.writeable = False
+    assert silu_vjp_in_c(g=x, x=x, dx=dx) and dx.all()
+    whole = np.zeros(12, np.float32)  # side by side, and one inside another that is only read
+    assert silu_vjp_in_c(g=whole[:4], x=whole[8:], dx=whole[4:8])
+    assert silu_vjp_in_c(g=whole[:0], x=whole[:0], dx=whole[3:3])
+    with pytest.raises(ValueError, match="dx shares memory with g"):
+        silu_vjp_in_c(g=whole[:4], x=whole[8:], dx=whole[3:7])
+    with pytest.raises(ValueError, match="dx shares memory with x"):
+        silu_vjp_in_c(g=whole[:4], x=whole[7:11], dx=whole[4:8])
+
+
+@needs_compiler
+def test_a_list_of_arrays_is_checked() -> None:
+    def lists(**changed: Any) -> dict[str, Any]:
+        p, g = ([np.ones(shape, np.float32) for shape in ((2, 3), (), (0,))] for _ in "pg")
+        return {"p": p, "g": g, "lr": 0.5, "decay": 0.0} | changed
+
+    given, one = lists(), np.ones(7, np.float32)
+    assert optim.sgd_in_c(**given) and all((a == 0.5).all() for a in given["p"])
+    assert optim.sgd_in_c(**lists(p=[], g=[]))
+    for changed, message in (
+        ({"g": given["g"][:2]}, "g has 2 arrays, not 3"),
+        ({"g": given["g"][::-1]}, r"g has the sizes \[0, 1, 6\], not \[6, 1, 0\]"),
+        ({"p": [one[:6].reshape(2, 3)[:, ::-1], *given["p"][1:]]}, "p must be C arrays .* of float32, not"),
+        ({"g": [a.astype("float64") for a in given["g"]]}, "g must be C arrays .* not float64"),
+        ({"p": [one[:6], one[5:6].reshape(()), one[:0]]}, "p shares memory with p"),
+        ({"g": [one[:6], one[6:], one[:0]], "p": [one[1:7], np.ones(1, "f"), one[:0]]}, "p shares memory with g"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"sgd: {message}"):
+            optim.sgd_in_c(**lists(**changed))
+    optim.sgd_in_c(**lists(p=[one[:1], one[1:2]], g=[one[2:3], one[2:3]]))  # read twice
+
+
+@needs_compiler
+def test_a_fixed_length() -> None:
+    with pytest.raises(ValueError, match=r"source \(4,\) has 3 = 4, but it is 3"):
+        random.uniform_in_c(source=np.zeros(4, np.uint64), z=np.zeros((1, 8), np.float32), first=0)
 
 
 @needs_compiler
