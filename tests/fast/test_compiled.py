@@ -3,6 +3,7 @@ built, NumPy goes on. That they compute what the pages do is tests/test_rules_fa
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 compiled = pytest.importorskip("tinydiff.fast.cpu.compiled")
-from tinydiff.fast.cpu import norm, optim, random  # noqa: E402
+from tinydiff.fast.cpu import activation, norm, optim, random  # noqa: E402
 
 COMPILER = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
 pytestmark = [
@@ -167,8 +168,7 @@ def test_an_output_shares_no_memory_and_can_be_written() -> None:
 
 @needs_compiler
 def test_arrays_that_are_read_may_share_memory_and_be_read_only() -> None:
-    from tinydiff.fast.cpu.activation import silu_vjp_in_c
-
+    silu_vjp_in_c = activation.silu_vjp_in_c
     x, dx = np.ones(5, np.float32), np.zeros(5, np.float32)
     x.flags.writeable = False
     assert silu_vjp_in_c(g=x, x=x, dx=dx) and dx.all()
@@ -221,6 +221,30 @@ def test_silu_in_c_at_the_ends(dtype: str, value: float) -> None:
         expected = value / (1 + np.exp(-np.float64(value)))
     tolerance = 1e-6 if dtype == "float32" else 1e-14
     assert np.allclose(y, expected, rtol=tolerance, atol=1e-20, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype, digits", [("float32", 6), ("float64", 8)])
+@pytest.mark.parametrize("compiled_too", [True, False])
+def test_erf_has_its_digits_everywhere(
+    dtype: str, digits: float, compiled_too: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On both sides of its two ratios, and at the ends; digits: units in the last place."""
+    if not compiled_too:
+        monkeypatch.setattr(activation, "erf_in_c", lambda **given: False)
+    ends = [0.0, -0.0, 1e-300, 1e-30, 1e-10, 0.46875, 0.4687501, 3.999, 4.0, 4.001, 6.0, 6.001, 1e4, 1e30, np.inf]
+    x = np.array([*np.linspace(-6.5, 6.5, 20001), *ends, *(-e for e in ends), np.nan]).astype(dtype)
+    y = activation.erf_numpy(x)
+    expected = np.array([math.erf(value) for value in x])
+    assert y.dtype == dtype and np.isnan(y[-1]) and (np.signbit(y[:-1]) == np.signbit(x[:-1])).all()
+    units = np.abs(y - expected) / np.spacing(np.maximum(np.abs(expected), np.finfo(dtype).tiny).astype(dtype))
+    assert np.nanmax(units) < digits
+    if activation.erf_vjp_in_c(g=np.ones_like(x), x=x, dx=y):
+        np.testing.assert_allclose(
+            y,
+            2 / math.sqrt(math.pi) * np.exp(-(x.astype("float64") ** 2)),
+            rtol=10 * np.finfo(dtype).eps * 36,
+            atol=1e-34,
+        )
 
 
 @needs_compiler
