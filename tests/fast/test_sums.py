@@ -85,7 +85,7 @@ def test_what_is_left_to_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     x = normal(70, 90)
     for a in (x[:, ::2], x.T, x.astype("complex64"), x.astype("int64"), x[:2], x[:0]):
         np.testing.assert_allclose(ops.sum(a, axis=0), a.sum(axis=0), rtol=1e-5)
-    many = normal(100, 5, 8)  # a sample alone is too small, so it is in a batch too
+    many = normal(200, 5, 8)  # a sample alone is too small, so it is in a batch too
     assert ops.sum(many, axis=1)[3].tobytes() == ops.sum(many[3:4], axis=1)[0].tobytes()
 
 

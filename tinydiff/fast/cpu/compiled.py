@@ -270,15 +270,16 @@ class Function:
             if not isinstance(a, np.ndarray) or a.dtype != dtype or not (flags := a.flags).c_contiguous:
                 raise Misfit(self._misfit(x, a, dtype))
             size = a.nbytes
-            if flags.writeable:  # the quickest way to an address, which is for these alone
-                start = _address_of(_Byte.from_buffer(a)) if size else 0
+            if not size:
+                start = 0  # an empty array is nowhere
+            elif flags.writeable:
+                start = _address_of(_Byte.from_buffer(a))  # the quickest way, which is for these alone
             elif written:
                 raise Misfit(f"{self.name}: {name} cannot be written")
             else:
                 start = a.ctypes.data
             starts.append(start)
-            if size:
-                spans.append((start, start + size, written, name))
+            spans.append((start, start + size, written, name))
         return starts
 
     def _list(self, x: Argument, arrays: Any, dtype: np.dtype, lengths: dict[str, Any], spans: list[Any]) -> Any:
