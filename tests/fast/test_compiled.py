@@ -234,7 +234,26 @@ def test_erf_has_its_digits_everywhere(
     """On both sides of its two ratios, and at the ends; digits: units in the last place."""
     if not compiled_too:
         monkeypatch.setattr(activation, "erf_in_c", lambda **given: False)
-    ends = [0.0, -0.0, 1e-300, 1e-30, 1e-10, 0.46875, 0.4687501, 3.999, 4.0, 4.001, 6.0, 6.001, 1e4, 1e30, np.inf]
+    ends = [
+        0.0,
+        -0.0,
+        1e-300,
+        1e-30,
+        1e-10,
+        0.46875,
+        0.4687501,
+        3.999,
+        4.0,
+        4.001,
+        6.0,
+        6.001,
+        8.9,
+        9.1,
+        12.0,
+        1e4,
+        1e30,
+        np.inf,
+    ]
     x = np.array([*np.linspace(-6.5, 6.5, 20001), *ends, *(-e for e in ends), np.nan]).astype(dtype)
     y = activation.erf_numpy(x)
     expected = np.array([math.erf(value) for value in x])
