@@ -205,11 +205,12 @@ class Function:
         """Call it, with every argument by name but the lengths. False if there is no library.
         Errors: Misfit, before anything is done."""
         char = self._char(given)
-        if char not in self._ready:
-            self._ready[char] = self._prepared(char)
-        function, arrays = self._ready[char]
-        if function is None:
+        loaded = library(char)
+        if loaded is None:
             return False
+        if char not in self._ready:
+            self._ready[char] = self._prepared(loaded, char)
+        function, arrays = self._ready[char]
         # In here a small call takes longer than in C, so this is written to be quick.
         lengths, shapes = self.fixed.copy(), dict[Any, Any]()
         spans: list[Any] = []
@@ -251,11 +252,8 @@ class Function:
                 return a.dtype.char
         return "f"
 
-    def _prepared(self, char: str) -> tuple[Any, list[Any]]:
-        """The function in C, None if there is no library; and for each array what a call wants to know of it."""
-        loaded = library(char)
-        if loaded is None:
-            return None, []
+    def _prepared(self, loaded: ctypes.CDLL, char: str) -> tuple[Any, list[Any]]:
+        """The function in C; and for each array what a call wants to know of it."""
         real = ctypes.c_float if char == "f" else ctypes.c_double
         function = getattr(loaded, self.name)
         kinds = {"int": ctypes.c_int64, "real": real, "double": ctypes.c_double}
