@@ -212,7 +212,8 @@ class Function:
             self._ready[char] = self._prepared(loaded, char)
         function, arrays = self._ready[char]
         # In here a small call takes longer than in C, so this is written to be quick.
-        lengths, shapes = self.fixed.copy(), dict[Any, Any]()
+        lengths = self.fixed.copy()
+        shapes: dict[Any, Any] = {}
         spans: list[Any] = []
         for x, name, dtype, names in arrays:
             a = given[name]
@@ -234,13 +235,17 @@ class Function:
         for name in self.sizes:
             given[name] = _in_a_row(ctypes.c_int64, lengths[name])
         if self.in_parts:
-            given["parts"] = parts = threads_for(sum(end - start for start, end, _, _ in spans))
-            failed = any(at_once(lambda i: function(*[{**given, "part": i}[name] for name in self.names]), parts))
+            failed = self._in_parts(function, given, sum(end - start for start, end, _, _ in spans))
         else:
             failed = function(*[given[name] for name in self.names])  # ctypes releases the GIL meanwhile
         if failed:
             raise MemoryError(f"{self.name}: no memory for its sums")
         return True
+
+    def _in_parts(self, function: Any, given: dict[str, Any], size: int) -> bool:
+        """The parts of a call on so many bytes. Did one fail?"""
+        given["parts"] = parts = threads_for(size)
+        return any(at_once(lambda i: function(*[{**given, "part": i}[name] for name in self.names]), parts))
 
     def _char(self, given: dict[str, Any]) -> str:
         """The dtype of its real arrays; where it has none, float32."""
