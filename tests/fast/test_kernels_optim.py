@@ -102,6 +102,22 @@ def test_a_step_in_parts_is_that_of_the_whole_bit_for_bit(
             assert a.tobytes() == b.tobytes()
 
 
+@pytest.mark.parametrize("call", [call for name, call in CALLS.items() if "clip" not in name])
+def test_a_step_does_not_depend_on_where_its_arrays_lie(numpy_backend: str, call: Any) -> None:
+    """To a bit, also when they lie close to each other in memory."""
+    for n in (5, 21, 40, 67):
+        values, seen = [draw((n,), "float32", seed) ** 2 for seed in range(4)], set()
+        for gap in range(20):
+            whole = np.zeros(4 * (n + gap), "float32")
+            arrays = [whole[k * (n + gap) :][:n] for k in range(4)]
+            for a, b in zip(arrays, values):
+                a[:] = b
+            name, *arguments = call(*([a] for a in arrays))
+            getattr(optim, name)(*arguments)
+            seen.add(b"".join(a.tobytes() for a in arrays))
+        assert len(seen) == 1
+
+
 def plainly(call: Any) -> list[Any]:
     """What the formula in optim.py leaves in the arguments."""
     name, *arguments = call

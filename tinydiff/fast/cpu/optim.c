@@ -54,6 +54,7 @@ int adam(real *const *restrict p, const real *const *restrict g, real *const *re
         const real least = eps > 1e-12 ? SMALLEST : 0;
         real *restrict pk = p[k], *restrict mk = m[k], *restrict vk = v[k];
         const real *restrict gk = g[k];
+#pragma GCC ivdep
         for (int64_t i = here.begin; i < here.end; i++) {
             real shrunk = shrink * pk[i];
             real h = decay == 0 ? gk[i] : gk[i] + decay * shrunk; /* 0 times an infinite p would be NaN */
@@ -78,6 +79,7 @@ int sgd(real *const *restrict p, const real *const *restrict g, const int64_t *r
         const share here = within(all, before, n[k]);
         real *restrict pk = p[k];
         const real *restrict gk = g[k];
+#pragma GCC ivdep
         for (int64_t i = here.begin; i < here.end; i++)
             pk[i] -= lr * (decay == 0 ? gk[i] : gk[i] + decay * pk[i]);
     }
@@ -95,6 +97,7 @@ int sgd_momentum(real *const *restrict p, const real *const *restrict g, real *c
         const share here = within(all, before, n[k]);
         real *restrict pk = p[k], *restrict vk = v[k];
         const real *restrict gk = g[k];
+#pragma GCC ivdep
         for (int64_t i = here.begin; i < here.end; i++) {
             real h = decay == 0 ? gk[i] : gk[i] + decay * pk[i];
             real speed = momentum * vk[i] + h;
@@ -114,6 +117,7 @@ int average(real *const *restrict averages, const real *const *restrict p, const
         const share here = within(all, before, n[k]);
         real *restrict mean = averages[k];
         const real *restrict pk = p[k];
+#pragma GCC ivdep
         for (int64_t i = here.begin; i < here.end; i++)
             mean[i] += rest * (pk[i] - mean[i]);
     }
