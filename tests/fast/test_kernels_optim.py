@@ -49,6 +49,7 @@ CALLS: dict[str, Any] = {
     "nesterov decay": lambda p, g, m, v: ("sgd_step", p, g, m, np.array([0.1, 0.2, 0.9]), True),
     "adam": lambda p, g, m, v: ("adam_step", p, g, m, v, adam_numbers(len(p))),
     "adam decay": lambda p, g, m, v: ("adam_step", p, g, m, v, adam_numbers(len(p), 0.1)),
+    "adamw": lambda p, g, m, v: ("adam_step", p, g, m, v, adam_numbers(len(p)) * [1, 1, 0.9, 1, 1, 1]),
     "average": lambda p, g, m, v: ("average_step", p, g, np.array([0.01])),
     "clip": lambda p, g, m, v: ("clip_norm", p, 3.0),
     "clip nothing": lambda p, g, m, v: ("clip_norm", p, 1e6),
@@ -105,11 +106,11 @@ def test_a_step_in_parts_is_that_of_the_whole_bit_for_bit(
 @pytest.mark.parametrize("call", [call for name, call in CALLS.items() if "clip" not in name])
 def test_a_step_does_not_depend_on_where_its_arrays_lie(numpy_backend: str, call: Any) -> None:
     """To a bit, also when they lie close to each other in memory."""
-    for n in (5, 21, 40, 67):
+    for n in (3, 5, 12, 21, 40, 67):
         values, seen = [draw((n,), "float32", seed) ** 2 for seed in range(4)], set()
         for gap in range(20):
             whole = np.zeros(4 * (n + gap), "float32")
-            arrays = [whole[k * (n + gap) :][:n] for k in range(4)]
+            arrays = [whole[k * (n + gap) :][:n] for k in (2, 0, 3, 1)]
             for a, b in zip(arrays, values):
                 a[:] = b
             name, *arguments = call(*([a] for a in arrays))
