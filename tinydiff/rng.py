@@ -8,8 +8,9 @@ thread.
     u = floor(word / 2^8) / 2^24                                     uniform on [0, 1)
     z = sqrt(-2 log((word_1 + 1/2) / 2^32)) (cos, sin)(2 pi word_2 / 2^32)    a pair of normals (Box and Muller 1958)
 
-Here the host computes them with NumPy's Philox and, if the backend is CuPy, brings them to the device. A kernel on the
-device (fast/cuda) gives the same words bit for bit, and the same normals to the last digits of log and cos.
+Here the host computes them with NumPy's Philox and, if the backend is CuPy, brings them to the device. A loop in C
+(fast/cpu) and a kernel on the device (fast/cuda) give the same words bit for bit, and the same normals to the last
+digits of log and cos.
 """
 
 from __future__ import annotations

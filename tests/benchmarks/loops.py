@@ -12,7 +12,9 @@ from unittest import mock
 
 import numpy as np
 
-from tinydiff.fast.cpu import activation, compiled, norm, optim
+from tinydiff import ops, optim, rng
+from tinydiff.fast.cpu import activation, compiled, norm
+from tinydiff.microbatch import blas_threads
 
 RUNS = 15
 
@@ -52,7 +54,23 @@ def main() -> None:
     )
     state = [np.zeros_like(x) for _ in range(2)]
     hyperparameters = np.array([[1e-3, 1e-8, 1.0, 0.0, 0.9, 0.999]])
-    row("Adam, 2^20", x.size, lambda: optim.adam_step_numpy([x], [g], [state[0]], [state[1]], hyperparameters), None)
+    row("erf, 2^20", x.size, lambda: ops.erf(x), None)
+    row("normals, 256 x 4096", 2**20, lambda: rng.random_normal(np.array([1, 2, 3], "uint64"), 256, 4096, 0), None)
+    positions, index = x.reshape(64, 256, 64), draw.integers(0, 100, 2**14)
+    row("sum over positions, 64 x 256 x 64", x.size, lambda: ops.sum(positions, axis=1), None)
+    rows = x.reshape(2**14, 64)
+    row(
+        "gradient of an embedding, 2^14 x 64", x.size, lambda: ops.scatter_add(rows, index=index, shape=(100, 64)), None
+    )
+    row("Adam, 2^20", x.size, lambda: optim.adam_step([x], [g], [state[0]], [state[1]], hyperparameters), None)
+    row(
+        "SGD with momentum, 2^20",
+        x.size,
+        lambda: optim.sgd_step([x], [g], [state[0]], np.array([0, 0, 0.9]), False),
+        None,
+    )
+    row("average of weights, 2^20", x.size, lambda: optim.average_step([x], [g], np.array([1e-3])), None)
+    row("clipping, 2^20", x.size, lambda: optim.clip_norm([g], 1.0), None)
 
 
 def row(name: str, size: int, forward: Callable[[], object], backward: Callable[[], object] | None) -> None:
@@ -68,4 +86,5 @@ def row(name: str, size: int, forward: Callable[[], object], backward: Callable[
 
 
 if __name__ == "__main__":
-    main()
+    with blas_threads(1):
+        main()

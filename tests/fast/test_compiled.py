@@ -3,6 +3,7 @@ built, NumPy goes on. That they compute what the pages do is tests/test_rules_fa
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 compiled = pytest.importorskip("tinydiff.fast.cpu.compiled")
-from tinydiff.fast.cpu import norm  # noqa: E402
+from tinydiff.fast.cpu import activation, norm, optim, random  # noqa: E402
 
 COMPILER = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
 pytestmark = [
@@ -166,6 +167,52 @@ def test_an_output_shares_no_memory_and_can_be_written() -> None:
 
 
 @needs_compiler
+def test_arrays_that_are_read_may_share_memory_and_be_read_only() -> None:
+    silu_vjp_in_c = activation.silu_vjp_in_c
+    x, dx = np.ones(5, np.float32), np.zeros(5, np.float32)
+    x.flags.writeable = False
+    assert silu_vjp_in_c(g=x, x=x, dx=dx) and dx.all()
+    whole = np.zeros(12, np.float32)  # side by side, and one inside another that is only read
+    assert silu_vjp_in_c(g=whole[:4], x=whole[8:], dx=whole[4:8])
+    assert silu_vjp_in_c(g=whole[:0], x=whole[:0], dx=whole[3:3])
+    inside, to = whole[3:3], [whole[:8].reshape(8)]
+    inside.flags.writeable = False
+    assert optim.sgd_in_c(p=[*to, np.empty(0, "f")], g=[np.ones(8, "f"), inside], lr=0.0, decay=0.0)
+    with pytest.raises(ValueError, match="dx shares memory with g"):
+        silu_vjp_in_c(g=whole[:4], x=whole[8:], dx=whole[3:7])
+    with pytest.raises(ValueError, match="dx shares memory with x"):
+        silu_vjp_in_c(g=whole[:4], x=whole[7:11], dx=whole[4:8])
+
+
+@needs_compiler
+def test_a_list_of_arrays_is_checked() -> None:
+    def lists(**changed: Any) -> dict[str, Any]:
+        p, g = ([np.ones(shape, np.float32) for shape in ((2, 3), (), (0,))] for _ in "pg")
+        return {"p": p, "g": g, "lr": 0.5, "decay": 0.0} | changed
+
+    given, one = lists(), np.ones(7, np.float32)
+    assert optim.sgd_in_c(**given) and all((a == 0.5).all() for a in given["p"])
+    assert optim.sgd_in_c(**lists(p=[], g=[]))
+    for changed, message in (
+        ({"g": given["g"][:2]}, "g has 2 arrays, not 3"),
+        ({"g": given["g"][::-1]}, r"g has the sizes \[0, 1, 6\], not \[6, 1, 0\]"),
+        ({"p": [one[:6].reshape(2, 3)[:, ::-1], *given["p"][1:]]}, "p must be C arrays .* of float32, not"),
+        ({"g": [a.astype("float64") for a in given["g"]]}, "g must be C arrays .* not float64"),
+        ({"p": [one[:6], one[5:6].reshape(()), one[:0]]}, "p shares memory with p"),
+        ({"g": [one[:6], one[6:], one[:0]], "p": [one[1:7], np.ones(1, "f"), one[:0]]}, "p shares memory with g"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"sgd: {message}"):
+            optim.sgd_in_c(**lists(**changed))
+    optim.sgd_in_c(**lists(p=[one[:1], one[1:2]], g=[one[2:3], one[2:3]]))  # read twice
+
+
+@needs_compiler
+def test_a_fixed_length() -> None:
+    with pytest.raises(ValueError, match=r"source \(4,\) has 3 = 4, but it is 3"):
+        random.uniform_in_c(source=np.zeros(4, np.uint64), z=np.zeros((1, 8), np.float32), first=0)
+
+
+@needs_compiler
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("value", [0.0, -0.0, 1.0, -30.0, 80.0, -1e4, 1e4, np.inf, np.nan])
 def test_silu_in_c_at_the_ends(dtype: str, value: float) -> None:
@@ -177,6 +224,50 @@ def test_silu_in_c_at_the_ends(dtype: str, value: float) -> None:
         expected = value / (1 + np.exp(-np.float64(value)))
     tolerance = 1e-6 if dtype == "float32" else 1e-14
     assert np.allclose(y, expected, rtol=tolerance, atol=1e-20, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype, digits", [("float32", 6), ("float64", 8)])
+@pytest.mark.parametrize("compiled_too", [True, False])
+def test_erf_has_its_digits_everywhere(
+    dtype: str, digits: float, compiled_too: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On both sides of its two ratios, and at the ends; digits: units in the last place."""
+    if not compiled_too:
+        monkeypatch.setattr(activation, "erf_in_c", lambda **given: False)
+    ends = [
+        0.0,
+        -0.0,
+        1e-300,
+        1e-30,
+        1e-10,
+        0.46875,
+        0.4687501,
+        3.999,
+        4.0,
+        4.001,
+        6.0,
+        6.001,
+        8.9,
+        9.1,
+        12.0,
+        1e4,
+        1e30,
+        np.inf,
+    ]
+    x = np.array([*np.linspace(-6.5, 6.5, 20001), *ends, *(-e for e in ends), np.nan]).astype(dtype)
+    y = activation.erf_numpy(x)
+    expected = np.array([math.erf(value) for value in x])
+    assert y.dtype == dtype and np.isnan(y[-1]) and (np.signbit(y[:-1]) == np.signbit(x[:-1])).all()
+    units = np.abs(y - expected) / np.spacing(np.maximum(np.abs(expected), np.finfo(dtype).tiny).astype(dtype))
+    assert np.nanmax(units) < digits
+    if activation.erf_vjp_in_c(g=np.ones_like(x), x=x, dx=y):
+        assert (y[np.abs(x) > 9.01] == 0).all(), "not a number below 1e-38, which would be slow"
+        np.testing.assert_allclose(
+            y,
+            2 / math.sqrt(math.pi) * np.exp(-(x.astype("float64") ** 2)),
+            rtol=10 * np.finfo(dtype).eps * 36,
+            atol=1e-34,
+        )
 
 
 @needs_compiler

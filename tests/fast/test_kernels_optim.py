@@ -1,5 +1,5 @@
 """The steps of optimisers over many arrays: fast/cuda/optim.py against fast/cpu/optim.py, and the latter, which works
-in parts, against itself in one piece, and against the formulas in optim.py.
+in parts that may run at the same time, against itself in one piece, and against the formulas in optim.py.
 
 TINYDIFF_BACKEND=cupy python -m pytest tests/fast/test_kernels_optim.py
 """
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from tinydiff import Rng, Tensor, backend, optim
-from tinydiff.fast.cpu import optim as cpu_optim
+from tinydiff.fast.cpu import compiled
 
 on_cupy = pytest.mark.skipif(
     os.environ.get("TINYDIFF_BACKEND") != "cupy", reason="CUDA is for CuPy: TINYDIFF_BACKEND=cupy"
@@ -49,6 +49,7 @@ CALLS: dict[str, Any] = {
     "nesterov decay": lambda p, g, m, v: ("sgd_step", p, g, m, np.array([0.1, 0.2, 0.9]), True),
     "adam": lambda p, g, m, v: ("adam_step", p, g, m, v, adam_numbers(len(p))),
     "adam decay": lambda p, g, m, v: ("adam_step", p, g, m, v, adam_numbers(len(p), 0.1)),
+    "adamw": lambda p, g, m, v: ("adam_step", p, g, m, v, adam_numbers(len(p)) * [1, 1, 0.9, 1, 1, 1]),
     "average": lambda p, g, m, v: ("average_step", p, g, np.array([0.01])),
     "clip": lambda p, g, m, v: ("clip_norm", p, 3.0),
     "clip nothing": lambda p, g, m, v: ("clip_norm", p, 1e6),
@@ -95,11 +96,104 @@ def test_both_backends_make_the_same_step(call: Any, dtype: str) -> None:
 def test_a_step_in_parts_is_that_of_the_whole_bit_for_bit(
     numpy_backend: str, call: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu_optim, "_RUN_BYTES", 2**12)
-    parts = run(call(*lists("float32")))
-    monkeypatch.setattr(cpu_optim, "_RUN_BYTES", 2**40)
-    for a, b in zip(parts, run(call(*lists("float32")))):
-        assert a.tobytes() == b.tobytes()
+    whole = run(call(*lists("float32")))
+    for parts in (2, 3, 7):
+        monkeypatch.setattr(compiled, "threads_for", lambda _size, parts=parts: parts)
+        for a, b in zip(run(call(*lists("float32"))), whole):
+            assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("call", [call for name, call in CALLS.items() if "clip" not in name])
+def test_a_step_does_not_depend_on_where_its_arrays_lie(numpy_backend: str, call: Any) -> None:
+    """To a bit, also when they lie close to each other in memory."""
+    for n in (3, 5, 12, 21, 40, 67):
+        values, seen = [draw((n,), "float32", seed) ** 2 for seed in range(4)], set()
+        for gap in range(20):
+            whole = np.zeros(4 * (n + gap), "float32")
+            arrays = [whole[k * (n + gap) :][:n] for k in (2, 0, 3, 1)]
+            for a, b in zip(arrays, values):
+                a[:] = b
+            name, *arguments = call(*([a] for a in arrays))
+            getattr(optim, name)(*arguments)
+            seen.add(b"".join(a.tobytes() for a in arrays))
+        assert len(seen) == 1
+
+
+def plainly(call: Any) -> list[Any]:
+    """What the formula in optim.py leaves in the arguments."""
+    name, *arguments = call
+    getattr(optim, name).plain(*arguments)
+    return flat(arguments)
+
+
+def in_c() -> bool:
+    return backend.active().fast is not None and compiled.library("f") is not None
+
+
+AWKWARD: dict[str, Any] = {
+    "two dtypes": lambda a: [x.astype("float64") if i % 2 else x for i, x in enumerate(a)],
+    "one of float64": lambda a: [*a[:-1], a[-1].astype("float64")],
+    "not contiguous": lambda a: [np.stack([x, x], -1)[..., 0] if i % 3 == 1 else x for i, x in enumerate(a)],
+    "turned round": lambda a: [x[::-1] if x.ndim else x for x in a],
+    "one": lambda a: a[3:4],
+    "none": lambda a: [],
+    "views of one": lambda a: [*a, *(x[:2] for x in a[3:])],
+}
+
+
+@pytest.mark.parametrize("awkward", AWKWARD.values(), ids=AWKWARD)
+@pytest.mark.parametrize("call", [call for name, call in CALLS.items() if "clip" not in name])
+def test_lists_that_do_not_fit_together(numpy_backend: str, call: Any, awkward: Any) -> None:
+    """Some in C, others by the formula; two views of one array move one after the other."""
+    found, known = (call(*map(awkward, lists("float32"))) for _ in "12")
+    name, *arguments = found
+    getattr(optim, name)(*arguments)
+    close(flat(arguments), plainly(known), "float32")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nan_and_inf_go_through_a_step(numpy_backend: str, dtype: str, value: float) -> None:
+    for call in CALLS.values():
+        found, known = (lists(dtype) for _ in "12")
+        for which in (found, known):
+            for arrays in which[:2]:
+                arrays[3][:, 1] = arrays[5][17] = value
+        name, *arguments = call(*found)
+        with np.errstate(invalid="ignore"):
+            getattr(optim, name)(*arguments)
+            for a, b in zip(flat(arguments), plainly(call(*known)), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_large_and_small_gradients_are_clipped_by_their_true_norm(numpy_backend: str, dtype: str) -> None:
+    """In float32 the squares of these would be inf and 0."""
+    if not in_c():
+        pytest.skip("the norm of the formula is in the dtype of the gradients")
+    large = [np.full(1000, 1e25, dtype), np.zeros(3, dtype)]
+    norm = optim.clip_norm(large, 2.0)
+    assert norm.dtype == dtype and norm == pytest.approx(1e25 * 1000**0.5, rel=1e-6)
+    np.testing.assert_allclose(large[0], 2 / 1000**0.5, rtol=1e-6)
+    assert optim.clip_norm([np.full(10000, 1e-30, dtype)], 1.0) == pytest.approx(1e-28, rel=1e-6)
+
+
+def test_the_norm_of_many_numbers_has_all_digits(numpy_backend: str) -> None:
+    g = [np.full(3_000_001, 0.1, "float32"), np.full(7, 1.0, "float32")]
+    assert optim.clip_norm(g, np.inf) == pytest.approx(
+        (3_000_001 * float(np.float32(0.1)) ** 2 + 7) ** 0.5, rel=1e-7 if in_c() else 1e-5
+    )
+    assert (g[0] == np.float32(0.1)).all()
+
+
+def test_moments_below_the_smallest_number_become_0(numpy_backend: str) -> None:
+    """Computing with such numbers is a hundred times slower. They count where eps is 0."""
+    if not in_c():
+        pytest.skip("the formula keeps them")
+    for eps, kept in ((1e-8, 0), (0.0, 1)):
+        p, g, m, v = ([np.full(40, x, "float32")] for x in (1, 0, 1.2e-38, 1.176e-38))
+        optim.adam_step(p, g, m, v, np.array([[1e-3, eps, 1, 0, 0.9, 0.999]]))
+        assert ((m[0] != 0) == kept).all() and ((v[0] != 0) == kept).all() and (p[0] == 1).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,5 +1,5 @@
-"""Sums over leading axes, and products of many small matrices with one, as large matrix products, for the CPU and the
-GPU."""
+"""Sums over neighbouring axes, and products of many small matrices with one, as large matrix products, for the CPU and
+the GPU."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from ..ops.shape import axes_of
 from .taken import is_real
 
 
-def register(name: str, product: Callable[[Array, Array], Array]) -> None:
-    """Register a backend's product of matrices, (..., n, k) x (..., k, m), in place of the page."""
+def register(
+    name: str, product: Callable[[Array, Array], Array], sum_of_rows: Callable[[Array], Any] = lambda x: NotImplemented
+) -> None:
+    """Register a backend's product of matrices, (..., n, k) x (..., k, m), in place of the page; and its sum of the
+    rows of matrices, (A, M, R) -> (A, R), if it has one, which may decline."""
 
     @matmul.fast(name)
     def matmul_fast(x: Array, y: Array) -> Any:
@@ -41,13 +44,19 @@ def register(name: str, product: Callable[[Array, Array], Array]) -> None:
 
     @sum_over.fast(name)
     def sum_fast(x: Array, *, axis: Any = None, keepdims: bool = False) -> Any:
-        """Over the leading axes of a large array, a product with a row of ones is the fastest way to sum."""
+        """Of a large array, over neighbouring axes with others behind them."""
         if not (is_real(x) and x.size >= 4096 and x.flags.c_contiguous):
             return NotImplemented
         axes = axes_of(axis, x.ndim, "sum")
-        lead = len(axes)
-        if not (0 < lead < x.ndim and axes == tuple(range(lead))):
+        if not axes or axes != tuple(range(axes[0], axes[-1] + 1)) or axes[-1] == x.ndim - 1:
             return NotImplemented
-        rows = x.reshape(math.prod(x.shape[:lead]), -1)  # (lead, rest) -> (M, R)
-        z = product(xp.ones((1, len(rows)), x.dtype), rows).reshape(x.shape[lead:])  # (1, R) -> (rest)
-        return z.reshape((1,) * lead + z.shape) if keepdims else z
+        first, last = axes[0], axes[-1] + 1
+        lengths = [math.prod(part) for part in (x.shape[:first], x.shape[first:last], x.shape[last:])]
+        if lengths[1] * lengths[2] < 4096:  # by what one sample has, whose sum must not depend on its batch
+            return NotImplemented
+        z = sum_of_rows(x.reshape(lengths))  # (A, M, R) -> (A, R)
+        if z is NotImplemented and first == 0:  # a product with a row of ones is quick too
+            z = product(xp.ones((1, lengths[1]), x.dtype), x.reshape(lengths[1:]))  # (1, M) x (M, R) -> (1, R)
+        if z is NotImplemented:
+            return NotImplemented
+        return z.reshape(*x.shape[:first], *(1,) * (len(axes) if keepdims else 0), *x.shape[last:])

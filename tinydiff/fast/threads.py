@@ -92,6 +92,31 @@ def _pool(workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, "tinydiff-microbatches")
 
 
+_WORTH_A_THREAD = 2**23  # bytes of arrays: for fewer, waking a thread takes as long as the work
+
+
+def threads_for(size: int) -> int:
+    """How many threads shall work on arrays of so many bytes together: as many as the BLAS would use, which is one
+    inside a microbatch."""
+    if size < 2 * _WORTH_A_THREAD:
+        return 1
+    blas = _blas()
+    limit = blas[0]() if blas else cores() if current_microbatch() is None else 1
+    return max(1, min(limit, cores(), size // _WORTH_A_THREAD))
+
+
+def at_once(work: Callable[[int], Result], parts: int) -> list[Result]:
+    """[work(0), ..., work(parts - 1)], each in a thread, the first in this one. Errors come after all have ended."""
+    if parts == 1:
+        return [work(0)]
+    others = [_pool(parts).submit(work, i) for i in range(1, parts)]
+    try:
+        first = work(0)
+    finally:
+        wait(others)
+    return [first, *(future.result() for future in others)]
+
+
 @functools.cache
 def _keep_memory() -> None:
     """Ask the C library to keep freed memory for the next arrays.

@@ -3,8 +3,8 @@
 import numpy as np
 
 from .. import linalg
-from . import activation, attention, conv, norm, optim
+from . import activation, attention, conv, norm, optim, random, reduce
 
-linalg.register("numpy", np.matmul)
+linalg.register("numpy", np.matmul, reduce.sum_of_rows)
 
-__all__ = ["activation", "attention", "conv", "norm", "optim"]
+__all__ = ["activation", "attention", "conv", "norm", "optim", "random", "reduce"]

@@ -25,12 +25,14 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...saving import cache_dir
+from ..threads import at_once, threads_for
 
 HERE = Path(__file__).parent
 SOURCES = sorted(HERE.glob("*.c"))
@@ -170,98 +172,181 @@ def _compile(compiler: list[str], real: str, path: Path) -> None:
 # ---------------------------------------------------------------- calling
 
 
+class Misfit(TypeError, ValueError):
+    """An array of another dtype, shape or layout than declared, or one that overlaps an array which is written."""
+
+
 class Function:
     """A function of a C file, int name(...), whose arguments are declared in the order of its C signature:
 
     in x(a,l,c)          an array that is read, of real numbers in C order; its lengths give the numbers a, l, c
-    in int64 index(n)    an array of another dtype
+    in int64 index(n,3)  an array of another dtype; a length may be fixed
     in shift(a,c)?       an array, or None for NULL
     out y(a,l,c)         an array that is written, which shares no memory with the others
     inout p(n)           the same, and its values are read
-    int a, real eps      a number; a length among them is taken from the shapes
+    inout list p(k,n)    a list of k arrays of any shape, in C order; n are their sizes, one after the other
+    int a, real eps      a number, or double eps; a length among them is taken from the shapes
+    sizes n              the sizes of the arrays of a list
+    int part, int parts  the call is done in so many parts, at the same time if there are threads for it
     """
 
     def __init__(self, name: str, declaration: str):
         self.name, self.arguments = name, [_argument(text) for text in re.split(r",\s*(?![^(]*\))", declaration)]
+        self.names = [x.name for x in self.arguments]
+        self.arrays = [x for x in self.arguments if x.kind in ARRAYS]
+        self.fixed: dict[str, Any] = {n: int(n) for x in self.arrays for n in x.lengths if n.isdigit()}
+        self.sizes = [x.name for x in self.arguments if x.kind == "sizes"]
+        self.in_parts = self.names[-2:] == ["part", "parts"]
+        self.reals = [x for x in self.arrays if x.dtype == "real"]
+        self._ready: dict[str, Any] = {}  # what a call needs, by the character of the dtype of real arrays
         FUNCTIONS.append(self)
 
     def __call__(self, **given: Any) -> bool:
         """Call it, with every argument by name but the lengths. False if there is no library.
-        Errors: TypeError or ValueError for an array of another dtype, shape or layout, or one that shares memory."""
-        arrays = {x.name: given[x.name] for x in self.arguments if x.kind in ARRAYS}
-        char = next(
-            arrays[x.name].dtype.char
-            for x in self.arguments
-            if x.kind in ARRAYS and x.dtype == "real" and arrays[x.name] is not None
-        )
-        found = library(char)
-        if found is None:
+        Errors: Misfit, before anything is done."""
+        char = self._char(given)
+        loaded = library(char)
+        if loaded is None:
             return False
-        numbers = self._checked(arrays, char)
-        real = ctypes.c_float if char == "f" else ctypes.c_double
-        values: list[Any] = []
-        for x in self.arguments:
-            if x.kind == "int":
-                values.append(ctypes.c_int64(numbers[x.name] if x.name in numbers else given[x.name]))
-            elif x.kind == "real":
-                values.append(real(given[x.name]))
-            else:
-                values.append(ctypes.c_void_p(None if given[x.name] is None else given[x.name].ctypes.data))
-        if getattr(found, self.name)(*values):  # ctypes releases the GIL meanwhile
+        if char not in self._ready:
+            self._ready[char] = self._prepared(loaded, char)
+        function, arrays = self._ready[char]
+        # In here a small call takes longer than in C, so this is written to be quick.
+        lengths = self.fixed.copy()
+        shapes: dict[Any, Any] = {}
+        spans: list[Any] = []
+        for x, name, dtype, names in arrays:
+            a = given[name]
+            if x.is_list:
+                given[name] = self._list(x, a, dtype, lengths, spans)
+            elif a is not None or not x.optional:
+                (given[name],) = self._starts(x, (a,), dtype, spans)
+                shape = a.shape
+                if shapes.get(names) == shape:  # the lengths have been compared
+                    continue
+                if len(shape) != len(names):
+                    raise Misfit(self._misfit(x, a, dtype))
+                for length, n in zip(names, shape):
+                    if lengths.setdefault(length, n) != n:
+                        raise Misfit(f"{self.name}: {name} {shape} has {length} = {n}, but it is {lengths[length]}")
+                shapes[names] = shape
+        self._check_apart(spans)
+        given.update(lengths)
+        for name in self.sizes:
+            given[name] = _in_a_row(ctypes.c_int64, lengths[name])
+        if self.in_parts:
+            failed = self._in_parts(function, given, sum(end - start for start, end, _, _ in spans))
+        else:
+            failed = function(*[given[name] for name in self.names])  # ctypes releases the GIL meanwhile
+        if failed:
             raise MemoryError(f"{self.name}: no memory for its sums")
         return True
 
-    def _checked(self, arrays: dict[str, Any], char: str) -> dict[str, int]:
-        """The lengths by name."""
-        numbers: dict[str, int] = {}
-        for x in self.arguments:
-            a = arrays.get(x.name)
-            if x.kind not in ARRAYS or (a is None and x.optional):
-                continue
-            dtype = np.dtype(char if x.dtype == "real" else x.dtype)
-            if (
-                not isinstance(a, np.ndarray)
-                or a.dtype != dtype
-                or not a.flags.c_contiguous
-                or a.ndim != len(x.lengths)
-            ):
-                what = f"{a.dtype} {a.shape} strides {a.strides}" if isinstance(a, np.ndarray) else repr(a)
-                raise TypeError(
-                    f"{self.name}: {x.name} must be a C array ({', '.join(x.lengths)}) of {dtype}, not {what}"
-                )
-            for length, n in zip(x.lengths, a.shape):
-                if numbers.setdefault(length, n) != n:
-                    raise ValueError(f"{self.name}: {x.name} {a.shape} has {length} = {n}, but it is {numbers[length]}")
-            if x.kind != "in":
-                if not a.flags.writeable:
-                    raise ValueError(f"{self.name}: {x.name} cannot be written")
-                for other, b in arrays.items():
-                    if other != x.name and b is not None and np.may_share_memory(a, b):
-                        raise ValueError(f"{self.name}: {x.name} shares memory with {other}")
-        return numbers
+    def _in_parts(self, function: Any, given: dict[str, Any], size: int) -> bool:
+        """The parts of a call on so many bytes. Did one fail?"""
+        given["parts"] = parts = threads_for(size)
+        return any(at_once(lambda i: function(*[{**given, "part": i}[name] for name in self.names]), parts))
+
+    def _char(self, given: dict[str, Any]) -> str:
+        """The dtype of its real arrays; where it has none, float32."""
+        for x in self.reals:
+            a = given[x.name]
+            if x.is_list:
+                a = a[0] if a else None
+            if a is not None:
+                return a.dtype.char
+        return "f"
+
+    def _prepared(self, loaded: ctypes.CDLL, char: str) -> tuple[Any, list[Any]]:
+        """The function in C; and for each array what a call wants to know of it."""
+        real = ctypes.c_float if char == "f" else ctypes.c_double
+        function = getattr(loaded, self.name)
+        kinds = {"int": ctypes.c_int64, "real": real, "double": ctypes.c_double}
+        function.argtypes = [kinds.get(x.kind, ctypes.c_void_p) for x in self.arguments]
+        dtypes = [np.dtype(char if x.dtype == "real" else x.dtype) for x in self.arrays]
+        return function, [(x, x.name, dtype, x.lengths) for x, dtype in zip(self.arrays, dtypes)]
+
+    def _starts(self, x: Argument, arrays: Sequence[Any], dtype: np.dtype, spans: list[Any]) -> list[int]:
+        """The addresses of arrays of one argument. Their places in memory are added to the spans."""
+        starts, name, written = [], x.name, x.kind != "in"
+        for a in arrays:
+            if not isinstance(a, np.ndarray) or a.dtype != dtype or not (flags := a.flags).c_contiguous:
+                raise Misfit(self._misfit(x, a, dtype))
+            size = a.nbytes
+            if not size:
+                start = 0  # an empty array is nowhere
+            elif flags.writeable:
+                start = _address_of(_Byte.from_buffer(a))  # the quickest way, which is for these alone
+            elif written:
+                raise Misfit(f"{self.name}: {name} cannot be written")
+            else:
+                start = a.ctypes.data
+            starts.append(start)
+            spans.append((start, start + size, written, name))
+        return starts
+
+    def _list(self, x: Argument, arrays: Any, dtype: np.dtype, lengths: dict[str, Any], spans: list[Any]) -> Any:
+        """The addresses of the arrays of a list, for C; the sizes are added to the lengths, for C too."""
+        starts, sizes = self._starts(x, arrays, dtype, spans), [a.size for a in arrays]
+        of_count, of_sizes = x.lengths
+        if lengths.setdefault(of_count, len(sizes)) != len(sizes):
+            raise Misfit(f"{self.name}: {x.name} has {len(sizes)} arrays, not {lengths[of_count]}")
+        if lengths.setdefault(of_sizes, sizes) != sizes:
+            raise Misfit(f"{self.name}: {x.name} has the sizes {sizes}, not {lengths[of_sizes]}")
+        return _in_a_row(ctypes.c_void_p, starts)
+
+    def _misfit(self, x: Argument, a: Any, dtype: np.dtype) -> str:
+        what = f"{a.dtype} {a.shape} strides {a.strides}" if isinstance(a, np.ndarray) else repr(a)
+        wanted = f"{'C arrays' if x.is_list else 'a C array'} ({', '.join(x.lengths)}) of {dtype}"
+        return f"{self.name}: {x.name} must be {wanted}, not {what}"
+
+    def _check_apart(self, spans: list[Any]) -> None:
+        """In the order of their places: a span must begin behind all that are written, and, if it is written itself,
+        behind all. Errors: Misfit."""
+        spans.sort()
+        any_end, any_name, written_end, written_name = 0, "", 0, ""
+        for start, end, written, name in spans:
+            if start < (any_end if written else written_end):
+                pair = (name, any_name) if written else (written_name, name)
+                raise Misfit(f"{self.name}: {' shares memory with '.join(pair)}")
+            if end > any_end:
+                any_end, any_name = end, name
+            if written and end > written_end:
+                written_end, written_name = end, name
+
+
+_Byte: Any = ctypes.c_char
+_address_of = ctypes.addressof
+
+
+def _in_a_row(kind: Any, values: list[int]) -> Any:
+    return (kind * len(values))(*values)
 
 
 class Argument(NamedTuple):
-    kind: str  # in, out, inout, int, real
+    kind: str  # in, out, inout, int, real, double, sizes
     name: str
     dtype: str  # of an array: real, or a name of NumPy's
     lengths: tuple[str, ...]
     optional: bool
+    is_list: bool
 
     @property
     def in_c(self) -> str:
         """As it stands in the signature."""
         if self.kind not in ARRAYS:
-            return {"int": "int64_t ", "real": "real "}[self.kind] + self.name
-        element = "real" if self.dtype == "real" else f"{self.dtype}_t"
-        return f"{'const ' if self.kind == 'in' else ''}{element} *restrict {self.name}"
+            return {"int": "int64_t ", "sizes": "const int64_t *restrict "}.get(self.kind, self.kind + " ") + self.name
+        element = {"real": "real", "float32": "float", "float64": "double"}.get(self.dtype, f"{self.dtype}_t")
+        pointer = "*const *restrict" if self.is_list else "*restrict"
+        return f"{'const ' if self.kind == 'in' else ''}{element} {pointer} {self.name}"
 
 
 def _argument(text: str) -> Argument:
-    number = re.fullmatch(r"(int|real) (\w+)", text.strip())
-    array = re.fullmatch(r"(in|out|inout) (?:(u?int\d+) )?(\w+)\(([\w,]+)\)(\?)?", text.strip())
+    number = re.fullmatch(r"(int|real|double|sizes) (\w+)", text.strip())
+    array = re.fullmatch(r"(in|out|inout) (list )?(?:(float32|float64|u?int\d+) )?(\w+)\(([\w,]+)\)(\?)?", text.strip())
     if number:
-        return Argument(number[1], number[2], "", (), False)
+        return Argument(number[1], number[2], "", (), False, False)
     if array:
-        return Argument(array[1], array[3], array[2] or "real", tuple(array[4].split(",")), bool(array[5]))
+        kind, is_list, dtype, name, lengths, optional = array.groups()
+        return Argument(kind, name, dtype or "real", tuple(lengths.split(",")), bool(optional), bool(is_list))
     raise ValueError(f"no declaration of an argument: {text!r}")

@@ -1,36 +1,34 @@
-"""Steps of optimisers over lists of arrays, in place: one pass per operation of the formula, but over parts that stay
-in the cache; Adam in C, in a single pass (adam.c), where there is a compiler.
-
-The formulas are those of optim.py.
-"""
+"""Steps of optimisers, averages and clipping over lists of arrays, in place: one call of C (optim.c) for all of them.
+What C does not take, such as an array that is not contiguous, is for the formulas in optim.py."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ... import optim
 from ...backend import Array
-from ..taken import is_real
-from .compiled import Function
+from .compiled import Function, Misfit
 
 adam_in_c = Function(
     "adam",
-    "inout p(n), in g(n), inout m(n), inout v(n), int n, "
-    "real rate, real eps, real shrink, real decay, real b1, real b2",
+    "inout list p(count,n), in list g(count,n), inout list m(count,n), inout list v(count,n), "
+    "in float64 numbers(count,6), sizes n, int count, int part, int parts",
 )
-
-_RUN_BYTES = 2**20  # of each array at a time, so that a few of them stay in the cache
-
-
-def _runs(*arrays: Array) -> Iterable[tuple[Array, ...]]:
-    """Large arrays of one shape in parts; small arrays, and arrays that are not contiguous, whole."""
-    if arrays[0].nbytes <= _RUN_BYTES or not all(a.flags.c_contiguous for a in arrays):
-        return (arrays,)
-    flat, length = [a.reshape(-1) for a in arrays], _RUN_BYTES // arrays[0].itemsize
-    return (tuple(a[i : i + length] for a in flat) for i in range(0, arrays[0].size, length))
+sgd_in_c = Function(
+    "sgd", "inout list p(count,n), in list g(count,n), sizes n, int count, real lr, real decay, int part, int parts"
+)
+momentum_in_c = Function(
+    "sgd_momentum",
+    "inout list p(count,n), in list g(count,n), inout list v(count,n), sizes n, int count, "
+    "real lr, real decay, real momentum, int nesterov, int part, int parts",
+)
+average_in_c = Function(
+    "average", "inout list averages(count,n), in list p(count,n), sizes n, int count, real rest, int part, int parts"
+)
+clip_in_c = Function("clip", "inout list g(count,n), out float64 norm(1), sizes n, int count, double most")
 
 
 @optim.sgd_step.fast("numpy")
@@ -41,71 +39,68 @@ def sgd_step_numpy(
     hyperparameters: Any,
     nesterov: bool,
 ) -> None:
-    """v = momentum v + g;   p -= lr v, or lr (g + momentum v) with nesterov;
-    without momentum p -= lr g. First g += decay p. hyperparameters: [lr, decay, momentum].
-    """
     lr, decay, momentum = hyperparameters.tolist()
-    for p, g, v in zip(ps, gs, gs if velocities is None else velocities):
-        for part, gradient, velocity in _runs(p, g, v):
-            if decay:
-                gradient = gradient + decay * part
-            step = np.empty_like(part)
-            if velocities is None:
-                np.multiply(gradient, lr, out=step)
-            else:
-                velocity *= momentum
-                velocity += gradient
-                np.multiply(velocity, lr * momentum if nesterov else lr, out=step)
-                if nesterov:
-                    part -= lr * gradient
-            part -= step
+
+    def in_c(_: Any, **lists: Sequence[Array]) -> bool:
+        if velocities is None:
+            return sgd_in_c(**lists, lr=lr, decay=decay)
+        return momentum_in_c(**lists, lr=lr, decay=decay, momentum=momentum, nesterov=nesterov)
+
+    state = {} if velocities is None else {"v": velocities}
+    for k in _left_by(in_c, p=ps, g=gs, **state):
+        v = None if velocities is None else [velocities[k]]
+        optim.sgd_step.plain([ps[k]], [gs[k]], v, hyperparameters, nesterov)
 
 
 @optim.adam_step.fast("numpy")
 def adam_step_numpy(
-    ps: Sequence[Array],
-    gs: Sequence[Array],
-    ms: Sequence[Array],
-    vs: Sequence[Array],
-    hyperparameters: Any,
+    ps: Sequence[Array], gs: Sequence[Array], ms: Sequence[Array], vs: Sequence[Array], hyperparameters: Any
 ) -> None:
-    """m = b1 m + (1 - b1) g,   v = b2 v + (1 - b2) g^2,   p = shrink p - rate m / (sqrt(v) + eps)
+    def in_c(which: Any, **lists: Sequence[Array]) -> bool:
+        return adam_in_c(**lists, numbers=hyperparameters[which])
 
-    First g += decay p. hyperparameters: [rate, eps, shrink, decay, b1, b2] for each parameter; the corrections for the
-    number of its steps are in the first two.
-    """
-    for p, g, m, v, (rate, eps, shrink, decay, b1, b2) in zip(ps, gs, ms, vs, hyperparameters.tolist()):
-        if is_real(p, g, m, v) and all(a.flags.c_contiguous for a in (p, g, m, v)):
-            flat = {name: a.reshape(-1) for name, a in zip("pgmv", (p, g, m, v))}
-            if adam_in_c(**flat, rate=rate, eps=eps, shrink=shrink, decay=decay, b1=b1, b2=b2):
-                continue
-        for part, gradient, mean, square in _runs(p, g, m, v):
-            t = np.empty_like(part)
-            if shrink != 1:
-                part *= shrink
-            if decay:
-                gradient = gradient + decay * part
-            np.multiply(gradient, 1 - b1, out=t)
-            mean *= b1
-            mean += t
-            np.multiply(gradient, gradient, out=t)
-            t *= 1 - b2
-            square *= b2
-            square += t
-            np.sqrt(square, out=t)
-            t += eps
-            np.divide(mean, t, out=t)
-            t *= rate
-            part -= t
+    for k in _left_by(in_c, p=ps, g=gs, m=ms, v=vs):
+        optim.adam_step.plain([ps[k]], [gs[k]], [ms[k]], [vs[k]], hyperparameters[k : k + 1])
 
 
 @optim.average_step.fast("numpy")
 def average_step_numpy(averages: Sequence[Array], ps: Sequence[Array], hyperparameters: Any) -> None:
-    """average += rest (p - average). hyperparameters: [rest]."""
-    rest = float(hyperparameters[0])
-    for average, p in zip(averages, ps):
-        for mean, part in _runs(average, p):
-            t = np.empty_like(part)
-            np.subtract(part, mean, out=t)
-            t *= rest
-            mean += t
+    def in_c(_: Any, **lists: Sequence[Array]) -> bool:
+        return average_in_c(**lists, rest=float(hyperparameters[0]))
+
+    for k in _left_by(in_c, averages=averages, p=ps):
+        optim.average_step.plain([averages[k]], [ps[k]], hyperparameters)
+
+
+@optim.clip_norm.fast("numpy")
+def clip_norm_numpy(gs: Sequence[Array], max_norm: float) -> Any:
+    """Arrays of two dtypes, or not contiguous, are for the page: all of them, because they share one norm."""
+    norm = np.empty(1)
+    try:
+        if clip_in_c(g=gs, norm=norm, most=max_norm):
+            return norm.astype(gs[0].dtype)[0]
+    except Misfit:
+        pass
+    return NotImplemented
+
+
+def _left_by(in_c: Callable[..., bool], **lists: Sequence[Array]) -> Iterable[int]:
+    """in_c(which, **lists) for all arrays at once; if they do not fit together, for those of float32 that fit, and for
+    those of float64. Returns the indices of the others."""
+    count = len(next(iter(lists.values())))
+    try:
+        return () if in_c(slice(None), **lists) else range(count)
+    except Misfit:
+        done: list[int] = []
+    for char in "fd":
+        which = [k for k, arrays in enumerate(zip(*lists.values())) if all(_fits(a, char) for a in arrays)]
+        try:
+            if which and in_c(which, **{name: [arrays[k] for k in which] for name, arrays in lists.items()}):
+                done += which
+        except Misfit:  # two of them share memory, as two views of one parameter may
+            pass
+    return [k for k in range(count) if k not in done]
+
+
+def _fits(a: Any, char: str) -> bool:
+    return isinstance(a, np.ndarray) and a.dtype == char and a.flags.c_contiguous

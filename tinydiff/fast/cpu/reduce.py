@@ -1,0 +1,41 @@
+"""Sums over neighbouring axes, and of rows that are added at the places of an index, in C (sum.c)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ...backend import Array
+from ...ops.index import plain, scatter_add
+from ..taken import is_real
+from .compiled import Function
+
+in_c = Function("sum_over", "in x(A,M,R), out z(A,R), int A, int M, int R")
+
+
+rows_in_c = Function(
+    "add_rows", "in int64 index(N), in x(N,D), inout z(n,D), int N, int n, int D"
+)  # fmt: skip
+
+
+def sum_of_rows(x: Array) -> Any:
+    """(A, M, R) -> (A, R). Each number is the same for any A: that of a sample does not depend on its batch."""
+    z = np.empty((x.shape[0], x.shape[2]), x.dtype)
+    return z if in_c(x=x, z=z) else NotImplemented
+
+
+@scatter_add.fast("numpy")
+def scatter_add_numpy(x: Array, *, index: Any, shape: tuple[int, ...]) -> Any:
+    """By one array of integers on the first axis, as the gradient of an embedding. Numbers out of range are for the
+    page, which names them."""
+    index = plain(index)
+    if not (isinstance(index, np.ndarray) and index.dtype.kind in "iu" and np.can_cast(index.dtype, np.int64)):
+        return NotImplemented
+    if not (is_real(x) and x.size and x.flags.c_contiguous and x.shape == (*index.shape, *shape[1:])):
+        return NotImplemented
+    if index.min() < -shape[0] or index.max() >= shape[0]:
+        return NotImplemented
+    z, places = np.zeros(shape, x.dtype), np.ascontiguousarray(index.reshape(-1), np.int64)
+    done = rows_in_c(index=places, x=x.reshape(len(places), -1), z=z.reshape(len(z), -1))
+    return z if done else NotImplemented
