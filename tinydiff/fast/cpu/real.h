@@ -39,10 +39,8 @@ typedef uint64_t bits;
 #define LN2_LOW 1.9082149292705877e-10
 #endif
 
-static inline real exponential(real x)
+static inline real exponential_within(real x) /* LOWEST <= x <= HIGHEST, or NaN */
 {
-    x = x < LOWEST ? LOWEST : x;
-    x = x > HIGHEST ? HIGHEST : x;
     real shifted = x * (real)1.4426950408889634 + SHIFTER, n = shifted - SHIFTER;
     real r = (x - n * LN2_HIGH) - n * LN2_LOW, sum = 1; /* e^r = 1 + r (1 + r/2 (1 + r/3 (1 + ...))) */
 #if KIND(REAL) == DOUBLE
@@ -67,6 +65,19 @@ static inline real exponential(real x)
     exponent += lowest << MANTISSA;
     memcpy(&power, &exponent, sizeof(real));
     return sum * power;
+}
+
+static inline real exponential(real x)
+{
+    x = x < LOWEST ? LOWEST : x;
+    return exponential_within(x > HIGHEST ? HIGHEST : x);
+}
+
+/* e^x for x <= 0; 0 where it would be below 1e-38 (1e-308 in double), and so for -inf: what is masked counts nothing. */
+static inline real exponential_to_zero(real x)
+{
+    real y = exponential_within(x < LOWEST ? LOWEST : x);
+    return x < LOWEST ? 0 : y;
 }
 
 static inline real sigmoid(real x) { return 1 / (1 + exponential(-x)); }
