@@ -12,6 +12,7 @@
 
 #include "real.h"
 #include "vector.h"
+#include "row.h"
 #include <stdlib.h>
 
 #define QUERIES 32
@@ -219,13 +220,8 @@ int attention_vjp(const real *restrict g, const real *restrict y, const real *re
             const real *gs = g + at * E, *ys = y + at * E, *qs = h.q + query * D;
             transpose(qs, q_columns, n, D, scale);
             transpose(gs, g_columns, n, E, 1);
-            for (int64_t i = 0; i < QUERIES; i++) {
-                vec sums = {0};
-                for (int64_t e = 0; e < E && i < n; e += WIDTH)
-                    sums += *(const vec *)(gs + i * E + e) * *(const vec *)(ys + i * E + e);
-                mean[i] = 0; /* of p̄ under the weights p */
-                for (int w = 0; w < WIDTH; w++)
-                    mean[i] += sums[w];
+            for (int64_t i = 0; i < QUERIES; i++) { /* mean: of p̄ under the weights p */
+                mean[i] = i < n ? sum_along(gs + i * E, ys + i * E, E) : 0;
                 largest[i] = i < n ? top[at + i] : 0, r[i] = i < n ? rsum[at + i] : 0;
             }
             for (int64_t key = 0; key < S; key += KEYS) {

@@ -45,9 +45,11 @@ def softmax_numpy(x: Array, *, axis: int = -1) -> Any:
     if not is_real(x) or x.size == 0:
         return NotImplemented
     axis = axis_of(axis, x.ndim, "softmax")
-    rows, shape = _rows(x, axis)
-    z = np.empty_like(rows)
-    return _back(z, shape, axis) if softmax_in_c(x=rows, z=z, scale=1) else _softmax_without_c(x, axis)
+    moved = np.ascontiguousarray(np.moveaxis(x, axis, -1))
+    z = np.empty_like(moved)
+    if not softmax_in_c(x=_rows(moved), z=_rows(z), scale=1):
+        return _softmax_without_c(x, axis)
+    return np.ascontiguousarray(np.moveaxis(z, -1, axis))
 
 
 @softmax.fast_vjp("numpy")
@@ -55,19 +57,16 @@ def softmax_vjp_numpy(g: Array, z: Array, _x: Any, *, axis: int, residuals: Any)
     if not is_real(g, z):
         return NotImplemented
     axis = axis_of(axis, z.ndim, "softmax")
-    (g_rows, shape), (z_rows, _) = _rows(g, axis), _rows(z, axis)
-    dx = np.empty_like(g_rows)
-    return _back(dx, shape, axis) if softmax_vjp_in_c(g=g_rows, z=z_rows, dx=dx, scale=1) else NotImplemented
+    g, z = (np.ascontiguousarray(np.moveaxis(a, axis, -1)) for a in (g, z))
+    dx = np.empty_like(g)
+    if not softmax_vjp_in_c(g=_rows(g), z=_rows(z), dx=_rows(dx), scale=1):
+        return NotImplemented
+    return np.ascontiguousarray(np.moveaxis(dx, -1, axis))
 
 
-def _rows(x: Array, axis: int) -> tuple[Array, tuple[int, ...]]:
-    """The axis at the end, and all others as one: (R, C). And the shape before that."""
-    moved = np.moveaxis(x, axis, -1)
-    return np.ascontiguousarray(moved.reshape(-1, moved.shape[-1])), moved.shape
-
-
-def _back(rows: Array, shape: tuple[int, ...], axis: int) -> Array:
-    return np.ascontiguousarray(np.moveaxis(rows.reshape(shape), -1, axis))
+def _rows(a: Array) -> Array:
+    """(.., C) -> (R, C), a view."""
+    return a.reshape(-1, a.shape[-1])
 
 
 def _softmax_without_c(x: Array, axis: int) -> Array:
@@ -82,10 +81,11 @@ def _softmax_without_c(x: Array, axis: int) -> Array:
 
 def attention_weights(s: Array, scale: float, mask: Array | None) -> Array:
     """softmax(scale s + mask) along the last axis; s may be changed. A mask of bool says which s count."""
-    rows, shape = _rows(s, -1)
-    p = np.empty_like(rows)
-    if mask is None and is_real(s) and softmax_in_c(x=rows, z=p, scale=scale):
-        return p.reshape(shape)
+    if mask is None and scale > 0 and is_real(s):
+        s = np.ascontiguousarray(s)
+        p = np.empty_like(s)
+        if softmax_in_c(x=_rows(s), z=_rows(p), scale=scale):
+            return p
     s *= scale
     if mask is not None:
         s = np.where(mask, s, -math.inf) if mask.dtype.kind == "b" else s + mask.astype(s.dtype, copy=False)
@@ -95,12 +95,10 @@ def attention_weights(s: Array, scale: float, mask: Array | None) -> Array:
 def attention_weights_vjp(g: Array, p: Array, scale: float) -> Array:
     """The adjoint of s from that of p, which is broadcast to it: scale p (g - sum(g p)) along the last axis; g may be
     changed."""
-    if p.shape != g.shape:  # the values have more samples than the weights
-        p = np.broadcast_to(p, g.shape)
-    (g_rows, shape), (p_rows, _) = _rows(g, -1), _rows(p, -1)
-    s = np.empty_like(g_rows)
-    if softmax_vjp_in_c(g=g_rows, z=p_rows, dx=s, scale=scale):
-        return s.reshape(shape)
+    if p.shape == g.shape and g.flags.c_contiguous and p.flags.c_contiguous:
+        s = np.empty_like(g)
+        if softmax_vjp_in_c(g=_rows(g), z=_rows(p), dx=_rows(s), scale=scale):
+            return s
     g -= np.einsum("...k,...k->...", g, p)[..., None]  # one pass, and no array of the products
     g *= p
     g *= scale
@@ -133,19 +131,23 @@ def _is_for_products(q: Array, k: Array, v: Array) -> bool:
 def in_blocks(q: Array, k: Array, v: Array, *, mask: Any, scale: float) -> Any:
     """The output; and y, which is the output with widened rows, the largest score of each query, and 1 / sum."""
     arrays, lead = _heads(q, k, v, mask)
-    (b, _), (_, length, _), (_, _, width) = arrays["which"].shape, arrays["q"].shape, arrays["v"].shape
-    y, top, rsum = (np.empty(shape, q.dtype) for shape in ((b, length, width), (b, length), (b, length)))
-    if not attention_in_c(**arrays, y=y, top=top, rsum=rsum, R=1, scale=scale):
+    b, length, width = math.prod(lead), q.shape[-2], v.shape[-1]
+    y = np.empty((*lead, length, _whole(width)), q.dtype)
+    top, rsum = np.empty((b, length), q.dtype), np.empty((b, length), q.dtype)
+    if not attention_in_c(**arrays, y=_matrices(y), top=top, rsum=rsum, R=1, scale=scale):
         return NotImplemented
-    return _narrow(y, v.shape[-1]).reshape(*lead, length, v.shape[-1]), (y, top, rsum)
+    return _narrow(y, width), (y, top, rsum)
 
 
 def in_blocks_vjp(g: Array, _y: Any, q: Array, k: Array, v: Array, *, mask: Any, scale: float, residuals: Any) -> Any:
     y, top, rsum = residuals
     arrays, lead = _heads(q, k, v, mask)
-    adjoints = {f"d{x}": np.empty((len(y), *arrays[x].shape[1:]), y.dtype) for x in "qkv"}
-    attention_vjp_in_c(g=_widened(g), y=y, top=top, rsum=rsum, **arrays, **adjoints, R=1, scale=scale)
-    return tuple(_narrow(a, x.shape[-1]).reshape(*lead, *x.shape[-2:]) for a, x in zip(adjoints.values(), (q, k, v)))
+    adjoints = [np.empty((*lead, x.shape[-2], _whole(x.shape[-1])), y.dtype) for x in (q, k, v)]
+    dq, dk, dv = map(_matrices, adjoints)
+    attention_vjp_in_c(
+        g=_widened(g), y=_matrices(y), top=top, rsum=rsum, **arrays, dq=dq, dk=dk, dv=dv, R=1, scale=scale
+    )
+    return tuple(_narrow(a, x.shape[-1]) for a, x in zip(adjoints, (q, k, v)))
 
 
 def _heads(q: Array, k: Array, v: Array, mask: Any) -> tuple[dict[str, Any], tuple[int, ...]]:
@@ -153,7 +155,7 @@ def _heads(q: Array, k: Array, v: Array, mask: Any) -> tuple[dict[str, Any], tup
     arrays = {"q": _widened(q), "k": _widened(k), "v": _widened(v), "allowed": None, "added": None}
     if mask is not None:
         mask = np.broadcast_to(mask, (*mask.shape[:-2], *((1, *mask.shape)[-2:-1]), k.shape[-2]))  # (.., L or 1, S)
-        flat = np.ascontiguousarray(mask.reshape(-1, *mask.shape[-2:]))
+        flat = _matrices(mask)
         if mask.dtype.kind == "b":
             arrays["allowed"] = flat.view(np.uint8)
         else:
@@ -166,15 +168,24 @@ def _heads(q: Array, k: Array, v: Array, mask: Any) -> tuple[dict[str, Any], tup
     return arrays, lead
 
 
+def _matrices(a: Array) -> Array:
+    """(.., M, N) -> (A, M, N), a view if a is in C order."""
+    return np.ascontiguousarray(a).reshape(-1, *a.shape[-2:])
+
+
+def _whole(width: int) -> int:
+    """So many columns as are whole vectors."""
+    return width + -width % VECTOR
+
+
 def _widened(a: Array) -> Array:
     """(.., M, N) -> (A, M, N), with zeros up to whole vectors of columns."""
-    a = a.reshape(-1, *a.shape[-2:])
     width = a.shape[-1]
-    if width % VECTOR == 0:
-        return np.ascontiguousarray(a)
-    wide = np.zeros((*a.shape[:-1], width + -width % VECTOR), a.dtype)
+    if width == _whole(width):
+        return _matrices(a)
+    wide = np.zeros((*a.shape[:-1], _whole(width)), a.dtype)
     wide[..., :width] = a
-    return wide
+    return _matrices(wide)
 
 
 def _narrow(a: Array, width: int) -> Array:

@@ -42,22 +42,23 @@ typedef uint64_t bits;
 static inline real exponential_within(real x) /* LOWEST <= x <= HIGHEST, or NaN */
 {
     real shifted = x * (real)1.4426950408889634 + SHIFTER, n = shifted - SHIFTER;
-    real r = (x - n * LN2_HIGH) - n * LN2_LOW, sum = 1; /* e^r = 1 + r (1 + r/2 (1 + r/3 (1 + ...))) */
+    real r = (x - n * LN2_HIGH) - n * LN2_LOW, sum = 0; /* e^r = 1 + r (1 + r (1/2! + r (1/3! + ...))) */
 #if KIND(REAL) == DOUBLE
-    sum = 1 + sum * r * (real)(1 / 13.);
-    sum = 1 + sum * r * (real)(1 / 12.);
-    sum = 1 + sum * r * (real)(1 / 11.);
-    sum = 1 + sum * r * (real)(1 / 10.);
-    sum = 1 + sum * r * (real)(1 / 9.);
-    sum = 1 + sum * r * (real)(1 / 8.);
+    sum = (real)(1 / 6227020800.);
+    sum = sum * r + (real)(1 / 479001600.);
+    sum = sum * r + (real)(1 / 39916800.);
+    sum = sum * r + (real)(1 / 3628800.);
+    sum = sum * r + (real)(1 / 362880.);
+    sum = sum * r + (real)(1 / 40320.);
 #endif
-    sum = 1 + sum * r * (real)(1 / 7.);
-    sum = 1 + sum * r * (real)(1 / 6.);
-    sum = 1 + sum * r * (real)(1 / 5.);
-    sum = 1 + sum * r * (real)(1 / 4.);
-    sum = 1 + sum * r * (real)(1 / 3.);
-    sum = 1 + sum * r * (real)(1 / 2.);
-    sum = 1 + sum * r;
+    sum = sum * r + (real)(1 / 5040.);
+    sum = sum * r + (real)(1 / 720.);
+    sum = sum * r + (real)(1 / 120.);
+    sum = sum * r + (real)(1 / 24.);
+    sum = sum * r + (real)(1 / 6.);
+    sum = sum * r + (real)(1 / 2.);
+    sum = sum * r + 1;
+    sum = sum * r + 1;
     real power = 1;
     bits lowest, exponent;
     memcpy(&lowest, &shifted, sizeof(real));
