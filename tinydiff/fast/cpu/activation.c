@@ -1,6 +1,16 @@
-/* silu(x) = x s,  s = sigmoid(x), and its rule: ops/activation.py. n numbers each. */
+/* sigmoid; silu(x) = x s,  s = sigmoid(x), and its rule: ops/activation.py. n numbers each. */
 
 #include "real.h"
+
+/* The same to the smallest numbers: with e = e^-|x| it is e / (1 + e) for x < 0, and 1 / (1 + e) for the others. */
+int sigmoid_of_all(const real *restrict x, real *restrict z, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        real e = exponential_to_zero(x[i] < 0 ? x[i] : -x[i]);
+        z[i] = (x[i] < 0 ? e : 1) / (1 + e);
+    }
+    return 0;
+}
 
 int silu(const real *restrict x, real *restrict y, int64_t n)
 {
