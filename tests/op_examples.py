@@ -110,7 +110,7 @@ PAIRS = [
 # ---------------------------------------------------------------- elementwise
 
 for shape in SHAPES:
-    for op in "negative exp expm1 sin cos tanh erf sigmoid silu gelu softplus square copy".split():
+    for op in "negative exp expm1 sin cos tanh erf sigmoid silu exact_gelu gelu softplus square copy".split():
         E(op, N(*shape))
     for op in ("log", "log1p", "sqrt"):
         E(op, P(*shape))
@@ -119,7 +119,7 @@ for shape in SHAPES:
     E("gelu", N(*shape), approximate="tanh")
     E("clip", S(*shape) * 2, low=-1.5, high=3.0)
 LINE = np.arange(-24, 24) * 0.1 + 0.05  # a threshold that is off shows here
-for op in "abs cos erf exp expm1 gelu relu sigmoid sign silu sin softplus square tanh".split():
+for op in "abs cos erf exact_gelu exp expm1 gelu relu sigmoid sign silu sin softplus square tanh".split():
     E(op, LINE * 2 if op == "erf" else LINE)
 for op in ("log", "log1p", "sqrt"):
     E(op, LINE[LINE > 0])

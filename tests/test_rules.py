@@ -36,6 +36,7 @@ def test_every_op_is_public_or_says_whose_part_it_is() -> None:
     parts = {
         "concatenate_p": "concatenate",
         "einsum_p": "einsum",
+        "exact_gelu": "gelu",
         "normalize": "group_norm",
         "shift_normalize_silu": "group_norm",
         "scaled_dot_product_attention": "attention",

@@ -260,14 +260,6 @@ def test_erf_has_its_digits_everywhere(
     assert y.dtype == dtype and np.isnan(y[-1]) and (np.signbit(y[:-1]) == np.signbit(x[:-1])).all()
     units = np.abs(y - expected) / np.spacing(np.maximum(np.abs(expected), np.finfo(dtype).tiny).astype(dtype))
     assert np.nanmax(units) < digits
-    if activation.erf_vjp_in_c(g=np.ones_like(x), x=x, dx=y):
-        assert (y[np.abs(x) > 9.01] == 0).all(), "not a number below 1e-38, which would be slow"
-        np.testing.assert_allclose(
-            y,
-            2 / math.sqrt(math.pi) * np.exp(-(x.astype("float64") ** 2)),
-            rtol=10 * np.finfo(dtype).eps * 36,
-            atol=1e-34,
-        )
 
 
 @needs_compiler

@@ -309,6 +309,7 @@ for _axis in (0, 1, -1):
     case(f"log_softmax {_axis}", lambda x, a=_axis: ops.log_softmax(x, axis=a), lambda t, a=_axis: t.log_softmax(a), _x)
 _wide = np.array([[1000.0, 999.0, 0.0], [-1000.0, -999.0, -1002.0], [-math.inf, 0.0, 1.0]])
 case("softmax, wide rows", lambda x: ops.softmax(x, axis=-1), lambda t: t.softmax(-1), _wide)
+case("softmax, long rows", lambda x: ops.softmax(x, axis=-1), lambda t: t.softmax(-1), *normal("long", (3, 129)))
 case("log_softmax, wide rows", lambda x: ops.log_softmax(x, axis=-1), lambda t: t.log_softmax(-1), _wide)
 _target = normal("target", (3, 4))[0]
 _classes = np.array([[0, 2], [4, 1], [1, 1]])
@@ -452,7 +453,7 @@ case(
     lambda t: last(F.group_norm(first(t), 2)),
     3 + 2 * normal("norm", (2, 5, 4))[0],
 )
-for _shape in ((2, 3, 5), (4, 6), (7,)):
+for _shape in ((2, 3, 5), (4, 6), (7,), (40, 129)):
     case(
         f"layer_norm {_shape}",
         ops.layer_norm,
@@ -491,6 +492,17 @@ for _name, _attend in (("no mask", None), ("bool mask", _allowed), ("float mask"
             _theirs,
             *normal("attention", (2, 3, 5, 4), (2, 3, 6, 4), (2, 3, 6, 7)),
         )
+_allowed_far = normal("mask", (2, 1, 40, 130))[0] > 0
+_allowed_far[:, :, 7] = np.arange(130) >= 128  # a query that may attend to the last two keys alone
+for _name, _attend in (("", None), (", bool mask", _allowed_far)):
+    case(
+        f"attention, in blocks{_name}",
+        lambda q, k, v, m=_attend: ops.attention(q, k, v, mask=None if m is None else backend.to_device(m)),
+        lambda q, k, v, m=_attend: F.scaled_dot_product_attention(
+            q, k, v, attn_mask=None if m is None else torch.tensor(m)
+        ),
+        *normal("attention", (2, 3, 40, 5), (2, 3, 130, 5), (2, 3, 130, 17)),
+    )
 case(
     "attention, -inf in the mask",
     lambda q: ops.attention(q, q, q, mask=backend.to_device(np.triu(np.full((5, 5), -np.inf, "float32"), 1))),

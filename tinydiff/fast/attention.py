@@ -1,4 +1,4 @@
-"""Attention that keeps its weights for the rule: the part that the CPU and the GPU share."""
+"""Attention by matrix products, which keeps its weights for the rule: for the GPU, and for a CPU without a compiler."""
 
 from __future__ import annotations
 
@@ -6,30 +6,25 @@ from collections.abc import Callable
 from typing import Any
 
 from ..backend import Array
-from ..ops.attention import scaled_dot_product_attention
 from .taken import is_real
 
 
-def register(
-    name: str, matmul: Callable[..., Array], weights: Callable[..., Array], weights_vjp: Callable[..., Array]
-) -> None:
-    """Register a backend's functions in place of the page:
+def by_products(
+    matmul: Callable[..., Array], weights: Callable[..., Array], weights_vjp: Callable[..., Array]
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Forward and rule in place of the page's, from a backend's functions:
 
     weights(s, scale, mask) -> softmax(scale s + mask)                        may overwrite s
     weights_vjp(g, p, scale) -> the adjoint of s from that of p, g            may overwrite g
     """
 
-    @scaled_dot_product_attention.fast(name)
-    def attention_fast(q: Array, k: Array, v: Array, *, mask: Any, scale: float) -> Any:
+    def forward(q: Array, k: Array, v: Array, *, mask: Any, scale: float) -> Any:
         if not is_real(q, k, v) or not min(q.size, k.size, v.size):
             return NotImplemented
         p = weights(matmul(q, k.swapaxes(-1, -2)), scale, mask)  # (.., L, D) x (.., D, S) -> (.., L, S)
         return matmul(p, v), (p,)
 
-    @scaled_dot_product_attention.fast_vjp(name)
-    def attention_vjp_fast(
-        g: Array, _y: Any, q: Array, k: Array, v: Array, *, mask: Any, scale: float, residuals: Any
-    ) -> Any:
+    def rule(g: Array, _y: Any, q: Array, k: Array, v: Array, *, mask: Any, scale: float, residuals: Any) -> Any:
         (p,) = residuals
         s = weights_vjp(matmul(g, v.swapaxes(-1, -2)), p, scale)
         return (
@@ -37,3 +32,5 @@ def register(
             lambda: matmul(s.swapaxes(-1, -2), q),
             lambda: matmul(p.swapaxes(-1, -2), g),
         )
+
+    return forward, rule

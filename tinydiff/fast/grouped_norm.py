@@ -16,8 +16,8 @@ from .taken import is_real
 View = tuple[int, ...]
 
 
-def register(name: str, norm: Callable[..., Any], norm_vjp: Callable[..., Any]) -> None:
-    """Register a backend's functions in place of the page:
+def register(name: str, norm: Callable[..., Any], norm_vjp: Callable[..., Any]) -> tuple[Any, Any]:
+    """Register a backend's functions in place of the page, and return the forward and the rule of `normalize`:
 
     norm(x, shift, weight, bias, eps, silu) -> y, mean, rstd
     norm_vjp(g, x, mean, rstd, shift, weight, bias, silu) -> the adjoints of x, shift, weight, bias
@@ -59,6 +59,8 @@ def register(name: str, norm: Callable[..., Any], norm_vjp: Callable[..., Any]) 
     def normalize_vjp_fast(g: Array, y: Any, x: Array, weight: Any, bias: Any, **options: Any) -> Any:
         found = shift_normalize_silu_vjp_fast(g, y, x, None, weight, bias, silu=False, **options)
         return found if found is NotImplemented else (found[0], *found[2:])
+
+    return normalize_fast, normalize_vjp_fast
 
 
 def view_of(x: Array, shift: Any, weight: Any, bias: Any, axes: tuple[int, ...]) -> View | None:

@@ -84,18 +84,38 @@ def erf_vjp(g: Any, _z: Any, x: Any) -> Any:
     return g * (2 / math.sqrt(math.pi) * exp(-x * x))
 
 
+@op
+def exact_gelu(x: Any) -> Any:
+    """z = x F,   F = (1 + erf(x / sqrt 2)) / 2: the standard normal's distribution function, whose density is f
+
+    dF = f dx,   f = e^(-x^2 / 2) / sqrt(2 pi)          dz = F dx + x dF          x̄ = z̄ (F + x f)
+    """
+    x = floating(x)
+    return x * normal_cdf(x)
+
+
+@exact_gelu.vjp
+def exact_gelu_vjp(g: Any, _z: Any, x: Any) -> Any:
+    f = exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
+    return g * (normal_cdf(x) + x * f)
+
+
+def normal_cdf(x: Any) -> Any:
+    return 0.5 * (1 + erf(x * math.sqrt(0.5)))
+
+
 @composite
 def gelu(x: Any, *, approximate: str = "none") -> Any:
     """x Phi(x), where Phi is the standard normal's distribution function
 
-    approximate="none":   Phi(x) = (1 + erf(x / sqrt 2)) / 2
+    approximate="none":   Phi(x) = (1 + erf(x / sqrt 2)) / 2, see exact_gelu
     approximate="tanh":   Phi(x) ~ (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2
 
     Source: Hendrycks and Gimpel 2016. Errors: ValueError for another approximation.
     """
     x = floating(x)
     if approximate == "none":
-        return 0.5 * x * (1 + erf(x * math.sqrt(0.5)))
+        return exact_gelu(x)
     if approximate == "tanh":
         return 0.5 * x * (1 + tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * (x * x * x))))
     raise ValueError(f"gelu: approximate must be 'none' or 'tanh', not {approximate!r}")

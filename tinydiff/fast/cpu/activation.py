@@ -1,24 +1,28 @@
-"""sigmoid, silu and erf in few passes, one block at a time; silu and erf in C (activation.c) where there is a compiler.
+"""sigmoid, silu, erf and gelu in C (activation.c, erf.c); where there is no compiler, in few passes over memory.
 
 With t = e^u and u = -x:   silu = u / (-1 - t),   s = 1 / (1 + t),   silu' = s (1 + x (1 - s)) = s (1 - u (1 - s)).
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from ...backend import Array
-from ...ops.activation import erf, sigmoid, silu
+from ...ops.activation import erf, exact_gelu, normal_cdf, sigmoid, silu
 from ..taken import is_real
 from .compiled import Function
 
+sigmoid_in_c = Function("sigmoid_of_all", "in x(n), out z(n), int n")
 silu_in_c = Function("silu", "in x(n), out y(n), int n")
 silu_vjp_in_c = Function("silu_vjp", "in g(n), in x(n), out dx(n), int n")
-erf_in_c = Function("erf_forward", "in x(n), out y(n), int n")
-erf_vjp_in_c = Function("erf_vjp", "in g(n), in x(n), out dx(n), int n")
+erf_in_c = Function("erf_of_all", "in x(n), out y(n), int n")
+gelu_in_c = Function("gelu", "in x(n), out y(n), int n")
+gelu_vjp_in_c = Function("gelu_vjp", "in g(n), in x(n), out dx(n), int n")
 
 BLOCK_BYTES = 2**20  # of each array: larger blocks spend less on starting each pass, smaller ones stay in the cache
 
@@ -35,7 +39,10 @@ def sigmoid_numpy(x: Array) -> Any:
     """1 / (1 + e^-x), with e^-x held below overflow."""
     if not is_real(x):
         return NotImplemented
-    e = np.negative(x, out=np.empty_like(x))
+    e = np.empty_like(x)
+    if x.flags.c_contiguous and sigmoid_in_c(x=x.reshape(-1), z=e.reshape(-1)):
+        return e
+    np.negative(x, out=e)
     np.minimum(e, 88.0 if x.dtype.char == "f" else 709.0, out=e)
     np.exp(e, out=e)
     e += 1
@@ -89,50 +96,22 @@ def silu_derivative_of_negative(u: Array) -> None:
     np.multiply(u, s, out=u)
 
 
-# Cody 1969, "Rational Chebyshev approximations for the error function": coefficients of the numerator and of the monic
-# denominator on |x| <= 0.46875 (in x^2), and beyond (in |x|). Cody has others for |x| > 4, where these have fewer
-# digits; but e^(-x^2) is so small there that 1 less it has all of them.
-_ERF = (
-    (
-        1.85777706184603153e-1,
-        3.16112374387056560e0,
-        1.13864154151050156e2,
-        3.77485237685302021e2,
-        3.20937758913846947e3,
-    ),
-    (2.36012909523441209e1, 2.44024637934444173e2, 1.28261652607737228e3, 2.84423683343917062e3),
-)
-_ERFC = (
-    (
-        2.15311535474403846e-8,
-        5.64188496988670089e-1,
-        8.88314979438837594e0,
-        6.61191906371416295e1,
-        2.98635138197400131e2,
-        8.81952221241769090e2,
-        1.71204761263407058e3,
-        2.05107837782607147e3,
-        1.23033935479799725e3,
-    ),
-    (
-        1.57449261107098347e1,
-        1.17693950891312499e2,
-        5.37181101862009858e2,
-        1.62138957456669019e3,
-        3.29079923573345963e3,
-        4.36261909014324716e3,
-        3.43936767414372164e3,
-        1.23033935480374942e3,
-    ),
-)
+# ---------------------------------------------------------------- erf and gelu
 
 
-def _ratio(coefficients: Any, t: Array) -> Array:
-    top, bottom = coefficients
-    p, q = top[0] * t, t
-    for a, b in zip(top[1:-1], bottom[:-1]):
-        p, q = (p + a) * t, (q + b) * t
-    return (p + top[-1]) / (q + bottom[-1])
+# As in erf.c, which has the source: the coefficients on |x| <= 0.46875 (in x^2), and beyond (in |x|).
+_NEAR = (
+    (1.85777706184603153e-1, 3.16112374387056560e0, 1.13864154151050156e2, 3.77485237685302021e2,
+     3.20937758913846947e3),
+    (1, 2.36012909523441209e1, 2.44024637934444173e2, 1.28261652607737228e3, 2.84423683343917062e3),
+)  # fmt: skip
+_FAR = (
+    (2.15311535474403846e-8, 5.64188496988670089e-1, 8.88314979438837594e0, 6.61191906371416295e1,
+     2.98635138197400131e2, 8.81952221241769090e2, 1.71204761263407058e3, 2.05107837782607147e3,
+     1.23033935479799725e3),
+    (1, 1.57449261107098347e1, 1.17693950891312499e2, 5.37181101862009858e2, 1.62138957456669019e3,
+     3.29079923573345963e3, 4.36261909014324716e3, 3.43936767414372164e3, 1.23033935480374942e3),
+)  # fmt: skip
 
 
 @erf.fast("numpy")
@@ -142,16 +121,39 @@ def erf_numpy(x: Array) -> Any:
     y = np.empty_like(x)
     if x.flags.c_contiguous and erf_in_c(x=x.reshape(-1), y=y.reshape(-1)):
         return y
-    r = np.minimum(np.abs(x), 6)
-    near = x * _ratio(_ERF, r * r)
-    far = 1 - np.exp(-r * r) * _ratio(_ERFC, r)
-    return np.where(r <= 0.46875, near, np.where(x < 0, -far, far)).astype(x.dtype, copy=False)
+    for part in blocks(x):
+        r = np.minimum(np.abs(x[part]), 6)
+        square = r * r
+        near, far = r * _ratio(_NEAR, square), 1 - np.exp(-square) * _ratio(_FAR, r)
+        y[part] = np.copysign(np.where(r > 0.46875, far, near), x[part])
+    return y
 
 
-@erf.fast_vjp("numpy")
-def erf_vjp_numpy(g: Array, _z: Any, x: Array, *, residuals: Any) -> Any:
-    adjoint = np.empty_like(x) if is_real(g, x) else None
-    if adjoint is None or not (x.flags.c_contiguous and g.flags.c_contiguous and g.shape == x.shape):
+def _ratio(coefficients: Any, t: Array) -> Array:
+    """Of two polynomials, whose highest power comes first."""
+    top, bottom = (functools.reduce(lambda total, c: total * t + c, each[1:], each[0]) for each in coefficients)
+    return top / bottom
+
+
+@exact_gelu.fast("numpy")
+def exact_gelu_numpy(x: Array) -> Any:
+    """With F for the rule where there is no compiler, as erf takes long there."""
+    if not is_real(x):
         return NotImplemented
-    done = erf_vjp_in_c(g=g.reshape(-1), x=x.reshape(-1), dx=adjoint.reshape(-1))
-    return adjoint if done else NotImplemented
+    y = np.empty_like(x)
+    if x.flags.c_contiguous and gelu_in_c(x=x.reshape(-1), y=y.reshape(-1)):
+        return y
+    F = normal_cdf(x)
+    return np.multiply(x, F, out=y), (F,)
+
+
+@exact_gelu.fast_vjp("numpy")
+def exact_gelu_vjp_numpy(g: Array, _z: Any, x: Array, *, residuals: Any) -> Any:
+    if not is_real(g, x):
+        return NotImplemented
+    if not residuals:
+        g, adjoint = np.ascontiguousarray(g).reshape(x.shape), np.empty_like(x)
+        return adjoint if gelu_vjp_in_c(g=g.reshape(-1), x=x.reshape(-1), dx=adjoint.reshape(-1)) else NotImplemented
+    f = np.exp(-0.5 * x * x)
+    f *= 1 / math.sqrt(2 * math.pi)
+    return g * (residuals[0] + x * f)

@@ -81,7 +81,7 @@ INLINE void dots(const int P, const int O, const real *const *x, real *const *y,
     }
     for (int p = 0; p < P; p++)
         for (int o = 0; o < O; o++)
-            y[p][o] = taps->b[o] + sum_of(sum[p][o]);
+            y[p][o] = taps->b[o] + sum_of_elements(sum[p][o]);
 }
 
 /* Each size is a function of its own, so that the compiler plans its registers for it alone. */

@@ -11,7 +11,7 @@
    the sums of a group are then sums over D of those. A sample is read three times, and is in the cache from the second
    time on. Long sums are double, so that they lose no digits. */
 
-#include "real.h"
+#include "row.h"
 #include <stdlib.h>
 
 #define ROWS 32 /* positions that are summed in `real` before they are added to the sum in double */
@@ -181,6 +181,66 @@ int norm_vjp(const real *restrict g, const real *restrict x, const real *restric
                 ds[l * C + c] = r[c] * (ds[l * C + c] * w[c] - m1[c] - xhat * m2[c]);
             }
     }
+    free(totals), free(space);
+    return 0;
+}
+
+/* ---------------------------------------------------------------- rows with statistics of their own */
+
+/* Layer norm, y = xhat w + b, of A rows of C numbers: norm with L = G = 1, but without sums for each channel. */
+int layer_norm(const real *restrict x, const real *restrict weight, const real *restrict bias, real *restrict y,
+    real *restrict mean, real *restrict rstd, int64_t A, int64_t C, real eps)
+{
+    for (int64_t a = 0; a < A; a++, x += C, y += C) {
+        const real m = mean[a] = sum_along(x, NULL, C) / C;
+        for (int64_t c = 0; c < C; c++)
+            y[c] = x[c] - m;
+        const real r = rstd[a] = 1 / sqrt(sum_along(y, y, C) / C + eps);
+        if (weight)
+            for (int64_t c = 0; c < C; c++)
+                y[c] = y[c] * r * weight[c] + bias[c];
+        else
+            for (int64_t c = 0; c < C; c++)
+                y[c] *= r;
+    }
+    return 0;
+}
+
+/* Its rule. w̄ and b̄ are sums over the rows: in `real` over ROWS of them, then in double. */
+int layer_norm_vjp(const real *restrict g, const real *restrict x, const real *restrict mean,
+    const real *restrict rstd, const real *restrict weight, real *restrict dx, real *restrict dweight,
+    real *restrict dbias, int64_t A, int64_t C)
+{
+    double *restrict totals = calloc(2 * C, sizeof(double));
+    real *space = malloc(4 * C * sizeof(real));
+    if (!totals || !space) {
+        free(totals), free(space);
+        return 1;
+    }
+    real *restrict h = space, *restrict xhat = space + C;
+    real *restrict w_part = space + 2 * C, *restrict b_part = space + 3 * C;
+    for (int64_t first = 0; first < A; first += ROWS) {
+        const int64_t last = first + ROWS < A ? first + ROWS : A;
+        memset(w_part, 0, 2 * C * sizeof(real));
+        for (int64_t a = first; a < last; a++) {
+            const real *restrict gr = g + a * C, *restrict xr = x + a * C;
+            const real m = mean[a], r = rstd[a];
+            real *restrict dr = dx + a * C;
+            for (int64_t c = 0; c < C; c++) {
+                xhat[c] = (xr[c] - m) * r;
+                h[c] = weight ? gr[c] * weight[c] : gr[c];
+                w_part[c] += gr[c] * xhat[c];
+                b_part[c] += gr[c];
+            }
+            const real of_h = sum_along(h, NULL, C) / C, of_hx = sum_along(h, xhat, C) / C;
+            for (int64_t c = 0; c < C; c++)
+                dr[c] = r * (h[c] - of_h - xhat[c] * of_hx);
+        }
+        for (int64_t c = 0; c < C; c++)
+            totals[c] += w_part[c], totals[C + c] += b_part[c];
+    }
+    for (int64_t c = 0; c < C && dweight; c++)
+        dweight[c] = totals[c], dbias[c] = totals[C + c];
     free(totals), free(space);
     return 0;
 }

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from ...backend import Array
+from ...ops.norm import normalize
 from .. import grouped_norm
+from ..taken import is_real
 from .activation import BLOCK_BYTES, blocks, silu_derivative_of_negative, silu_of_negative
 from .compiled import Function
 
@@ -26,6 +28,15 @@ vjp_in_c = Function(
     "in g(A,L,C), in x(A,L,C), in mean(A,G), in rstd(A,G), in shift(A,C)?, in weight(W,C)?, in bias(W,C)?, "
     "out dx(A,L,C), out dshift(A,C)?, out dweight(W,C)?, out dbias(W,C)?, "
     "int A, int L, int C, int G, int W, int silu",
+)
+layer_norm_in_c = Function(
+    "layer_norm",
+    "in x(A,C), in weight(C)?, in bias(C)?, out y(A,C), out mean(A), out rstd(A), int A, int C, real eps",
+)
+layer_norm_vjp_in_c = Function(
+    "layer_norm_vjp",
+    "in g(A,C), in x(A,C), in mean(A), in rstd(A), in weight(C)?, out dx(A,C), out dweight(C)?, out dbias(C)?, "
+    "int A, int C",
 )
 
 
@@ -307,4 +318,37 @@ def _to_channels(x: Array, d: int) -> Array:
     return x if d == 1 or x.shape[1] == 1 else np.repeat(x, d, axis=1)
 
 
-grouped_norm.register("numpy", norm, norm_vjp)
+grouped, grouped_vjp = grouped_norm.register("numpy", norm, norm_vjp)
+
+
+@normalize.fast("numpy")
+def normalize_numpy(x: Array, weight: Any, bias: Any, *, axes: tuple[int, ...], eps: float) -> Any:
+    """Layer norm in C; all else as grouped norms."""
+    ours = is_real(x, weight, bias) and x.size > 0 and axes == (x.ndim - 1,)
+    if ours and all(p is None or p.shape == x.shape[-1:] for p in (weight, bias)):
+        y, x = np.empty_like(x, order="C"), np.ascontiguousarray(x)
+        mean, rstd = (np.empty(x.size // x.shape[-1], x.dtype) for _ in range(2))
+        if layer_norm_in_c(
+            x=_lines(x), weight=_whole(weight), bias=_whole(bias), y=_lines(y), mean=mean, rstd=rstd, eps=eps
+        ):
+            return y, (mean, rstd)
+    return grouped(x, weight, bias, axes=axes, eps=eps)
+
+
+@normalize.fast_vjp("numpy")
+def normalize_vjp_numpy(g: Array, y: Any, x: Array, weight: Any, bias: Any, *, residuals: Any, **options: Any) -> Any:
+    if len(residuals) != 2:
+        return grouped_vjp(g, y, x, weight, bias, residuals=residuals, **options)
+    mean, rstd = residuals
+    dx = np.empty_like(x, order="C")
+    dweight, dbias = (None if weight is None else np.empty_like(weight, order="C") for _ in range(2))
+    layer_norm_vjp_in_c(
+        g=_lines(g), x=_lines(x), mean=mean, rstd=rstd, weight=_whole(weight), dx=_lines(dx), dweight=dweight,
+        dbias=dbias,
+    )  # fmt: skip
+    return dx, dweight, dbias
+
+
+def _lines(a: Array) -> Array:
+    """(.., C) -> (A, C)"""
+    return np.ascontiguousarray(a).reshape(-1, a.shape[-1])

@@ -8,6 +8,7 @@
    and added to the bits of 1, they are those of 2^n. x is cut at both ends, where 2^n would not fit, and a
    little earlier at the upper one: a sigmoid there would be below 1e-38, and such numbers are slow. NaN stays NaN. */
 
+#pragma once
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -39,27 +40,26 @@ typedef uint64_t bits;
 #define LN2_LOW 1.9082149292705877e-10
 #endif
 
-static inline real exponential(real x)
+static inline real exponential_within(real x) /* LOWEST <= x <= HIGHEST, or NaN */
 {
-    x = x < LOWEST ? LOWEST : x;
-    x = x > HIGHEST ? HIGHEST : x;
     real shifted = x * (real)1.4426950408889634 + SHIFTER, n = shifted - SHIFTER;
-    real r = (x - n * LN2_HIGH) - n * LN2_LOW, sum = 1; /* e^r = 1 + r (1 + r/2 (1 + r/3 (1 + ...))) */
+    real r = (x - n * LN2_HIGH) - n * LN2_LOW, sum = 0; /* e^r = 1 + r (1 + r (1/2! + r (1/3! + ...))) */
 #if KIND(REAL) == DOUBLE
-    sum = 1 + sum * r * (real)(1 / 13.);
-    sum = 1 + sum * r * (real)(1 / 12.);
-    sum = 1 + sum * r * (real)(1 / 11.);
-    sum = 1 + sum * r * (real)(1 / 10.);
-    sum = 1 + sum * r * (real)(1 / 9.);
-    sum = 1 + sum * r * (real)(1 / 8.);
+    sum = (real)(1 / 6227020800.);
+    sum = sum * r + (real)(1 / 479001600.);
+    sum = sum * r + (real)(1 / 39916800.);
+    sum = sum * r + (real)(1 / 3628800.);
+    sum = sum * r + (real)(1 / 362880.);
+    sum = sum * r + (real)(1 / 40320.);
 #endif
-    sum = 1 + sum * r * (real)(1 / 7.);
-    sum = 1 + sum * r * (real)(1 / 6.);
-    sum = 1 + sum * r * (real)(1 / 5.);
-    sum = 1 + sum * r * (real)(1 / 4.);
-    sum = 1 + sum * r * (real)(1 / 3.);
-    sum = 1 + sum * r * (real)(1 / 2.);
-    sum = 1 + sum * r;
+    sum = sum * r + (real)(1 / 5040.);
+    sum = sum * r + (real)(1 / 720.);
+    sum = sum * r + (real)(1 / 120.);
+    sum = sum * r + (real)(1 / 24.);
+    sum = sum * r + (real)(1 / 6.);
+    sum = sum * r + (real)(1 / 2.);
+    sum = sum * r + 1;
+    sum = sum * r + 1;
     real power = 1;
     bits lowest, exponent;
     memcpy(&lowest, &shifted, sizeof(real));
@@ -67,6 +67,19 @@ static inline real exponential(real x)
     exponent += lowest << MANTISSA;
     memcpy(&power, &exponent, sizeof(real));
     return sum * power;
+}
+
+static inline real exponential(real x)
+{
+    x = x < LOWEST ? LOWEST : x;
+    return exponential_within(x > HIGHEST ? HIGHEST : x);
+}
+
+/* e^x for x <= 0; 0 where it would be below 1e-38 (1e-308 in double), and so for -inf: what is masked counts nothing. */
+static inline real exponential_to_zero(real x)
+{
+    real y = exponential_within(x < LOWEST ? LOWEST : x);
+    return x < LOWEST ? 0 : y;
 }
 
 static inline real sigmoid(real x) { return 1 / (1 + exponential(-x)); }

@@ -1,6 +1,7 @@
 /* Vectors of WIDTH numbers, as wide as the processor's registers: the compiler's vector extension. `a * v` with a number
    a and a vector v multiplies each of its elements. A vector may lie at any address that is right for a number. */
 
+#pragma once
 #include "real.h"
 
 #if defined(__AVX512F__)
@@ -18,12 +19,37 @@
 #define REGISTERS 16
 #endif
 
-typedef real vec __attribute__((vector_size(BYTES), aligned(sizeof(real)), may_alias));
+typedef real vec __attribute__((vector_size(BYTES), aligned(sizeof(real))));
 
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE vec load(const real *p) { return *(const vec *)p; }
 INLINE void store(real *p, vec v) { *(vec *)p = v; }
+
+/* The same number at every place; x - 0 is x, also for -0. */
+INLINE vec broadcast(real x) { return x - (vec){0}; }
+
+/* The first halves of a and b with their elements in turns, a0 b0 a1 b1 ..., and the second halves likewise. */
+INLINE void interleave(vec a, vec b, vec *first, vec *second)
+{
+#ifdef __clang__ /* which makes one instruction of such a loop; GCC does not, but has a function for it */
+    vec p = a, q = b;
+    for (int i = 0; i < WIDTH / 2; i++) {
+        p[2 * i] = a[i], p[2 * i + 1] = b[i];
+        q[2 * i] = a[i + WIDTH / 2], q[2 * i + 1] = b[i + WIDTH / 2];
+    }
+    *first = p, *second = q;
+#else
+    typedef bits places __attribute__((vector_size(BYTES)));
+    places of_first, of_second;
+    for (int i = 0; i < WIDTH; i++) {
+        of_first[i] = i / 2 + i % 2 * WIDTH;
+        of_second[i] = of_first[i] + WIDTH / 2;
+    }
+    *first = __builtin_shuffle(a, b, of_first);
+    *second = __builtin_shuffle(a, b, of_second);
+#endif
+}
 
 /* The first n numbers, if there are no more; the others are 0. */
 INLINE vec load_some(const real *p, int64_t n)
@@ -36,16 +62,8 @@ INLINE vec load_some(const real *p, int64_t n)
     return v;
 }
 
-INLINE void store_some(real *p, vec v, int64_t n)
-{
-    if (n >= WIDTH)
-        store(p, v);
-    else if (n > 0)
-        memcpy(p, &v, n * sizeof(real));
-}
-
 /* The sum of the elements: of both halves, of the quarters of that, and so on. */
-INLINE real sum_of(vec v)
+INLINE real sum_of_elements(vec v)
 {
     real a[WIDTH];
     store(a, v);

@@ -8,6 +8,7 @@ import cupy
 import numpy
 
 from ...backend import Array
+from ...ops.attention import scaled_dot_product_attention
 from ...ops.softmax import softmax
 from .. import attention
 from .cublas import matmul
@@ -82,4 +83,6 @@ def _launch(kernel: str, x: Array, *arguments: Any) -> None:
     _SOFTMAX[kernel]((-(-lines // (THREADS // across)),), THREADS, *arguments, length, across, lines)
 
 
-attention.register("cupy", matmul, attention_weights, attention_weights_vjp)
+forward, rule = attention.by_products(matmul, attention_weights, attention_weights_vjp)
+scaled_dot_product_attention.fast("cupy")(forward)
+scaled_dot_product_attention.fast_vjp("cupy")(rule)

@@ -1,0 +1,31 @@
+/* softmax(scale x), scale > 0, along rows of C numbers, and its rule: ops/softmax.py.
+
+   The largest number of a row is subtracted first, so that no power overflows. A row is read three times, and is in the
+   cache from the second time on. */
+
+#include "row.h"
+
+int softmax(const real *restrict x, real *restrict z, int64_t R, int64_t C, real scale)
+{
+    for (int64_t r = 0; r < R; r++, x += C, z += C) {
+        const real top = scale * largest_along(x, C);
+        for (int64_t c = 0; c < C; c++)
+            z[c] = exponential_to_zero(scale * x[c] - top);
+        const real factor = 1 / sum_along(z, NULL, C);
+        for (int64_t c = 0; c < C; c++)
+            z[c] *= factor;
+    }
+    return 0;
+}
+
+/* dx = scale z (g - sum(g z)) */
+int softmax_vjp(
+    const real *restrict g, const real *restrict z, real *restrict dx, int64_t R, int64_t C, real scale)
+{
+    for (int64_t r = 0; r < R; r++, g += C, z += C, dx += C) {
+        const real mean = sum_along(g, z, C);
+        for (int64_t c = 0; c < C; c++)
+            dx[c] = scale * z[c] * (g[c] - mean);
+    }
+    return 0;
+}
