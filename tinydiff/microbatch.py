@@ -14,6 +14,7 @@ at a time and gives the same results in the same order, so no sum depends on it.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -47,7 +48,7 @@ def gradients(
     """
     parameters = [p for p in parameters if p.requires_grad]
     batch, n = arrays_of("gradients: the batch", batch)
-    size = microbatch_size(n) if size is None else size
+    size = microbatch_size(n, math.prod(batch[0].shape[1:])) if size is None else size
 
     def forward_backward(rows: slice) -> tuple[Array, list[Array]]:
         arrays = [backend.to_device(a[rows]) for a in batch]
@@ -125,11 +126,17 @@ def working_on(rows: slice, n: int, enabled: bool) -> Iterator[None]:
         yield
 
 
-def microbatch_size(n: int) -> int:
-    """The default size of a microbatch of n samples: all of them on a GPU; on a CPU as many as fit into the cache, but
-    not so few that adding up the gradients costs more than it saves. The size must not depend on the number of cores,
-    because the last digits of the gradient depend on the size."""
-    return max(n, 1) if backend.active().name == "cupy" else 32 if n <= 128 else 64
+def microbatch_size(n: int, numbers: int = 1024) -> int:
+    """The default size of a microbatch of n samples of so many numbers: all of them on a GPU. On a CPU, 32 of a small
+    batch; of others as many as have 2^16 numbers, whose activations about fit into the cache, but at least 16, and at
+    most half of them. The size must not depend on the number of cores, because the last digits of the gradient depend
+    on the size."""
+    if backend.active().name == "cupy":
+        return max(n, 1)
+    if n <= 128:
+        return 32
+    fitting = 2 ** max(4, int(math.log2(2**16 / max(numbers, 1))))
+    return min(fitting, (n + 1) // 2)
 
 
 @backend.overridable

@@ -39,7 +39,8 @@ def lists(dtype: str, shapes: Any = SHAPES) -> list[list[np.ndarray]]:
 
 def adam_numbers(count: int, decay: float = 0.0) -> np.ndarray:
     """Other ones for each tensor."""
-    return np.array([[1e-2 / (i + 1), 1e-8 * (i + 1), 1 - 1e-3 * i, decay * i, 0.9, 0.999] for i in range(count)])
+    rows = [[1e-2 / (i + 1), 1e-8 * (i + 1), 1 - 1e-3 * i, decay * i, 0.9, 0.999] for i in range(count)]
+    return np.array(rows).reshape(count, 6)
 
 
 CALLS: dict[str, Any] = {
