@@ -8,6 +8,10 @@
    and added to the bits of 1, they are those of 2^n. x is cut at both ends, where 2^n would not fit, and a
    little earlier at the upper one: a sigmoid there would be below 1e-38, and such numbers are slow. NaN stays NaN. */
 
+#if __FAST_MATH__ || __FINITE_MATH_ONLY__ || __ASSOCIATIVE_MATH__ /* -ffast-math, -Ofast, ... */
+#error "NaN, Inf and the order of sums are to stay what they are: leave out -ffast-math and its like"
+#endif
+
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
