@@ -93,10 +93,14 @@ def _found_or_made(real: str) -> ctypes.CDLL | None:
         folder, compiler = _own_folder(), _compiler()
         name = f"kernels-{real}-{_made_from(real)}"
         kept = sorted(folder.glob(f"{name}-{_about(compiler) if compiler else '*'}-*{SUFFIX}"))
-        path = next(filter(_is_whole, kept), None)
-        if path is None and not compiler:
+        if path := next(filter(_is_whole, kept), None):
+            return _load(path)
+        if not compiler:
             raise CannotCompile("no C compiler: neither cc, gcc nor clang is here")
-        return _load(path or _compile(compiler, real, folder, name))
+        start = time.monotonic()
+        found, names = _load(_compile(compiler, real, folder, name)), ", ".join(path.name for path in SOURCES)
+        _say(f"tinydiff: compiled {names} for {real} in {time.monotonic() - start:.1f} s, kept in {folder}")
+        return found
     except (CannotCompile, OSError, ValueError, RuntimeError) as reason:
         _say(f"tinydiff: no compiled kernels, NumPy goes on ({reason})")
         return None
@@ -145,7 +149,7 @@ def _load(path: Path) -> ctypes.CDLL:
         found = ctypes.CDLL(str(path))
     except OSError as error:
         raise CannotCompile(f"{path} cannot be loaded: {error}") from error
-    names = re.findall(r"^int (\w+)\(", "\n".join(source.read_text() for source in SOURCES), re.MULTILINE)
+    names = re.findall(r"^int (\w+)\(", "\n".join(source.read_text("utf-8") for source in SOURCES), re.MULTILINE)
     missing = [name for name in names if not hasattr(found, name)]
     if missing:
         raise CannotCompile(f"{path} has no function {', '.join(missing)}: remove it")
@@ -205,7 +209,6 @@ def _flags() -> list[str]:
 
 
 def _compile(compiler: list[str], real: str, folder: Path, name: str) -> Path:
-    start = time.monotonic()
     try:
         _remove_leftovers(folder)
         work = Path(tempfile.mkdtemp(suffix=".part", dir=folder))
@@ -222,8 +225,6 @@ def _compile(compiler: list[str], real: str, folder: Path, name: str) -> Path:
         made.replace(path)  # in one step: another process sees the whole library, or none
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    names = ", ".join(source.name for source in SOURCES)
-    _say(f"tinydiff: compiled {names} for {real} in {time.monotonic() - start:.1f} s, kept in {folder}")
     return path
 
 
