@@ -30,10 +30,8 @@ CROSS, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
 FILES = (HERE / "kernel_tests.txt").read_text().split()
 MOST, LARGEST = 60, 2**20  # calls of one kernel and dtype that differ in shapes or numbers, and bytes of one call
 NOTHING, BLOCK, LIST, INTEGER, NUMBER = range(5)  # as in other_processor.c
-TOLERANCE = {
-    "f": 1e-5,
-    "d": 1e-12,
-}  # relative to the largest number of an array, or a tenth of the largest that is read
+# Relative to the largest number of an array, or to a tenth of the largest that is read: sums may cancel to nearly 0.
+TOLERANCE = {"f": 1e-5, "d": 1e-12}
 
 
 class Call(NamedTuple):
@@ -51,7 +49,7 @@ def is_available() -> bool:
 
 
 def arrays_of(value: Any) -> list[np.ndarray]:
-    return [a for a in (value if isinstance(value, list) else [value]) if isinstance(a, np.ndarray)]
+    return [a for a in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(a, np.ndarray)]
 
 
 def snapshot(function: Any, given: dict[str, Any]) -> list[Any]:
@@ -157,7 +155,7 @@ def differences(some: list[Call], found: bytes) -> list[str]:
     complaints, place = [], 0
     arguments = {function.name: function.arguments for function in compiled.FUNCTIONS}
     for call in some:
-        around = largest(*(a for v in call.before for a in arrays_of(v))) / 10  # a sum of them may cancel to nearly 0
+        around = largest(*(a for v in call.before for a in arrays_of(v))) / 10
         for x, value in zip(arguments[call.function], call.after):
             for here in arrays_of(value):
                 there = np.frombuffer(found, here.dtype, here.size, place).reshape(here.shape)
