@@ -167,7 +167,9 @@ def _made_from(real: str) -> str:
 
 def _processor() -> str:
     """What code for this very processor depends on, and the kind of process that can load it."""
-    kind = f"{platform.machine()} {struct.calcsize('P')} {sys.platform} {'.'.join(platform.libc_ver())}"
+    glibc = "CS_GNU_LIBC_VERSION"
+    libc = os.confstr(glibc) if glibc in getattr(os, "confstr_names", ()) else None
+    kind = f"{platform.machine()} {struct.calcsize('P')} {sys.platform} {libc}"
     try:
         first = Path("/proc/cpuinfo").read_text(errors="replace").split("\n\n")[0]
     except OSError:
