@@ -219,7 +219,7 @@ def _compile(compiler: list[str], real: str, folder: Path, name: str) -> Path:
     try:
         made = work / f"kernels{SUFFIX}"
         if _make(compiler, [NATIVE, *_flags(), f"-DREAL={real}"], work, made):
-            complaint = _make(compiler, [*_flags(), f"-DREAL={real}"], work, made)
+            complaint = _make(compiler, [*_flags(), f"-DREAL={real}"], work, made)  # its assembler may be too old
             if complaint:
                 raise CannotCompile(f"{shlex.join([*compiler, *_flags()])} failed: {complaint}")
         path = folder / f"{name}-{_about(compiler)}-{_digest(made.read_bytes())}{SUFFIX}"
@@ -274,7 +274,8 @@ def _run(commands: list[list[str]], work: Path) -> str:
     finally:
         for process in started:
             if process.poll() is None:
-                process.kill() if os.name == "nt" else os.killpg(process.pid, signal.SIGKILL)
+                with contextlib.suppress(OSError):  # it has just ended
+                    process.kill() if os.name == "nt" else os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
 
 
