@@ -1,5 +1,5 @@
-"""The C files: built once, in a folder of the user's own; called through a door that checks; and if they cannot be
-built, NumPy goes on. That they compute what the pages do is tests/test_rules_fast.py."""
+"""The C files are called through a door that checks. How they are built is test_build.py; that they compute what the
+pages do is tests/test_rules_fast.py."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ import math
 import os
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,103 +22,9 @@ pytestmark = [
 ]
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="there is no C compiler on this machine")
 
-PROGRAM = """
-import sys, numpy as np, tinydiff as td
-from tinydiff import ops
-x = td.tensor(np.random.default_rng(0).normal(size=(3, 5, 5, 8)).astype("float32"), requires_grad=True)
-y = ops.group_norm(x, groups=2, silu=True)
-g = td.grad((y * y).sum(), x)[0]
-from tinydiff.fast.cpu import compiled
-print(compiled.library("f") is not None, float((g * g).sum()))
-"""
-
-
-def run(folder: Path, **environment: str) -> tuple[bool, float, str]:
-    """Was there a library; the norm of a gradient; and what was said on stderr."""
-    env = {**os.environ, "XDG_CACHE_HOME": str(folder), "TINYDIFF_BACKEND": "numpy", **environment}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=env, timeout=120)
-    assert done.returncode == 0, done.stderr
-    there, value = done.stdout.split()
-    return there == "True", float(value), done.stderr
-
-
-def libraries(folder: Path) -> list[Path]:
-    return sorted((folder / "tinydiff" / "kernels").glob("*"))
-
-
-@needs_compiler
-def test_a_library_is_made_once_and_found_again(tmp_path: Path) -> None:
-    there, value, said = run(tmp_path)
-    assert there and re.fullmatch(
-        r"tinydiff: compiled .*norm\.c.* for float in [\d.]+ s, kept in .*/kernels\n", said
-    ), said
-    (path,) = libraries(tmp_path)  # and no .part beside it
-    made = path.stat().st_mtime_ns
-    assert path.stat().st_mode & 0o077 == 0 and path.parent.stat().st_mode & 0o077 == 0
-    again = run(tmp_path)
-    assert again == (True, value, "") and path.stat().st_mtime_ns == made
-    without = run(tmp_path, TINYDIFF_CC="0")
-    assert not without[0] and without[2] == "" and without[1] == pytest.approx(value, rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    "environment, why",
-    [
-        ({"CC": "no-such-compiler"}, "CC='no-such-compiler' is no command here"),
-        ({"CC": "false"}, "false .* failed"),
-        ({"PATH": "/nowhere"}, "no C compiler: neither cc, gcc nor clang is here"),
-        ({"XDG_CACHE_HOME": "/dev/null"}, "no folder to keep them in"),
-    ],
-)
-def test_without_a_library_numpy_goes_on_and_one_line_says_why(
-    tmp_path: Path, environment: dict[str, str], why: str
-) -> None:
-    there, value, said = run(tmp_path, **environment)
-    assert not there and np.isfinite(value)
-    assert re.fullmatch(rf"tinydiff: no compiled kernels, NumPy goes on \({why}.*\)\n", said, re.DOTALL), said
-    assert said.count("tinydiff:") == 1
-
-
-@needs_compiler
-def test_a_damaged_library_is_made_again(tmp_path: Path) -> None:
-    value = run(tmp_path)[1]
-    (path,) = libraries(tmp_path)
-    path.write_bytes(b"not a library")
-    path.chmod(0o700)
-    there, again, said = run(tmp_path)
-    assert there and again == value and "compiled" in said
-
-
-@needs_compiler
-@pytest.mark.parametrize("which", ["the folder", "the library", "a link"])
-def test_what_others_could_have_put_there_is_not_loaded(tmp_path: Path, which: str) -> None:
-    run(tmp_path)
-    (path,) = libraries(tmp_path)
-    if which == "a link":
-        path.rename(tmp_path / "elsewhere.so")
-        path.symlink_to(tmp_path / "elsewhere.so")
-    else:
-        (path.parent if which == "the folder" else path).chmod(0o777)
-    there, value, said = run(tmp_path)
-    assert not there and np.isfinite(value) and "does not belong to this user alone" in said
-
-
-@needs_compiler
-def test_processes_that_compile_at_the_same_time(tmp_path: Path) -> None:
-    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "TINYDIFF_BACKEND": "numpy"}
-    started = [
-        subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True, env=env) for _ in range(3)
-    ]
-    said = {process.communicate(timeout=120)[0] for process in started}
-    assert len(said) == 1 and said.pop().startswith("True ")
-    assert len(libraries(tmp_path)) == 1
-
-
-# ---------------------------------------------------------------- the door
-
 
 def test_every_declaration_is_the_signature_in_c() -> None:
-    source = "\n".join(path.read_text() for path in compiled.SOURCES)
+    source = "\n".join(path.read_text("utf-8") for path in compiled.SOURCES)
     signatures = dict(re.findall(r"^int (\w+)\(([^)]*?)\)$", source, re.DOTALL | re.MULTILINE))
     declared = {function.name: [argument.in_c for argument in function.arguments] for function in compiled.FUNCTIONS}
     assert declared == {

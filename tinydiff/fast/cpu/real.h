@@ -9,6 +9,11 @@
    little earlier at the upper one: a sigmoid there would be below 1e-38, and such numbers are slow. NaN stays NaN. */
 
 #pragma once
+
+#if __FAST_MATH__ || __FINITE_MATH_ONLY__ || __ASSOCIATIVE_MATH__ /* -ffast-math, -Ofast, ... */
+#error "NaN, Inf and the order of sums are to stay what they are: leave out -ffast-math and its like"
+#endif
+
 #include <math.h>
 #include <stdint.h>
 #include <string.h>

@@ -12,7 +12,9 @@
 
 int sum_over(const real *restrict x, real *restrict z, int64_t A, int64_t M, int64_t R)
 {
-    if (M == 0 || R == 0) {
+    if (A * R == 0)
+        return 0;
+    if (M == 0) {
         memset(z, 0, A * R * sizeof(real));
         return 0;
     }
