@@ -33,12 +33,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from . import backend
+from .arguments import check_floating, check_precision
 from .backend import Array, HostArray
 from .changes import changes, check_unchanged, clock, note_change
 from .hooks import Hooks
 from .modes import recording, set_grad_enabled
 from .observers import observed, observers, tell
-from .operators import OPS, Operators, array_of
+from .operators import OPS, Operators, array_of, register
+from .shape_dtype import ShapeDtype, shape_dtype
 
 # ---------------------------------------------------------------- 1. Tensor
 
@@ -143,23 +145,6 @@ def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     if requires_grad:
         check_floating(array)
     return Tensor(array, requires_grad)
-
-
-def check_floating(array: Array) -> None:
-    """Errors: TypeError if the array is not of floating numbers, and so cannot have a gradient."""
-    if array.dtype.kind not in "fc":
-        raise TypeError(
-            f"only a floating Tensor can require a gradient, not {array.dtype} of shape {array.shape}: pass "
-            "dtype='float32'"
-        )
-
-
-def check_precision(what: str, dtype: Any) -> None:
-    """Errors: TypeError for floating numbers of another size: 16 bits lose sums and squares in silence."""
-    if dtype.char in "egG":
-        raise TypeError(
-            f"{what}: {dtype} is not computed in, only float32 and float64: convert with .astype('float32')"
-        )
 
 
 def describe(x: Any) -> str:
@@ -286,49 +271,7 @@ def composite(function: Any) -> Any:
     return register(function)
 
 
-def register(function: Any) -> Any:
-    name, before = function.__name__, OPS.get(function.__name__)
-    place = function.__module__, function.__qualname__
-    again = before is not None and place == (before.__module__, before.__qualname__) and "<locals>" not in place[1]
-    if before is not None and not again:  # again: the same cell, or the same module, is run again
-        raise ValueError(
-            f"there is an op named {name!r} already: choose another name, or take it out first, by "
-            f"tinydiff.engine.OPS.pop({name!r})"
-        )
-    return entered(OPS, name, function)
-
-
 # ---------------------------------------------------------------- 3. Node
-
-
-class ShapeDtype:
-    """The shape and dtype of an array that a rule does not read, in its place."""
-
-    __slots__ = ("shape", "dtype")
-
-    def __init__(self, shape: tuple[int, ...], dtype: Any):
-        self.shape, self.dtype = shape, dtype
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    def no_values(self, *_others: Any) -> Any:
-        raise TypeError(
-            "a rule has used the values of a name with a leading underscore, which is a shape and dtype alone: "
-            "take the underscore away"
-        )
-
-    __array_ufunc__ = None  # an array on the left leaves the operation to us
-    __hash__ = object.__hash__
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = no_values
-    __pow__ = __rpow__ = __matmul__ = __rmatmul__ = __neg__ = __abs__ = __getitem__ = __bool__ = no_values
-    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = no_values
-
-
-def shape_dtype(a: Any) -> Any:
-    """The shape and dtype of an array; a number as it is."""
-    return ShapeDtype(a.shape, a.dtype) if hasattr(a, "shape") else a
 
 
 class Node(ShapeDtype):
