@@ -40,7 +40,7 @@ from .hooks import Hooks
 from .modes import recording, set_grad_enabled
 from .observers import observed, observers, tell
 from .operators import OPS, Operators, array_of, register
-from .shape_dtype import ShapeDtype, shape_dtype
+from .shape_dtype import ShapeDtype
 
 # ---------------------------------------------------------------- 1. Tensor
 
@@ -167,8 +167,8 @@ class Op:
         self.forward, self.name = forward, forward.__name__
         self.holomorphic = holomorphic  # complex differentiable, so that the complex step can check it
         self.rule: Callable[..., Any] | None = None
-        self.keeps: Iterable[bool] = itertools.repeat(False)  # for each input: does the rule read its array?
-        self.keeps_out = self.keeps_all = False
+        self.unread: Sequence[int] | None = None  # the places of the inputs that the rule does not read; None: all
+        self.keeps_out = False
         self.fast_forwards: dict[str | None, Callable[..., Any]] = {}  # by backend: see fast/
         self.fast_rules: dict[str | None, Callable[..., Any]] = {}
         parameters = inspect.signature(forward).parameters.values()
@@ -233,10 +233,9 @@ class Op:
         """Decorator: the rule (g, out, *inputs, **params) -> one adjoint per input."""
         positional = [p for p in inspect.signature(rule).parameters.values() if p.kind is not p.KEYWORD_ONLY]
         _, self.keeps_out, *keeps = [not p.name.startswith("_") for p in positional]  # of g, out, inputs
-        self.keeps_all = all(keeps)
-        self.keeps = keeps
-        if positional[-1].kind is inspect.Parameter.VAR_POSITIONAL and len(keeps) == 1:  # *xs
-            self.keeps = itertools.repeat(keeps[0])
+        self.unread = tuple(i for i, keep in enumerate(keeps) if not keep)
+        if positional[-1].kind is inspect.Parameter.VAR_POSITIONAL and len(keeps) == 1:  # *xs, or *_xs
+            self.unread = () if keeps[0] else None
         elif len(keeps) != self.inputs:
             raise TypeError(
                 f"{self.name}: the rule must take (g, out) and, as the op, {self.inputs} inputs, not {len(keeps)}; or, "
@@ -284,7 +283,7 @@ class Node(ShapeDtype):
     __slots__ = ("op", "params", "parents", "values", "out", "residuals", "time", "hooks", "__weakref__")
     __hash__ = object.__hash__
 
-    def __init__(self, op: Op, parents: list[Any], arrays: Sequence[Any], params: dict, out: Any, residuals: Any):
+    def __init__(self, op: Op, parents: list[Any], arrays: list[Any], params: dict, out: Any, residuals: Any):
         self.op = op
         self.params = params
         self.parents = parents
@@ -294,10 +293,10 @@ class Node(ShapeDtype):
         self.dtype = out.dtype
         self.time = next(clock)
         self.hooks = None
-        self.values = arrays if op.keeps_all else [
-            a if keep else parent if type(parent) is Node else shape_dtype(a)
-            for a, keep, parent in zip(arrays, op.keeps, parents)
-        ]  # fmt: skip
+        self.values = arrays
+        for i in range(len(arrays)) if op.unread is None else op.unread:
+            a, parent = arrays[i], parents[i]
+            arrays[i] = parent if type(parent) is Node else ShapeDtype(a) if hasattr(a, "shape") else a
         for name, x in options_of(params) if params else ():
             if isinstance(x, Tensor) and x._requires_grad:
                 raise TypeError(f"{op.name}: the option {name} has no gradient, but is {describe(x)} that requires one")

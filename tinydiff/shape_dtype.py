@@ -15,8 +15,8 @@ class ShapeDtype:
 
     __slots__ = ("shape", "dtype")
 
-    def __init__(self, shape: tuple[int, ...], dtype: Any):
-        self.shape, self.dtype = shape, dtype
+    def __init__(self, a: Any):
+        self.shape, self.dtype = a.shape, a.dtype
 
     @property
     def ndim(self) -> int:
@@ -33,8 +33,3 @@ class ShapeDtype:
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = no_values
     __pow__ = __rpow__ = __matmul__ = __rmatmul__ = __neg__ = __abs__ = __getitem__ = __bool__ = no_values
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = no_values
-
-
-def shape_dtype(a: Any) -> Any:
-    """The shape and dtype of an array; a number as it is."""
-    return ShapeDtype(a.shape, a.dtype) if hasattr(a, "shape") else a
