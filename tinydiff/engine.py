@@ -189,8 +189,7 @@ class Op:
 
     def apply(self, inputs: tuple[Any, ...], params: dict[str, Any]) -> Any:
         """Take the arrays out, compute, record a node."""
-        arrays: list[Any] = []
-        parents: list[Any] = []
+        arrays, parents = [], []
         tensors, required = 0, False
         for x in inputs:
             parent = None
@@ -207,15 +206,21 @@ class Op:
             arrays = [a if type(a) is float else backend.operand(a) for a in arrays]
         if params:
             params = {name: backend.weak(value) for name, value in params.items()}
-        out, residuals = self.compute(arrays, params) if self.fast_forwards else (self.forward(*arrays, **params), None)
-        if type(out) is not HostArray and tensors:
-            out = backend.as_array(out)
-        kind = out.dtype.char if hasattr(out, "dtype") else "d"  # a Python float
-        if kind in "egG":
-            check_precision(self.name, out.dtype)
+        residuals = None
+        if self.fast_forwards:
+            out, residuals = self.compute(arrays, params)
+        else:
+            out = self.forward(*arrays, **params) if params else self.forward(*arrays)
         if not tensors:
+            if hasattr(out, "dtype"):  # it is no Python float
+                check_precision(self.name, out.dtype)
             return out
-        if not required or not recording.get()[-1] or kind not in "fdFD":
+        if type(out) is not HostArray:
+            out = backend.as_array(out)
+        if out.dtype.char not in "fdFD":
+            check_precision(self.name, out.dtype)
+            required = False  # integers have no gradient
+        if not required or not recording.get()[0]:
             return Tensor(out)
         if self.defaults:
             params = {**self.defaults, **params}
@@ -319,23 +324,23 @@ class Node(ShapeDtype):
         """The adjoint of each input, from that of the output, by the op's rule; None where `wanted` is None."""
         if self.values is None or changes.latest > self.time:
             self.check_kept()
-        values, found = self.values, self.apply_rule(g, create_graph)
-        if type(found) is not tuple:
-            found = (found,)
-        if len(found) != len(values):
-            raise ValueError(f"the rule of {self.op.name} gave {len(found)} adjoints for {len(values)} inputs")
-        result: list[Any] = []
-        for adjoint, x, parent in zip(found, values, wanted):
+        found = self.apply_rule(g, create_graph)
+        adjoints = list(found) if type(found) is tuple else [found]
+        if len(adjoints) != len(wanted):
+            raise ValueError(f"the rule of {self.op.name} gave {len(adjoints)} adjoints for {len(wanted)} inputs")
+        for i, parent in enumerate(wanted):
+            adjoint = adjoints[i]
             if parent is None:
-                result.append(None)
-                continue
-            if callable(adjoint):
+                adjoint = None
+            elif callable(adjoint):
                 adjoint = adjoint()
-            # Usually it has the shape and dtype of its input already (and is no NumPy scalar, as 0-d results are).
-            if type(adjoint) is not HostArray or adjoint.shape != x.shape or adjoint.dtype is not x.dtype:
-                adjoint = None if adjoint is None else unbroadcast(adjoint, x, self.op.name, len(result))
-            result.append(adjoint)
-        return result
+            if adjoint is not None:
+                x = self.values[i]
+                # Usually it has the shape and dtype of its input already (and is no NumPy scalar, as 0-d results are).
+                if type(adjoint) is not HostArray or adjoint.shape != x.shape or adjoint.dtype is not x.dtype:
+                    adjoint = unbroadcast(adjoint, x, self.op.name, i)
+            adjoints[i] = adjoint
+        return adjoints
 
     def apply_rule(self, g: Any, create_graph: bool) -> Any:
         op, values = self.op, self.values
@@ -414,19 +419,21 @@ def backward_pass(
     goals = None if targets is None else {origin(x): x for x in targets}
 
     # 1. Every node that the output was computed from, oldest first, and the leaves.
-    nodes: set[Node] = set()
+    order: list[Node] = []
+    seen: set[Any] = set(goals) if stop and goals else set()
     leaves: set[Any] = set()
     stack = [] if output.node is None else [output.node]
     while stack:
         node = stack.pop()
-        if node not in nodes and not (stop and goals and node in goals):
-            nodes.add(node)
+        if node not in seen:
+            seen.add(node)
+            order.append(node)
             for parent in node.parents:
                 if type(parent) is Node:
                     stack.append(parent)
                 elif parent is not None:
                     leaves.add(parent)
-    order = sorted(nodes, key=operator.attrgetter("time"))
+    order.sort(key=operator.attrgetter("time"))
 
     # 2. The parents that lead to a target, whose adjoints are wanted. If every leaf is a target, all of them do.
     leading: set[Any] = set(goals or ())
