@@ -26,10 +26,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-import itertools
 import operator
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from . import backend
@@ -206,10 +205,12 @@ class Op:
             arrays = [a if type(a) is float else backend.operand(a) for a in arrays]
         if params:
             params = {name: backend.weak(value) for name, value in params.items()}
-        residuals = None
-        if self.fast_forwards:
-            out, residuals = self.compute(arrays, params)
-        else:
+        out, residuals = NotImplemented, None
+        if self.fast_forwards and (fast := self.fast_forwards.get(backend.active().fast)):
+            out = fast(*arrays, **params)
+            if out is not NotImplemented:
+                out, residuals = out if type(out) is tuple else (out, ())
+        if out is NotImplemented:  # the usual case: what stands on the page
             out = self.forward(*arrays, **params) if params else self.forward(*arrays)
         if not tensors:
             if hasattr(out, "dtype"):  # it is no Python float
@@ -225,14 +226,6 @@ class Op:
         if self.defaults:
             params = {**self.defaults, **params}
         return Tensor(out, True, Node(self, parents, arrays, params, out, residuals))
-
-    def compute(self, arrays: Sequence[Any], params: dict[str, Any]) -> tuple[Any, Any]:
-        """The output, and the residuals that a fast version keeps for its rule; None if the page's forward ran."""
-        if self.fast_forwards and (fast := self.fast_forwards.get(backend.active().fast)):
-            out = fast(*arrays, **params)
-            if out is not NotImplemented:
-                return out if type(out) is tuple else (out, ())
-        return self.forward(*arrays, **params), None
 
     def vjp(self, rule: Callable[..., Any]) -> Callable[..., Any]:
         """Decorator: the rule (g, out, *inputs, **params) -> one adjoint per input."""
@@ -252,17 +245,12 @@ class Op:
     def fast(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorator: the forward for the backend of that name. It may return (out, residuals); its own rule is then
         given the residuals. It may decline by returning NotImplemented; then the page's forward runs."""
-        return functools.partial(entered, self.fast_forwards, name)
+        return functools.partial(backend.entered, self.fast_forwards, name)
 
     def fast_vjp(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorator: the rule (g, out, *inputs, residuals, **params) on arrays, for calls whose forward was the fast
         one. It may decline as well."""
-        return functools.partial(entered, self.fast_rules, name)
-
-
-def entered(table: dict[Any, Any], name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    table[name] = function
-    return function
+        return functools.partial(backend.entered, self.fast_rules, name)
 
 
 def op(forward: Any = None, *, holomorphic: bool = True) -> Any:
@@ -329,10 +317,8 @@ class Node(ShapeDtype):
         if len(adjoints) != len(wanted):
             raise ValueError(f"the rule of {self.op.name} gave {len(adjoints)} adjoints for {len(wanted)} inputs")
         for i, parent in enumerate(wanted):
-            adjoint = adjoints[i]
-            if parent is None:
-                adjoint = None
-            elif callable(adjoint):
+            adjoint = adjoints[i] if parent is not None else None
+            if callable(adjoint):
                 adjoint = adjoint()
             if adjoint is not None:
                 x = self.values[i]
