@@ -330,7 +330,7 @@ class Node(ShapeDtype):
 
     def apply_rule(self, g: Any, create_graph: bool) -> Any:
         op, values = self.op, self.values
-        out = self if self.out is None else self.out  # the rule reads only its shape and dtype, which the node has
+        out = self if self.out is None else self.out  # self: of the output, the rule reads shape and dtype alone
         if create_graph:  # the page's rule, on Tensors with their history: what it computes is recorded in turn
             out = out if out is self else Tensor(out, True, self)
             values = [tensor_at(parent, value) for parent, value in zip(self.parents, values)]
@@ -481,8 +481,8 @@ def seed(output: Any, g: Any, create_graph: bool) -> Any:
             f"the gradient of an output of shape {output.shape} needs an adjoint of that shape: "
             "reduce it to a scalar first (.sum(), .mean()), or pass one"
         )
-    g = backend.xp.ones_like(output._data) if g is None else g
-    g = g if isinstance(g, Tensor) else Tensor(backend.to_device(g))
+    if not isinstance(g, Tensor):
+        g = Tensor(backend.xp.ones_like(output._data) if g is None else backend.to_device(g))
     if g.shape != output.shape:
         raise RuntimeError(f"the adjoint has shape {g.shape}, but the output has shape {output.shape}")
     if not backend.xp.can_cast(g.dtype, output.dtype, "same_kind"):
