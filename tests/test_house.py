@@ -17,8 +17,8 @@ PACKAGE = Path(__file__).parent.parent / "tinydiff"
 # From the ground up: a file imports only from files that stand above it in this list. docs/design.md has it with a line
 # for each.
 HOUSE = """
-backend arguments rng observers changes hooks modes operators engine recompute ops check anomaly nn optim microbatch
-profile saving data diffusion models interop plot training_log training fast __init__
+backend arguments rng observers changes hooks modes shape_dtype operators engine recompute ops check anomaly nn optim
+microbatch profile saving data diffusion models interop plot training_log training fast __init__
 """.split()
 LEVEL = {part: level for level, part in enumerate(HOUSE)}
 

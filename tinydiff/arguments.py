@@ -1,7 +1,7 @@
-"""Numbers that are given as arguments: what is out of range is refused where it is given, with the value quoted.
+"""Numbers and dtypes that are given as arguments: what is out of range is refused where it is given, and quoted.
 
-Each function returns a plain Python number. NumPy's scalars are not plain: np.float64(0.5) times an array of float32 is
-an array of float64, and no JSON. So what has gone through here is safe to keep.
+`integer` and `number` return a plain Python number. NumPy's scalars are not plain: np.float64(0.5) times an array of
+float32 is an array of float64, and no JSON. So what has gone through here is safe to keep.
 """
 
 from __future__ import annotations
@@ -37,3 +37,20 @@ def number(what: str, x: Any, interval: str = "(-inf, inf)") -> float:
 def _only(x: Any) -> Any:
     """The element of an array or a Tensor without axes; anything else as it is. Waits for the device."""
     return x.item() if getattr(x, "shape", None) == () and hasattr(x, "item") else x
+
+
+def check_floating(array: Any) -> None:
+    """Errors: TypeError if the array is not of floating numbers, and so cannot have a gradient."""
+    if array.dtype.kind not in "fc":
+        raise TypeError(
+            f"only a floating Tensor can require a gradient, not {array.dtype} of shape {array.shape}: pass "
+            "dtype='float32'"
+        )
+
+
+def check_precision(what: str, dtype: Any) -> None:
+    """Errors: TypeError for floating numbers of another size: 16 bits lose sums and squares in silence."""
+    if dtype.char in "egG":
+        raise TypeError(
+            f"{what}: {dtype} is not computed in, only float32 and float64: convert with .astype('float32')"
+        )

@@ -150,6 +150,11 @@ def _no_cupy_sync() -> Iterator[None]:
         yield
 
 
+def entered(table: dict[Any, Any], name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    table[name] = function
+    return function
+
+
 class overridable:
     """Decorator: a function of arrays, written plainly. fast/ may register a quicker version of it for each backend:
 
@@ -170,12 +175,7 @@ class overridable:
 
     def fast(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorator: the version for Backend.fast == name."""
-
-        def register(version: Callable[..., Any]) -> Callable[..., Any]:
-            self.versions[name] = version
-            return version
-
-        return register
+        return functools.partial(entered, self.versions, name)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         version = self.versions.get(active().fast)

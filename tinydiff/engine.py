@@ -26,19 +26,20 @@ from __future__ import annotations
 
 import functools
 import inspect
-import itertools
 import operator
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from . import backend
+from .arguments import check_floating, check_precision
 from .backend import Array, HostArray
 from .changes import changes, check_unchanged, clock, note_change
 from .hooks import Hooks
 from .modes import recording, set_grad_enabled
 from .observers import observed, observers, tell
-from .operators import OPS, Operators, array_of
+from .operators import OPS, Operators, array_of, register
+from .shape_dtype import ShapeDtype
 
 # ---------------------------------------------------------------- 1. Tensor
 
@@ -145,23 +146,6 @@ def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     return Tensor(array, requires_grad)
 
 
-def check_floating(array: Array) -> None:
-    """Errors: TypeError if the array is not of floating numbers, and so cannot have a gradient."""
-    if array.dtype.kind not in "fc":
-        raise TypeError(
-            f"only a floating Tensor can require a gradient, not {array.dtype} of shape {array.shape}: pass "
-            "dtype='float32'"
-        )
-
-
-def check_precision(what: str, dtype: Any) -> None:
-    """Errors: TypeError for floating numbers of another size: 16 bits lose sums and squares in silence."""
-    if dtype.char in "egG":
-        raise TypeError(
-            f"{what}: {dtype} is not computed in, only float32 and float64: convert with .astype('float32')"
-        )
-
-
 def describe(x: Any) -> str:
     return f"a Tensor of shape {x.shape}" if isinstance(x, Tensor) else type(x).__name__
 
@@ -182,8 +166,8 @@ class Op:
         self.forward, self.name = forward, forward.__name__
         self.holomorphic = holomorphic  # complex differentiable, so that the complex step can check it
         self.rule: Callable[..., Any] | None = None
-        self.keeps: Iterable[bool] = itertools.repeat(False)  # for each input: does the rule read its array?
-        self.keeps_out = self.keeps_all = False
+        self.unread: Sequence[int] | None = None  # the places of the inputs that the rule does not read; None: all
+        self.keeps_out = False
         self.fast_forwards: dict[str | None, Callable[..., Any]] = {}  # by backend: see fast/
         self.fast_rules: dict[str | None, Callable[..., Any]] = {}
         parameters = inspect.signature(forward).parameters.values()
@@ -204,8 +188,7 @@ class Op:
 
     def apply(self, inputs: tuple[Any, ...], params: dict[str, Any]) -> Any:
         """Take the arrays out, compute, record a node."""
-        arrays: list[Any] = []
-        parents: list[Any] = []
+        arrays, parents = [], []
         tensors, required = 0, False
         for x in inputs:
             parent = None
@@ -222,36 +205,35 @@ class Op:
             arrays = [a if type(a) is float else backend.operand(a) for a in arrays]
         if params:
             params = {name: backend.weak(value) for name, value in params.items()}
-        out, residuals = self.compute(arrays, params) if self.fast_forwards else (self.forward(*arrays, **params), None)
-        if type(out) is not HostArray and tensors:
-            out = backend.as_array(out)
-        kind = out.dtype.char if hasattr(out, "dtype") else "d"  # a Python float
-        if kind in "egG":
-            check_precision(self.name, out.dtype)
+        out, residuals = NotImplemented, None
+        if self.fast_forwards and (fast := self.fast_forwards.get(backend.active().fast)):
+            out = fast(*arrays, **params)
+            if out is not NotImplemented:
+                out, residuals = out if type(out) is tuple else (out, ())
+        if out is NotImplemented:  # the usual case: what stands on the page
+            out = self.forward(*arrays, **params) if params else self.forward(*arrays)
         if not tensors:
+            if hasattr(out, "dtype"):  # it is no Python float
+                check_precision(self.name, out.dtype)
             return out
-        if not required or not recording.get()[-1] or kind not in "fdFD":
+        if type(out) is not HostArray:
+            out = backend.as_array(out)
+        if out.dtype.char not in "fdFD":
+            check_precision(self.name, out.dtype)
+            required = False  # integers have no gradient
+        if not required or not recording.get()[0]:
             return Tensor(out)
         if self.defaults:
             params = {**self.defaults, **params}
         return Tensor(out, True, Node(self, parents, arrays, params, out, residuals))
 
-    def compute(self, arrays: Sequence[Any], params: dict[str, Any]) -> tuple[Any, Any]:
-        """The output, and the residuals that a fast version keeps for its rule; None if the page's forward ran."""
-        if self.fast_forwards and (fast := self.fast_forwards.get(backend.active().fast)):
-            out = fast(*arrays, **params)
-            if out is not NotImplemented:
-                return out if type(out) is tuple else (out, ())
-        return self.forward(*arrays, **params), None
-
     def vjp(self, rule: Callable[..., Any]) -> Callable[..., Any]:
         """Decorator: the rule (g, out, *inputs, **params) -> one adjoint per input."""
         positional = [p for p in inspect.signature(rule).parameters.values() if p.kind is not p.KEYWORD_ONLY]
         _, self.keeps_out, *keeps = [not p.name.startswith("_") for p in positional]  # of g, out, inputs
-        self.keeps_all = all(keeps)
-        self.keeps = keeps
-        if positional[-1].kind is inspect.Parameter.VAR_POSITIONAL and len(keeps) == 1:  # *xs
-            self.keeps = itertools.repeat(keeps[0])
+        self.unread = tuple(i for i, keep in enumerate(keeps) if not keep)
+        if positional[-1].kind is inspect.Parameter.VAR_POSITIONAL and len(keeps) == 1:  # *xs, or *_xs
+            self.unread = () if keeps[0] else None
         elif len(keeps) != self.inputs:
             raise TypeError(
                 f"{self.name}: the rule must take (g, out) and, as the op, {self.inputs} inputs, not {len(keeps)}; or, "
@@ -263,17 +245,12 @@ class Op:
     def fast(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorator: the forward for the backend of that name. It may return (out, residuals); its own rule is then
         given the residuals. It may decline by returning NotImplemented; then the page's forward runs."""
-        return functools.partial(entered, self.fast_forwards, name)
+        return functools.partial(backend.entered, self.fast_forwards, name)
 
     def fast_vjp(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorator: the rule (g, out, *inputs, residuals, **params) on arrays, for calls whose forward was the fast
         one. It may decline as well."""
-        return functools.partial(entered, self.fast_rules, name)
-
-
-def entered(table: dict[Any, Any], name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    table[name] = function
-    return function
+        return functools.partial(backend.entered, self.fast_rules, name)
 
 
 def op(forward: Any = None, *, holomorphic: bool = True) -> Any:
@@ -286,49 +263,7 @@ def composite(function: Any) -> Any:
     return register(function)
 
 
-def register(function: Any) -> Any:
-    name, before = function.__name__, OPS.get(function.__name__)
-    place = function.__module__, function.__qualname__
-    again = before is not None and place == (before.__module__, before.__qualname__) and "<locals>" not in place[1]
-    if before is not None and not again:  # again: the same cell, or the same module, is run again
-        raise ValueError(
-            f"there is an op named {name!r} already: choose another name, or take it out first, by "
-            f"tinydiff.engine.OPS.pop({name!r})"
-        )
-    return entered(OPS, name, function)
-
-
 # ---------------------------------------------------------------- 3. Node
-
-
-class ShapeDtype:
-    """The shape and dtype of an array that a rule does not read, in its place."""
-
-    __slots__ = ("shape", "dtype")
-
-    def __init__(self, shape: tuple[int, ...], dtype: Any):
-        self.shape, self.dtype = shape, dtype
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    def no_values(self, *_others: Any) -> Any:
-        raise TypeError(
-            "a rule has used the values of a name with a leading underscore, which is a shape and dtype alone: "
-            "take the underscore away"
-        )
-
-    __array_ufunc__ = None  # an array on the left leaves the operation to us
-    __hash__ = object.__hash__
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = no_values
-    __pow__ = __rpow__ = __matmul__ = __rmatmul__ = __neg__ = __abs__ = __getitem__ = __bool__ = no_values
-    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = no_values
-
-
-def shape_dtype(a: Any) -> Any:
-    """The shape and dtype of an array; a number as it is."""
-    return ShapeDtype(a.shape, a.dtype) if hasattr(a, "shape") else a
 
 
 class Node(ShapeDtype):
@@ -341,7 +276,7 @@ class Node(ShapeDtype):
     __slots__ = ("op", "params", "parents", "values", "out", "residuals", "time", "hooks", "__weakref__")
     __hash__ = object.__hash__
 
-    def __init__(self, op: Op, parents: list[Any], arrays: Sequence[Any], params: dict, out: Any, residuals: Any):
+    def __init__(self, op: Op, parents: list[Any], arrays: list[Any], params: dict, out: Any, residuals: Any):
         self.op = op
         self.params = params
         self.parents = parents
@@ -351,10 +286,10 @@ class Node(ShapeDtype):
         self.dtype = out.dtype
         self.time = next(clock)
         self.hooks = None
-        self.values = arrays if op.keeps_all else [
-            a if keep else parent if type(parent) is Node else shape_dtype(a)
-            for a, keep, parent in zip(arrays, op.keeps, parents)
-        ]  # fmt: skip
+        self.values = arrays
+        for i in range(len(arrays)) if op.unread is None else op.unread:
+            a, parent = arrays[i], parents[i]
+            arrays[i] = parent if type(parent) is Node else ShapeDtype(a) if hasattr(a, "shape") else a
         for name, x in options_of(params) if params else ():
             if isinstance(x, Tensor) and x._requires_grad:
                 raise TypeError(f"{op.name}: the option {name} has no gradient, but is {describe(x)} that requires one")
@@ -377,27 +312,25 @@ class Node(ShapeDtype):
         """The adjoint of each input, from that of the output, by the op's rule; None where `wanted` is None."""
         if self.values is None or changes.latest > self.time:
             self.check_kept()
-        values, found = self.values, self.apply_rule(g, create_graph)
-        if type(found) is not tuple:
-            found = (found,)
-        if len(found) != len(values):
-            raise ValueError(f"the rule of {self.op.name} gave {len(found)} adjoints for {len(values)} inputs")
-        result: list[Any] = []
-        for adjoint, x, parent in zip(found, values, wanted):
-            if parent is None:
-                result.append(None)
-                continue
+        found = self.apply_rule(g, create_graph)
+        adjoints = list(found) if type(found) is tuple else [found]
+        if len(adjoints) != len(wanted):
+            raise ValueError(f"the rule of {self.op.name} gave {len(adjoints)} adjoints for {len(wanted)} inputs")
+        for i, parent in enumerate(wanted):
+            adjoint = adjoints[i] if parent is not None else None
             if callable(adjoint):
                 adjoint = adjoint()
-            # Usually it has the shape and dtype of its input already (and is no NumPy scalar, as 0-d results are).
-            if type(adjoint) is not HostArray or adjoint.shape != x.shape or adjoint.dtype is not x.dtype:
-                adjoint = None if adjoint is None else unbroadcast(adjoint, x, self.op.name, len(result))
-            result.append(adjoint)
-        return result
+            if adjoint is not None:
+                x = self.values[i]
+                # Usually it has the shape and dtype of its input already (and is no NumPy scalar, as 0-d results are).
+                if type(adjoint) is not HostArray or adjoint.shape != x.shape or adjoint.dtype is not x.dtype:
+                    adjoint = unbroadcast(adjoint, x, self.op.name, i)
+            adjoints[i] = adjoint
+        return adjoints
 
     def apply_rule(self, g: Any, create_graph: bool) -> Any:
         op, values = self.op, self.values
-        out = self if self.out is None else self.out  # the rule reads only its shape and dtype, which the node has
+        out = self if self.out is None else self.out  # self: of the output, the rule reads shape and dtype alone
         if create_graph:  # the page's rule, on Tensors with their history: what it computes is recorded in turn
             out = out if out is self else Tensor(out, True, self)
             values = [tensor_at(parent, value) for parent, value in zip(self.parents, values)]
@@ -472,19 +405,21 @@ def backward_pass(
     goals = None if targets is None else {origin(x): x for x in targets}
 
     # 1. Every node that the output was computed from, oldest first, and the leaves.
-    nodes: set[Node] = set()
+    order: list[Node] = []
+    seen: set[Any] = set(goals) if stop and goals else set()
     leaves: set[Any] = set()
     stack = [] if output.node is None else [output.node]
     while stack:
         node = stack.pop()
-        if node not in nodes and not (stop and goals and node in goals):
-            nodes.add(node)
+        if node not in seen:
+            seen.add(node)
+            order.append(node)
             for parent in node.parents:
                 if type(parent) is Node:
                     stack.append(parent)
                 elif parent is not None:
                     leaves.add(parent)
-    order = sorted(nodes, key=operator.attrgetter("time"))
+    order.sort(key=operator.attrgetter("time"))
 
     # 2. The parents that lead to a target, whose adjoints are wanted. If every leaf is a target, all of them do.
     leading: set[Any] = set(goals or ())
@@ -546,8 +481,8 @@ def seed(output: Any, g: Any, create_graph: bool) -> Any:
             f"the gradient of an output of shape {output.shape} needs an adjoint of that shape: "
             "reduce it to a scalar first (.sum(), .mean()), or pass one"
         )
-    g = backend.xp.ones_like(output._data) if g is None else g
-    g = g if isinstance(g, Tensor) else Tensor(backend.to_device(g))
+    if not isinstance(g, Tensor):
+        g = Tensor(backend.xp.ones_like(output._data) if g is None else backend.to_device(g))
     if g.shape != output.shape:
         raise RuntimeError(f"the adjoint has shape {g.shape}, but the output has shape {output.shape}")
     if not backend.xp.can_cast(g.dtype, output.dtype, "same_kind"):

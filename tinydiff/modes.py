@@ -7,12 +7,12 @@ import inspect
 from contextvars import ContextVar
 from typing import Any
 
-recording: ContextVar[tuple[bool, ...]] = ContextVar("recording", default=(True,))  # now, and before each `with`
+recording: ContextVar[tuple[bool, ...]] = ContextVar("recording", default=(True,))  # now, and outside each `with`
 
 
 def grad_enabled() -> bool:
     """Are nodes being recorded here?"""
-    return recording.get()[-1]
+    return recording.get()[0]
 
 
 class set_grad_enabled:
@@ -24,10 +24,10 @@ class set_grad_enabled:
         self.enabled = enabled
 
     def __enter__(self) -> None:
-        recording.set((*recording.get(), self.enabled))
+        recording.set((self.enabled, *recording.get()))
 
     def __exit__(self, *_error: Any) -> None:
-        recording.set(recording.get()[:-1] or (True,))  # or: a generator may be closed in another context
+        recording.set(recording.get()[1:] or (True,))  # or: a generator may be closed in another context
 
     def __call__(self, fn: Any) -> Any:
         if not callable(fn):

@@ -23,6 +23,20 @@ if TYPE_CHECKING:
 OPS: dict[str, Callable[..., Any]] = {}  # every op by name; they enter themselves as tinydiff/ops defines them
 
 
+def register(function: Any) -> Any:
+    """Enter a function in OPS, under its name. Errors: ValueError if another function has that name."""
+    name, place = function.__name__, (function.__module__, function.__qualname__)
+    if name in OPS:
+        before = OPS[name].__module__, OPS[name].__qualname__
+        if before != place or "<locals>" in function.__qualname__:  # else the same cell, or module, is run again
+            raise ValueError(
+                f"there is an op named {name!r} already: choose another name, or take it out first, by "
+                f"tinydiff.engine.OPS.pop({name!r})"
+            )
+    OPS[name] = function
+    return function
+
+
 _accumulating = threading.RLock()
 
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ..backend import Array
-from ..engine import ShapeDtype
 from ..ops.norm import normalize, shift_normalize_silu
+from ..shape_dtype import ShapeDtype
 from .taken import is_real
 
 View = tuple[int, ...]

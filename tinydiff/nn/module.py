@@ -23,8 +23,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from .. import backend
+from ..arguments import check_precision
 from ..backend import Array, xp
-from ..engine import Tensor, check_precision
+from ..engine import Tensor
 from ..hooks import Handle, Hooks
 from ..modes import no_grad
 from ..operators import array_of

@@ -10,9 +10,8 @@ from ..backend import operand
 from ..engine import Tensor, composite, op
 from ..operators import array_of
 from .elementwise import floating, where
-from .linalg import matmul
+from .linalg import matmul, transposed
 from .reduce import sum
-from .shape import swapaxes
 from .softmax import softmax
 
 
@@ -46,10 +45,6 @@ def attention_weights(q: Any, k: Any, mask: Any, scale: float) -> Any:
     if mask is not None:
         s = where(mask, s, -math.inf) if mask.dtype.kind == "b" else s + mask.astype(s.dtype, copy=False)
     return softmax(s, axis=-1)
-
-
-def transposed(x: Any) -> Any:
-    return swapaxes(x, axis1=-1, axis2=-2)
 
 
 @composite

@@ -133,10 +133,7 @@ def conv2d_weight_grad(x: Any, y: Any, *, geometry: Geometry) -> Any:
 
 @conv2d_weight_grad.vjp
 def conv2d_weight_grad_vjp(g: Any, _w: Any, x: Any, y: Any, *, geometry: Geometry) -> Any:
-    return (
-        lambda: conv2d_input_grad(y, g, None, geometry=geometry),
-        lambda: conv2d_p(x, g, None, geometry=geometry),
-    )
+    return lambda: conv2d_input_grad(y, g, None, geometry=geometry), lambda: conv2d_p(x, g, None, geometry=geometry)
 
 
 def by_group(a: Any, groups: int) -> Any:

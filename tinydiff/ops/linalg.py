@@ -36,10 +36,12 @@ def matmul(x: Any, y: Any) -> Any:
 def matmul_vjp(g: Any, _z: Any, x: Any, y: Any) -> Any:
     if x.ndim == 1 or y.ndim == 1:
         return vectors_vjp(g, x, y)
-    return (
-        lambda: matmul(g, swapaxes(y, axis1=-1, axis2=-2)),
-        lambda: matmul(swapaxes(x, axis1=-1, axis2=-2), g),
-    )
+    return lambda: matmul(g, transposed(y)), lambda: matmul(transposed(x), g)
+
+
+def transposed(x: Any) -> Any:
+    """Each matrix of x, transposed."""
+    return swapaxes(x, axis1=-1, axis2=-2)
 
 
 def vectors_vjp(g: Any, x: Any, y: Any) -> Any:

@@ -13,11 +13,15 @@ from .shape import axes_of, broadcast_to, concatenate, flip, reshape, transpose
 Axis = Any  # None | int | tuple[int, ...]
 
 
+def _kept(x: Any, axis: Axis) -> tuple[int, ...]:
+    """The shape that keepdims=True gives."""
+    axes = axes_of(axis, x.ndim, "reduce")
+    return tuple(1 if a in axes else n for a, n in enumerate(x.shape))
+
+
 def _spread(y: Any, like: Any, axis: Axis) -> Any:
     """A reduced array, repeated along the axes over which it was reduced, in the shape of `like`."""
-    axes = axes_of(axis, like.ndim, "reduce")
-    kept = tuple(1 if a in axes else n for a, n in enumerate(like.shape))
-    return broadcast_to(reshape(y, shape=kept), shape=like.shape)
+    return broadcast_to(reshape(y, shape=_kept(like, axis)), shape=like.shape)
 
 
 @op
@@ -105,7 +109,7 @@ def prod(x: Any, *, axis: Axis = None, keepdims: bool = False) -> Any:
         z = z[..., :half] * z[..., half : 2 * half]  # (rest, half)
         z = concatenate([z, left], axis=-1) if left.shape[-1] else z
     z = sum(z, axis=-1) if z.shape[-1] else sum(z, axis=-1) + 1.0  # the product of no factors is 1
-    return reshape(z, shape=tuple(1 if a in axes else n for a, n in enumerate(x.shape))) if keepdims else z
+    return reshape(z, shape=_kept(x, axis)) if keepdims else z
 
 
 @op
@@ -133,18 +137,14 @@ def logsumexp(x: Any, *, axis: Axis = None, keepdims: bool = False) -> Any:
     """
     axes = axes_of(axis, x.ndim, "logsumexp")
     x = floating(x)
-    kept = tuple(1 if a in axes else n for a, n in enumerate(x.shape))
     if x.size == 0:  # then there is no largest x; the sum is 0
-        return _dropped(xp.full(kept, -math.inf, x.dtype), axes, keepdims)
+        z = xp.full(_kept(x, axis), -math.inf, x.dtype)
+        return z if keepdims else z.squeeze(axes)
     m = x.max(axis=axes, keepdims=True)
     m = xp.where(xp.isfinite(m), m, 0)
     total = xp.exp(x - m).sum(axis=axes, keepdims=True)
     z = xp.where(total == 0, -math.inf, xp.log(xp.where(total == 0, 1, total)) + m)
-    return _dropped(z, axes, keepdims)
-
-
-def _dropped(z: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
-    return z if keepdims else z.reshape(tuple(n for a, n in enumerate(z.shape) if a not in axes))
+    return z if keepdims else z.squeeze(axes)
 
 
 @logsumexp.vjp

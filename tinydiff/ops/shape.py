@@ -66,10 +66,8 @@ def transpose(x: Any, *, axes: tuple[int, ...] | None = None) -> Any:
 def transpose_vjp(g: Any, _z: Any, _x: Any, *, axes: tuple[int, ...] | None) -> Any:
     if axes is None:
         return transpose(g)
-    back = [0] * _x.ndim
-    for to, source in enumerate(axes):
-        back[source % _x.ndim] = to
-    return transpose(g, axes=tuple(back))
+    order = [a % _x.ndim for a in axes]
+    return transpose(g, axes=tuple(order.index(a) for a in range(_x.ndim)))
 
 
 @composite

@@ -1,0 +1,35 @@
+"""What a rule gets in place of an array that it does not read.
+
+Many rules need only the shape of an input: the adjoint of a sum is spread over it. To keep the array for that would
+hold its memory until the backward pass. So the rule says, by a leading underscore in the name, that it does not read
+the values, and the node keeps the shape and dtype alone. A rule that reads them all the same gets an error.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ShapeDtype:
+    """The shape and dtype of an array, without its values."""
+
+    __slots__ = ("shape", "dtype")
+
+    def __init__(self, a: Any):
+        self.shape, self.dtype = a.shape, a.dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def no_values(self, *_others: Any) -> Any:
+        raise TypeError(
+            "a rule has used the values of a name with a leading underscore, which is a shape and dtype alone: "
+            "take the underscore away"
+        )
+
+    __array_ufunc__ = None  # an array on the left leaves the operation to us
+    __hash__ = object.__hash__
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = no_values
+    __pow__ = __rpow__ = __matmul__ = __rmatmul__ = __neg__ = __abs__ = __getitem__ = __bool__ = no_values
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = no_values
