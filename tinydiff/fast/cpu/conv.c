@@ -19,7 +19,7 @@
 #define TILE (REGISTERS == 32 ? 12 : 6) /* pixels of a tile: its sums, two vectors and a number fill the registers */
 #define FEW 4                           /* so few channels of the output do not fill a vector: see dots */
 #define STEPS 256                       /* taps and channels that are added at a time; their weights fit the first cache */
-#define CHUNK (1 << 19)                 /* bytes of x and y that are worked on at a time; they fit the second cache */
+#define CHUNK (1 << 18)                 /* bytes of x and y that are worked on at a time; they fit the second cache */
 
 typedef struct {
     const real *w, *b;               /* w[t, c, o] for the channels o of the tile; for dots w[o, t, c] */
@@ -155,14 +155,15 @@ static void pack(const real *restrict w, real *restrict packed, int64_t T, int64
     }
 }
 
-/* K - 1 classes. Class q has the pixels from pixels[q] to pixels[q + 1] of source (places in x) and target (in y), and the
-   runs from runs[q] to runs[q + 1]. N images; S, D pixels and I, O channels of x, y; T taps. */
+/* lists has seven lists one after the other, of K, P, P, K, R, R and R numbers; there are K - 1 classes. Class q has the
+   pixels from pixels[q] to pixels[q + 1] of source (places in x) and target (in y), and the runs from runs[q] to
+   runs[q + 1]. N images; S, D pixels and I, O channels of x, y; T taps. */
 int conv(const real *restrict x, const real *restrict w, const real *restrict b, real *restrict y,
-         const int64_t *restrict pixels, const int64_t *restrict source, const int64_t *restrict target,
-         const int64_t *restrict runs, const int64_t *restrict start, const int64_t *restrict tap,
-         const int64_t *restrict length, int64_t N, int64_t S, int64_t I, int64_t T, int64_t D, int64_t O, int64_t K,
-         int64_t groups, int64_t transposed)
+         const int64_t *restrict lists, int64_t K, int64_t P, int64_t R, int64_t N, int64_t S, int64_t I, int64_t T,
+         int64_t D, int64_t O, int64_t groups, int64_t transposed)
 {
+    const int64_t *pixels = lists, *source = pixels + K, *target = source + P, *runs = target + P, *start = runs + K;
+    const int64_t *tap = start + R, *length = tap + R;
     int64_t C = I / groups, out = O / groups, blocks = (out + LANES - 1) / LANES, block = T * C * LANES;
     int64_t images = CHUNK / (int64_t)sizeof(real) / (S * I + D * O + 1) + 1;
     int few = out <= FEW && C >= WIDTH;

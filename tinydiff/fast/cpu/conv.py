@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +19,8 @@ from .compiled import Function
 
 conv_in_c = Function(
     "conv",
-    "in x(N,S,I), in w(T,A,B), in b(O)?, out y(N,D,O), in int64 pixels(K), in int64 source(P), in int64 target(P), "
-    "in int64 runs(K), in int64 start(R), in int64 tap(R), in int64 length(R), "
-    "int N, int S, int I, int T, int D, int O, int K, int groups, int transposed",
+    "in x(N,S,I), in w(T,A,B), in b(O)?, out y(N,D,O), in int64 lists(L), int K, int P, int R, "
+    "int N, int S, int I, int T, int D, int O, int groups, int transposed",
 )
 weight_grad_in_c = Function(
     "conv_weight_grad",
@@ -81,7 +80,7 @@ def _conv(x: Array, w: Array, b: Any, y: Array, geometry: Geometry, transposed: 
         y=_merged(y, 1),
         groups=geometry.groups,
         transposed=transposed,
-        **lists(geometry, transposed)._asdict(),
+        **lists(geometry, transposed),
     )
 
 
@@ -90,22 +89,19 @@ def _merged(a: Array, axis: int) -> Array:
     return a.reshape(*a.shape[:axis], a.shape[axis] * a.shape[axis + 1], *a.shape[axis + 2 :])
 
 
-class Lists(NamedTuple):
-    """The pixels of an output image, those under which the same taps meet the input (a class) together, and the taps of
-    each class; see conv.c."""
-
-    pixels: Array  # where each class begins in the next two
-    source: Array  # of each pixel of the output, the pixel of the input under its first tap
-    target: Array  # and itself
-    runs: Array  # where each class begins in the next three
-    start: Array  # of each run of taps, how far from the first tap's pixel its first one's lies
-    tap: Array  # the first tap itself
-    length: Array  # and how many they are
-
-
 @functools.lru_cache(256)
-def lists(geometry: Geometry, transposed: bool) -> Lists:
-    """For conv2d, or, transposed, for its gradient by the input, whose output is the image x."""
+def lists(geometry: Geometry, transposed: bool) -> dict[str, Any]:
+    """For conv2d, or, transposed, for its gradient by the input, whose output is the image x. Pixels under which the
+    same taps meet the input, a class, stand together:
+
+    pixels: where each class begins in the next two, K numbers
+    source: of each pixel of the output, the pixel of the input under its first tap, P numbers
+    target: that pixel of the output
+    runs:   where each class begins in the next three, K numbers
+    start:  of each run of taps, how far the pixel under its first one lies from that under the first tap, R numbers
+    tap:    the first tap of the run
+    length: how many they are
+    """
     kw, width = geometry.kernel[1], (geometry.out if transposed else geometry.size)[1]
     out_width = (geometry.size if transposed else geometry.out)[1]
     pixels, source, target, runs, start, tap, length = [0], [], [], [0], [], [], []  # type: ignore[var-annotated]
@@ -126,7 +122,8 @@ def lists(geometry: Geometry, transposed: bool) -> Lists:
                 length.append(1)
             before = here
         runs.append(len(tap))
-    return Lists(*(np.array(a, np.int64) for a in (pixels, source, target, runs, start, tap, length)))
+    all_lists = np.array([*pixels, *source, *target, *runs, *start, *tap, *length], np.int64)
+    return {"lists": all_lists, "K": len(pixels), "P": len(source), "R": len(start)}
 
 
 def _classes(geometry: Geometry, transposed: bool, axis: int) -> Iterator[list[Any]]:
