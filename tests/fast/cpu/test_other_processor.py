@@ -11,7 +11,7 @@ import pytest
 
 other_processor = pytest.importorskip("other_processor")
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.slow
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent.parent
 @pytest.mark.skipif(os.environ.get("TINYDIFF_BACKEND") == "cupy", reason="the kernels are for NumPy")
 def test_every_kernel_gives_the_same_on_arm(tmp_path: Path) -> None:
     calls = tmp_path / "calls.pickle"
-    path = os.pathsep.join([str(ROOT / "tests" / "fast"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT / "tests" / "fast" / "cpu"), str(ROOT), os.environ.get("PYTHONPATH", "")])
     env = {**os.environ, "PYTHONPATH": path, "CALLS": str(calls), "TINYDIFF_BACKEND": "numpy"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "other_processor", "-p", "no:cacheprovider"]
     done = subprocess.run([*command, *other_processor.FILES], cwd=ROOT, env=env, capture_output=True, text=True)

@@ -2,8 +2,8 @@
 
 As a plugin for pytest it records calls of every kernel, their arguments and their results here:
 
-    PYTHONPATH=tests/fast CALLS=calls.pickle python -m pytest -p other_processor $(cat tests/fast/kernel_tests.txt)
-    python tests/fast/other_processor.py calls.pickle
+    PYTHONPATH=tests/fast/cpu CALLS=calls.pickle python -m pytest -p other_processor $(cat tests/fast/cpu/kernel_tests.txt)
+    python tests/fast/cpu/other_processor.py calls.pickle
 
 The second command writes the calls to a file, compiles the kernels together with other_processor.c, which reads that
 file, calls them and writes what they have written, and compares. What it must know of a kernel stands in its

@@ -1,8 +1,8 @@
 """A plugin for pytest that watches every call of a kernel. Run by .ci/run in a library with sanitizers:
 
-    CFLAGS="-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -include tests/fast/watched.h" \\
+    CFLAGS="-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -include tests/fast/cpu/watched.h" \\
         LD_PRELOAD=$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \\
-        PYTHONPATH=tests/fast python -m pytest -p watched --capture=sys tests/test_rules_fast.py ...
+        PYTHONPATH=tests/fast/cpu python -m pytest -p watched --capture=sys tests/test_rules_fast.py ...
 
 The sanitizers end the process after their first report, so it is the last that is seen; pytest must not hold it back.
 
