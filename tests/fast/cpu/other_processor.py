@@ -2,7 +2,8 @@
 
 As a plugin for pytest it records calls of every kernel, their arguments and their results here:
 
-    PYTHONPATH=tests/fast/cpu CALLS=calls.pickle python -m pytest -p other_processor $(cat tests/fast/cpu/kernel_tests.txt)
+    export PYTHONPATH=tests/fast/cpu
+    CALLS=calls.pickle python -m pytest -p other_processor $(cat tests/fast/cpu/kernel_tests.txt)
     python tests/fast/cpu/other_processor.py calls.pickle
 
 The second command writes the calls to a file, compiles the kernels together with other_processor.c, which reads that
