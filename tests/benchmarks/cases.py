@@ -94,11 +94,9 @@ def training_steps(options: Options) -> Iterator[Case]:
 def step_goal(options: Options, name: str, n: int) -> float | None:
     if options.gpu:
         return 0.8
-    if name == "autoencoder":
-        return 1.0
-    if name == "latent":
-        return None
-    return 0.65 if n != 256 else 0.5 if name == "concat" else 0.6
+    if n != 256:
+        return 0.65 if n == 64 else 0.45
+    return {"concat": 0.5, "add": 0.55, "conditional": 0.6, "quickstart": 0.65, "autoencoder": 0.7, "latent": 1.0}[name]
 
 
 def sampling(options: Options) -> Iterator[Case]:
@@ -111,7 +109,7 @@ def sampling(options: Options) -> Iterator[Case]:
                 lambda side, form, compiled, name=name: side.sampler(name, 64, 20, form, compiled),
             ),
             ours=("tinydiff", "tinydiff captured"),
-            goal=0.8 if options.gpu else 0.5,
+            goal=0.8 if options.gpu else 0.5 if name == "euler_maruyama" else 0.6,
         )
 
 
@@ -152,7 +150,7 @@ def memory(options: Options) -> Iterator[Case]:
             unit="MiB",
             reports=True,
             rounds=3,
-            goal=0.35 if n == 1024 else None,
+            goal=0.13 if n == 1024 else None,
         )
 
 
@@ -178,7 +176,7 @@ class Op:
     shapes: list[tuple[int, ...]]  # of the inputs, as tinydiff takes them
     batched: int = 1  # how many of them have the batch as their first axis
     images: bool = False  # channels last here, and first in PyTorch
-    goal: float | None = 0.8
+    goal: float | None = 0.7
 
     @property
     def batch(self) -> int:
@@ -230,6 +228,7 @@ def all_ops() -> Iterator[Op]:
             lambda F, s=stride, p=padding, g=groups: lambda x, w, b: F.conv2d(x, w, b, s, p, groups=g),
             [(N, size, size, inside), (k, k, inside // groups, outside), (outside,)],
             images=True,
+            goal=0.8,
         )  # fmt: skip
     for size, inside, outside, k, stride, extra in TRANSPOSED:
         yield Op(
@@ -238,6 +237,7 @@ def all_ops() -> Iterator[Op]:
             lambda F, s=stride, e=extra: lambda x, w, b: F.conv_transpose2d(x, w, b, s, output_padding=e),
             [(N, size, size, inside), (k, k, outside, inside), (outside,)],
             images=True,
+            goal=0.6,
         )
     for size, channels, groups in NORM:
         yield Op(
@@ -255,22 +255,19 @@ def all_ops() -> Iterator[Op]:
             lambda F: F.scaled_dot_product_attention,
             [shape] * 3,
             batched=3,
+            goal=0.6,
         )
     yield Op(
         "softmax/4096 x 256",
         lambda x: ops.softmax(x, axis=-1),
         lambda F: lambda x: F.softmax(x, -1),
         [(4096, 256)],
-        1,
-        goal=None,
     )
     yield Op(
         f"layer_norm/{N} x 25 x 128",
         ops.layer_norm,
         lambda F: lambda x, w, b: F.layer_norm(x, (128,), w, b),
         [(N, 25, 128), (128,), (128,)],
-        1,
-        goal=None,
     )
 
 
@@ -302,6 +299,7 @@ def single_ops(options: Options) -> Iterator[Case]:
             "torch": lambda: torch_side().adam_step("concat", fused=False),
             "torch fused": lambda: torch_side().adam_step("concat", fused=True),
         },
+        goal=0.7,
     )
 
 
