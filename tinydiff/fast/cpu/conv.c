@@ -160,7 +160,7 @@ static void pack(const real *restrict w, real *restrict packed, int64_t T, int64
    runs[q + 1]. N images; S, D pixels and I, O channels of x, y; T taps. */
 int conv(const real *restrict x, const real *restrict w, const real *restrict b, real *restrict y,
          const int64_t *restrict lists, int64_t K, int64_t P, int64_t R, int64_t N, int64_t S, int64_t I, int64_t T,
-         int64_t D, int64_t O, int64_t groups, int64_t transposed)
+         int64_t D, int64_t O, int64_t groups, int64_t transposed, int64_t part, int64_t parts)
 {
     const int64_t *pixels = lists, *source = pixels + K, *target = source + P, *runs = target + P, *start = runs + K;
     const int64_t *tap = start + R, *length = tap + R;
@@ -174,7 +174,7 @@ int conv(const real *restrict x, const real *restrict w, const real *restrict b,
         pack(w, packed, T, C, out, g, transposed ? I : O, transposed, few);
         if (b)
             memcpy(bias, b + g * out, out * sizeof(real));
-        for (int64_t first = 0; first < N; first += images)
+        for (int64_t first = N * part / parts, last = N * (part + 1) / parts; first < last; first += images)
             for (int64_t k = 0; k < blocks; k++)
                 for (int64_t q = 0; q + 1 < K; q++) {
                     int64_t lanes = out - k * LANES < LANES ? out - k * LANES : LANES, run = runs[q], end = runs[q + 1];
@@ -187,7 +187,7 @@ int conv(const real *restrict x, const real *restrict w, const real *restrict b,
                         const real *xs[TILE];
                         real *ys[TILE];
                         int waiting = 0;
-                        for (int64_t n = first; n < first + images && n < N; n++)
+                        for (int64_t n = first; n < first + images && n < last; n++)
                             for (int64_t p = pixels[q]; p < pixels[q + 1]; p++) {
                                 xs[waiting] = x + (n * S + source[p]) * I + g * C;
                                 ys[waiting++] = y + (n * D + target[p]) * O + g * out + k * LANES;

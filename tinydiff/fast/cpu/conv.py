@@ -20,12 +20,12 @@ from .compiled import Function
 conv_in_c = Function(
     "conv",
     "in x(N,S,I), in w(T,A,B), in b(O)?, out y(N,D,O), in int64 lists(L), int K, int P, int R, "
-    "int N, int S, int I, int T, int D, int O, int groups, int transposed",
+    "int N, int S, int I, int T, int D, int O, int groups, int transposed, int part, int parts",
 )
 weight_grad_in_c = Function(
     "conv_weight_grad",
     "in x(N,H,W,I), in y(N,OH,OW,O), out w(KH,KW,C,O), int N, int H, int W, int I, int OH, int OW, int O, "
-    "int KH, int KW, int C, int sh, int sw, int top, int left, int dh, int dw, int together",
+    "int KH, int KW, int C, int sh, int sw, int top, int left, int dh, int dw, int together, int part, int parts",
 )
 
 FEW = 8  # with fewer channels, those of several taps are worked on together

@@ -68,7 +68,8 @@ static Sums *const OF_TILE[2][4] = {{tile_1_1, tile_third_1, tile_most_1, tile_a
 /* together: all taps meet x everywhere, and the rows of one tile may belong to several taps. For few channels. */
 int conv_weight_grad(const real *restrict x, const real *restrict y, real *restrict w, int64_t N, int64_t H, int64_t W,
                      int64_t I, int64_t OH, int64_t OW, int64_t O, int64_t KH, int64_t KW, int64_t C, int64_t sh,
-                     int64_t sw, int64_t top, int64_t left, int64_t dh, int64_t dw, int64_t together)
+                     int64_t sw, int64_t top, int64_t left, int64_t dh, int64_t dw, int64_t together, int64_t part,
+                     int64_t parts)
 {
     int64_t groups = I / C, out = O / groups, columns = (out + LANES - 1) / LANES * LANES, all = KH * KW * C;
     int64_t y_step = out % WIDTH ? groups * columns : O, y_group = out % WIDTH ? columns : out;
@@ -77,6 +78,8 @@ int conv_weight_grad(const real *restrict x, const real *restrict y, real *restr
         return 1;
     real *copy = sums + groups * all * columns;
     int64_t in_x[PIXELS], in_y[PIXELS];
+    int64_t each = together ? KH * KW : 1, units = KH * KW / each; /* a unit, of so many taps, is in one part */
+    int64_t first_tap = units * part / parts * each, last_tap = units * (part + 1) / parts * each;
     for (int64_t first = 0; first < N * OH * OW; first += PIXELS) {
         int64_t pixels = N * OH * OW - first < PIXELS ? N * OH * OW - first : PIXELS;
         const real *of_y = y + first * O;
@@ -86,7 +89,7 @@ int conv_weight_grad(const real *restrict x, const real *restrict y, real *restr
                     memcpy(copy + (p * groups + g) * columns, of_y + p * O + g * out, out * sizeof(real));
             of_y = copy;
         }
-        for (int64_t t = 0; t < KH * KW; t += together ? KH * KW : 1) {
+        for (int64_t t = first_tap; t < last_tap; t += each) {
             Places at = {in_x, in_y, 0};
             int64_t n = first / OW / OH, i = first / OW % OH, j = first % OW, u = t / KW, v = t % KW;
             for (int64_t p = 0; p < pixels; p++) {
@@ -117,7 +120,7 @@ int conv_weight_grad(const real *restrict x, const real *restrict y, real *restr
         }
     }
     for (int64_t g = 0; g < groups; g++)
-        for (int64_t r = 0; r < all; r++)
+        for (int64_t r = first_tap * C; r < last_tap * C; r++)
             memcpy(w + r * O + g * out, sums + (g * all + r) * columns, out * sizeof(real));
     free(sums);
     return 0;

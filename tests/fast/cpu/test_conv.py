@@ -1,0 +1,135 @@
+"""The convolutions in C: all sizes at which the loops change, against the page in float64; and the same bits for any
+number of parts."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+compiled = pytest.importorskip("tinydiff.fast.cpu.compiled")
+from tinydiff.fast.cpu import conv  # noqa: E402
+from tinydiff.ops import conv as page  # noqa: E402
+from tinydiff.ops.conv import Geometry  # noqa: E402
+
+pytestmark = [
+    pytest.mark.usefixtures("numpy_backend"),
+    pytest.mark.skipif(compiled.library("f") is None, reason="there is no library of loops in C"),
+]
+DIGITS = {"float32": 1e-5, "float64": 1e-13}
+THREE = [
+    (conv.conv2d_numpy, page.conv2d_p, "xw"),
+    (conv.conv2d_input_grad_numpy, page.conv2d_input_grad, "yw"),
+    (conv.conv2d_weight_grad_numpy, page.conv2d_weight_grad, "xy"),
+]
+
+
+def geometry(size: Any, kernel: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1) -> Geometry:
+    pair: Callable[[Any], Any] = lambda a: a if isinstance(a, tuple) else (a, a)  # noqa: E731
+    sides = tuple(p if isinstance(p, tuple) else (p, p) for p in pair(padding))
+    return Geometry(pair(size), pair(kernel), pair(stride), sides, pair(dilation), groups)
+
+
+def arrays(at: Geometry, n: int, channels: int, out: int, dtype: str) -> dict[str, np.ndarray]:
+    draw = np.random.default_rng(0)
+    shapes = {
+        "x": (n, *at.size, channels),
+        "w": (*at.kernel, channels // at.groups, out),
+        "y": (n, *at.out, out),
+    }
+    return {name: draw.normal(size=shape).astype(dtype) for name, shape in shapes.items()}
+
+
+def compare(at: Geometry, n: int, channels: int, out: int, dtype: str) -> None:
+    given = arrays(at, n, channels, out, dtype)
+    for fast, op, names in THREE:
+        bias = {} if "w" not in names else {"b": np.arange(out if names == "xw" else channels, dtype=dtype)}
+        mine, wide = ([given[name].astype(kind) for name in names] for kind in (dtype, "float64"))
+        found = fast(*mine, *bias.values(), geometry=at)
+        expected = op.forward(*wide, *(b.astype("float64") for b in bias.values()), geometry=at)
+        assert found.dtype == dtype and found.shape == expected.shape
+        scale = max(1.0, float(np.abs(expected).max(initial=0)))
+        assert np.abs(found - expected).max(initial=0) < DIGITS[dtype] * scale * 4, op.name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 33])
+@pytest.mark.parametrize("out", [1, 2, 3, 4, 5, 8, 15, 16, 17, 31, 32, 33, 65])
+def test_any_number_of_channels(dtype: str, channels: int, out: int) -> None:
+    """They fill no vector, one, two or a few; up to four of the output have a loop of their own."""
+    compare(geometry((5, 4), 3, padding=1), 3, channels, out, dtype)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 5, 11, 12, 13, 40])
+def test_any_number_of_images(n: int) -> None:
+    for size in (1, 2, 5, 7):
+        compare(geometry(size, 3, padding=1), n, 6, 20, "float64")
+
+
+GEOMETRIES = [
+    geometry((6, 7), 3, 2, 1),
+    geometry((9, 8), (3, 2), (2, 3), (1, 0)),
+    geometry((9, 9), 3, 1, 2, 2),
+    geometry((8, 8), 1, 3),  # a stride beyond the kernel: pixels of x that no tap meets
+    geometry((7, 7), 2, 3, 1, 2),
+    geometry((4, 4), 3, 1, 4),  # padding beyond the kernel: pixels of y that meet nothing
+    geometry((5, 5), 3, 1, ((0, 2), (1, 0))),  # one-sided
+    geometry((5, 6), (1, 5), 1, (0, 2)),
+    geometry((1, 30), (1, 3), 1, (0, 1), (1, 4)),
+    geometry((6, 6), 3, 1, 1, 1, 2),
+    geometry((6, 5), 3, 2, 1, 1, 4),
+]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("at", GEOMETRIES, ids=str)
+def test_any_geometry(at: Geometry, dtype: str) -> None:
+    for channels, out in itertools.product((4, 8, 68), (4, 12, 36)):
+        compare(at, 3, channels, out, dtype)
+
+
+def test_many_channels_in_pieces() -> None:
+    """More steps than are added at a time, with sums that are taken up again."""
+    compare(geometry(4, 3, padding=1), 2, 300, 10, "float64")
+    compare(geometry(4, 1), 2, 700, 40, "float64")
+
+
+def test_arrays_that_are_not_contiguous() -> None:
+    at = geometry((6, 6), 3, padding=1)
+    given = arrays(at, 3, 8, 8, "float64")
+    turned = {name: np.asfortranarray(a) for name, a in given.items()}
+    for fast, _, names in THREE:
+        none = [None] * ("w" in names)
+        whole, other = (fast(*(arrays[name] for name in names), *none, geometry=at) for arrays in (given, turned))
+        assert np.array_equal(whole, other)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_number_that_is_none_stays_with_the_pixels_that_it_meets(value: float) -> None:
+    at = geometry((7, 7), 3, padding=1)
+    given = arrays(at, 2, 8, 40, "float32")
+    given["x"][0, 3, 3, 2] = given["y"][1, 3, 3, 5] = value  # not at the border
+    for fast, op, names in THREE:
+        none = [None] * ("w" in names)
+        with np.errstate(invalid="ignore"):
+            found, expected = (f(*(given[name] for name in names), *none, geometry=at) for f in (fast, op.forward))
+        assert np.array_equal(np.isnan(found), np.isnan(expected)) and np.isfinite(found).any()
+        assert np.array_equal(np.isinf(found), np.isinf(expected))
+
+
+@pytest.mark.parametrize("parts", [2, 3, 7])
+@pytest.mark.parametrize("at", [geometry((8, 9), 3, padding=1), geometry((8, 9), 3, 2), geometry(8, 1)], ids=str)
+@pytest.mark.parametrize("channels, out", [(1, 32), (16, 1), (16, 48)])
+def test_parts_in_threads_change_no_bit(
+    at: Geometry, channels: int, out: int, parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = arrays(at, 5, channels, out, "float32")
+    for fast, _, names in THREE:
+        none, found = [None] * ("w" in names), []
+        for count in (1, parts):
+            monkeypatch.setattr(compiled, "threads_for", lambda _size, count=count: count)
+            found.append(fast(*(given[name] for name in names), *none, geometry=at))
+        assert np.array_equal(*found)
