@@ -4,6 +4,7 @@ number of parts."""
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 
 compiled = pytest.importorskip("tinydiff.fast.cpu.compiled")
-from tinydiff.fast.cpu import conv  # noqa: E402
+import tinydiff as td  # noqa: E402
+from tinydiff import ops  # noqa: E402
+from tinydiff.fast.cpu import activation, attention, conv  # noqa: E402
 from tinydiff.ops import conv as page  # noqa: E402
 from tinydiff.ops.conv import Geometry  # noqa: E402
 
@@ -133,3 +136,52 @@ def test_parts_in_threads_change_no_bit(
             monkeypatch.setattr(compiled, "threads_for", lambda _size, count=count: count)
             found.append(fast(*(given[name] for name in names), *none, geometry=at))
         assert np.array_equal(*found)
+
+
+@pytest.mark.parametrize("channels, out", [(0, 4), (4, 0), (0, 0)])
+def test_no_channels(channels: int, out: int) -> None:
+    for n in (0, 2):
+        x = td.tensor(np.ones((n, 5, 5, channels), "float32"), requires_grad=True)
+        w = td.tensor(np.ones((3, 3, channels, out), "float32"), requires_grad=True)
+        y = ops.conv2d(x, w)
+        gradients = td.grad(y.sum(), (x, w))
+        assert y.shape == (n, 3, 3, out) and [g.shape for g in gradients] == [x.shape, w.shape]
+        assert not any(a.data.any() for a in (y, *gradients))
+
+
+@pytest.mark.parametrize("name", ["x", "w"])
+def test_arrays_that_do_not_fit_are_for_the_page(name: str) -> None:
+    """In C they would be read beyond their ends."""
+    at = geometry((6, 6), 3, padding=1)
+    for shape in ((2, 6, 6), (2, 5, 6, 8), (3, 6, 6, 7), (3, 2, 8, 8)):
+        given = arrays(at, 2, 8, 8, "float32") | {name: np.ones(shape, "float32")}
+        assert conv.conv2d_numpy(given["x"], given["w"], None, geometry=at) is NotImplemented
+        if name == "x":
+            assert conv.conv2d_weight_grad_numpy(given["x"], given["y"], geometry=at) is NotImplemented
+        else:
+            assert conv.conv2d_input_grad_numpy(given["y"], given["w"], None, geometry=at) is NotImplemented
+
+
+@pytest.mark.parametrize("op", [ops.softmax, ops.silu, ops.erf, ops.sigmoid, ops.sum, ops.layer_norm, ops.gelu])
+def test_numbers_in_another_order_of_bytes_are_for_the_page(op: Any) -> None:
+    x = np.random.default_rng(0).normal(size=(3, 20)).astype("float32")
+    np.testing.assert_allclose(op(x.astype(">f4")), op(x), rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_no_array_of_reals_is_refused() -> None:
+    for wrong in (np.ones(3, int), np.ones(3, "complex64"), [1.0, 2.0, 3.0]):
+        with pytest.raises(compiled.Misfit, match="silu: x must be a C array"):
+            activation.silu_in_c(x=wrong, y=np.ones(3, "float32"))
+
+
+@pytest.mark.parametrize("size", [1e3, 1e12, 1e30])
+def test_a_scale_and_large_scores(size: float) -> None:
+    scores = (np.random.default_rng(0).normal(size=(9, 33)) * size).astype("float32")
+    p = attention.attention_weights(scores.copy(), 1 / math.sqrt(7), None)
+    assert np.isfinite(p).all() and np.allclose(p.sum(axis=-1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("mask", [np.array(True), np.array(0.5)])
+def test_a_mask_without_axes(mask: Any) -> None:
+    q = np.random.default_rng(0).normal(size=(40, 4))
+    np.testing.assert_allclose(ops.attention(q, q, q, mask=mask), ops.attention(q, q, q), rtol=1e-10)

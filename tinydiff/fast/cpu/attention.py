@@ -22,9 +22,7 @@ from .compiled import Function
 softmax_in_c = Function("softmax", "in x(R,C), out z(R,C), int R, int C, real scale")
 softmax_vjp_in_c = Function("softmax_vjp", "in g(R,C), in z(R,C), out dx(R,C), int R, int C, real scale")
 
-HEADS = (
-    "in q(NQ,L,D), in k(NK,S,D), in v(NV,S,E), in uint8 allowed(NM,R,S)?, in added(NM,R,S)?, in int64 which(B,four), "
-)
+HEADS = "in q(NQ,L,D), in k(NK,S,D), in v(NV,S,E), in uint8 allowed(NM,R,S)?, in added(NM,R,S)?, in int64 which(B,4), "
 LENGTHS = "int B, int L, int S, int D, int E, int R, real scale"
 attention_in_c = Function("attention", HEADS + "out y(B,L,E), out top(B,L), out rsum(B,L), " + LENGTHS)
 attention_vjp_in_c = Function(
@@ -154,6 +152,7 @@ def _heads(q: Array, k: Array, v: Array, mask: Any) -> tuple[dict[str, Any], tup
     """The arrays as C takes them, and the leading axes that they are broadcast to."""
     arrays = {"q": _widened(q), "k": _widened(k), "v": _widened(v), "allowed": None, "added": None}
     if mask is not None:
+        mask = np.atleast_2d(mask)
         mask = np.broadcast_to(mask, (*mask.shape[:-2], *((1, *mask.shape)[-2:-1]), k.shape[-2]))  # (.., L or 1, S)
         flat = _matrices(mask)
         if mask.dtype.kind == "b":

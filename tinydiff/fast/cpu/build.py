@@ -136,7 +136,10 @@ def _check_ours(path: Path, is_kind: Callable[[int], bool], remedy: str) -> None
 
 def _is_whole(path: Path) -> bool:
     """Are its contents those that were written? If not, it is removed."""
-    _check_ours(path, stat.S_ISREG, "remove it")
+    try:
+        _check_ours(path, stat.S_ISREG, "remove it")
+    except FileNotFoundError:  # another process has just removed it
+        return False
     if path.stem.rpartition("-")[2] == _digest(path.read_bytes()):
         return True
     with contextlib.suppress(OSError):

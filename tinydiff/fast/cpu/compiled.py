@@ -106,6 +106,8 @@ class Function:
             if x.is_list:
                 a = a[0] if a else None
             if a is not None:
+                if not isinstance(a, np.ndarray) or a.dtype.char not in "fd":
+                    raise Misfit(self._misfit(x, a, np.dtype("f")))
                 return a.dtype.char
         return "f"
 

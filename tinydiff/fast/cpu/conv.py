@@ -33,7 +33,7 @@ FEW = 8  # with fewer channels, those of several taps are worked on together
 
 @page.conv2d_p.fast("numpy")
 def conv2d_numpy(x: Array, w: Array, b: Any, *, geometry: Geometry) -> Any:
-    if not is_real(x, w, b):
+    if not is_real(x, w, b) or not _fits(geometry, x=x, w=w, b=b):
         return NotImplemented
     y = np.empty((len(x), *geometry.out, w.shape[3]), x.dtype)
     return y if _conv(x, w, b, y, geometry, transposed=False) else patches.conv2d(TOOLS, x, w, b, geometry)
@@ -41,7 +41,7 @@ def conv2d_numpy(x: Array, w: Array, b: Any, *, geometry: Geometry) -> Any:
 
 @page.conv2d_input_grad.fast("numpy")
 def conv2d_input_grad_numpy(y: Array, w: Array, b: Any, *, geometry: Geometry) -> Any:
-    if not is_real(y, w, b):
+    if not is_real(y, w, b) or not _fits(geometry, y=y, w=w, c=b):
         return NotImplemented
     x = np.empty((len(y), *geometry.size, w.shape[2] * geometry.groups), y.dtype)
     return x if _conv(y, w, b, x, geometry, transposed=True) else patches.conv2d_input_grad(TOOLS, y, w, b, geometry)
@@ -49,7 +49,7 @@ def conv2d_input_grad_numpy(y: Array, w: Array, b: Any, *, geometry: Geometry) -
 
 @page.conv2d_weight_grad.fast("numpy")
 def conv2d_weight_grad_numpy(x: Array, y: Array, *, geometry: Geometry) -> Any:
-    if not is_real(x, y):
+    if not is_real(x, y) or not _fits(geometry, x=x, y=y):
         return NotImplemented
     groups = geometry.groups
     channels, out = x.shape[3] // groups, y.shape[3] // groups
@@ -66,6 +66,22 @@ def conv2d_weight_grad_numpy(x: Array, y: Array, *, geometry: Geometry) -> Any:
         together=together,
     )  # fmt: skip
     return w if done else patches.conv2d_weight_grad(TOOLS, x, y, geometry)
+
+
+def _fits(geometry: Geometry, **arrays: Any) -> bool:
+    """Have the arrays the shapes of the form F, x (N, H, W, C), w (kh, kw, C/G, O), y (N, OH, OW, O), and the biases b
+    (O,) or c (C,), with at least one channel? If not, the page runs, which says what is wrong."""
+    names = {"x": "NHWC", "w": "hwcO", "y": "NIJO", "b": "O", "c": "C"}
+    lengths = dict(zip("HWIJhw", (*geometry.size, *geometry.out, *geometry.kernel)))
+    for name, a in arrays.items():
+        if a is None:
+            continue
+        if a.ndim != len(names[name]) or 0 in a.shape[-1:]:
+            return False
+        shape = [*a.shape[:2], a.shape[2] * geometry.groups, a.shape[3]] if name == "w" else a.shape
+        if any(lengths.setdefault(length, n) != n for length, n in zip(names[name].replace("c", "C"), shape)):
+            return False
+    return lengths.get("C", 1) > 0 and not any(lengths.get(length, 0) % geometry.groups for length in "CO")
 
 
 # ---------------------------------------------------------------- the lists for conv.c
@@ -89,7 +105,7 @@ def _merged(a: Array, axis: int) -> Array:
     return a.reshape(*a.shape[:axis], a.shape[axis] * a.shape[axis + 1], *a.shape[axis + 2 :])
 
 
-@functools.lru_cache(256)
+@functools.lru_cache(64)
 def lists(geometry: Geometry, transposed: bool) -> dict[str, Any]:
     """For conv2d, or, transposed, for its gradient by the input, whose output is the image x. Pixels under which the
     same taps meet the input, a class, stand together:
@@ -104,16 +120,17 @@ def lists(geometry: Geometry, transposed: bool) -> dict[str, Any]:
     """
     kw, width = geometry.kernel[1], (geometry.out if transposed else geometry.size)[1]
     out_width = (geometry.size if transposed else geometry.out)[1]
-    pixels, source, target, runs, start, tap, length = [0], [], [], [0], [], [], []  # type: ignore[var-annotated]
+    pixels, runs, source, target, start, tap, length = [0], [0], [], [], [], [], []  # type: ignore[var-annotated]
     for rows, columns in itertools.product(_classes(geometry, transposed, 0), _classes(geometry, transposed, 1)):
-        for (i, under_i), (j, under_j) in itertools.product(rows, columns):
-            source.append(under_i[0][1] * width + under_j[0][1] if under_i and under_j else 0)
-            target.append(i * out_width + j)
-        pixels.append(len(target))
+        i, j = (np.array([at for at, _ in line]) for line in (rows, columns))
+        target.append(np.add.outer(i * out_width, j).ravel())
         # The taps of the first pixel lie as those of the others do.
+        first_i, first_j = ([taps[0][1] if taps else 0 for _, taps in line] for line in (rows, columns))
+        source.append(np.add.outer(np.array(first_i) * width, np.array(first_j)).ravel())
+        pixels.append(pixels[-1] + len(i) * len(j))
         before = None
-        for (u, i), (v, j) in itertools.product(rows[0][1], columns[0][1]):
-            here = u * kw + v, i * width + j - source[pixels[-2]]
+        for (u, r), (v, q) in itertools.product(rows[0][1], columns[0][1]):
+            here = u * kw + v, (r - first_i[0]) * width + q - first_j[0]
             if geometry.groups == 1 and before == (here[0] - 1, here[1] - 1):
                 length[-1] += 1
             else:
@@ -122,8 +139,8 @@ def lists(geometry: Geometry, transposed: bool) -> dict[str, Any]:
                 length.append(1)
             before = here
         runs.append(len(tap))
-    all_lists = np.array([*pixels, *source, *target, *runs, *start, *tap, *length], np.int64)
-    return {"lists": all_lists, "K": len(pixels), "P": len(source), "R": len(start)}
+    all_lists = np.concatenate([pixels, *source, *target, runs, start, tap, length]).astype(np.int64)
+    return {"lists": all_lists, "K": len(pixels), "P": pixels[-1], "R": len(start)}
 
 
 def _classes(geometry: Geometry, transposed: bool, axis: int) -> Iterator[list[Any]]:

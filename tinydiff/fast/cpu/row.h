@@ -1,5 +1,5 @@
-/* Sums and the largest number along a row of n numbers; A compiler does not reorder a sum, so
-   LANES sums stand side by side here, two vectors. What lacks at the end of the row is filled up. After SHORT numbers
+/* Sums and the largest number along a row of n numbers; A compiler does not reorder a sum,
+   so LANES sums, two vectors, stand side by side here; zeros fill up the last ones. After SHORT numbers
    they are added to a sum in double, so that a long row loses no digits. */
 
 #pragma once

@@ -8,9 +8,9 @@
 int softmax(const real *restrict x, real *restrict z, int64_t R, int64_t C, real scale)
 {
     for (int64_t r = 0; r < R; r++, x += C, z += C) {
-        const real top = scale * largest_along(x, C);
+        const real top = largest_along(x, C);
         for (int64_t c = 0; c < C; c++)
-            z[c] = exponential_to_zero(scale * x[c] - top);
+            z[c] = exponential_to_zero(scale * (x[c] - top)); /* never above 0, however large */
         const real factor = 1 / sum_along(z, NULL, C);
         for (int64_t c = 0; c < C; c++)
             z[c] *= factor;
