@@ -65,6 +65,8 @@ def watched(function: Any, /, **given: Any) -> bool:
         return original(function, **given)
     reals = [x.name for x in function.arguments if x.dtype == "real"]
     char = next((a.dtype.char for name in reals for a in arrays_of(given[name])), "f")
+    if char not in "fd":
+        return original(function, **given)  # which refuses them
     name = f"{function.name} {char}"
     if calls[name] < AGAIN and compiled.library(char):
         refuse_memory(function, given, char)
