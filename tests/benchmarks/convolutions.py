@@ -103,9 +103,9 @@ def main() -> None:
         y = conv.conv2d_numpy(x, w, None, geometry=geometry)
         runs: list[Any] = [
             lambda: peak.peak(ctypes.c_long(TURNS)),
-            lambda: conv.conv2d_numpy(x, w, None, geometry=geometry),  # noqa: B023
-            lambda: conv.conv2d_input_grad_numpy(y, w, None, geometry=geometry),  # noqa: B023
-            lambda: conv.conv2d_weight_grad_numpy(x, y, geometry=geometry),  # noqa: B023
+            lambda: conv.conv2d_numpy(x, w, None, geometry=geometry),
+            lambda: conv.conv2d_input_grad_numpy(y, w, None, geometry=geometry),
+            lambda: conv.conv2d_weight_grad_numpy(x, y, geometry=geometry),
         ]
         if torch:
             runs += theirs(x, w, y, stride, padding)

@@ -18,14 +18,14 @@
 #define LANES (2 * WIDTH)               /* channels of a tile */
 #define TILE (REGISTERS == 32 ? 12 : 6) /* pixels of a tile: its sums, two vectors and a number fill the registers */
 #define FEW 4                           /* so few channels of the output do not fill a vector: see dots */
-#define STEPS 256                       /* taps and channels that are added at a time; or one run; weights for the first cache */
+#define STEPS 256                       /* taps and channels added at a time, or one run: their weights stay in a cache */
 #define CHUNK (1 << 18)                 /* bytes of x and y that are worked on at a time; they fit the second cache */
 
 typedef struct {
-    const real *w, *b;               /* w[t, c, o] for the channels o of the tile; for dots w[o, t, c] */
+    const real *w, *b;                   /* w[t, c, o] for the channels o of the tile; for dots w[o, t, c] */
     const int64_t *start, *tap, *length; /* of each run: the place in x of its first tap, that tap, how many they are */
-    int64_t runs, T, C, I;           /* of runs, taps, channels of x in a group, channels of x */
-    int begun;                       /* y has a sum already, to which this is added */
+    int64_t runs, T, C, I;               /* of runs, taps, channels of x in a group, channels of x */
+    int begun;                           /* y has a sum already, to which this is added */
 } Taps;
 
 /* x[p]: the pixel under the first tap. y[p]: the first channel of the output. */
