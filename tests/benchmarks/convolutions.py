@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +104,9 @@ def main() -> None:
         y = conv.conv2d_numpy(x, w, None, geometry=geometry)
         runs: list[Any] = [
             lambda: peak.peak(ctypes.c_long(TURNS)),
-            lambda: conv.conv2d_numpy(x, w, None, geometry=geometry),
-            lambda: conv.conv2d_input_grad_numpy(y, w, None, geometry=geometry),
-            lambda: conv.conv2d_weight_grad_numpy(x, y, geometry=geometry),
+            partial(conv.conv2d_numpy, x, w, None, geometry=geometry),
+            partial(conv.conv2d_input_grad_numpy, y, w, None, geometry=geometry),
+            partial(conv.conv2d_weight_grad_numpy, x, y, geometry=geometry),
         ]
         if torch:
             runs += theirs(x, w, y, stride, padding)
