@@ -129,7 +129,7 @@ BAD: dict[str, Bad] = {
     "conv_transpose2d channels": (
         lambda: ops.conv_transpose2d(t(1, 4, 4, 3), t(3, 3, 2, 5)),
         ValueError,
-        ("conv_transpose2d: x (1, 4, 4, 3) has 3 channels, but w (3, 3, 2, 5) takes 5",),
+        ("conv_transpose2d: x (1, 4, 4, 3) has 3 channels, but w (3, 3, 2, 5) with groups=1 takes 5",),
     ),
     "conv_transpose2d groups": (
         lambda: ops.conv_transpose2d(t(1, 4, 4, 3), t(3, 3, 2, 3), groups=2),

@@ -157,8 +157,8 @@ def conv2d(
     With groups, output channels o of group g see only the input channels of group g.
     Errors: ValueError for shapes that do not fit, or a kernel that is larger than the padded image.
     """
-    _check_ranks("conv2d", 4, x, w)
-    geometry = _geometry("conv2d", x, w, b, x.shape[1:3], w.shape[:2], stride, padding, dilation, groups)
+    _check("conv2d", 4, x, w, b, groups)
+    geometry = _geometry("conv2d", x, w, x.shape[1:3], w.shape[:2], stride, padding, dilation, groups)
     return conv2d_p(x, w, b, geometry=geometry)
 
 
@@ -182,31 +182,18 @@ def conv_transpose2d(
     Errors: ValueError for shapes that do not fit, an output_padding that is not below stride or
     dilation, an empty output.
     """
-    _check_ranks("conv_transpose2d", 4, x, w)
-    if groups < 1 or x.shape[3] % groups:
-        raise ValueError(f"conv_transpose2d: groups={groups} must divide the {x.shape[3]} channels of x {x.shape}")
-    if x.shape[3] != w.shape[3]:
-        raise ValueError(f"conv_transpose2d: x {x.shape} has {x.shape[3]} channels, but w {w.shape} takes {w.shape[3]}")
-    _check_bias("conv_transpose2d", b, w.shape[2] * groups)
-    s, d = _pair(stride, "conv_transpose2d", "stride", 1), _pair(dilation, "conv_transpose2d", "dilation", 1)
-    p = _pair(padding, "conv_transpose2d", "padding", 0)
-    extra = _pair(output_padding, "conv_transpose2d", "output_padding", 0)
+    what = "conv_transpose2d"
+    _check(what, 4, x, w, b, groups, transposed=True)
+    s, d = _pair(stride, what, "stride", 1), _pair(dilation, what, "dilation", 1)
+    p, extra = _pair(padding, what, "padding", 0), _pair(output_padding, what, "output_padding", 0)
     if any(e >= max(si, di) for e, si, di in zip(extra, s, d)):
-        raise ValueError(
-            f"conv_transpose2d: output_padding={output_padding} must be smaller than stride={stride} "
-            f"or dilation={dilation}"
-        )
-    kernel = w.shape[:2]
-    oh, ow = (
-        (n - 1) * si - 2 * pi + di * (k - 1) + 1 + e
-        for n, si, pi, di, k, e in zip(x.shape[1:3], s, p, d, kernel, extra)
-    )
+        raise ValueError(f"{what}: {output_padding=} must be smaller than {stride=} or {dilation=}")
+    terms = zip(x.shape[1:3], s, p, d, w.shape, extra)
+    oh, ow = ((n - 1) * si - 2 * pi + di * (k - 1) + 1 + e for n, si, pi, di, k, e in terms)
     if min(oh, ow) < 1:
-        raise ValueError(
-            f"conv_transpose2d: the output of x {x.shape} with w {w.shape}, stride={stride}, padding={padding}, "
-            f"dilation={dilation}, output_padding={output_padding} would be empty: {(oh, ow)}"
-        )
-    geometry = Geometry((oh, ow), kernel, s, ((p[0], p[0]), (p[1], p[1])), d, groups)
+        given = f"x {x.shape} with w {w.shape}, {stride=}, {padding=}, {dilation=}, {output_padding=}"
+        raise ValueError(f"{what}: the output of {given} would be empty: {(oh, ow)}")
+    geometry = Geometry((oh, ow), w.shape[:2], s, ((p[0], p[0]), (p[1], p[1])), d, groups)
     # If output_padding is at least stride, the conv2d has more rows of output than x has; those are zero.
     if geometry.out != x.shape[1:3]:
         x = pad(x, pad_width=((0, 0), *((0, m - n) for n, m in zip(x.shape[1:3], geometry.out)), (0, 0)))
@@ -218,45 +205,38 @@ def conv1d(
     x: Any, w: Any, b: Any = None, *, stride: int = 1, padding: int | str = 0, dilation: int = 1, groups: int = 1
 ) -> Any:
     """Convolution of sequences (N, L, C) with (k, C / groups, O): (N, OL, O). It is conv2d on an image of height 1."""
-    _check_ranks("conv1d", 3, x, w)
+    _check("conv1d", 3, x, w, b, groups)
     sides = padding if isinstance(padding, str) else (0, padding)
-    geometry = _geometry("conv1d", x, w, b, (1, x.shape[1]), (1, w.shape[0]), (1, stride), sides, (1, dilation), groups)
+    geometry = _geometry("conv1d", x, w, (1, x.shape[1]), (1, w.shape[0]), (1, stride), sides, (1, dilation), groups)
     return squeeze(conv2d_p(expand_dims(x, axis=1), expand_dims(w, axis=0), b, geometry=geometry), axis=1)
 
 
-def _geometry(
-    what: str, x: Any, w: Any, b: Any, size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, groups: int
-) -> Geometry:
-    """The Geometry of conv1d and conv2d. Errors: ValueError for arguments that do not fit each other."""
-    channels, taken, out = x.shape[-1], w.shape[-2] * groups, w.shape[-1]
-    if groups < 1 or channels % groups or out % groups:
-        raise ValueError(
-            f"{what}: groups={groups} must divide the channels, {channels} of x {x.shape} and {out} of w {w.shape}"
-        )
-    if channels != taken:
-        raise ValueError(
-            f"{what}: x {x.shape} has {channels} channels, but w {w.shape} with groups={groups} takes {taken}"
-        )
-    _check_bias(what, b, out)
-    s, d = _pair(stride, what, "stride", 1), _pair(dilation, what, "dilation", 1)
-    geometry = Geometry(size, kernel, s, _padding(padding, what, size, kernel, s, d), d, groups)
-    if min(geometry.out) < 1:
-        raise ValueError(
-            f"{what}: the output of x {x.shape} with w {w.shape}, stride={stride}, padding={padding}, "
-            f"dilation={dilation} would be empty: {geometry.out}"
-        )
-    return geometry
-
-
-def _check_ranks(what: str, rank: int, x: Any, w: Any) -> None:
+def _check(what: str, rank: int, x: Any, w: Any, b: Any, groups: int, transposed: bool = False) -> None:
+    """Errors: ValueError unless x, w and the bias fit each other."""
     if x.ndim != rank or w.ndim != rank:
         takes = "x (N, L, C) and w (k, .., ..)" if rank == 3 else "x (N, H, W, C) and w (kh, kw, .., ..)"
         raise ValueError(f"{what} takes {takes}, not {x.shape} and {w.shape}")
+    channels, last = x.shape[-1], w.shape[-1]
+    if groups < 1 or channels % groups or last % groups:
+        both = f"{channels} of x {x.shape} and {last} of w {w.shape}"
+        raise ValueError(f"{what}: groups={groups} must divide the channels, {both}")
+    taken, made = (last, w.shape[-2] * groups) if transposed else (w.shape[-2] * groups, last)
+    if channels != taken:
+        raise ValueError(f"{what}: x {x.shape} has {channels} channels, but w {w.shape} with {groups=} takes {taken}")
+    if b is not None and b.shape != (made,):
+        raise ValueError(f"{what}: the bias must have shape {(made,)}, not {b.shape}")
 
 
-def _check_bias(what: str, b: Any, channels: int) -> None:
-    if b is not None and b.shape != (channels,):
-        raise ValueError(f"{what}: the bias must have shape {(channels,)}, not {b.shape}")
+def _geometry(
+    what: str, x: Any, w: Any, size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Geometry:
+    """The Geometry of conv1d and conv2d. Errors: ValueError for arguments out of range, an empty output."""
+    s, d = _pair(stride, what, "stride", 1), _pair(dilation, what, "dilation", 1)
+    geometry = Geometry(size, kernel, s, _padding(padding, what, size, kernel, s, d), d, groups)
+    if min(geometry.out) < 1:
+        given = f"x {x.shape} with w {w.shape}, {stride=}, {padding=}, {dilation=}"
+        raise ValueError(f"{what}: the output of {given} would be empty: {geometry.out}")
+    return geometry
 
 
 def _pair(value: Pair, what: str, name: str, least: int) -> tuple[int, int]:
