@@ -25,7 +25,6 @@ from ..rng import Rng, as_rng
 from .inputs import sizes
 from .unet import pixel_unshuffle
 
-
 SLACK = 1e-4  # by which rounding may leave [-1, 1]
 
 
