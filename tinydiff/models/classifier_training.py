@@ -58,7 +58,7 @@ def trained_classifier(
     heads: Mapping[str, int],
     *,
     augment: bool = False,
-    epochs: int = 5,
+    epochs: int = 4,
     batch_size: int = 128,
     lr: float = 2e-3,
     channels: Sequence[int] = (32, 64, 128),
