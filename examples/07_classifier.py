@@ -4,10 +4,10 @@
     python examples/07_classifier.py --data mnist       the digits of MNIST
     python examples/07_classifier.py --train 5000 --epochs 2              a worse one, in seconds
 
-The classifier is kept in the cache, so a second run is quick. The first table has its accuracy on images that it has
-not learned from, attribute by attribute: no samples can be seen to be better than that. Then, for its features, the
-scale of the Frechet distance: the floor is that of real images from other real images, the ceiling that of noise. Both
-are for as many images as --samples, because the distance is too large with few.
+The classifier is kept in the cache, so a second run is quick. The table has its accuracy on images that it has not
+learned from, attribute by attribute: what it says of samples is to be compared with that, not with 100 %. Then, for its
+features, the scale of the Frechet distance: the floor is that of real images from other real images, the ceiling that
+of noise. Both are for as many images as --samples, because the distance is too large with few.
 
 mistakes.png has the images about which the classifier was most certain and wrong. Each row has the image, and at its
 right the training image that is nearest to it, pixel by pixel.

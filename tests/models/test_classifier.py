@@ -113,6 +113,7 @@ def test_images_of_another_range_are_refused(each_backend):
         (lambda: small((2, 8)), ValueError, "at least 4"),
         (lambda: small((9, 8)), ValueError, r"even .* not \(9, 8\)"),
         (lambda: Classifier({}), ValueError, "not {}"),
+        (lambda: Classifier({"a/b": 2}), ValueError, "identifiers.* not {'a/b': 2}"),
         (lambda: Classifier({"a": 1}), ValueError, "'a' must be an integer of 2 or more, not 1"),
         (lambda: Classifier({"a": 2}, channels=(12,)), ValueError, "groups=8 must divide each"),
         (lambda: Classifier({"a": 2}, features=0), ValueError, "features must be .* not 0"),

@@ -42,7 +42,7 @@ class Classifier(nn.Module):
     heads: the attributes, with the number of classes of each. size: (H, W), even. channels: of each level, from fine
     to coarse; level i works at 1 / 2^(i+1) of the resolution. features: the number of them.
     Errors: ValueError for sizes that are not positive integers, a size that cannot be halved often enough, channels
-    that the groups of the norms do not divide, no heads, or a head without a name.
+    that the groups of the norms do not divide, no heads, or a name that is no identifier.
     """
 
     def __init__(
@@ -58,10 +58,8 @@ class Classifier(nn.Module):
     ):
         rng = as_rng(rng)
         self.size, channels = sizes("Classifier: size", size, 2), sizes("Classifier: channels", channels)
-        self.in_channels, groups = (
-            integer("Classifier: in_channels", in_channels),
-            integer("Classifier: groups", groups),
-        )
+        self.in_channels = integer("Classifier: in_channels", in_channels)
+        groups, features = integer("Classifier: groups", groups), integer("Classifier: features", features)
         if any(side % 2 or side < 2 ** len(channels) for side in self.size):
             raise ValueError(
                 f"Classifier: size must be even and at least {2 ** len(channels)} for the {len(channels)} levels of "
@@ -69,8 +67,9 @@ class Classifier(nn.Module):
             )
         if any(width % groups for width in channels):
             raise ValueError(f"Classifier: groups={groups} must divide each of channels={channels}")
-        if not isinstance(heads, Mapping) or not heads or not all(isinstance(name, str) and name for name in heads):
-            raise ValueError(f'Classifier: heads must name attributes, {{"digit": 10}}, not {heads!r}')
+        # Identifiers, as the labels of a UNet are: a name with a "/" could not be saved.
+        if not isinstance(heads, Mapping) or not heads or not all(str(name).isidentifier() for name in heads):
+            raise ValueError(f'Classifier: heads must name attributes by identifiers, {{"digit": 10}}, not {heads!r}')
         self.levels: list[nn.Module] = []
         width, (h, w) = 4 * self.in_channels, (side // 2 for side in self.size)  # of the patches
         for i, wider in enumerate(channels):
@@ -79,7 +78,7 @@ class Classifier(nn.Module):
                 layers.append(_Layer(wider, wider, 1, groups, rng))
             self.levels.append(nn.Sequential(*layers))
             width, (h, w) = wider, (-(-h // 2), -(-w // 2)) if i else (h, w)
-        self.last = nn.Linear(h * w * width, integer("Classifier: features", features), rng=rng)
+        self.last = nn.Linear(h * w * width, features, rng=rng)  # from (N, h, w, C) as (N, h w C)
         self.heads: dict[str, nn.Module] = {
             name: nn.Linear(features, integer(f"Classifier: the number of classes of {name!r}", n, 2), rng=rng)
             for name, n in heads.items()

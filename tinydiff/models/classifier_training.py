@@ -46,7 +46,11 @@ def mnist_classifier(
 
 def glyphs_classifier(*, seed: int = 0, cache: bool = True, stream: TextIO | None = None) -> Classifier:
     """A classifier of every attribute of data.glyphs, trained on its "wide" variety. (Their place, size and slant are
-    attributes too, so nothing is moved in training.)"""
+    attributes too, so nothing is moved in training.)
+
+    No classifier knows every face: the regular digits of sans and mono have the same shape, up to a width that the
+    jitter hides, so that about one in four of them is taken for the other. Of all faces about 97.5 % can be right.
+    """
     drawn = data.glyphs(GLYPHS, GLYPHS_SEED)
     heads = {name: len(values) for name, values in data.ATTRIBUTES.items()}
     return trained_classifier(drawn.images, drawn.labels, heads, seed=seed, cache=cache, stream=stream)
