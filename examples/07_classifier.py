@@ -34,10 +34,10 @@ def main() -> int:
     test, truth, _ = images_of(args, "test")
     classifier = build(args, train, wanted, names)
     seen = classifier.predict(test)
-    print(f"{len(test)} images, {classifier.count():,} parameters\n\n| attribute | right |\n|---|---|")
+    print(f"{len(test)} images, {classifier.count():,} parameters\n\n| attribute | right | mistakes |\n|---|---|---|")
     for name, right in conditional_accuracy(seen.probabilities, truth).items():
         if name != "all" or len(truth) > 1:
-            print(f"| {name} | {right} |")
+            print(f"| {name} | {right} | {round(right.n * (1 - right.value))} |")
     scale_of_the_distance(args, classifier, train, test)
     args.out.mkdir(parents=True, exist_ok=True)
     draw_mistakes(args.out / "mistakes.png", seen, truth, names, test, train)
