@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +28,16 @@ weight_grad_in_c = Function(
     "in x(N,H,W,I), in y(N,OH,OW,O), out w(KH,KW,C,O), int N, int H, int W, int I, int OH, int OW, int O, "
     "int KH, int KW, int C, int sh, int sw, int top, int left, int dh, int dw, int together, int part, int parts",
 )
+winograd_in_c = Function(
+    "winograd",
+    "in x(N,H,W,C), in w(3,3,A,B), in b(O)?, out y(N,OH,OW,O), int N, int H, int W, int C, int A, int B, "
+    "int OH, int OW, int O, int top, int left, int transposed, int part, int parts",
+)
+winograd_weight_grad_in_c = Function(
+    "winograd_weight_grad",
+    "in x(N,H,W,C), in y(N,OH,OW,O), out w(3,3,C,O), int N, int H, int W, int C, int OH, int OW, int O, "
+    "int top, int left, int part, int parts",
+)
 
 FEW = 8  # with fewer channels, those of several taps are worked on together
 
@@ -36,6 +47,8 @@ def conv2d_numpy(x: Array, w: Array, b: Any, *, geometry: Geometry) -> Any:
     if not is_real(x, w, b) or not _fits(geometry, x=x, w=w, b=b):
         return NotImplemented
     y = np.empty((len(x), *geometry.out, w.shape[3]), x.dtype)
+    if by_winograd(geometry, geometry.out, *w.shape[2:]) and _winograd(x, w, b, y, geometry, transposed=False):
+        return y
     return y if _conv(x, w, b, y, geometry, transposed=False) else patches.conv2d(TOOLS, x, w, b, geometry)
 
 
@@ -44,6 +57,8 @@ def conv2d_input_grad_numpy(y: Array, w: Array, b: Any, *, geometry: Geometry) -
     if not is_real(y, w, b) or not _fits(geometry, y=y, w=w, c=b):
         return NotImplemented
     x = np.empty((len(y), *geometry.size, w.shape[2] * geometry.groups), y.dtype)
+    if by_winograd(geometry, geometry.size, *w.shape[2:]) and _winograd(y, w, b, x, geometry, transposed=True):
+        return x
     return x if _conv(y, w, b, x, geometry, transposed=True) else patches.conv2d_input_grad(TOOLS, y, w, b, geometry)
 
 
@@ -53,6 +68,11 @@ def conv2d_weight_grad_numpy(x: Array, y: Array, *, geometry: Geometry) -> Any:
         return NotImplemented
     groups = geometry.groups
     channels, out = x.shape[3] // groups, y.shape[3] // groups
+    if by_winograd(geometry, geometry.out, channels, out):
+        w, ((top, _), (left, _)) = np.empty((3, 3, channels, out), x.dtype), geometry.padding
+        x, y = np.ascontiguousarray(x), np.ascontiguousarray(y)
+        if winograd_weight_grad_in_c(x=x, y=y, w=w, top=top, left=left):
+            return w
     if groups == 1 and out < FEW <= channels and (turned := patches.mirrored(geometry)):
         # The form is symmetric: as the gradient of the convolution of y to x, with the kernel turned round.
         w = conv2d_weight_grad_numpy(y, x, geometry=turned)
@@ -82,6 +102,29 @@ def _fits(geometry: Geometry, **arrays: Any) -> bool:
         if any(lengths.setdefault(length, n) != n for length, n in zip(names[name].replace("c", "C"), shape)):
             return False
     return lengths.get("C", 1) > 0 and not any(lengths.get(length, 0) % geometry.groups for length in "CO")
+
+
+# ---------------------------------------------------------------- winograd.c
+
+
+def by_winograd(geometry: Geometry, out: tuple[int, int], channels: int, channels_out: int) -> bool:
+    """Is that quicker? It must not depend on the number of images, which would change the digits of each."""
+    return (
+        geometry.kernel == (3, 3)
+        and geometry.stride == geometry.dilation == (1, 1)
+        and geometry.groups == 1
+        and max(*geometry.padding[0], *geometry.padding[1]) <= 2
+        and min(channels, channels_out) >= 16  # else the sums are too short for what is done before and after them
+        and 8 * math.ceil(out[0] / 4) * math.ceil(out[1] / 4) <= out[0] * out[1]  # the tiles are half full at least
+        and 36 * channels * channels_out <= 2**22  # numbers that are made of the weights
+    )
+
+
+def _winograd(x: Array, w: Array, b: Any, y: Array, geometry: Geometry, transposed: bool) -> bool:
+    (top, _), (left, _) = geometry.padding
+    x, w, b = (a if a is None else np.ascontiguousarray(a) for a in (x, w, b))
+    top, left = (2 - top, 2 - left) if transposed else (top, left)
+    return winograd_in_c(x=x, w=w, b=b, y=y, top=top, left=left, transposed=transposed)
 
 
 # ---------------------------------------------------------------- the lists for conv.c
