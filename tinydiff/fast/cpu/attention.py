@@ -19,11 +19,13 @@ from .. import attention
 from ..taken import is_real
 from .compiled import Function
 
-softmax_in_c = Function("softmax", "in x(R,C), out z(R,C), int R, int C, real scale")
-softmax_vjp_in_c = Function("softmax_vjp", "in g(R,C), in z(R,C), out dx(R,C), int R, int C, real scale")
+softmax_in_c = Function("softmax", "in x(R,C), out z(R,C), int R, int C, real scale, int part, int parts")
+softmax_vjp_in_c = Function(
+    "softmax_vjp", "in g(R,C), in z(R,C), out dx(R,C), int R, int C, real scale, int part, int parts"
+)
 
 HEADS = "in q(NQ,L,D), in k(NK,S,D), in v(NV,S,E), in uint8 allowed(NM,R,S)?, in added(NM,R,S)?, in int64 which(B,4), "
-LENGTHS = "int B, int L, int S, int D, int E, int R, real scale"
+LENGTHS = "int B, int L, int S, int D, int E, int R, real scale, int part, int parts"
 attention_in_c = Function("attention", HEADS + "out y(B,L,E), out top(B,L), out rsum(B,L), " + LENGTHS)
 attention_vjp_in_c = Function(
     "attention_vjp",

@@ -17,15 +17,15 @@
 #define ROWS 32 /* positions that are summed in `real` before they are added to the sum in double */
 
 /* totals[c] += sum over l of the values of a row, which BODY gives for channel c as `value` */
-#define SUM_OVER_POSITIONS(totals, part, BODY)                                                                         \
+#define SUM_OVER_POSITIONS(totals, sums, BODY)                                                                         \
     for (int64_t first = 0; first < L; first += ROWS) {                                                                \
         int64_t last = first + ROWS < L ? first + ROWS : L;                                                            \
-        memset(part, 0, C * sizeof(real));                                                                             \
+        memset(sums, 0, C * sizeof(real));                                                                             \
         for (int64_t l = first; l < last; l++) {                                                                       \
             BODY                                                                                                       \
         }                                                                                                              \
         for (int64_t c = 0; c < C; c++)                                                                                \
-            totals[c] += part[c];                                                                                      \
+            totals[c] += sums[c];                                                                                      \
     }
 
 /* The sum of n numbers, in eight sums side by side, which a processor can add at the same time. */
@@ -45,24 +45,24 @@ static double sum_of(const double *restrict v, int64_t n)
 
 int norm(const real *restrict x, const real *restrict shift, const real *restrict weight, const real *restrict bias,
     real *restrict y, real *restrict mean, real *restrict rstd, int64_t A, int64_t L, int64_t C, int64_t G, int64_t W,
-    real eps, int64_t silu)
+    real eps, int64_t silu, int64_t part, int64_t parts)
 {
     const int64_t D = C / G;
     double *restrict totals = malloc(C * sizeof(double));
     real *space = malloc(4 * C * sizeof(real));
-    real *restrict part = space, *restrict centre = space + C, *restrict scale = space + 2 * C,
+    real *restrict sums = space, *restrict centre = space + C, *restrict scale = space + 2 * C,
                   *restrict offset = space + 3 * C;
     if (!totals || !space) {
         free(totals), free(space);
         return 1;
     }
-    for (int64_t a = 0; a < A; a++) {
+    for (int64_t a = A * part / parts; a < A * (part + 1) / parts; a++) {
         const real *xs = x + a * L * C;
         real *ys = y + a * L * C;
         const int64_t row = W == 1 ? 0 : a * C; /* of weight and bias */
 
         memset(totals, 0, C * sizeof(double));
-        SUM_OVER_POSITIONS(totals, part, for (int64_t c = 0; c < C; c++) part[c] += xs[l * C + c];)
+        SUM_OVER_POSITIONS(totals, sums, for (int64_t c = 0; c < C; c++) sums[c] += xs[l * C + c];)
         for (int64_t g = 0; g < G; g++) {
             if (shift)
                 for (int64_t c = g * D; c < (g + 1) * D; c++)
@@ -73,9 +73,9 @@ int norm(const real *restrict x, const real *restrict shift, const real *restric
         }
 
         memset(totals, 0, C * sizeof(double));
-        SUM_OVER_POSITIONS(totals, part, for (int64_t c = 0; c < C; c++) {
+        SUM_OVER_POSITIONS(totals, sums, for (int64_t c = 0; c < C; c++) {
             real z = xs[l * C + c] - centre[c];
-            part[c] += z * z;
+            sums[c] += z * z;
         })
         for (int64_t g = 0; g < G; g++) {
             real r = rstd[a * G + g] = 1 / sqrt(sum_of(totals + g * D, D) / (L * D) + eps);
@@ -103,14 +103,14 @@ int norm(const real *restrict x, const real *restrict shift, const real *restric
 
        x̄ = rstd (h w - mean(h w) - xhat mean(h w xhat)),   shift̄ = sum of x̄ over L,   w̄ = sum h xhat,   b̄ = sum h
 
-   dshift is (A, C), dweight and dbias are (W, C); all three may be NULL. dx holds h until the sums are complete. */
+   dshift, dweight and dbias are (A, C), one row per sample, or NULL. dx holds h until the sums are complete. */
 int norm_vjp(const real *restrict g, const real *restrict x, const real *restrict mean, const real *restrict rstd,
     const real *restrict shift, const real *restrict weight, const real *restrict bias, real *restrict dx,
     real *restrict dshift, real *restrict dweight, real *restrict dbias, int64_t A, int64_t L, int64_t C, int64_t G,
-    int64_t W, int64_t silu)
+    int64_t W, int64_t silu, int64_t part, int64_t parts)
 {
     const int64_t D = C / G;
-    double *totals = calloc(7 * C, sizeof(double));
+    double *totals = malloc(5 * C * sizeof(double));
     real *space = malloc(9 * C * sizeof(real));
     if (!totals || !space) {
         free(totals), free(space);
@@ -118,11 +118,10 @@ int norm_vjp(const real *restrict g, const real *restrict x, const real *restric
     }
     double *restrict h_sum = totals, *restrict hx_sum = totals + C, *restrict x_sum = totals + 2 * C;
     double *restrict hw = totals + 3 * C, *restrict hwx = totals + 4 * C;
-    double *restrict w_total = totals + 5 * C, *restrict b_total = totals + 6 * C;
     real *restrict centre = space, *restrict r = space + C, *restrict w = space + 2 * C, *restrict b = space + 3 * C,
          *restrict m1 = space + 4 * C, *restrict m2 = space + 5 * C;
     real *restrict h_part = space + 6 * C, *restrict hx_part = space + 7 * C, *restrict x_part = space + 8 * C;
-    for (int64_t a = 0; a < A; a++) {
+    for (int64_t a = A * part / parts; a < A * (part + 1) / parts; a++) {
         const real *xs = x + a * L * C, *gs = g + a * L * C;
         real *ds = dx + a * L * C;
         const int64_t row = W == 1 ? 0 : a * C;
@@ -168,12 +167,9 @@ int norm_vjp(const real *restrict g, const real *restrict x, const real *restric
         for (int64_t c = 0; c < C; c++) {
             if (dshift)
                 dshift[a * C + c] = r[c] * (w[c] * h_sum[c] - L * (double)m1[c] - m2[c] * x_sum[c]);
-            w_total[c] = hx_sum[c] + (W == 1 ? w_total[c] : 0);
-            b_total[c] = h_sum[c] + (W == 1 ? b_total[c] : 0);
+            if (dweight)
+                dweight[a * C + c] = hx_sum[c], dbias[a * C + c] = h_sum[c];
         }
-        if (W > 1 || a == A - 1)
-            for (int64_t c = 0; c < C && dweight; c++)
-                dweight[row + c] = w_total[c], dbias[row + c] = b_total[c];
 
         for (int64_t l = 0; l < L; l++)
             for (int64_t c = 0; c < C; c++) {
@@ -189,9 +185,10 @@ int norm_vjp(const real *restrict g, const real *restrict x, const real *restric
 
 /* Layer norm, y = xhat w + b, of A rows of C numbers: norm with L = G = 1, but without sums for each channel. */
 int layer_norm(const real *restrict x, const real *restrict weight, const real *restrict bias, real *restrict y,
-    real *restrict mean, real *restrict rstd, int64_t A, int64_t C, real eps)
+    real *restrict mean, real *restrict rstd, int64_t A, int64_t C, real eps, int64_t part, int64_t parts)
 {
-    for (int64_t a = 0; a < A; a++, x += C, y += C) {
+    x += A * part / parts * C, y += A * part / parts * C;
+    for (int64_t a = A * part / parts; a < A * (part + 1) / parts; a++, x += C, y += C) {
         const real m = mean[a] = sum_along(x, NULL, C) / C;
         for (int64_t c = 0; c < C; c++)
             y[c] = x[c] - m;
@@ -206,41 +203,42 @@ int layer_norm(const real *restrict x, const real *restrict weight, const real *
     return 0;
 }
 
-/* Its rule. w̄ and b̄ are sums over the rows: in `real` over ROWS of them, then in double. */
+/* Its rule. w̄ and b̄ are sums over the rows: for each of S sections of them, in `real` over ROWS, then in double. sums (S, 2,
+   C) gets those of h xhat and of h. */
 int layer_norm_vjp(const real *restrict g, const real *restrict x, const real *restrict mean,
-    const real *restrict rstd, const real *restrict weight, real *restrict dx, real *restrict dweight,
-    real *restrict dbias, int64_t A, int64_t C)
+    const real *restrict rstd, const real *restrict weight, real *restrict dx, double *restrict sums, int64_t A,
+    int64_t C, int64_t S, int64_t part, int64_t parts)
 {
-    double *restrict totals = calloc(2 * C, sizeof(double));
     real *space = malloc(4 * C * sizeof(real));
-    if (!totals || !space) {
-        free(totals), free(space);
+    if (!space)
         return 1;
-    }
     real *restrict h = space, *restrict xhat = space + C;
     real *restrict w_part = space + 2 * C, *restrict b_part = space + 3 * C;
-    for (int64_t first = 0; first < A; first += ROWS) {
-        const int64_t last = first + ROWS < A ? first + ROWS : A;
-        memset(w_part, 0, 2 * C * sizeof(real));
-        for (int64_t a = first; a < last; a++) {
-            const real *restrict gr = g + a * C, *restrict xr = x + a * C;
-            const real m = mean[a], r = rstd[a];
-            real *restrict dr = dx + a * C;
-            for (int64_t c = 0; c < C; c++) {
-                xhat[c] = (xr[c] - m) * r;
-                h[c] = weight ? gr[c] * weight[c] : gr[c];
-                w_part[c] += gr[c] * xhat[c];
-                b_part[c] += gr[c];
+    for (int64_t s = S * part / parts; s < S * (part + 1) / parts; s++) {
+        double *restrict totals = sums + s * 2 * C;
+        const int64_t end = A * (s + 1) / S;
+        memset(totals, 0, 2 * C * sizeof(double));
+        for (int64_t first = A * s / S, last; first < end; first = last) {
+            last = first + ROWS < end ? first + ROWS : end;
+            memset(w_part, 0, 2 * C * sizeof(real));
+            for (int64_t a = first; a < last; a++) {
+                const real *restrict gr = g + a * C, *restrict xr = x + a * C;
+                const real m = mean[a], r = rstd[a];
+                real *restrict dr = dx + a * C;
+                for (int64_t c = 0; c < C; c++) {
+                    xhat[c] = (xr[c] - m) * r;
+                    h[c] = weight ? gr[c] * weight[c] : gr[c];
+                    w_part[c] += gr[c] * xhat[c];
+                    b_part[c] += gr[c];
+                }
+                const real of_h = sum_along(h, NULL, C) / C, of_hx = sum_along(h, xhat, C) / C;
+                for (int64_t c = 0; c < C; c++)
+                    dr[c] = r * (h[c] - of_h - xhat[c] * of_hx);
             }
-            const real of_h = sum_along(h, NULL, C) / C, of_hx = sum_along(h, xhat, C) / C;
             for (int64_t c = 0; c < C; c++)
-                dr[c] = r * (h[c] - of_h - xhat[c] * of_hx);
+                totals[c] += w_part[c], totals[C + c] += b_part[c];
         }
-        for (int64_t c = 0; c < C; c++)
-            totals[c] += w_part[c], totals[C + c] += b_part[c];
     }
-    for (int64_t c = 0; c < C && dweight; c++)
-        dweight[c] = totals[c], dbias[c] = totals[C + c];
-    free(totals), free(space);
+    free(space);
     return 0;
 }

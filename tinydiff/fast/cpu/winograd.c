@@ -121,7 +121,7 @@ INLINE void pixels_of(const int side, const real *image, const Images *all, int6
             for (int i = 0; i < side * side; i++)                                                                      \
                 a[i / side][i % side] = load_some(at[i] + c, channels - c);                                            \
             map(a, points);                                                                                            \
-            for (int k = 0; k < 36; k++)                                                                               \
+            _Pragma("GCC unroll 36") for (int k = 0; k < 36; k++)                                                      \
                 store(to + k * step + c, points[k / 6][k % 6]);                                                        \
         }                                                                                                              \
     }
@@ -207,9 +207,6 @@ static Transposed *const TRANSPOSEDS[2][3] = {{transposed_1_1, transposed_third_
 
 /* ---------------------------------------------------------------- convolution */
 
-/* A place from p on at which a vector does not cross two lines of the cache. */
-static real *aligned(real *p) { return (real *)(((uintptr_t)p + BYTES - 1) / BYTES * BYTES); }
-
 static int64_t whole(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 /* The distance of the numbers of two points: they must not all fall on the same place of the cache, as they would at a
@@ -246,6 +243,7 @@ static void points_of_weights(const real *w, int64_t C, int64_t O, int transpose
                 taps[t / 3][t % 3] = transposed ? load_apart(w + ((8 - t) * C + o) * O + c, O, out - o)
                                                 : load_some(w + (t * C + c) * O + o, out - o);
             all_points_of_w(taps, points);
+#pragma GCC unroll 36
             for (int k = 0; k < 36; k++)
                 store(W + k * step + (o / LANES * rows + c) * LANES + o % LANES, points[k / 6][k % 6]);
         }
@@ -289,6 +287,7 @@ int winograd(const real *restrict x, const real *restrict w, const real *restric
             int64_t n = (first + t) / across / down, i = (first + t) / across % down * 4, j = (first + t) % across * 4;
             for (int64_t o = 0; o < O; o += WIDTH) {
                 vec points[6][6], sums[4][4];
+#pragma GCC unroll 36
                 for (int k = 0; k < 36; k++)
                     points[k / 6][k % 6] = load(Y + k * of_y_apart + t * y_step + o);
                 all_of_y(points, sums);
@@ -347,6 +346,7 @@ int winograd_weight_grad(const real *restrict x, const real *restrict y, real *r
     for (int64_t c = 0; c < own; c++)
         for (int64_t o = 0; o < O; o += WIDTH) {
             vec points[6][6], taps[3][3];
+#pragma GCC unroll 36
             for (int k = 0; k < 36; k++)
                 points[k / 6][k % 6] = load(sums + k * of_w_apart + c * y_step + o);
             all_of_w(points, taps);
