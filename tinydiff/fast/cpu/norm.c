@@ -7,26 +7,128 @@
    shift is (A, C); w and b are (W, C) with W = 1, the same for all samples, or W = A; shift, w and b may be NULL.
    mean (of x + shift) and rstd are (A, G).
 
-   A position is a row of C channels, and every loop runs along a row. Sums over the positions are kept for each channel;
-   the sums of a group are then sums over D of those. A sample is read three times, and is in the cache from the second
-   time on. Long sums are double, so that they lose no digits. */
+   A position is a row of C channels. The loops take WIDTH channels at a time, a vector, over all positions, so that what
+   belongs to a channel, and the sums over the positions, stay in registers; the sums of a group are then sums over D of
+   those. A sample is read three times, and is in the cache from the second time on. Long sums are double, so that they
+   lose no digits. */
 
 #include "row.h"
 #include <stdlib.h>
 
 #define ROWS 32 /* positions that are summed in `real` before they are added to the sum in double */
 
-/* totals[c] += sum over l of the values of a row, which BODY gives for channel c as `value` */
-#define SUM_OVER_POSITIONS(totals, sums, BODY)                                                                         \
-    for (int64_t first = 0; first < L; first += ROWS) {                                                                \
-        int64_t last = first + ROWS < L ? first + ROWS : L;                                                            \
-        memset(sums, 0, C * sizeof(real));                                                                             \
-        for (int64_t l = first; l < last; l++) {                                                                       \
-            BODY                                                                                                       \
-        }                                                                                                              \
-        for (int64_t c = 0; c < C; c++)                                                                                \
-            totals[c] += sums[c];                                                                                      \
+/* totals[c] += sums[c] for n channels */
+INLINE void add_to(double *restrict totals, vec sums, int64_t n)
+{
+    real each[WIDTH];
+    store(each, sums);
+    for (int64_t c = 0; c < n; c++)
+        totals[c] += each[c];
+}
+
+INLINE vec sigmoid_of(vec x)
+{
+    real each[WIDTH];
+    store(each, x);
+    for (int i = 0; i < WIDTH; i++)
+        each[i] = sigmoid(each[i]);
+    return load(each);
+}
+
+/* Whether there are n = WIDTH channels is known when this is compiled: then nothing is masked. */
+#define FOR_CHANNELS(n, from, C, CALL)                                                                                 \
+    for (int64_t from = 0; from < C; from += WIDTH)                                                                    \
+        if (C - from >= WIDTH) {                                                                                       \
+            const int64_t n = WIDTH;                                                                                   \
+            CALL;                                                                                                      \
+        } else {                                                                                                       \
+            const int64_t n = C - from;                                                                                \
+            CALL;                                                                                                      \
+        }
+
+INLINE void store_some(real *p, vec v, int64_t n)
+{
+    if (n >= WIDTH)
+        store(p, v);
+    else
+        memcpy(p, &v, n * sizeof(real));
+}
+
+/* ---------------------------------------------------------------- loops over the positions, for n channels */
+
+INLINE void sums_of_x(int64_t n, const real *x, int64_t L, int64_t C, double *totals)
+{
+    for (int64_t first = 0; first < L; first += ROWS) {
+        int64_t last = first + ROWS < L ? first + ROWS : L;
+        vec sum = {0};
+        for (int64_t l = first; l < last; l++)
+            sum += load_some(x + l * C, n);
+        add_to(totals, sum, n);
     }
+}
+
+INLINE void sums_of_squares(int64_t n, const real *x, int64_t L, int64_t C, const real *centre, double *totals)
+{
+    const vec middle = load_some(centre, n);
+    for (int64_t first = 0; first < L; first += ROWS) {
+        int64_t last = first + ROWS < L ? first + ROWS : L;
+        vec sum = {0};
+        for (int64_t l = first; l < last; l++) {
+            vec z = load_some(x + l * C, n) - middle;
+            sum += z * z;
+        }
+        add_to(totals, sum, n);
+    }
+}
+
+INLINE void outputs(int64_t n, const real *x, int64_t L, int64_t C, const real *centre, const real *scale,
+    const real *offset, int silu, real *y)
+{
+    const vec middle = load_some(centre, n), factor = load_some(scale, n), added = load_some(offset, n);
+    for (int64_t l = 0; l < L; l++) {
+        vec u = (load_some(x + l * C, n) - middle) * factor + added;
+        store_some(y + l * C, silu ? u * sigmoid_of(u) : u, n);
+    }
+}
+
+typedef struct {
+    double *h, *hx, *x; /* sums over the positions of h, h xhat and xhat, for each channel */
+} Sums;
+
+/* h, and the sums. */
+INLINE void sums_of_h(int64_t n, const real *g, const real *x, int64_t L, int64_t C, const real *centre, const real *r,
+    const real *w, const real *b, int silu, real *h, Sums sums)
+{
+    const vec middle = load_some(centre, n), factor = load_some(r, n), weight = load_some(w, n), bias = load_some(b, n);
+    for (int64_t first = 0; first < L; first += ROWS) {
+        int64_t last = first + ROWS < L ? first + ROWS : L;
+        vec of_h = {0}, of_hx = {0}, of_x = {0};
+        for (int64_t l = first; l < last; l++) {
+            vec xhat = (load_some(x + l * C, n) - middle) * factor, value = load_some(g + l * C, n);
+            if (silu) {
+                vec u = xhat * weight + bias, s = sigmoid_of(u);
+                value *= s * (1 + u * (1 - s));
+            }
+            store_some(h + l * C, value, n);
+            of_h += value, of_hx += value * xhat, of_x += xhat;
+        }
+        add_to(sums.h, of_h, n), add_to(sums.hx, of_hx, n), add_to(sums.x, of_x, n);
+    }
+}
+
+/* h becomes x̄. */
+INLINE void adjoints(int64_t n, const real *x, int64_t L, int64_t C, const real *centre, const real *r, const real *w,
+    const real *mean_h, const real *mean_hx, real *h)
+{
+    const vec middle = load_some(centre, n), factor = load_some(r, n), weight = load_some(w, n);
+    const vec of_h = load_some(mean_h, n), of_hx = load_some(mean_hx, n);
+    for (int64_t l = 0; l < L; l++) {
+        vec xhat = (load_some(x + l * C, n) - middle) * factor;
+        store_some(h + l * C, factor * (load_some(h + l * C, n) * weight - of_h - xhat * of_hx), n);
+    }
+}
+
+/* ---------------------------------------------------------------- the norms */
 
 /* The sum of n numbers, in eight sums side by side, which a processor can add at the same time. */
 static double sum_of(const double *restrict v, int64_t n)
@@ -49,9 +151,8 @@ int norm(const real *restrict x, const real *restrict shift, const real *restric
 {
     const int64_t D = C / G;
     double *restrict totals = malloc(C * sizeof(double));
-    real *space = malloc(4 * C * sizeof(real));
-    real *restrict sums = space, *restrict centre = space + C, *restrict scale = space + 2 * C,
-                  *restrict offset = space + 3 * C;
+    real *space = malloc(3 * C * sizeof(real));
+    real *restrict centre = space, *restrict scale = space + C, *restrict offset = space + 2 * C;
     if (!totals || !space) {
         free(totals), free(space);
         return 1;
@@ -62,7 +163,7 @@ int norm(const real *restrict x, const real *restrict shift, const real *restric
         const int64_t row = W == 1 ? 0 : a * C; /* of weight and bias */
 
         memset(totals, 0, C * sizeof(double));
-        SUM_OVER_POSITIONS(totals, sums, for (int64_t c = 0; c < C; c++) sums[c] += xs[l * C + c];)
+        FOR_CHANNELS(n, c, C, sums_of_x(n, xs + c, L, C, totals + c))
         for (int64_t g = 0; g < G; g++) {
             if (shift)
                 for (int64_t c = g * D; c < (g + 1) * D; c++)
@@ -73,10 +174,7 @@ int norm(const real *restrict x, const real *restrict shift, const real *restric
         }
 
         memset(totals, 0, C * sizeof(double));
-        SUM_OVER_POSITIONS(totals, sums, for (int64_t c = 0; c < C; c++) {
-            real z = xs[l * C + c] - centre[c];
-            sums[c] += z * z;
-        })
+        FOR_CHANNELS(n, c, C, sums_of_squares(n, xs + c, L, C, centre + c, totals + c))
         for (int64_t g = 0; g < G; g++) {
             real r = rstd[a * G + g] = 1 / sqrt(sum_of(totals + g * D, D) / (L * D) + eps);
             for (int64_t c = g * D; c < (g + 1) * D; c++) {
@@ -85,15 +183,10 @@ int norm(const real *restrict x, const real *restrict shift, const real *restric
             }
         }
 
-        for (int64_t l = 0; l < L; l++)
-            if (silu)
-                for (int64_t c = 0; c < C; c++) {
-                    real u = (xs[l * C + c] - centre[c]) * scale[c] + offset[c];
-                    ys[l * C + c] = u * sigmoid(u);
-                }
-            else
-                for (int64_t c = 0; c < C; c++)
-                    ys[l * C + c] = (xs[l * C + c] - centre[c]) * scale[c] + offset[c];
+        if (silu)
+            FOR_CHANNELS(n, c, C, outputs(n, xs + c, L, C, centre + c, scale + c, offset + c, 1, ys + c))
+        else
+            FOR_CHANNELS(n, c, C, outputs(n, xs + c, L, C, centre + c, scale + c, offset + c, 0, ys + c))
     }
     free(totals), free(space);
     return 0;
@@ -111,7 +204,7 @@ int norm_vjp(const real *restrict g, const real *restrict x, const real *restric
 {
     const int64_t D = C / G;
     double *totals = malloc(5 * C * sizeof(double));
-    real *space = malloc(9 * C * sizeof(real));
+    real *space = malloc(6 * C * sizeof(real));
     if (!totals || !space) {
         free(totals), free(space);
         return 1;
@@ -120,7 +213,6 @@ int norm_vjp(const real *restrict g, const real *restrict x, const real *restric
     double *restrict hw = totals + 3 * C, *restrict hwx = totals + 4 * C;
     real *restrict centre = space, *restrict r = space + C, *restrict w = space + 2 * C, *restrict b = space + 3 * C,
          *restrict m1 = space + 4 * C, *restrict m2 = space + 5 * C;
-    real *restrict h_part = space + 6 * C, *restrict hx_part = space + 7 * C, *restrict x_part = space + 8 * C;
     for (int64_t a = A * part / parts; a < A * (part + 1) / parts; a++) {
         const real *xs = x + a * L * C, *gs = g + a * L * C;
         real *ds = dx + a * L * C;
@@ -134,29 +226,13 @@ int norm_vjp(const real *restrict g, const real *restrict x, const real *restric
             }
 
         memset(totals, 0, 3 * C * sizeof(double));
-        for (int64_t first = 0; first < L; first += ROWS) {
-            int64_t last = first + ROWS < L ? first + ROWS : L;
-            memset(h_part, 0, 3 * C * sizeof(real));
-            for (int64_t l = first; l < last; l++) {
-                const real *restrict xr = xs + l * C, *restrict gr = gs + l * C;
-                real *restrict h = ds + l * C;
-                if (silu)
-                    for (int64_t c = 0; c < C; c++) {
-                        real u = (xr[c] - centre[c]) * r[c] * w[c] + b[c], s = sigmoid(u);
-                        h[c] = gr[c] * s * (1 + u * (1 - s));
-                    }
-                else
-                    memcpy(h, gr, C * sizeof(real));
-                for (int64_t c = 0; c < C; c++) {
-                    real xhat = (xr[c] - centre[c]) * r[c];
-                    h_part[c] += h[c];
-                    hx_part[c] += h[c] * xhat;
-                    x_part[c] += xhat;
-                }
-            }
-            for (int64_t c = 0; c < C; c++)
-                h_sum[c] += h_part[c], hx_sum[c] += hx_part[c], x_sum[c] += x_part[c];
-        }
+#define SUMS_OF_H(silu)                                                                                                \
+    FOR_CHANNELS(n, c, C, sums_of_h(n, gs + c, xs + c, L, C, centre + c, r + c, w + c, b + c, silu, ds + c, \
+        (Sums){h_sum + c, hx_sum + c, x_sum + c}))
+        if (silu)
+            SUMS_OF_H(1)
+        else
+            SUMS_OF_H(0)
         for (int64_t c = 0; c < C; c++)
             hw[c] = h_sum[c] * w[c], hwx[c] = hx_sum[c] * w[c];
         for (int64_t k = 0; k < G; k++) {
@@ -171,11 +247,7 @@ int norm_vjp(const real *restrict g, const real *restrict x, const real *restric
                 dweight[a * C + c] = hx_sum[c], dbias[a * C + c] = h_sum[c];
         }
 
-        for (int64_t l = 0; l < L; l++)
-            for (int64_t c = 0; c < C; c++) {
-                real xhat = (xs[l * C + c] - centre[c]) * r[c];
-                ds[l * C + c] = r[c] * (ds[l * C + c] * w[c] - m1[c] - xhat * m2[c]);
-            }
+        FOR_CHANNELS(n, c, C, adjoints(n, xs + c, L, C, centre + c, r + c, w + c, m1 + c, m2 + c, ds + c))
     }
     free(totals), free(space);
     return 0;
