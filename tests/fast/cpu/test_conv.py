@@ -195,7 +195,7 @@ def test_a_mask_without_axes(mask: Any) -> None:
 @pytest.mark.parametrize("size", [(3, 3), (4, 7), (7, 4), (9, 6), (13, 12)], ids=str)
 def test_winograd_of_any_size(size: Any, padding: Any, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles that the image and the result fill whole, or in part, with channels that fill a vector or do not."""
-    monkeypatch.setattr(conv, "by_winograd", lambda *given: True)
+    monkeypatch.setattr(conv, "way_of", lambda *given: "winograd")
     for n, (channels, out) in itertools.product((0, 1, 5), ((1, 2), (16, 16), (20, 70), (48, 31))):
         compare(geometry(size, 3, 1, padding), n, channels, out, dtype)
 

@@ -44,35 +44,29 @@ FEW = 8  # with fewer channels, those of several taps are worked on together
 
 @page.conv2d_p.fast("numpy")
 def conv2d_numpy(x: Array, w: Array, b: Any, *, geometry: Geometry) -> Any:
-    if not is_real(x, w, b) or not _fits(geometry, x=x, w=w, b=b):
+    way = way_of(geometry, "xwb", x.shape, w.shape, None if b is None else b.shape) if is_real(x, w, b) else None
+    if way is None:
         return NotImplemented
     y = np.empty((len(x), *geometry.out, w.shape[3]), x.dtype)
-    if by_winograd(geometry, geometry.out, *w.shape[2:]) and _winograd(x, w, b, y, geometry, transposed=False):
-        return y
-    return y if _conv(x, w, b, y, geometry, transposed=False) else patches.conv2d(TOOLS, x, w, b, geometry)
+    return y if _conv(way, x, w, b, y, geometry, False) else patches.conv2d(TOOLS, x, w, b, geometry)
 
 
 @page.conv2d_input_grad.fast("numpy")
 def conv2d_input_grad_numpy(y: Array, w: Array, b: Any, *, geometry: Geometry) -> Any:
-    if not is_real(y, w, b) or not _fits(geometry, y=y, w=w, c=b):
+    way = way_of(geometry, "ywc", y.shape, w.shape, None if b is None else b.shape) if is_real(y, w, b) else None
+    if way is None:
         return NotImplemented
     x = np.empty((len(y), *geometry.size, w.shape[2] * geometry.groups), y.dtype)
-    if by_winograd(geometry, geometry.size, *w.shape[2:]) and _winograd(y, w, b, x, geometry, transposed=True):
-        return x
-    return x if _conv(y, w, b, x, geometry, transposed=True) else patches.conv2d_input_grad(TOOLS, y, w, b, geometry)
+    return x if _conv(way, y, w, b, x, geometry, True) else patches.conv2d_input_grad(TOOLS, y, w, b, geometry)
 
 
 @page.conv2d_weight_grad.fast("numpy")
 def conv2d_weight_grad_numpy(x: Array, y: Array, *, geometry: Geometry) -> Any:
-    if not is_real(x, y) or not _fits(geometry, x=x, y=y):
+    way = way_of(geometry, "xy", x.shape, y.shape) if is_real(x, y) else None
+    if way is None:
         return NotImplemented
     groups = geometry.groups
     channels, out = x.shape[3] // groups, y.shape[3] // groups
-    if by_winograd(geometry, geometry.out, channels, out):
-        w, ((top, _), (left, _)) = np.empty((3, 3, channels, out), x.dtype), geometry.padding
-        x, y = np.ascontiguousarray(x), np.ascontiguousarray(y)
-        if winograd_weight_grad_in_c(x=x, y=y, w=w, top=top, left=left):
-            return w
     if groups == 1 and out < FEW <= channels and (turned := patches.mirrored(geometry)):
         # The form is symmetric: as the gradient of the convolution of y to x, with the kernel turned round.
         w = conv2d_weight_grad_numpy(y, x, geometry=turned)
@@ -81,27 +75,37 @@ def conv2d_weight_grad_numpy(x: Array, y: Array, *, geometry: Geometry) -> Any:
     together = groups == 1 and channels < FEW
     image, padding = (_padded(x, geometry), ((0, 0), (0, 0))) if together else (x, geometry.padding)
     (sh, sw), (dh, dw), ((top, _), (left, _)) = geometry.stride, geometry.dilation, padding
-    done = weight_grad_in_c(
-        x=np.ascontiguousarray(image), y=np.ascontiguousarray(y), w=w, sh=sh, sw=sw, top=top, left=left, dh=dh, dw=dw,
-        together=together,
-    )  # fmt: skip
+    image, y = np.ascontiguousarray(image), np.ascontiguousarray(y)
+    if way == "winograd":
+        done = winograd_weight_grad_in_c(x=image, y=y, w=w, top=top, left=left)
+    else:
+        done = weight_grad_in_c(
+            x=image, y=y, w=w, sh=sh, sw=sw, top=top, left=left, dh=dh, dw=dw, together=together
+        )  # fmt: skip
     return w if done else patches.conv2d_weight_grad(TOOLS, x, y, geometry)
 
 
-def _fits(geometry: Geometry, **arrays: Any) -> bool:
-    """Have the arrays the shapes of the form F, x (N, H, W, C), w (kh, kw, C/G, O), y (N, OH, OW, O), and the biases b
-    (O,) or c (C,), with at least one channel? If not, the page runs, which says what is wrong."""
-    names = {"x": "NHWC", "w": "hwcO", "y": "NIJO", "b": "O", "c": "C"}
+@functools.lru_cache(256)
+def way_of(geometry: Geometry, names: str, *shapes: Any) -> str | None:
+    """How to compute one of the three: "taps" or "winograd"; None if the shapes do not fit the geometry or there are no
+    channels: then the page runs, which says what is wrong. names, of the arrays: x (N, H, W, C), w (kh, kw, C/G, O),
+    y (N, OH, OW, O), and the biases b (O,) and c (C,), which may lack."""
+    axes = {"x": "NHWC", "w": "hwcO", "y": "NIJO", "b": "O", "c": "C"}
     lengths = dict(zip("HWIJhw", (*geometry.size, *geometry.out, *geometry.kernel)))
-    for name, a in arrays.items():
-        if a is None:
+    for name, shape in zip(names, shapes):
+        if shape is None:
             continue
-        if a.ndim != len(names[name]) or 0 in a.shape[-1:]:
-            return False
-        shape = [*a.shape[:2], a.shape[2] * geometry.groups, a.shape[3]] if name == "w" else a.shape
-        if any(lengths.setdefault(length, n) != n for length, n in zip(names[name].replace("c", "C"), shape)):
-            return False
-    return lengths.get("C", 1) > 0 and not any(lengths.get(length, 0) % geometry.groups for length in "CO")
+        if len(shape) != len(axes[name]) or shape[-1] == 0:
+            return None
+        if name == "w":
+            shape = (*shape[:2], shape[2] * geometry.groups, shape[3])
+        if any(lengths.setdefault(length, n) != n for length, n in zip(axes[name].replace("c", "C"), shape)):
+            return None
+    channels, out = lengths["C"], lengths["O"]
+    if not channels or channels % geometry.groups or out % geometry.groups:
+        return None
+    result = geometry.size if names[0] == "y" else geometry.out  # the image whose tiles are computed
+    return "winograd" if by_winograd(geometry, result, channels, out) else "taps"
 
 
 # ---------------------------------------------------------------- winograd.c
@@ -120,18 +124,15 @@ def by_winograd(geometry: Geometry, out: tuple[int, int], channels: int, channel
     )
 
 
-def _winograd(x: Array, w: Array, b: Any, y: Array, geometry: Geometry, transposed: bool) -> bool:
-    (top, _), (left, _) = geometry.padding
-    x, w, b = (a if a is None else np.ascontiguousarray(a) for a in (x, w, b))
-    top, left = (2 - top, 2 - left) if transposed else (top, left)
-    return winograd_in_c(x=x, w=w, b=b, y=y, top=top, left=left, transposed=transposed)
-
-
 # ---------------------------------------------------------------- the lists for conv.c
 
 
-def _conv(x: Array, w: Array, b: Any, y: Array, geometry: Geometry, transposed: bool) -> bool:
+def _conv(way: str, x: Array, w: Array, b: Any, y: Array, geometry: Geometry, transposed: bool) -> bool:
     x, w, b = (a if a is None else np.ascontiguousarray(a) for a in (x, w, b))
+    if way == "winograd":
+        (top, _), (left, _) = geometry.padding
+        top, left = (2 - top, 2 - left) if transposed else (top, left)  # the taps are turned round
+        return winograd_in_c(x=x, w=w, b=b, y=y, top=top, left=left, transposed=transposed)
     return conv_in_c(
         x=_merged(x, 1),  # (N, H, W, C) -> (N, H W, C)
         w=_merged(w, 0),  # (kh, kw, C, O) -> (kh kw, C, O)
