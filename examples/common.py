@@ -138,7 +138,16 @@ def mnist(args, split="train"):
 
 def images(args, split="train"):
     """uint8 (n, 28, 28) of --data, for training ("train") or not ("test"); the same for every --seed."""
-    return data.glyphs(20_000, int(split == "test")).images if args.data == "glyphs" else mnist(args, split).images
+    return labelled(args, split)[0]
+
+
+def labelled(args, split="train"):
+    """images, and the digits on them, int64 (n,)."""
+    if args.data == "glyphs":
+        glyphs = data.glyphs(20_000, int(split == "test"))
+        return glyphs.images, glyphs.labels["digit"]
+    digits = mnist(args, split)
+    return digits.images, digits.labels.astype("int64")
 
 
 # ---------------------------------------------------------------- runs

@@ -18,8 +18,8 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 ONE_DIMENSION, TWO_DIMENSIONS = EXAMPLES / "01_one_dimension.py", EXAMPLES / "02_two_dimensions.py"
 QUICKSTART, SCORE_UNET = EXAMPLES / "quickstart.py", EXAMPLES / "03_score_unet.py"
 USING, JUDGE = EXAMPLES / "04_using_a_model.py", EXAMPLES / "05_judge.py"
-LIKELIHOOD = EXAMPLES / "06_likelihood.py"
-ALL = [ONE_DIMENSION, TWO_DIMENSIONS, QUICKSTART, SCORE_UNET, USING, JUDGE, LIKELIHOOD]
+LIKELIHOOD, CONDITIONAL = EXAMPLES / "06_likelihood.py", EXAMPLES / "07_conditional_unet.py"
+ALL = [ONE_DIMENSION, TWO_DIMENSIONS, QUICKSTART, SCORE_UNET, USING, JUDGE, LIKELIHOOD, CONDITIONAL]
 sys.path.insert(0, str(EXAMPLES))  # as Python does for a script: what they share lies beside them
 
 
@@ -105,6 +105,25 @@ def test_the_score_unet_trains_goes_on_and_samples(tmp_path, data_dir, skips, co
         for row in ("ddpm, 5", "heun, 5", "rk45, ", "euler_maruyama, 3", "heun, 5, no average"):
             assert f"\n{row}" in text
         assert re.search(r"averaged weights: -?\d+\.\d{4} \+- .* bits per dimension on 2 test images", text)
+
+
+@pytest.mark.slow
+def test_the_conditional_unet_trains_goes_on_and_samples(tmp_path, data_dir):
+    out = tmp_path / "run"
+    options = ["--data-dir", data_dir, "--out", out, "--batch-size", 16, "--micro-batch", 8, "--steps", 2]
+    text = run(CONDITIONAL, *options, "--epochs", 1)
+    assert "2,045,057 parameters, 24 images" in text and "(published 1010)" in text
+    pictures = ["labels.png", "loss.png", "samples.png"]
+    assert sorted(path.name for path in out.iterdir()) == ["checkpoint.npz", *pictures[:1], "log.jsonl", *pictures[1:]]
+    first = {name: (out / name).read_bytes() for name in pictures}
+    assert imread(out / "samples.png").shape[:2] == tuple(np.array([10 * 30 + 2, 10 * 30 + 2]) * 3 + [0, 53])
+    run(CONDITIONAL, *options, "--sample-only")
+    assert all((out / name).read_bytes() == first[name] for name in pictures)
+    run(CONDITIONAL, *options, "--epochs", 2, "--resume")
+    records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [(r["epoch"], r["step"], r["images"]) for r in records] == [(0, 2, 24), (1, 4, 24)]
+    assert [r["lr"] for r in records] == pytest.approx([1e-3, 0.98e-3])
+    assert all((out / name).read_bytes() != first[name] for name in pictures)
 
 
 @pytest.mark.slow
