@@ -7,10 +7,10 @@
    shift is (A, C); w and b are (W, C) with W = 1, the same for all samples, or W = A; shift, w and b may be NULL.
    mean (of x + shift) and rstd are (A, G).
 
-   A position is a row of C channels. The loops take WIDTH channels at a time, a vector, over all positions, so that what
-   belongs to a channel, and the sums over the positions, stay in registers; the sums of a group are then sums over D of
-   those. A sample is read three times, and is in the cache from the second time on. Long sums are double, so that they
-   lose no digits. */
+   A position is a row of C channels. The loops take a vector of channels at a time over all positions, so that what belongs
+   to a channel, and the sums over the positions, stay in registers; the sums of a group are then sums over D of those. If C
+   is no multiple of a vector, the rows of some positions are taken together, so that it is. A sample is read three times,
+   and is in the cache from the second time on. Long sums are double, so that they lose no digits. */
 
 #include "row.h"
 #include <stdlib.h>
@@ -22,7 +22,7 @@ INLINE void add_to(double *restrict totals, vec sums, int64_t n)
 {
     real each[WIDTH];
     store(each, sums);
-    for (int64_t c = 0; c < n; c++)
+    for (int64_t c = 0; c < n && c < WIDTH; c++)
         totals[c] += each[c];
 }
 
@@ -35,16 +35,45 @@ INLINE vec sigmoid_of(vec x)
     return load(each);
 }
 
-/* Whether there are n = WIDTH channels is known when this is compiled: then nothing is masked. */
-#define FOR_CHANNELS(n, from, C, CALL)                                                                                 \
-    for (int64_t from = 0; from < C; from += WIDTH)                                                                    \
-        if (C - from >= WIDTH) {                                                                                       \
-            const int64_t n = WIDTH;                                                                                   \
-            CALL;                                                                                                      \
-        } else {                                                                                                       \
-            const int64_t n = C - from;                                                                                \
-            CALL;                                                                                                      \
-        }
+/* The positions of a sample: `rows` of `width` numbers, in which those of `together` positions lie one after the other, and
+   what remains, one row of `rest` numbers. */
+typedef struct {
+    int64_t together, rows, width, rest;
+} Rows;
+
+static Rows rows_of(int64_t L, int64_t C)
+{
+    int64_t together = 1;
+    while (together * C % WIDTH)
+        together *= 2;
+    return (Rows){together, L / together, together * C, L % together * C};
+}
+
+/* Once in each position of a row what is there in the first. */
+static void repeat(real *a, int64_t C, const Rows *rows)
+{
+    for (int64_t c = C; c < rows->width; c++)
+        a[c] = a[c - C];
+}
+
+/* The sums of all positions of a row in the place of the first. */
+static void fold(double *totals, int64_t C, const Rows *rows)
+{
+    for (int64_t c = C; c < rows->width; c++)
+        totals[c % C] += totals[c];
+}
+
+/* CALL for each vector c of channels, of n channels from `at` on in `length` rows. Whether n is WIDTH is known when this is
+   compiled: then nothing is masked. */
+#define FOR_CHANNELS(rows, CALL)                                                                                       \
+    for (int64_t c = 0; c < (rows).width; c += WIDTH) {                                                                \
+        const int64_t n = WIDTH, at = c, length = (rows).rows;                                                         \
+        CALL;                                                                                                          \
+    }                                                                                                                  \
+    for (int64_t c = 0; c < (rows).rest; c += WIDTH) {                                                                 \
+        const int64_t n = (rows).rest - c, at = (rows).rows * (rows).width + c, length = 1;                            \
+        CALL;                                                                                                          \
+    }
 
 INLINE void store_some(real *p, vec v, int64_t n)
 {
@@ -56,38 +85,38 @@ INLINE void store_some(real *p, vec v, int64_t n)
 
 /* ---------------------------------------------------------------- loops over the positions, for n channels */
 
-INLINE void sums_of_x(int64_t n, const real *x, int64_t L, int64_t C, double *totals)
+INLINE void sums_of_x(int64_t n, const real *x, int64_t length, int64_t width, double *totals)
 {
-    for (int64_t first = 0; first < L; first += ROWS) {
-        int64_t last = first + ROWS < L ? first + ROWS : L;
+    for (int64_t first = 0; first < length; first += ROWS) {
+        int64_t last = first + ROWS < length ? first + ROWS : length;
         vec sum = {0};
         for (int64_t l = first; l < last; l++)
-            sum += load_some(x + l * C, n);
+            sum += load_some(x + l * width, n);
         add_to(totals, sum, n);
     }
 }
 
-INLINE void sums_of_squares(int64_t n, const real *x, int64_t L, int64_t C, const real *centre, double *totals)
+INLINE void sums_of_squares(int64_t n, const real *x, int64_t length, int64_t width, const real *centre, double *totals)
 {
     const vec middle = load_some(centre, n);
-    for (int64_t first = 0; first < L; first += ROWS) {
-        int64_t last = first + ROWS < L ? first + ROWS : L;
+    for (int64_t first = 0; first < length; first += ROWS) {
+        int64_t last = first + ROWS < length ? first + ROWS : length;
         vec sum = {0};
         for (int64_t l = first; l < last; l++) {
-            vec z = load_some(x + l * C, n) - middle;
+            vec z = load_some(x + l * width, n) - middle;
             sum += z * z;
         }
         add_to(totals, sum, n);
     }
 }
 
-INLINE void outputs(int64_t n, const real *x, int64_t L, int64_t C, const real *centre, const real *scale,
+INLINE void outputs(int64_t n, const real *x, int64_t length, int64_t width, const real *centre, const real *scale,
     const real *offset, int silu, real *y)
 {
     const vec middle = load_some(centre, n), factor = load_some(scale, n), added = load_some(offset, n);
-    for (int64_t l = 0; l < L; l++) {
-        vec u = (load_some(x + l * C, n) - middle) * factor + added;
-        store_some(y + l * C, silu ? u * sigmoid_of(u) : u, n);
+    for (int64_t l = 0; l < length; l++) {
+        vec u = (load_some(x + l * width, n) - middle) * factor + added;
+        store_some(y + l * width, silu ? u * sigmoid_of(u) : u, n);
     }
 }
 
@@ -96,20 +125,20 @@ typedef struct {
 } Sums;
 
 /* h, and the sums. */
-INLINE void sums_of_h(int64_t n, const real *g, const real *x, int64_t L, int64_t C, const real *centre, const real *r,
+INLINE void sums_of_h(int64_t n, const real *g, const real *x, int64_t length, int64_t width, const real *centre, const real *r,
     const real *w, const real *b, int silu, real *h, Sums sums)
 {
     const vec middle = load_some(centre, n), factor = load_some(r, n), weight = load_some(w, n), bias = load_some(b, n);
-    for (int64_t first = 0; first < L; first += ROWS) {
-        int64_t last = first + ROWS < L ? first + ROWS : L;
+    for (int64_t first = 0; first < length; first += ROWS) {
+        int64_t last = first + ROWS < length ? first + ROWS : length;
         vec of_h = {0}, of_hx = {0}, of_x = {0};
         for (int64_t l = first; l < last; l++) {
-            vec xhat = (load_some(x + l * C, n) - middle) * factor, value = load_some(g + l * C, n);
+            vec xhat = (load_some(x + l * width, n) - middle) * factor, value = load_some(g + l * width, n);
             if (silu) {
                 vec u = xhat * weight + bias, s = sigmoid_of(u);
                 value *= s * (1 + u * (1 - s));
             }
-            store_some(h + l * C, value, n);
+            store_some(h + l * width, value, n);
             of_h += value, of_hx += value * xhat, of_x += xhat;
         }
         add_to(sums.h, of_h, n), add_to(sums.hx, of_hx, n), add_to(sums.x, of_x, n);
@@ -117,14 +146,14 @@ INLINE void sums_of_h(int64_t n, const real *g, const real *x, int64_t L, int64_
 }
 
 /* h becomes x̄. */
-INLINE void adjoints(int64_t n, const real *x, int64_t L, int64_t C, const real *centre, const real *r, const real *w,
+INLINE void adjoints(int64_t n, const real *x, int64_t length, int64_t width, const real *centre, const real *r, const real *w,
     const real *mean_h, const real *mean_hx, real *h)
 {
     const vec middle = load_some(centre, n), factor = load_some(r, n), weight = load_some(w, n);
     const vec of_h = load_some(mean_h, n), of_hx = load_some(mean_hx, n);
-    for (int64_t l = 0; l < L; l++) {
-        vec xhat = (load_some(x + l * C, n) - middle) * factor;
-        store_some(h + l * C, factor * (load_some(h + l * C, n) * weight - of_h - xhat * of_hx), n);
+    for (int64_t l = 0; l < length; l++) {
+        vec xhat = (load_some(x + l * width, n) - middle) * factor;
+        store_some(h + l * width, factor * (load_some(h + l * width, n) * weight - of_h - xhat * of_hx), n);
     }
 }
 
@@ -150,9 +179,10 @@ int norm(const real *restrict x, const real *restrict shift, const real *restric
     real eps, int64_t silu, int64_t part, int64_t parts)
 {
     const int64_t D = C / G;
-    double *restrict totals = malloc(C * sizeof(double));
-    real *space = malloc(3 * C * sizeof(real));
-    real *restrict centre = space, *restrict scale = space + C, *restrict offset = space + 2 * C;
+    const Rows rows = rows_of(L, C);
+    double *restrict totals = malloc(rows.width * sizeof(double));
+    real *space = malloc(3 * rows.width * sizeof(real));
+    real *restrict centre = space, *restrict scale = space + rows.width, *restrict offset = space + 2 * rows.width;
     if (!totals || !space) {
         free(totals), free(space);
         return 1;
@@ -162,8 +192,9 @@ int norm(const real *restrict x, const real *restrict shift, const real *restric
         real *ys = y + a * L * C;
         const int64_t row = W == 1 ? 0 : a * C; /* of weight and bias */
 
-        memset(totals, 0, C * sizeof(double));
-        FOR_CHANNELS(n, c, C, sums_of_x(n, xs + c, L, C, totals + c))
+        memset(totals, 0, rows.width * sizeof(double));
+        FOR_CHANNELS(rows, sums_of_x(n, xs + at, length, rows.width, totals + c))
+        fold(totals, C, &rows);
         for (int64_t g = 0; g < G; g++) {
             if (shift)
                 for (int64_t c = g * D; c < (g + 1) * D; c++)
@@ -173,8 +204,10 @@ int norm(const real *restrict x, const real *restrict shift, const real *restric
                 centre[c] = m - (shift ? shift[a * C + c] : 0);
         }
 
-        memset(totals, 0, C * sizeof(double));
-        FOR_CHANNELS(n, c, C, sums_of_squares(n, xs + c, L, C, centre + c, totals + c))
+        repeat(centre, C, &rows);
+        memset(totals, 0, rows.width * sizeof(double));
+        FOR_CHANNELS(rows, sums_of_squares(n, xs + at, length, rows.width, centre + c, totals + c))
+        fold(totals, C, &rows);
         for (int64_t g = 0; g < G; g++) {
             real r = rstd[a * G + g] = 1 / sqrt(sum_of(totals + g * D, D) / (L * D) + eps);
             for (int64_t c = g * D; c < (g + 1) * D; c++) {
@@ -183,10 +216,13 @@ int norm(const real *restrict x, const real *restrict shift, const real *restric
             }
         }
 
-        if (silu)
-            FOR_CHANNELS(n, c, C, outputs(n, xs + c, L, C, centre + c, scale + c, offset + c, 1, ys + c))
-        else
-            FOR_CHANNELS(n, c, C, outputs(n, xs + c, L, C, centre + c, scale + c, offset + c, 0, ys + c))
+        repeat(scale, C, &rows), repeat(offset, C, &rows);
+#define OUTPUTS(silu) outputs(n, xs + at, length, rows.width, centre + c, scale + c, offset + c, silu, ys + at)
+        if (silu) {
+            FOR_CHANNELS(rows, OUTPUTS(1))
+        } else {
+            FOR_CHANNELS(rows, OUTPUTS(0))
+        }
     }
     free(totals), free(space);
     return 0;
@@ -203,16 +239,18 @@ int norm_vjp(const real *restrict g, const real *restrict x, const real *restric
     int64_t W, int64_t silu, int64_t part, int64_t parts)
 {
     const int64_t D = C / G;
-    double *totals = malloc(5 * C * sizeof(double));
-    real *space = malloc(6 * C * sizeof(real));
+    const Rows rows = rows_of(L, C);
+    const int64_t width = rows.width;
+    double *totals = malloc(5 * width * sizeof(double));
+    real *space = malloc(6 * width * sizeof(real));
     if (!totals || !space) {
         free(totals), free(space);
         return 1;
     }
-    double *restrict h_sum = totals, *restrict hx_sum = totals + C, *restrict x_sum = totals + 2 * C;
-    double *restrict hw = totals + 3 * C, *restrict hwx = totals + 4 * C;
-    real *restrict centre = space, *restrict r = space + C, *restrict w = space + 2 * C, *restrict b = space + 3 * C,
-         *restrict m1 = space + 4 * C, *restrict m2 = space + 5 * C;
+    double *restrict h_sum = totals, *restrict hx_sum = totals + width, *restrict x_sum = totals + 2 * width;
+    double *restrict hw = totals + 3 * width, *restrict hwx = totals + 4 * width;
+    real *restrict centre = space, *restrict r = space + width, *restrict w = space + 2 * width, *restrict b = space + 3 * width,
+         *restrict m1 = space + 4 * width, *restrict m2 = space + 5 * width;
     for (int64_t a = A * part / parts; a < A * (part + 1) / parts; a++) {
         const real *xs = x + a * L * C, *gs = g + a * L * C;
         real *ds = dx + a * L * C;
@@ -225,14 +263,17 @@ int norm_vjp(const real *restrict g, const real *restrict x, const real *restric
                 b[c] = bias ? bias[row + c] : 0;
             }
 
-        memset(totals, 0, 3 * C * sizeof(double));
+        repeat(centre, C, &rows), repeat(r, C, &rows), repeat(w, C, &rows), repeat(b, C, &rows);
+        memset(totals, 0, 3 * width * sizeof(double));
 #define SUMS_OF_H(silu)                                                                                                \
-    FOR_CHANNELS(n, c, C, sums_of_h(n, gs + c, xs + c, L, C, centre + c, r + c, w + c, b + c, silu, ds + c, \
-        (Sums){h_sum + c, hx_sum + c, x_sum + c}))
-        if (silu)
-            SUMS_OF_H(1)
-        else
-            SUMS_OF_H(0)
+    sums_of_h(n, gs + at, xs + at, length, width, centre + c, r + c, w + c, b + c, silu, ds + at,                      \
+        (Sums){h_sum + c, hx_sum + c, x_sum + c})
+        if (silu) {
+            FOR_CHANNELS(rows, SUMS_OF_H(1))
+        } else {
+            FOR_CHANNELS(rows, SUMS_OF_H(0))
+        }
+        fold(h_sum, C, &rows), fold(hx_sum, C, &rows), fold(x_sum, C, &rows);
         for (int64_t c = 0; c < C; c++)
             hw[c] = h_sum[c] * w[c], hwx[c] = hx_sum[c] * w[c];
         for (int64_t k = 0; k < G; k++) {
@@ -247,7 +288,8 @@ int norm_vjp(const real *restrict g, const real *restrict x, const real *restric
                 dweight[a * C + c] = hx_sum[c], dbias[a * C + c] = h_sum[c];
         }
 
-        FOR_CHANNELS(n, c, C, adjoints(n, xs + c, L, C, centre + c, r + c, w + c, m1 + c, m2 + c, ds + c))
+        repeat(m1, C, &rows), repeat(m2, C, &rows);
+        FOR_CHANNELS(rows, adjoints(n, xs + at, length, width, centre + c, r + c, w + c, m1 + c, m2 + c, ds + at))
     }
     free(totals), free(space);
     return 0;
