@@ -75,7 +75,7 @@ def test_a_matrix_is_blue_below_and_red_above(numpy_backend, tmp_path):
     for values, colours in (([[1, -1], [-1, 1]], "rbbr"), ([[-1, 1], [-1, 1]], "brbr")):
         plot.matrix(np.array(values), tmp_path / "a.png", labels=labels, low=-1, high=1)
         pixels = imread(tmp_path / "a.png")[..., :3]
-        red, blue = (pixels[..., i] - pixels[..., 2 - i] > 0.3 for i in (0, 2))
+        red, blue = (pixels[..., i] - pixels[..., 2 - i] > 0.2 for i in (0, 2))
         box = np.argwhere(red | blue)
         (top, left), (bottom, right) = box.min(0), box.max(0)
         middle = (top + bottom) // 2, (left + right) // 2

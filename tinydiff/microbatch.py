@@ -60,7 +60,7 @@ def gradients(
     sums: list[Array] = []
     for value, found in over_microbatches(forward_backward, n, size, threads):
         if total is None:
-            total, sums = value, [g.copy() for g in found]
+            total, sums = value, found  # each gradient has memory of its own
         else:
             total = total + value
             for s, g in zip(sums, found):
