@@ -13,9 +13,9 @@ import pytest
 
 compiled = pytest.importorskip("tinydiff.fast.cpu.compiled")
 from tinydiff import Tensor, grad, ops  # noqa: E402
-from tinydiff.fast.cpu import attention  # noqa: E402
+from tinydiff.fast.cpu import attention, norm  # noqa: E402
 from tinydiff.ops.attention import scaled_dot_product_attention  # noqa: E402
-from tinydiff.ops.norm import normalize  # noqa: E402
+from tinydiff.ops.norm import normalize, shift_normalize_silu  # noqa: E402
 
 pytestmark = [
     pytest.mark.usefixtures("numpy_backend"),
@@ -249,3 +249,44 @@ def test_infinities_and_nan_stay_what_they_are(name: str) -> None:
     right = {"erf": [NAN, 1, -1, 1, -1, 0], "gelu": [NAN, INF, NAN, 1e300, 0, 0], "sigmoid": [NAN, 1, 0, 1, 0, 0.5]}
     np.testing.assert_array_equal(found, right[name])
     assert np.signbit(found[5]) == (name != "sigmoid")
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("parts", [2, 3, 20])
+def test_parts_in_threads_change_no_bit(parts: int, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every kernel that is called in parts here, and of whose sums over rows each part has its own."""
+    x, g = draw(6, 37, 4, 5, dtype=dtype), draw(6, 37, 4, 5, dtype=dtype, seed=1)
+    per_channel = [draw(20, dtype=dtype, seed=i) for i in range(2)]
+    rows, rows_g = x.reshape(-1, 20), g.reshape(-1, 20)
+    q, k, v = (draw(5, 40, 16, dtype=dtype, seed=i) for i in range(3))
+
+    def everything() -> list[Any]:
+        y, mean, rstd = norm.norm(x, None, *per_channel, 1e-5, True)
+        found = [y, *norm.norm_vjp(g, x, mean, rstd, None, *per_channel, True)]
+        y, residuals = norm.normalize_numpy(rows, *per_channel, axes=(1,), eps=1e-5)
+        found += [y, *norm.normalize_vjp_numpy(rows_g, y, rows, *per_channel, residuals=residuals)]
+        y, residuals = attention.in_blocks(q, k, v, mask=None, scale=0.25)
+        found += [y, *attention.in_blocks_vjp(v, y, q, k, v, mask=None, scale=0.25, residuals=residuals)]
+        leaf = Tensor(rows, requires_grad=True)
+        for op in (ops.silu, ops.sigmoid, ops.erf, ops.gelu, ops.softmax):
+            y = op(leaf)
+            found += [y.data, grad(y, leaf, rows_g)[0].data]
+        return [a for a in found if a is not None]
+
+    made = []
+    for count in (1, parts):
+        monkeypatch.setattr(compiled, "threads_for", lambda _size, count=count: count)
+        made.append(everything())
+    assert len(made[0]) > 20 and all(np.array_equal(*pair) for pair in zip(*made))
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("channels", [1, 3, 4, 8, 15, 16, 24, 33])
+def test_norms_of_channels_that_fill_no_vector(channels: int, dtype: str) -> None:
+    """Then the rows of some positions are taken together, and some remain."""
+    for length, group in ((1, channels), (2, channels), (31, 1), (70, channels)):
+        shape = (3, length, channels // group, group)
+        x, g = draw(*shape, dtype=dtype), draw(*shape, dtype=dtype, seed=1)
+        shift, weight, bias = (draw(3, 1, *shape[2:], dtype=dtype, seed=i) for i in range(3))
+        if length * group > 1:
+            as_page(shift_normalize_silu, g, x, shift, weight, bias, dtype=dtype, axes=(1, 3), eps=0.1, silu=True)
