@@ -30,7 +30,7 @@ name. There are two kinds of models, and every function that takes a model takes
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -162,23 +162,49 @@ class Denoiser(ScoreModel):
 class Guided:
     """A model for a condition, pushed away from what it predicts without one: classifier-free guidance.
 
-        D_w(x) = (1 + w) D(x | condition) - w D(x)                     for w = weight; 0 is no guidance
+        D_w(x) = (1 + w) D(x | condition) - w D(x | negative)          for w = weight; 0 is no guidance
 
     The same formula holds for scores, so it is a model of the same kind as `model`. The condition may be given here, or
     where the model is used. `sample` splits into microbatches only what it is given itself. The result is an array,
-    without a gradient. Errors: ValueError for a weight that is no finite number.
+    without a gradient. negative: the condition to be pushed away from, a dict; none unless given. interval: (low,
+    high), the second arguments (noise levels, or times of a score) between which there is guidance, low < t <= high.
+    At high noise it narrows what can still be drawn, and at low noise it does nothing (Kynkaanniemi et al. 2024).
+    Errors: ValueError for a weight that is no finite number, or an interval that is none.
     Source: Ho and Salimans 2022, "Classifier-free diffusion guidance", equation 6.
     """
 
-    def __init__(self, model: Callable[..., Any], weight: float, /, **condition: Any):
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        weight: float,
+        /,
+        *,
+        negative: Mapping[str, Any] | None = None,
+        interval: tuple[float, float] | None = None,
+        **condition: Any,
+    ):
         self.model, self.weight, self.condition = model, number("Guided: weight", weight), condition
+        self.negative, self.interval = dict(negative or {}), None if interval is None else tuple(interval)
         self.is_denoiser = getattr(model, "is_denoiser", False)
+        if self.interval is not None and (len(self.interval) != 2 or not self.interval[0] < self.interval[1]):
+            raise ValueError(f"Guided: the interval must be (low, high) with low < high, not {interval!r}")
 
     def __call__(self, x: Any, t: Any, **condition: Any) -> Array:
         conditional = array_of(self.model(x, t, **{**self.condition, **condition}))
         if self.weight == 0:
             return conditional
-        return (1 + self.weight) * conditional - self.weight * array_of(self.model(x, t))
+        weight: Any = self.weight
+        if self.interval is not None:
+            low, high = self.interval
+            times = array_of(t)
+            inside = (times > low) & (times <= high)  # of one time, or of (N,)
+            if isinstance(times, Real):
+                if not inside:
+                    return conditional
+            elif backend.name == "numpy" and not inside.any():  # a device would have to wait
+                return conditional
+            weight = per_sample(xp.where(inside, self.weight, 0.0).astype(conditional.dtype), conditional)
+        return (1 + weight) * conditional - weight * array_of(self.model(x, t, **self.negative))
 
 
 class Counted:

@@ -1,4 +1,4 @@
-"""Our U-Net: small, padded, residual, conditioned on the noise level and on any number of labels.
+"""Our U-Net: small, padded, residual, conditioned on the noise level, on any number of labels, and on a context.
 
     x (N, H, W, C)
       -> patches (H/p, W/p)  -> [residual blocks -> halve] at each level  -> attention, block
@@ -10,6 +10,8 @@ of scale 30 in t; the pixels of a patch first become channels (pixel_unshuffle),
 resolution; and the last layer of each block starts at zero, so that each block starts as the identity, and the output
 of the net at zero. (So the first step changes only the net's last layer; the second also all that does not come before
 the last layer of a block; the third everything.)
+
+Where a text says what to draw (models/text.py), the pixels of chosen levels attend to its words, the context.
 """
 
 from __future__ import annotations
@@ -24,9 +26,11 @@ from ..engine import Tensor
 from ..rng import Rng, as_rng
 from .inputs import each_label, sizes
 
+RESERVED = ("self", "x", "noise", "context", "context_mask")
+
 
 class UNet(nn.Module):
-    """F(x, noise, **labels): (N, H, W, C) -> (N, H, W, C or out_channels)
+    """F(x, noise, context=, **labels): (N, H, W, C) -> (N, H, W, C or out_channels)
 
     channels: of each level, from fine to coarse; level i works at 1 / (patch 2^i) of the resolution.
     blocks: residual blocks per level, on the way down; as many on the way up. groups: of the norms, a divisor of all
@@ -34,8 +38,10 @@ class UNet(nn.Module):
     labels: the conditions, with the number of values of each, {"digit": 10}. Each label is embedded, and the embeddings
     are summed. The label -1 is the null class, no condition (the last row of a table); a label that is not given is -1.
     To learn the null class, replace labels by -1 at random in training (label dropout; Ho and Salimans 2022).
-    Errors: ValueError for sizes that are not positive integers, groups that do not divide the channels, and names of
-    labels that could be no keyword arguments of this net.
+    context: the width of the context's vectors, if there is one; attention: the levels, 0 the finest, after whose
+    residual blocks the pixels attend to it. heads: of that attention.
+    Errors: ValueError for sizes that are not positive integers, groups that do not divide the channels, levels that are
+    not there, and names of labels that could be no keyword arguments of this net.
     """
 
     def __init__(
@@ -49,22 +55,31 @@ class UNet(nn.Module):
         labels: Mapping[str, int] | None = None,
         embedding: int = 192,
         groups: int = 8,
+        context: int | None = None,
+        attention: Sequence[int] = (),
+        heads: int = 4,
         rng: Rng | int | None = None,
     ):
         rng = as_rng(rng)
         channels = sizes("UNet: channels", channels)
         self.in_channels, self.levels = integer("UNet: in_channels", in_channels), len(channels)
+        self.context = None if context is None else integer("UNet: context", context)
         blocks, self.patch = integer("UNet: blocks", blocks), integer("UNet: patch", patch)
         embedding, groups = integer("UNet: embedding", embedding), integer("UNet: groups", groups)
         out_channels = self.in_channels if out_channels is None else integer("UNet: out_channels", out_channels)
         if any(width % groups for width in channels):
             raise ValueError(f"UNet: groups={groups} must divide each of channels={channels}")
         for name in labels or {}:
-            if not isinstance(name, str) or not name.isidentifier() or name in ("self", "x", "noise"):
+            if not isinstance(name, str) or not name.isidentifier() or name in RESERVED:
                 raise ValueError(
                     f"UNet: a label is a keyword argument of the net, which {name!r} cannot be: take an identifier "
-                    "other than self, x and noise"
+                    f"other than {', '.join(RESERVED)}"
                 )
+        if (context is None) != (not attention) or any(level not in range(len(channels)) for level in attention):
+            raise ValueError(
+                f"UNet: attention={tuple(attention)} must be levels from 0 to {len(channels) - 1} if there is a "
+                f"context, else none, and context={context}"
+            )
         self.frequencies = nn.FourierFeatures(64, scale=1.0, rng=rng)
         self.noise = nn.Sequential(
             nn.Linear(64, embedding, rng=rng), nn.SiLU(), nn.Linear(embedding, embedding, rng=rng)
@@ -77,7 +92,10 @@ class UNet(nn.Module):
         self.down: list[nn.Module] = []
         self.up: list[nn.Module] = []
         for i, width in enumerate(channels):
-            self.down += [ResidualBlock(width, width, embedding, groups, rng) for _ in range(blocks)]
+            for _ in range(blocks):
+                self.down.append(ResidualBlock(width, width, embedding, groups, rng))
+                if i in attention:
+                    self.down.append(CrossAttention(width, context, heads, groups, rng))
             if i + 1 < len(channels):
                 self.down.append(nn.Conv2d(width, channels[i + 1], 2, stride=2, rng=rng))
         self.middle = [
@@ -85,19 +103,24 @@ class UNet(nn.Module):
             ResidualBlock(channels[-1], channels[-1], embedding, groups, rng),
         ]
         for i, width in reversed(list(enumerate(channels))):
-            self.up += [ResidualBlock(2 * width, width, embedding, groups, rng) for _ in range(blocks)]
+            for _ in range(blocks):
+                self.up.append(ResidualBlock(2 * width, width, embedding, groups, rng))
+                if i in attention:
+                    self.up.append(CrossAttention(width, context, heads, groups, rng))
             if i:
                 self.up.append(nn.ConvTranspose2d(width, channels[i - 1], 2, stride=2, rng=rng))
         self.norm = nn.GroupNorm(groups, channels[0])
         self.last = _zero(nn.Conv2d(channels[0], out_channels * self.patch**2, 3, padding=1, rng=rng))
 
-    def forward(self, x: Tensor, noise: Any, **labels: Any) -> Tensor:
-        """noise: (N,), a slowly varying function of the noise level such as ln(sigma) / 4, or (1,); labels: (N,)
-        integers, or one for all.
+    def forward(self, x: Tensor, noise: Any, *, context: Any = None, context_mask: Any = None, **labels: Any) -> Tensor:
+        """noise: (N,), a slowly varying function of the noise level such as ln(sigma) / 4, or (1,); context: (N, S,
+        width); context_mask: which of it may be attended to, broadcastable to (N, heads, HW, S); labels: (N,) integers,
+        or one for all.
 
         Errors: ValueError for x that is not (N, H, W, in_channels) or whose size cannot be halved often enough, noise
-        of another shape, or a label that this net does not have; TypeError for labels that are not integers,
-        IndexError for one out of range (on a GPU only of those in host memory).
+        of another shape, a context where there is none or none where there is one, or a label that this net does not
+        have; TypeError for labels that are not integers, IndexError for one out of range (on a GPU only of those in
+        host memory).
         """
         unit = self.patch * 2 ** (self.levels - 1)
         if x.ndim != 4 or x.shape[3] != self.in_channels or x.shape[1] % unit or x.shape[2] % unit:
@@ -108,18 +131,28 @@ class UNet(nn.Module):
         if shape not in ((n,), (1,)):
             found = repr(noise) if shape is None else f"of shape {shape}"
             raise ValueError(f"UNet: noise must be {(n,)}, one for each of x {x.shape}, not {found}")
+        if (context is None) != (self.context is None):
+            wanted = "none" if self.context is None else f"(N, S, {self.context})"
+            found = "there is none" if context is None else f"it is of shape {context.shape}"
+            raise ValueError(f"UNet: the context must be {wanted}, but {found}")
         e = ops.silu(self._embed(noise, labels, n))  # (N, embedding)
         h = self.first(pixel_unshuffle(x, self.patch))  # (N, H/p, W/p, channels[0])
         skips = []
         for layer in self.down:
-            h = layer(h, e) if isinstance(layer, ResidualBlock) else layer(h)
             if isinstance(layer, ResidualBlock):
+                h = layer(h, e)
                 skips.append(h)
+            elif isinstance(layer, CrossAttention):
+                h = skips[-1] = layer(h, context, context_mask)
+            else:
+                h = layer(h)
         attention, block = self.middle
         h = block(attention(h), e)
         for layer in self.up:
             if isinstance(layer, ResidualBlock):
                 h = layer(ops.concatenate([h, skips.pop()], axis=3), e)  # (N, h, w, 2C) -> (N, h, w, C)
+            elif isinstance(layer, CrossAttention):
+                h = layer(h, context, context_mask)
             else:
                 h = layer(h)
         return pixel_shuffle(self.last(self.norm(h, silu=True)), self.patch)  # (N, H, W, out_channels)
@@ -174,6 +207,20 @@ class SelfAttention(nn.Module):
         tokens = self.norm(x).reshape(n, 1, height * width, channels)  # one head: (N, 1, HW, C)
         q, k, v = ops.split(self.qkv(tokens), 3, axis=3)  # (N, 1, HW, 3C) -> 3 of (N, 1, HW, C)
         return x + self.project(ops.attention(q, k, v)).reshape(x.shape)  # (N, 1, HW, C) -> (N, H, W, C)
+
+
+class CrossAttention(nn.Module):
+    """x + projected attention of each pixel to the vectors of a context, (N, S, width)."""
+
+    def __init__(self, channels: int, width: Any, heads: int, groups: int, rng: Rng):
+        self.norm = nn.GroupNorm(groups, channels)
+        self.attention = nn.MultiHeadAttention(channels, heads, kdim=width, vdim=width, rng=rng)
+        _zero(self.attention.out_proj)
+
+    def forward(self, x: Tensor, context: Any, mask: Any) -> Tensor:
+        n, height, width, channels = x.shape
+        pixels = self.norm(x).reshape(n, height * width, channels)  # (N, H, W, C) -> (N, HW, C)
+        return x + self.attention(pixels, context, mask=mask).reshape(x.shape)  # (N, HW, C) -> (N, H, W, C)
 
 
 def pixel_unshuffle(x: Tensor, patch: int) -> Tensor:

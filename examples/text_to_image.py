@@ -1,0 +1,173 @@
+"""Words become a picture: a U-Net that attends to the words of a prompt, trained on this machine.
+
+    python examples/text_to_image.py "a small bold seven leaning left"     trains once, about 15 minutes; then paints
+    python examples/text_to_image.py "a heavy zero" "a serif two"          a row of pictures for each prompt
+    python examples/text_to_image.py "a seven" --negative "bold"           away from these words
+    python examples/text_to_image.py "a bold six" --sweep 0 0.5 1 2 4      a row for each weight of guidance
+    python examples/text_to_image.py --resume                              go on with a run that was interrupted
+    TINYDIFF_BACKEND=cupy python examples/text_to_image.py "a bold six"    on a GPU
+
+The pictures to learn from are digits in matplotlib's fonts, with captions such as "a small bold serif seven leaning
+left, at the top right" (data/glyphs.py). One in ten of the distinct captions is held out: those combinations of words
+are not in the training set, so a prompt with one of them shows whether the words are understood one by one.
+
+A small transformer makes a vector of each word (models/text.py), trained together with the U-Net, whose pixels attend
+to the words. In training one caption in ten is left out, so that sampling can strengthen what the words do (guidance).
+The directory of the run (runs/text_to_image) gets samples.png, words.png (the cosines between the vectors of the
+words), loss.png, log.jsonl and checkpoint.npz, which has the vocabulary.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import common
+import numpy as np
+
+from tinydiff import Rng, data, no_grad, plot
+from tinydiff.backend import to_device, to_host
+from tinydiff.data.held_out import hold_out
+from tinydiff.data.tokenizer import Tokenizer
+from tinydiff.diffusion import Denoiser, Guided, KarrasSDE, edm_loss, sample
+from tinydiff.models.text import TextUNet, dropped
+from tinydiff.optim import EMA, Adam, cosine, warmup
+from tinydiff.training import train
+
+HELD_OUT = 0.1  # of the distinct captions
+CAPTION_DROPOUT = 0.1  # how often the words are left out in training
+PREVIEW = ["a seven", "a small bold serif three", "a heavy mono zero leaning left", "a large five, at the top right"]
+
+
+def main() -> int:
+    args = arguments()
+    path = args.out / "checkpoint.npz"
+    if args.resume or not path.exists():
+        if not trained(args):
+            return 130  # as a shell reports an interrupted program
+    denoiser, tokenizer, ema = load(path)
+    with ema.applied():
+        paint(denoiser, tokenizer, args.prompts or PREVIEW, args, args.steps)
+        draw_words(denoiser, tokenizer, args)
+    return 0
+
+
+def trained(args):
+    """Train, and leave the checkpoint. Was it finished?"""
+    glyphs = data.glyphs(args.drawn, args.seed)
+    seen = ~hold_out(glyphs.captions, HELD_OUT)
+    tokenizer = Tokenizer.of(glyphs.captions)
+    images = data.to_float(glyphs.images[seen], -1, 1)  # (n, 28, 28, 1)
+    tokens = tokenizer.encode([caption for caption, kept in zip(glyphs.captions, seen) if kept])  # (n, L)
+    denoiser, ema = new_model(tokenizer, args.channels, float(images.std()), args.seed)
+
+    def loss(x0, tokens, rng, sample_offset):
+        kept = rng.uniform(len(x0), sample_offset=sample_offset) >= CAPTION_DROPOUT
+        return edm_loss(denoiser, x0, rng, sample_offset=sample_offset, tokens=dropped(tokens, kept))
+
+    def pictures(state):
+        plot.loss_curve(state.records, args.out / "loss.png", x="step", title="EDM loss on captioned glyphs")
+        if state.step % 1000 == 0:  # a preview, with few steps
+            with ema.applied():
+                paint(denoiser, tokenizer, PREVIEW, args, steps=min(args.steps, 7))
+
+    epochs = max(1, round(args.images / len(images)))
+    steps = epochs * -(-len(images) // args.batch_size)
+    print(f"{denoiser.count():,} parameters, {len(tokenizer.words)} words, {len(images):,} pictures, "
+          f"{len(seen) - len(images):,} held out; pictures go to {args.out}", file=sys.stderr)  # fmt: skip
+    state = train(
+        denoiser,
+        loss,
+        (images, tokens),
+        Adam(denoiser.parameters(), lr=args.lr),
+        epochs=epochs,
+        batch_size=args.batch_size,
+        microbatch=args.microbatch,
+        threads=args.threads,
+        seed=args.seed,
+        schedule=warmup(200, cosine(steps)),
+        schedule_by="step",
+        ema=ema,
+        out=args.out,
+        resume=args.resume,
+        log_every=100,
+        save_every=500,
+        on_record=pictures,
+    )
+    return state.finished
+
+
+def new_model(tokenizer, channels, sigma_data, seed):
+    denoiser = Denoiser(TextUNet(tokenizer, 1, channels, rng=Rng(seed).child("model")), sigma_data)
+    return denoiser, EMA(denoiser, 0.998)
+
+
+def load(path):
+    """The model of a checkpoint, its tokenizer, and the average of its weights."""
+    state = common.checkpoint_of(path, "text_to_image.py")
+    try:
+        weights = state["model"]
+        tokenizer = Tokenizer.from_bytes(weights["net.vocabulary"])
+        channels = [weights[name].shape[-1] for name in sorted(weights) if name.endswith("conv2.weight")]
+        channels = sorted(set(channels))
+        denoiser, ema = new_model(tokenizer, channels, 1.0, 0)
+    except (LookupError, TypeError, ValueError) as error:
+        sys.exit(f"{path} is not a checkpoint of this example: {error}")
+    common.load_checkpoint(path, "channels", model=denoiser, ema=ema)
+    return denoiser, tokenizer, ema
+
+
+def paint(denoiser, tokenizer, prompts, args, steps):
+    """samples.png: a row for each prompt, or, of one prompt with --sweep, for each weight."""
+    began = time.monotonic()
+    tokens = tokenizer.encode(prompts)
+    negative = {"tokens": tokenizer.encode(args.negative)} if args.negative else {}
+    rows, each = [], args.samples
+    for weight in args.sweep or [args.guidance]:
+        model = Guided(denoiser, weight, negative=negative, interval=args.interval)
+        condition = to_device(np.repeat(tokens, each, axis=0))  # (prompts * each, L)
+        with no_grad():
+            states = denoiser.net.encode(condition).data
+        rng = Rng(args.seed).child("samples")
+        rows.append(to_host(sample(model, (len(condition), 28, 28, 1), KarrasSDE(), rng, method="heun", steps=steps,
+                                   eps=0.002, microbatch=20, tokens=condition, states=states)))  # fmt: skip
+    labels = prompts if not args.sweep else [f"{p}, {w:g}" for w in args.sweep for p in prompts]
+    plot.image_grid(np.concatenate(rows), args.out / "samples.png", rows=len(labels), row_labels=labels, low=-1, high=1)
+    print(f"\n{args.out / 'samples.png'} painted in {time.monotonic() - began:.0f} s", file=sys.stderr)
+
+
+def draw_words(denoiser, tokenizer, args):
+    """words.png: the cosine of the angle between the vectors of two words, for each pair."""
+    vectors = to_host(denoiser.net.encoder.embedding.weight.data)[2:]  # (words, width)
+    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    plot.matrix(vectors @ vectors.T, args.out / "words.png", labels=tokenizer.words, low=-1, high=1,
+                title="cosines between the vectors of the words")  # fmt: skip
+
+
+def arguments():
+    parser = common.parser(__doc__)
+    add, integer = parser.add_argument, common.integer
+    add("prompts", nargs="*", metavar="PROMPT", help="what to paint")
+    add("--samples", type=integer(1), default=10, metavar="N", help="pictures for each prompt")
+    add("--guidance", type=common.finite, default=1.0, metavar="X", help="how far to push towards the words")
+    add("--interval", type=common.positive, nargs=2, default=None, metavar=("LOW", "HIGH"),
+        help="the noise levels between which to push (default: all)")  # fmt: skip
+    add("--sweep", type=common.finite, nargs="+", metavar="X", help="a row for each of these weights of guidance")
+    add("--negative", default="", metavar="PROMPT", help="what to push away from, in place of no words")
+    add("--steps", type=integer(1), default=17, metavar="N",
+        help="steps of Heun's method, which are 2 N + 1 evaluations")  # fmt: skip
+    add("--drawn", type=integer(100), default=60_000, metavar="N", help="pictures to draw for the training")
+    add("--images", type=integer(1), default=500_000, metavar="N", help="images to learn from, in whole rounds")
+    add("--channels", type=integer(8, multiple_of=8), nargs="+", default=[32, 64], metavar="N",
+        help="of the U-Net, from fine to coarse, multiples of 8")  # fmt: skip
+    common.add_training(parser, batch_size=128)
+    add("--lr", type=common.positive, default=1.5e-3, metavar="X", help="of Adam, after a warm-up, before a cosine")
+    common.add_seed_and_out(parser, "text_to_image")
+    args = common.parse(parser)
+    common.check_channels(parser, args.channels)
+    common.check_checkpoint(args, "--resume")
+    return args
+
+
+if __name__ == "__main__":
+    common.run(main)
