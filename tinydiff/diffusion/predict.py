@@ -193,18 +193,20 @@ class Guided:
         conditional = array_of(self.model(x, t, **{**self.condition, **condition}))
         if self.weight == 0:
             return conditional
-        weight: Any = self.weight
-        if self.interval is not None:
-            low, high = self.interval
-            times = array_of(t)
-            inside = (times > low) & (times <= high)  # of one time, or of (N,)
-            if isinstance(times, Real):
-                if not inside:
-                    return conditional
-            elif backend.name == "numpy" and not inside.any():  # a device would have to wait
-                return conditional
-            weight = per_sample(xp.where(inside, self.weight, 0.0).astype(conditional.dtype), conditional)
+        weight = self.weight if self.interval is None else self._weight_at(array_of(t), conditional)
+        if weight is None:
+            return conditional
         return (1 + weight) * conditional - weight * array_of(self.model(x, t, **self.negative))
+
+    def _weight_at(self, times: Any, x: Array) -> Any:
+        """The weight within the interval, one for all or one for each sample of x; None where it is 0 for all."""
+        low, high = self.interval  # type: ignore[misc]
+        inside = (times > low) & (times <= high)
+        if isinstance(times, Real):
+            return self.weight if inside else None
+        if backend.name == "numpy" and not inside.any():  # a device would have to wait
+            return None
+        return per_sample(xp.where(inside, self.weight, 0.0), x)
 
 
 class Counted:
