@@ -10,8 +10,15 @@ import math
 import sys
 from pathlib import Path
 
-from tinydiff import data, saving
-from tinydiff.training import CannotResume
+import numpy as np
+
+from tinydiff import Rng, data, no_grad, saving
+from tinydiff.backend import to_device, to_host
+from tinydiff.data.glyphs import ATTRIBUTES
+from tinydiff.microbatch import over_microbatches
+from tinydiff.models.classifier import Classifier, judge_loss, shifted
+from tinydiff.optim import AdamW, cosine, warmup
+from tinydiff.training import CannotResume, train
 
 # ---------------------------------------------------------------- arguments
 
@@ -148,6 +155,79 @@ def labelled(args, split="train"):
         return glyphs.images, glyphs.labels["digit"]
     digits = mnist(args, split)
     return digits.images, digits.labels.astype("int64")
+
+
+# ---------------------------------------------------------------- the judge
+
+
+JUDGE = 1  # raise it if a change makes a seed give another judge, so that old ones are not used
+
+
+def pictures_for_judge(args, split="train"):
+    """Images (n, 28, 28, 1) in [-1, 1], and the labels of their attributes, {name: (n,)}."""
+    if args.data == "mnist":
+        digits = mnist(args, split)
+        return data.to_float(digits.images, -1, 1), {"digit": digits.labels.astype("int64")}
+    glyphs = data.glyphs(*((45_000, 1_000_001) if split == "train" else (10_000, 1_000_002)))
+    return data.to_float(glyphs.images, -1, 1), glyphs.labels
+
+
+def word(attribute, value):
+    """The value of an attribute in English."""
+    return ATTRIBUTES[attribute][value]
+
+
+def trained_judge(args):
+    """A classifier for --data: trained once, on two cores in less than three minutes, and kept in the cache."""
+    images, labels = pictures_for_judge(args)
+    names = list(labels)
+    judge = Classifier((28, 28), {name: int(values.max()) + 1 for name, values in labels.items()}, rng=Rng(0))
+    path = saving.cache_dir("judges") / f"{args.data}-v{JUDGE}.npz"
+    if path.exists():
+        try:
+            judge.load_state_dict(saving.load(path))
+            return judge
+        except (LookupError, TypeError, ValueError) as error:
+            print(f"{path} is not used: {error}", file=sys.stderr)
+    most = 2 if args.data == "mnist" else 0  # a glyph's place is one of its attributes
+    epochs, batch_size = 4, 128
+    print(f"training a judge for {args.data}, {judge.count():,} parameters, once", file=sys.stderr)
+
+    def loss(x, *values, rng, sample_offset):
+        x = shifted(x, most, rng, sample_offset) if most else x
+        return judge_loss(judge, x, dict(zip(names, values)))
+
+    state = train(
+        judge,
+        loss,
+        (images, *labels.values()),
+        AdamW(judge.parameters(), lr=2e-3, weight_decay=0.02),
+        epochs=epochs,
+        batch_size=batch_size,
+        schedule=warmup(100, cosine(epochs * -(-len(images) // batch_size))),
+        schedule_by="step",
+    )
+    if not state.finished:
+        sys.exit(130)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    saving.save(path, judge.state_dict())
+    return judge
+
+
+def judged(judge, images):
+    """What the judge finds in images (n, H, W, C) in [-1, 1]: {attribute: (n,)}, and their features (n, width)."""
+    found, features = {name: [] for name in judge.heads}, []
+
+    def look(rows):
+        with no_grad():
+            f = judge.features(to_device(images[rows]))
+            return to_host(f.data), {name: to_host(head(f).data).argmax(axis=1) for name, head in judge.heads.items()}
+
+    for f, values in over_microbatches(look, len(images), 128):
+        features.append(f)
+        for name, value in values.items():
+            found[name].append(value)
+    return {name: np.concatenate(values) for name, values in found.items()}, np.concatenate(features)
 
 
 # ---------------------------------------------------------------- runs
