@@ -44,6 +44,14 @@ def test_the_weights_are_softmax_of_q_k(dropout: float) -> None:
     np.testing.assert_allclose(host(maps[""][0]), right, rtol=1e-10)
 
 
+def test_self_attention_leaves_no_map() -> None:
+    layer, x = nn.MultiHeadAttention(8, 2, rng=0), Tensor(Rng(0).normal((3, 5, 8)))
+    with attention_maps(layer) as maps:
+        layer(x)
+        layer(x, x)
+    assert not maps
+
+
 def test_one_map_per_layer_and_step_and_each_sums_to_one() -> None:
     net = TextToImage(
         TextEncoder(6, 5, 12, 1, 2, rng=1),

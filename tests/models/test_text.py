@@ -152,6 +152,15 @@ def test_it_starts_at_zero_and_every_transformer_as_the_identity() -> None:
     np.testing.assert_array_equal(host(layer(h, context)), host(h))
 
 
+def test_the_skips_carry_what_was_heard() -> None:
+    net = awake(UNet(1, (8,), embedding=12, groups=4, context=6, heads=2, rng=0))
+    heard, joined = [], []
+    net.down[1].register_forward_hook(lambda _layer, _inputs, output: heard.append(host(output)))
+    net.up[0].register_forward_hook(lambda _layer, inputs, _output: joined.append(host(inputs[0])))
+    net(normal(2, 8, 8, 1), Rng(2).normal(2), normal(2, 3, 6))
+    np.testing.assert_array_equal(joined[0][..., 8:], heard[0])
+
+
 def test_a_net_without_text_draws_and_names_what_it_always_did() -> None:
     """So that its checkpoints load, and a seed means the same net."""
     source, with_text = Rng(0), Rng(0)
