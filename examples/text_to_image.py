@@ -25,16 +25,17 @@ import time
 import common
 import numpy as np
 
-from tinydiff import Rng, data, no_grad, plot
-from tinydiff.backend import to_device, to_host
+from tinydiff import Rng, data, plot
+from tinydiff.backend import to_host
 from tinydiff.data.held_out import hold_out
-from tinydiff.data.tokenizer import Tokenizer
 from tinydiff.diffusion import Denoiser, Guided, KarrasSDE, edm_loss, sample
-from tinydiff.models.text import TextUNet, dropped
+from tinydiff.models.text import TextEncoder, TextToImage, Tokenizer, drop_prompts
+from tinydiff.models.unet import UNet
 from tinydiff.optim import EMA, Adam, cosine, warmup
 from tinydiff.training import train
 
 HELD_OUT = 0.1  # of the distinct captions
+WIDTH = 96  # of the vectors of the words
 CAPTION_DROPOUT = 0.1  # how often the words are left out in training
 PREVIEW = ["a seven", "a small bold serif three", "a heavy mono zero leaning left", "a large five, at the top right"]
 
@@ -45,7 +46,7 @@ def main() -> int:
     if args.resume or not path.exists():
         if not trained(args):
             return 130  # as a shell reports an interrupted program
-    denoiser, tokenizer, ema = load(path)
+    denoiser, tokenizer, ema = load(args)
     with ema.applied():
         paint(denoiser, tokenizer, args.prompts or PREVIEW, args, args.steps)
         draw_words(denoiser, tokenizer, args)
@@ -56,14 +57,14 @@ def trained(args):
     """Train, and leave the checkpoint. Was it finished?"""
     glyphs = data.glyphs(args.drawn, args.seed)
     seen = ~hold_out(glyphs.captions, HELD_OUT)
-    tokenizer = Tokenizer.of(glyphs.captions)
+    tokenizer = Tokenizer.fit(glyphs.captions)
     images = data.to_float(glyphs.images[seen], -1, 1)  # (n, 28, 28, 1)
     tokens = tokenizer.encode([caption for caption, kept in zip(glyphs.captions, seen) if kept])  # (n, L)
     denoiser, ema = new_model(tokenizer, args.channels, float(images.std()), args.seed)
 
     def loss(x0, tokens, rng, sample_offset):
-        kept = rng.uniform(len(x0), sample_offset=sample_offset) >= CAPTION_DROPOUT
-        return edm_loss(denoiser, x0, rng, sample_offset=sample_offset, tokens=dropped(tokens, kept))
+        tokens = drop_prompts(tokens, CAPTION_DROPOUT, rng, sample_offset=sample_offset)
+        return edm_loss(denoiser, x0, rng, sample_offset=sample_offset, tokens=tokens)
 
     def pictures(state):
         plot.loss_curve(state.records, args.out / "loss.png", x="step", title="EDM loss on captioned glyphs")
@@ -98,39 +99,37 @@ def trained(args):
 
 
 def new_model(tokenizer, channels, sigma_data, seed):
-    denoiser = Denoiser(TextUNet(tokenizer, 1, channels, rng=Rng(seed).child("model")), sigma_data)
+    rng = Rng(seed).child("model")
+    encoder = TextEncoder(tokenizer.size, tokenizer.length, WIDTH, rng=rng)
+    net = TextToImage(encoder, UNet(1, channels, context=WIDTH, rng=rng), tokenizer)
+    denoiser = Denoiser(net, sigma_data)
     return denoiser, EMA(denoiser, 0.998)
 
 
-def load(path):
-    """The model of a checkpoint, its tokenizer, and the average of its weights."""
+def load(args):
+    """The trained model, its tokenizer, and the average of its weights."""
+    path = args.out / "checkpoint.npz"
     state = common.checkpoint_of(path, "text_to_image.py")
     try:
-        weights = state["model"]
-        tokenizer = Tokenizer.from_bytes(weights["net.vocabulary"])
-        channels = [weights[name].shape[-1] for name in sorted(weights) if name.endswith("conv2.weight")]
-        channels = sorted(set(channels))
-        denoiser, ema = new_model(tokenizer, channels, 1.0, 0)
+        tokenizer = Tokenizer.from_array(state["model"]["net.vocabulary"])
     except (LookupError, TypeError, ValueError) as error:
-        sys.exit(f"{path} is not a checkpoint of this example: {error}")
-    common.load_checkpoint(path, "channels", model=denoiser, ema=ema)
+        sys.exit(f"{path} is not a checkpoint of this example: {error!r}")
+    denoiser, ema = new_model(tokenizer, args.channels, 1.0, 0)
+    common.load_checkpoint(path, "--channels", model=denoiser, ema=ema)
     return denoiser, tokenizer, ema
 
 
 def paint(denoiser, tokenizer, prompts, args, steps):
     """samples.png: a row for each prompt, or, of one prompt with --sweep, for each weight."""
     began = time.monotonic()
-    tokens = tokenizer.encode(prompts)
-    negative = {"tokens": tokenizer.encode(args.negative)} if args.negative else {}
-    rows, each = [], args.samples
+    tokens = np.repeat(tokenizer.encode(prompts), args.samples, axis=0)  # (prompts * samples, L)
+    words, rows = denoiser.net.encode(tokens), []
+    negative = denoiser.net.encode(tokenizer.encode(args.negative))
     for weight in args.sweep or [args.guidance]:
         model = Guided(denoiser, weight, negative=negative, interval=args.interval)
-        condition = to_device(np.repeat(tokens, each, axis=0))  # (prompts * each, L)
-        with no_grad():
-            states = denoiser.net.encode(condition).data
         rng = Rng(args.seed).child("samples")
-        rows.append(to_host(sample(model, (len(condition), 28, 28, 1), KarrasSDE(), rng, method="heun", steps=steps,
-                                   eps=0.002, microbatch=20, tokens=condition, states=states)))  # fmt: skip
+        rows.append(to_host(sample(model, (len(tokens), 28, 28, 1), KarrasSDE(), rng, method="heun", steps=steps,
+                                   eps=0.002, microbatch=20, **words)))  # fmt: skip
     labels = prompts if not args.sweep else [f"{p}, {w:g}" for w in args.sweep for p in prompts]
     plot.image_grid(np.concatenate(rows), args.out / "samples.png", rows=len(labels), row_labels=labels, low=-1, high=1)
     print(f"\n{args.out / 'samples.png'} painted in {time.monotonic() - began:.0f} s", file=sys.stderr)
@@ -138,7 +137,7 @@ def paint(denoiser, tokenizer, prompts, args, steps):
 
 def draw_words(denoiser, tokenizer, args):
     """words.png: the cosine of the angle between the vectors of two words, for each pair."""
-    vectors = to_host(denoiser.net.encoder.embedding.weight.data)[2:]  # (words, width)
+    vectors = to_host(denoiser.net.encoder.embedding.weight.data)[1:]  # (words, width)
     vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     plot.matrix(vectors @ vectors.T, args.out / "words.png", labels=tokenizer.words, low=-1, high=1,
                 title="cosines between the vectors of the words")  # fmt: skip

@@ -8,7 +8,6 @@ import pytest
 from tinydiff import Rng, Tensor, backend, nn, ops, tensor
 from tinydiff.backend import to_device, to_host, xp
 from tinydiff.diffusion import (
-    Counted,
     Denoiser,
     Guided,
     KarrasSDE,
@@ -209,35 +208,3 @@ def test_pictures_that_were_not_scaled_are_an_error():
     x0 = backend.to_device(np.zeros((2, 4, 4, 1), np.uint8))
     with pytest.raises(TypeError, match=r"must be of floats .* not uint8 of shape \(2, 4, 4, 1\)"):
         edm_loss(Denoiser(Zero(), SD), x0, Rng(0))
-
-
-def test_guidance_away_from_a_negative_condition():
-    denoiser, x = Denoiser(Labelled(), SD), Rng(0).normal((2, 4, 4, 1))
-    wanted, unwanted = (to_host(array_of(denoiser(x, 2.0, digit=d))) for d in (1, 3))
-    guided = Guided(denoiser, 0.5, negative={"digit": 3})
-    np.testing.assert_allclose(to_host(guided(x, 2.0, digit=1)), 1.5 * wanted - 0.5 * unwanted, rtol=1e-5)
-
-
-def test_guidance_within_an_interval_of_noise_levels():
-    """For one level, and for a level of each sample; outside, no second evaluation is needed on the host."""
-    model, x = Counted(Denoiser(Labelled(), SD)), Rng(0).normal((3, 4, 4, 1))
-    everywhere, inside = Guided(model, 0.5, digit=1), Guided(model, 0.5, digit=1, interval=(0.3, 2.0))
-    for sigma, pushed in ((0.2, False), (0.3, False), (0.31, True), (2.0, True), (2.1, False)):
-        before = model.nfe
-        found = to_host(inside(x, sigma))
-        assert model.nfe - before == 1 + pushed
-        expected = everywhere(x, sigma) if pushed else array_of(model(x, sigma, digit=1))
-        np.testing.assert_array_equal(found, to_host(expected))
-    sigmas = to_device(np.array([0.1, 1.0, 5.0], "float32"))
-    found, plain, pushed = (
-        to_host(array_of(f)) for f in (inside(x, sigmas), model(x, sigmas, digit=1), everywhere(x, sigmas))
-    )
-    np.testing.assert_array_equal(found[[0, 2]], plain[[0, 2]])
-    np.testing.assert_array_equal(found[1], pushed[1])
-    assert found.dtype == "float32" and abs(plain[1] - pushed[1]).max() > 0.1
-
-
-@pytest.mark.parametrize("interval", [(2.0, 1.0), (1.0, 1.0), (1.0,), (float("nan"), 1.0)])
-def test_an_interval_that_is_none(interval):
-    with pytest.raises(ValueError, match=r"the interval must be \(low, high\) with low < high, not \("):
-        Guided(Denoiser(Zero(), SD), 0.5, interval=interval)

@@ -1,89 +1,112 @@
-"""The transformer's block and its positions; and what cross-attention learns from one vector, or from several."""
+"""Positions and the transformer block."""
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 import numpy as np
 import pytest
 
-import tinydiff
-from tinydiff import Rng, Tensor, backend, gradcheck, nn, ops
-from tinydiff.backend import to_device, to_host
+from tinydiff import Rng, Tensor, backend, grad, nn, ops, tensor
+from tinydiff.nn.transformer import sinusoids
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
 
-def normal(*shape, dtype="float64", seed=0):
-    return Tensor(Rng(seed).normal(shape, dtype))
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return Tensor(Rng(seed).normal(shape, "float64"))
 
 
-def test_a_block_is_three_sums():
-    block = nn.TransformerBlock(8, 2, context_dim=6, rng=0).astype("float64")
-    x, context = normal(2, 5, 8), normal(2, 3, 6, seed=1)
-    y = x + block.self_attention(block.norm1(x))
-    y = y + block.cross_attention(block.norm2(y), context)
-    y = y + block.mlp(block.norm3(y))
-    np.testing.assert_allclose(block(x, context).numpy(), y.numpy(), rtol=1e-12)
+def host(x: Any) -> np.ndarray:
+    return backend.to_host(x._data if isinstance(x, Tensor) else x)
 
 
-def test_masks_reach_both_attentions():
-    block = nn.TransformerBlock(8, 2, context_dim=6, rng=0).astype("float64")
-    x, context = normal(2, 5, 8), normal(2, 3, 6, seed=1)
-    causal = to_device(np.tri(5, dtype=bool))
-    first = to_device(np.array([True, True, False]))
-    y = block(x, context, mask=causal, context_mask=first).numpy()
-    changed = x.numpy().copy()
-    changed[:, 4] += 1  # the last, which no other may attend to
-    other = np.concatenate([context.numpy()[:, :2], np.ones((2, 1, 6))], axis=1)
-    again = block(Tensor(to_device(changed)), Tensor(to_device(other)), mask=causal, context_mask=first).numpy()
-    np.testing.assert_allclose(again[:, :4], y[:, :4], rtol=1e-12)
-    assert abs(again[:, 4] - y[:, 4]).max() > 0.1
-    assert abs(block(x, Tensor(to_device(other)), mask=causal).numpy() - y).max() > 0.01
-
-
-def test_the_gradient_of_a_block():
-    block = nn.TransformerBlock(4, 2, context_dim=3, hidden=5, rng=0).astype("float64")
-    gradcheck(lambda x, c: block(x, c), normal(1, 3, 4), normal(1, 2, 3, seed=1))
-
-
-@pytest.mark.parametrize("words, learns", [(1, False), (3, True)])
-def test_query_and_key_learn_from_several_words_only(words, learns):
-    """softmax over one score is 1 whatever the score is, so its derivative is exactly 0: with one vector as context the
-    attention is only a bias. With several, the weights depend on query and key."""
-    attention = nn.MultiHeadAttention(8, 2, kdim=6, vdim=6, rng=0)
-    projections = [attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight]
-    y = attention(normal(2, 5, 8, dtype="float32"), normal(2, words, 6, dtype="float32", seed=1))
-    q, k, v = (abs(g.numpy()).max() for g in tinydiff.grad(ops.sum(y * normal(*y.shape, dtype="float32")), projections))
-    assert v > 0.1
-    assert (q > 1e-3 and k > 1e-3) if learns else (q == 0 and k == 0)
-
-
-def test_a_context_that_is_not_wanted_or_lacks():
-    x, context = normal(2, 5, 8, dtype="float32"), normal(2, 3, 6, dtype="float32")
-    with pytest.raises(ValueError, match=r"must be none, but there is one of shape \(2, 3, 6\)"):
-        nn.TransformerBlock(8, 2, rng=0)(x, context)
-    with pytest.raises(ValueError, match=r"must be \(N, S, 6\), but there is none"):
-        nn.TransformerBlock(8, 2, context_dim=6, rng=0)(x)
-
-
-def test_sinusoidal_positions_are_the_formula():
-    table = to_host(nn.SinusoidalPositions(40, 6).table.data)
-    for place in (0, 1, 39):
+def test_sinusoids_are_those_of_the_paper() -> None:
+    table = host(sinusoids(7, 6))
+    for position in range(7):
         for i in range(3):
-            angle = place / 10000 ** (2 * i / 6)
-            assert table[place, 2 * i : 2 * i + 2] == pytest.approx([np.sin(angle), np.cos(angle)], abs=1e-6)
+            angle = position / 10000 ** (2 * i / 6)
+            assert table[position, 2 * i] == pytest.approx(math.sin(angle), abs=1e-15)
+            assert table[position, 2 * i + 1] == pytest.approx(math.cos(angle), abs=1e-15)
 
 
-@pytest.mark.parametrize("make", [lambda: nn.LearnedPositions(7, 4, rng=0), lambda: nn.SinusoidalPositions(7, 4)])
-def test_positions_are_added_to_shorter_sequences(make):
-    positions, x = make(), normal(2, 5, 4, dtype="float32")
-    ((name, table),) = positions.named_tensors()
-    np.testing.assert_array_equal(positions(x).numpy() - x.numpy(), (x + table[:5]).numpy() - x.numpy())
-    assert isinstance(table, nn.Parameter) == (name == "weight")
-    for shape in ((2, 8, 4), (2, 5, 3), (5, 4)):
-        with pytest.raises(ValueError, match=r"takes \(N, L, 4\) with L at most 7, not"):
-            positions(Tensor(backend.xp.zeros(shape, "float32")))
+def test_a_step_of_positions_is_a_rotation_of_each_pair() -> None:
+    pairs = host(sinusoids(50, 8)).reshape(50, 4, 2) @ [1j, 1]  # cos + i sin
+    turns = pairs[3:] / pairs[:-3]
+    np.testing.assert_allclose(turns, np.broadcast_to(turns[0], turns.shape), rtol=1e-12)
 
 
-def test_sinusoidal_positions_come_in_pairs():
-    with pytest.raises(ValueError, match="embed_dim must be even, not 5"):
-        nn.SinusoidalPositions(7, 5)
+def test_positions_are_added_and_only_the_learned_ones_are_trained() -> None:
+    fixed, learned = nn.SinusoidalPositions(6, 4), nn.LearnedPositions(6, 4, rng=0)
+    assert fixed.count() == 0 and learned.count() == 24
+    assert set(fixed.state_dict()) == set(learned.state_dict()) == {"table"}
+    x = tensor(host(normal(2, 5, 4)), "float32")
+    for layer in (fixed, learned):
+        np.testing.assert_array_equal(host(layer(x)), host(x) + host(layer.table)[:5])
+    learned(x).sum().backward()
+    np.testing.assert_array_equal(host(learned.table.grad)[:, 0], [2, 2, 2, 2, 2, 0])
+
+
+def test_without_positions_the_order_of_tokens_is_unknown() -> None:
+    block, x, order = nn.TransformerBlock(8, 2, rng=0).astype("float64"), normal(2, 5, 8), [3, 0, 4, 1, 2]
+    places = nn.SinusoidalPositions(5, 8).astype("float64")
+    turned = Tensor(backend.to_device(host(x)[:, order]))
+    np.testing.assert_allclose(host(block(turned)), host(block(x))[:, order], rtol=1e-10)
+    assert abs(host(block(places(turned))) - host(block(places(x)))[:, order]).max() > 1e-2
+
+
+def test_a_masked_token_is_as_one_that_is_not_there() -> None:
+    block = nn.TransformerBlock(8, 2, kdim=6, rng=0).astype("float64")
+    x, context = normal(2, 5, 8), normal(2, 4, 6, seed=1)
+    seen, heard = (np.arange(n) < n - 1 for n in (5, 4))
+    y = block(x, context, mask=backend.to_device(seen), context_mask=backend.to_device(heard))
+    np.testing.assert_allclose(host(y)[:, :4], host(block(x[:, :4], context[:, :3])), rtol=1e-10)
+
+
+def test_a_bias_for_each_distance_is_learned() -> None:
+    """A mask that requires a gradient: relative positions, one number for each distance."""
+    attention, x = nn.MultiHeadAttention(8, 2, rng=0).astype("float64"), normal(2, 5, 8)
+    bias = Tensor(Rng(3).normal((2, 9), "float64"), requires_grad=True)  # (heads, distances from -4 to 4)
+    distance = backend.to_device(np.arange(5)[:, None] - np.arange(5) + 4)
+
+    def value() -> Tensor:
+        return (attention(x, mask=ops.take(bias, distance, axis=1)) * normal(2, 5, 8, seed=4)).sum()
+
+    (g,) = grad(value(), [bias])
+    along, h, before = Rng(5).normal(bias.shape, "float64"), 1e-6, bias.data
+    ends = []
+    for sign in (1, -1):
+        bias.data = before + sign * h * along
+        ends.append(value().item())
+    assert (ends[0] - ends[1]) / (2 * h) == pytest.approx(float((host(g) * host(along)).sum()), rel=1e-7)
+
+
+def test_dropout_acts_in_training_alone() -> None:
+    block, x = nn.TransformerBlock(8, 2, dropout=0.5, rng=0).astype("float64"), normal(2, 5, 8)
+    assert not np.array_equal(host(block(x)), host(block(x)))
+    block.eval()
+    np.testing.assert_array_equal(host(block(x)), host(block(x)))
+
+
+def test_what_draws_nothing_needs_no_whole_batch() -> None:
+    for p, needed in ((0.0, False), (0.1, True)):
+        modules = nn.TransformerBlock(8, 2, dropout=p, rng=0).named_modules()
+        assert any(m.needs_whole_batch for _, m in modules) == needed
+
+
+@pytest.mark.parametrize(
+    ("make", "quoted"),
+    [
+        (lambda: sinusoids(4, 5), "features must be even, not 5"),
+        (lambda: nn.SinusoidalPositions(4, 0), "features must be an integer of 2 or more, not 0"),
+        (lambda: nn.LearnedPositions(0, 4), "length must be .* not 0"),
+        (lambda: nn.LearnedPositions(4, 6)(normal(2, 5, 6)), r"takes x \(N, 4 or less, 6\), not \(2, 5, 6\)"),
+        (lambda: nn.TransformerBlock(8, 2)(normal(2, 5, 8), normal(2, 5, 8)), r"no context, not \(2, 5, 8\)"),
+        (lambda: nn.TransformerBlock(8, 2, kdim=3)(normal(2, 5, 8)), r"a context \(N, S, 3\), not None"),
+        (lambda: nn.TransformerBlock(8, 2, hidden=0), "hidden must be .* not 0"),
+    ],
+)
+def test_bad_arguments_are_quoted(make: Any, quoted: str) -> None:
+    with pytest.raises(ValueError, match=quoted):
+        make()

@@ -1,106 +1,124 @@
-"""The transformer's block, and the positions that its words need."""
+"""Transformers: sequences of vectors that look at each other. Positions, and the block that is repeated.
+
+Attention itself does not know the order of a sequence: if its tokens change places, so do its outputs, and nothing else
+changes. So something that depends on the place is added to each token first, a fixed table or a learned one.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from .. import ops
 from ..arguments import integer
-from ..backend import xp
+from ..backend import Array, xp
 from ..engine import Tensor
 from ..rng import Rng, as_rng
 from .attention import MultiHeadAttention
-from .layers import GELU, Linear
-from .module import Module, Parameter, Sequential, same_dtype
+from .layers import Dropout, Linear
+from .module import Module, Parameter, same_dtype
 from .norm import LayerNorm
+
+# ---------------------------------------------------------------- positions
+
+
+def sinusoids(length: int, features: int) -> Array:
+    """A vector for each position, (length, features), float64, by waves of wavelengths from 2 pi to 20000 pi:
+
+        P[l, 2i] = sin(l / 10000^(2i / features)),   P[l, 2i + 1] = cos(l / 10000^(2i / features))
+
+    A step of k positions turns each pair (sin, cos) by a fixed angle, so P[l + k] is a linear map of P[l], the same for
+    all l. Source: Vaswani et al. 2017, section 3.5. Errors: ValueError for an odd number of features.
+    """
+    length, features = integer("sinusoids: length", length), integer("sinusoids: features", features, least=2)
+    if features % 2:
+        raise ValueError(f"sinusoids: features must be even, not {features}")
+    frequencies = xp.exp(xp.arange(0, features, 2, dtype="float64") * (-math.log(10000) / features))  # (F/2,)
+    angles = xp.arange(length, dtype="float64")[:, None] * frequencies  # (L, 1) x (F/2,) -> (L, F/2)
+    return xp.stack([xp.sin(angles), xp.cos(angles)], axis=2).reshape(length, features)  # (L, F/2, 2) -> (L, F)
+
+
+class _Positions(Module):
+    table: Tensor  # (length, features)
+
+    def forward(self, x: Any) -> Any:
+        length, features = self.table.shape
+        if x.ndim != 3 or x.shape[1] > length or x.shape[2] != features:
+            raise ValueError(
+                f"{type(self).__name__}({length}, {features}) takes x (N, {length} or less, {features}), not {x.shape}"
+            )
+        same_dtype(self, x, self.table)
+        return x + self.table[: x.shape[1]]  # (N, L, F) + (L, F)
+
+
+class SinusoidalPositions(_Positions):
+    """x + P for the fixed table of `sinusoids`: (N, L, features), L <= length.
+
+    Buffer: table (length, features), never trained. Errors: ValueError for an odd number of features, or another shape.
+    """
+
+    def __init__(self, length: int, features: int):
+        self.table = Tensor(sinusoids(length, features).astype("float32"))
+
+
+class LearnedPositions(_Positions):
+    """x + P for a learned table: (N, L, features), L <= length.
+
+    Parameter: table (length, features), N(0, 0.02^2) as in GPT-2. Errors: ValueError for another shape.
+    """
+
+    def __init__(self, length: int, features: int, *, rng: Rng | int | None = None):
+        shape = integer("LearnedPositions: length", length), integer("LearnedPositions: features", features)
+        self.table = Parameter(as_rng(rng).normal(shape) * 0.02)
+
+
+# ---------------------------------------------------------------- the block
 
 
 class TransformerBlock(Module):
-    """Attention and a network of two layers, each added to what it was given: (N, L, E) -> (N, L, E).
+    """Look at the others, look at the context, think; each a change that is added to x (N, L, embed_dim):
 
-        x = x + self_attention(norm1(x))
-        x = x + cross_attention(norm2(x), context)       if there is a context (N, S, context_dim)
-        x = x + mlp(norm3(x)),                           mlp = Linear(E, hidden), GELU, Linear(hidden, E)
+        x = x + self_attn(norm1(x))
+        x = x + multihead_attn(norm2(x), context)         if there is a context, of kdim features
+        x = x + linear2(gelu(linear1(norm3(x))))          norm2 if there is none
 
-    The norms come before (pre-norm), so that the way from the output back to the input is a sum without them, and the
-    first steps need no warm-up. hidden: 4 E unless given. mask, context_mask: as ops.attention, broadcastable to
-    (N, heads, L, L) and (N, heads, L, S).
-    Source: Vaswani et al. 2017; pre-norm: Xiong et al. 2020. Errors: as MultiHeadAttention; ValueError for a context
-    where there is none, or none where there is one.
+    With the norms in front of each part and none on the way of x itself, gradients pass through all blocks unchanged
+    beside the parts (pre-norm; Xiong et al. 2020). hidden: the width of the last part, 4 embed_dim unless given.
+    dropout: of the weights of attention and of what each part adds.
+    The names are PyTorch's, of TransformerEncoderLayer and, with a context, TransformerDecoderLayer, with
+    norm_first=True and activation="gelu". Source: Vaswani et al. 2017, section 3.
+    Errors: as MultiHeadAttention; ValueError for a context that the block was not made for, or a missing one.
     """
 
     def __init__(
         self,
         embed_dim: int,
         num_heads: int,
-        *,
-        context_dim: int | None = None,
         hidden: int | None = None,
+        dropout: float = 0.0,
+        *,
+        kdim: int | None = None,
         rng: Rng | int | None = None,
     ):
         rng = as_rng(rng)
+        self.self_attn = MultiHeadAttention(embed_dim, num_heads, dropout, rng=rng)
+        self.multihead_attn = None
+        if kdim is not None:
+            self.multihead_attn = MultiHeadAttention(embed_dim, num_heads, dropout, kdim=kdim, vdim=kdim, rng=rng)
         hidden = 4 * embed_dim if hidden is None else integer("TransformerBlock: hidden", hidden)
-        self.norm1 = LayerNorm(embed_dim)
-        self.self_attention = MultiHeadAttention(embed_dim, num_heads, rng=rng)
-        self.norm2 = self.cross_attention = None
-        if context_dim is not None:
-            self.norm2 = LayerNorm(embed_dim)
-            self.cross_attention = MultiHeadAttention(embed_dim, num_heads, kdim=context_dim, vdim=context_dim, rng=rng)
-        self.norm3 = LayerNorm(embed_dim)
-        self.mlp = Sequential(Linear(embed_dim, hidden, rng=rng), GELU(), Linear(hidden, embed_dim, rng=rng))
+        self.linear1, self.linear2 = Linear(embed_dim, hidden, rng=rng), Linear(hidden, embed_dim, rng=rng)
+        self.norm1, self.norm2 = LayerNorm(embed_dim), LayerNorm(embed_dim)
+        self.norm3 = None if kdim is None else LayerNorm(embed_dim)
+        self.dropout = Dropout(dropout, rng=rng)
 
     def forward(self, x: Any, context: Any = None, *, mask: Any = None, context_mask: Any = None) -> Any:
-        if (context is None) != (self.cross_attention is None):
-            given = "none" if context is None else f"one of shape {context.shape}"
-            wanted = "none" if self.cross_attention is None else f"(N, S, {self.cross_attention.kdim})"
-            raise ValueError(f"TransformerBlock: the context must be {wanted}, but there is {given}")
-        x = x + self.self_attention(self.norm1(x), mask=mask)
-        if self.cross_attention is not None and self.norm2 is not None:
-            x = x + self.cross_attention(self.norm2(x), context, mask=context_mask)
-        return x + self.mlp(self.norm3(x))
-
-
-class LearnedPositions(Module):
-    """x plus a vector for each position: (N, L, E) -> (N, L, E), L at most `length`.
-
-    Parameter: weight (length, E), N(0, 0.02^2). Errors: ValueError for x of another shape, or longer.
-    """
-
-    def __init__(self, length: int, embed_dim: int, *, rng: Rng | int | None = None):
-        shape = integer("LearnedPositions: length", length), integer("LearnedPositions: embed_dim", embed_dim)
-        self.weight = Parameter(as_rng(rng).normal(shape) * 0.02)
-
-    def forward(self, x: Any) -> Any:
-        return x + _first(self, x, self.weight)
-
-
-class SinusoidalPositions(Module):
-    """x plus sines and cosines of its positions, of wavelengths from 2 pi to 10000 times that: (N, L, E) -> (N, L, E).
-
-        p[l, 2i] = sin(l / 10000^(2i/E)),   p[l, 2i + 1] = cos(l / 10000^(2i/E))
-
-    The p of a position further on is a rotation of this one, by an angle that depends on the distance alone. Buffer:
-    table (length, E). Source: Vaswani et al. 2017, section 3.5. Errors: as LearnedPositions; ValueError for an odd E.
-    """
-
-    def __init__(self, length: int, embed_dim: int):
-        length = integer("SinusoidalPositions: length", length)
-        if integer("SinusoidalPositions: embed_dim", embed_dim) % 2:
-            raise ValueError(f"SinusoidalPositions: embed_dim must be even, not {embed_dim}")
-        wavelengths = 10000 ** (xp.arange(0, embed_dim, 2) / embed_dim)  # over 2 pi: (E/2,), float64
-        angle = xp.arange(length)[:, None] / wavelengths  # (length, E/2)
-        table = xp.stack([xp.sin(angle), xp.cos(angle)], axis=2).reshape(length, embed_dim)  # (length, E/2, 2) -> ...
-        self.table = Tensor(table.astype("float32"))
-
-    def forward(self, x: Any) -> Any:
-        return x + _first(self, x, self.table)
-
-
-def _first(module: Module, x: Any, table: Any) -> Any:
-    """The rows of the table (length, E) for x (N, L, E): (L, E)."""
-    if x.ndim != 3 or x.shape[2] != table.shape[1] or x.shape[1] > table.shape[0]:
-        raise ValueError(
-            f"{type(module).__name__} takes (N, L, {table.shape[1]}) with L at most {table.shape[0]}, not {x.shape}"
-        )
-    same_dtype(module, x, table)
-    return ops.getitem(table, index=slice(0, x.shape[1]))
+        """context (N, S, kdim); mask: which tokens see which, as ops.attention, broadcastable to (N, heads, L, L);
+        context_mask: the same for the context, (N, heads, L, S)."""
+        if (context is None) != (self.multihead_attn is None):
+            what = "no context" if self.multihead_attn is None else f"a context (N, S, {self.multihead_attn.kdim})"
+            raise ValueError(f"TransformerBlock: this block takes {what}, not {getattr(context, 'shape', None)}")
+        x = x + self.dropout(self.self_attn(self.norm1(x), mask=mask))
+        if self.multihead_attn is not None:
+            x = x + self.dropout(self.multihead_attn(self.norm2(x), context, mask=context_mask))
+        h = self.linear1((self.norm3 or self.norm2)(x))  # (N, L, embed_dim) -> (N, L, hidden)
+        return x + self.dropout(self.linear2(ops.gelu(h)))
