@@ -17,13 +17,25 @@ import sys
 import common
 import numpy as np
 
-from tinydiff import Rng, plot
+from tinydiff import Rng, plot, saving
 from tinydiff.backend import to_host
+from tinydiff.data.glyphs import ATTRIBUTES
 from tinydiff.metrics import accuracy, frechet_distance, precision_recall
+from tinydiff.models.classifier import judge_loss, shifted
+from tinydiff.optim import AdamW, cosine, warmup
+from tinydiff.training import train
+
+EPOCHS, BATCH = 4, 128
 
 
 def main() -> int:
     args = arguments()
+    judge, path = common.new_judge(args, common.pictures_for_judge(args)[1])
+    if args.again or not path.exists():
+        if not trained(judge, args):
+            return 130  # as a shell reports an interrupted program
+        path.parent.mkdir(parents=True, exist_ok=True)
+        saving.save(path, judge.state_dict())
     judge = common.trained_judge(args)
     images, labels = common.pictures_for_judge(args, "test")
     found, features = common.judged(judge, images)
@@ -46,6 +58,30 @@ def main() -> int:
     return 0
 
 
+def trained(judge, args):
+    """Train the judge. Was it finished?"""
+    images, labels = common.pictures_for_judge(args)
+    most = 2 if args.data == "mnist" else 0  # a glyph's place is one of its attributes, so it stays where it is
+    print(f"training a judge for {args.data}: {judge.count():,} parameters, {len(images):,} pictures", file=sys.stderr)
+
+    def loss(x, *values, rng, sample_offset):
+        x = shifted(x, most, rng, sample_offset) if most else x
+        return judge_loss(judge, x, dict(zip(labels, values)))
+
+    state = train(
+        judge,
+        loss,
+        (images, *labels.values()),
+        AdamW(judge.parameters(), lr=2e-3, weight_decay=0.02),
+        epochs=EPOCHS,
+        batch_size=BATCH,
+        schedule=warmup(100, cosine(EPOCHS * -(-len(images) // BATCH))),
+        schedule_by="step",
+        seed=args.seed,
+    )
+    return state.finished
+
+
 def draw_mistakes(images, labels, found, args, most=12):
     """mistakes.png: a row for each picture whose attributes are wrong, those with most mistakes first."""
     wrong = np.sum([found[name] != labels[name] for name in labels], axis=0)  # (N,)
@@ -54,7 +90,7 @@ def draw_mistakes(images, labels, found, args, most=12):
         return
     texts = []
     for i in worst:
-        pairs = [[common.word(name, each[name][i]) for each in (labels, found)] for name in labels]
+        pairs = [[ATTRIBUTES[name][each[name][i]] for each in (labels, found)] for name in labels]
         texts.append(", ".join(f"{true} taken for {other}" for true, other in pairs if true != other))
     plot.image_grid(images[worst], args.out / "mistakes.png", rows=len(worst), row_labels=texts, low=-1, high=1)
     print(f"{args.out / 'mistakes.png'}", file=sys.stderr)
@@ -63,7 +99,8 @@ def draw_mistakes(images, labels, found, args, most=12):
 def arguments():
     parser = common.parser(__doc__)
     common.add_data(parser, "mnist")
-    common.add_seed_and_out(parser, "08_classifier")
+    parser.add_argument("--again", action="store_true", help="train the judge anew")
+    common.add_seed_and_out(parser, "08_classifier", "of the order of the data")
     args = common.parse(parser)
     args.out.mkdir(parents=True, exist_ok=True)
     return args

@@ -14,11 +14,9 @@ import numpy as np
 
 from tinydiff import Rng, data, no_grad, saving
 from tinydiff.backend import to_device, to_host
-from tinydiff.data.glyphs import ATTRIBUTES
 from tinydiff.microbatch import over_microbatches
-from tinydiff.models.classifier import Classifier, judge_loss, shifted
-from tinydiff.optim import AdamW, cosine, warmup
-from tinydiff.training import CannotResume, train
+from tinydiff.models.classifier import Classifier
+from tinydiff.training import CannotResume
 
 # ---------------------------------------------------------------- arguments
 
@@ -160,9 +158,6 @@ def labelled(args, split="train"):
 # ---------------------------------------------------------------- the judge
 
 
-JUDGE = 1  # raise it if a change makes a seed give another judge, so that old ones are not used
-
-
 def pictures_for_judge(args, split="train"):
     """Images (n, 28, 28, 1) in [-1, 1], and the labels of their attributes, {name: (n,)}."""
     if args.data == "mnist":
@@ -172,45 +167,21 @@ def pictures_for_judge(args, split="train"):
     return data.to_float(glyphs.images, -1, 1), glyphs.labels
 
 
-def word(attribute, value):
-    """The value of an attribute in English."""
-    return ATTRIBUTES[attribute][value]
+def new_judge(args, labels):
+    """A classifier for the labels of --data, and the file in the cache where the trained one is kept."""
+    heads = {name: int(values.max()) + 1 for name, values in labels.items()}
+    return Classifier((28, 28), heads, rng=Rng(0).child("judge")), saving.cache_dir("judges") / f"{args.data}.npz"
 
 
 def trained_judge(args):
-    """A classifier for --data: trained once, on two cores in less than three minutes, and kept in the cache."""
-    images, labels = pictures_for_judge(args)
-    names = list(labels)
-    judge = Classifier((28, 28), {name: int(values.max()) + 1 for name, values in labels.items()}, rng=Rng(0))
-    path = saving.cache_dir("judges") / f"{args.data}-v{JUDGE}.npz"
-    if path.exists():
-        try:
-            judge.load_state_dict(saving.load(path))
-            return judge
-        except (LookupError, TypeError, ValueError) as error:
-            print(f"{path} is not used: {error}", file=sys.stderr)
-    most = 2 if args.data == "mnist" else 0  # a glyph's place is one of its attributes
-    epochs, batch_size = 4, 128
-    print(f"training a judge for {args.data}, {judge.count():,} parameters, once", file=sys.stderr)
-
-    def loss(x, *values, rng, sample_offset):
-        x = shifted(x, most, rng, sample_offset) if most else x
-        return judge_loss(judge, x, dict(zip(names, values)))
-
-    state = train(
-        judge,
-        loss,
-        (images, *labels.values()),
-        AdamW(judge.parameters(), lr=2e-3, weight_decay=0.02),
-        epochs=epochs,
-        batch_size=batch_size,
-        schedule=warmup(100, cosine(epochs * -(-len(images) // batch_size))),
-        schedule_by="step",
-    )
-    if not state.finished:
-        sys.exit(130)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    saving.save(path, judge.state_dict())
+    """The classifier that 08_classifier.py has trained for --data. Ends the program if there is none."""
+    judge, path = new_judge(args, pictures_for_judge(args)[1])
+    try:
+        judge.load_state_dict(saving.load(path))
+    except FileNotFoundError:
+        sys.exit(f"there is no judge yet: python examples/08_classifier.py --data {args.data}")
+    except (LookupError, TypeError, ValueError) as error:
+        sys.exit(f"{path}: {error}: train it again, python examples/08_classifier.py --data {args.data} --again")
     return judge
 
 

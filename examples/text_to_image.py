@@ -4,6 +4,8 @@
     python examples/text_to_image.py "a heavy zero" "a serif two"          a row of pictures for each prompt
     python examples/text_to_image.py "a seven" --negative "bold"           away from these words
     python examples/text_to_image.py "a bold six" --sweep 0 0.5 1 2 4      a row for each weight of guidance
+    python examples/text_to_image.py "a bold six" --maps                   where the pixels look for each word
+    python examples/text_to_image.py --judge 1000                          how often is the picture what was asked for?
     python examples/text_to_image.py --resume                              go on with a run that was interrupted
     TINYDIFF_BACKEND=cupy python examples/text_to_image.py "a bold six"    on a GPU
 
@@ -15,6 +17,10 @@ A small transformer makes a vector of each word (models/text.py), trained togeth
 to the words. In training one caption in ten is left out, so that sampling can strengthen what the words do (guidance).
 The directory of the run (runs/text_to_image) gets samples.png, words.png (the cosines between the vectors of the
 words), loss.png, log.jsonl and checkpoint.npz, which has the vocabulary.
+
+maps.png has a row for each word of the first prompt: how much the pixels attend to it, from the first steps to the
+last, and the picture. --judge prints how often a classifier (08_classifier.py) finds what the prompt asked for, for
+captions of the training set and for those that were held out.
 """
 
 from __future__ import annotations
@@ -29,7 +35,9 @@ from tinydiff import Rng, data, plot
 from tinydiff.backend import to_host
 from tinydiff.data.held_out import hold_out
 from tinydiff.diffusion import Denoiser, Guided, KarrasSDE, edm_loss, sample
-from tinydiff.models.text import TextEncoder, TextToImage, Tokenizer, drop_prompts
+from tinydiff.metrics import accuracy
+from tinydiff.models.attention_maps import attention_maps
+from tinydiff.models.text import TextEncoder, TextToImage, Tokenizer, drop_prompts, split
 from tinydiff.models.unet import UNet
 from tinydiff.optim import EMA, Adam, cosine, warmup
 from tinydiff.training import train
@@ -47,9 +55,18 @@ def main() -> int:
         if not trained(args):
             return 130  # as a shell reports an interrupted program
     denoiser, tokenizer, ema = load(args)
+    try:
+        tokenizer.encode([*args.prompts, args.negative])
+    except ValueError as error:
+        sys.exit(str(error))
     with ema.applied():
+        if args.judge:
+            judge_samples(denoiser, tokenizer, args)
+            return 0
         paint(denoiser, tokenizer, args.prompts or PREVIEW, args, args.steps)
         draw_words(denoiser, tokenizer, args)
+        if args.maps:
+            draw_maps(denoiser, tokenizer, (args.prompts or PREVIEW)[0], args)
     return 0
 
 
@@ -123,16 +140,62 @@ def paint(denoiser, tokenizer, prompts, args, steps):
     """samples.png: a row for each prompt, or, of one prompt with --sweep, for each weight."""
     began = time.monotonic()
     tokens = np.repeat(tokenizer.encode(prompts), args.samples, axis=0)  # (prompts * samples, L)
-    words, rows = denoiser.net.encode(tokens), []
-    negative = denoiser.net.encode(tokenizer.encode(args.negative))
-    for weight in args.sweep or [args.guidance]:
-        model = Guided(denoiser, weight, negative=negative, interval=args.interval)
-        rng = Rng(args.seed).child("samples")
-        rows.append(to_host(sample(model, (len(tokens), 28, 28, 1), KarrasSDE(), rng, method="heun", steps=steps,
-                                   eps=0.002, microbatch=20, **words)))  # fmt: skip
+    rows = [samples_of(denoiser, tokenizer, tokens, weight, args, steps) for weight in args.sweep or [args.guidance]]
     labels = prompts if not args.sweep else [f"{p}, {w:g}" for w in args.sweep for p in prompts]
     plot.image_grid(np.concatenate(rows), args.out / "samples.png", rows=len(labels), row_labels=labels, low=-1, high=1)
     print(f"\n{args.out / 'samples.png'} painted in {time.monotonic() - began:.0f} s", file=sys.stderr)
+
+
+def samples_of(denoiser, tokenizer, tokens, weight, args, steps):
+    """A picture for each row of tokens (N, L), by guidance with that weight: (N, 28, 28, 1) in [-1, 1], about."""
+    negative = denoiser.net.encode(tokenizer.encode(args.negative))
+    model = Guided(denoiser, weight, negative=negative, interval=args.interval)
+    rng = Rng(args.seed).child("samples")
+    x = sample(model, (len(tokens), 28, 28, 1), KarrasSDE(), rng, method="heun", steps=steps, eps=0.002, microbatch=20,
+               **denoiser.net.encode(tokens))  # fmt: skip
+    return to_host(x)
+
+
+def judge_samples(denoiser, tokenizer, args):
+    """Print how often each attribute is right, by weight of guidance, for captions that were seen and held out."""
+    judge = common.trained_judge(args)
+    glyphs = data.glyphs(args.drawn, args.seed)
+    held = hold_out(glyphs.captions, HELD_OUT)
+    names = list(glyphs.labels)
+    print(f"| {args.judge:,} samples, right in % | {' | '.join(names)} | all |\n|---|{'---|' * len(names)}---|")
+    for weight in args.sweep or [0.0, args.guidance]:
+        for name, rows in (("seen", np.flatnonzero(~held)), ("held out", np.flatnonzero(held))):
+            rows = rows[Rng(args.seed).child("judged").permutation(len(rows))][: args.judge]
+            tokens = tokenizer.encode([glyphs.captions[i] for i in rows])
+            images = np.clip(samples_of(denoiser, tokenizer, tokens, weight, args, args.steps), -1, 1)
+            found, _ = common.judged(judge, images)
+            columns = [(found[attribute], values[rows]) for attribute, values in glyphs.labels.items()]
+            shares = [accuracy(*column) for column in columns]
+            shares.append(accuracy(*(np.stack(each, axis=1) for each in zip(*columns))))
+            cells = [f"{100 * share.value:.1f} +- {100 * share.error:.1f}" for share in shares]
+            print(f"| guidance {weight:g}, captions {name} | {' | '.join(cells)} |", flush=True)
+
+
+def draw_maps(denoiser, tokenizer, prompt, args, columns=6):
+    """maps.png: a row for each word; its share of the attention of each pixel, at some of the passes, and the
+    picture. White is the largest share in the row."""
+    rng, words = Rng(args.seed).child("samples"), split(prompt)
+    with attention_maps(denoiser) as maps:
+        x = sample(denoiser, (1, 28, 28, 1), KarrasSDE(), rng, method="heun", steps=args.steps, eps=0.002,
+                   **denoiser.net.encode(tokenizer.encode(prompt)))  # fmt: skip
+    weights = np.stack(
+        [np.stack([to_host(w)[0] for w in passes]) for passes in maps.values()]
+    )  # (layers, passes, P, S)
+    passes = np.linspace(0, weights.shape[1] - 1, columns).round().astype(int)
+    side = round(weights.shape[2] ** 0.5)
+    shares = weights.mean(axis=0)[passes].reshape(columns, side, side, -1)  # (columns, h, w, S)
+    rows = []
+    for i in range(len(words)):
+        share = shares[..., i] / shares[..., i].max()
+        large = np.kron(share, np.ones((1, 28 // side, 28 // side)))  # (columns, 28, 28)
+        rows += [*(2 * large[..., None] - 1), to_host(x)[0]]
+    plot.image_grid(np.stack(rows), args.out / "maps.png", rows=len(words), row_labels=words, low=-1, high=1)
+    print(f"{args.out / 'maps.png'}", file=sys.stderr)
 
 
 def draw_words(denoiser, tokenizer, args):
@@ -153,6 +216,8 @@ def arguments():
         help="the noise levels between which to push (default: all)")  # fmt: skip
     add("--sweep", type=common.finite, nargs="+", metavar="X", help="a row for each of these weights of guidance")
     add("--negative", default="", metavar="PROMPT", help="what to push away from, in place of no words")
+    add("--maps", action="store_true", help="draw maps.png, where the pixels look for each word of the first prompt")
+    add("--judge", type=integer(2), metavar="N", help="judge N samples for each weight, in place of painting")
     add("--steps", type=integer(1), default=17, metavar="N",
         help="steps of Heun's method, which are 2 N + 1 evaluations")  # fmt: skip
     add("--drawn", type=integer(100), default=60_000, metavar="N", help="pictures to draw for the training")
@@ -163,6 +228,7 @@ def arguments():
     add("--lr", type=common.positive, default=1.5e-3, metavar="X", help="of Adam, after a warm-up, before a cosine")
     common.add_seed_and_out(parser, "text_to_image")
     args = common.parse(parser)
+    args.data = "glyphs"
     common.check_channels(parser, args.channels)
     common.check_checkpoint(args, "--resume")
     return args

@@ -19,7 +19,8 @@ ONE_DIMENSION, TWO_DIMENSIONS = EXAMPLES / "01_one_dimension.py", EXAMPLES / "02
 QUICKSTART, SCORE_UNET = EXAMPLES / "quickstart.py", EXAMPLES / "03_score_unet.py"
 USING, JUDGE = EXAMPLES / "04_using_a_model.py", EXAMPLES / "05_judge.py"
 LIKELIHOOD, CONDITIONAL = EXAMPLES / "06_likelihood.py", EXAMPLES / "07_conditional_unet.py"
-ALL = [ONE_DIMENSION, TWO_DIMENSIONS, QUICKSTART, SCORE_UNET, USING, JUDGE, LIKELIHOOD, CONDITIONAL]
+CLASSIFIER, WORDS = EXAMPLES / "08_classifier.py", EXAMPLES / "text_to_image.py"
+ALL = [ONE_DIMENSION, TWO_DIMENSIONS, QUICKSTART, SCORE_UNET, USING, JUDGE, LIKELIHOOD, CONDITIONAL, CLASSIFIER, WORDS]
 sys.path.insert(0, str(EXAMPLES))  # as Python does for a script: what they share lies beside them
 
 
@@ -124,6 +125,38 @@ def test_the_conditional_unet_trains_goes_on_and_samples(tmp_path, data_dir):
     assert [(r["epoch"], r["step"], r["images"]) for r in records] == [(0, 2, 24), (1, 4, 24)]
     assert [r["lr"] for r in records] == pytest.approx([1e-3, 0.98e-3])
     assert all((out / name).read_bytes() != first[name] for name in pictures[1:])  # cosines change in later digits
+
+
+@pytest.mark.slow
+def test_words_become_pictures(tmp_path):
+    out = tmp_path / "run"
+    options = ["--out", out, "--channels", 8, 16, "--steps", 2, "--samples", 3]
+    training = ["--drawn", 600, "--images", 600, "--batch-size", 64]
+    text = run(WORDS, "a seven", "a small bold zero", *options, *training)
+    assert re.search(r"30 words, \d+ pictures, \d+ held out", text)
+    assert imread(out / "samples.png").shape[0] == (2 * 30 + 2) * 3  # a row for each prompt
+    first = (out / "samples.png").read_bytes()
+    text = run(WORDS, "A seven", "a small bold zero", *options)  # it has been trained, and capitals do not count
+    assert "held out" not in text and len((out / "samples.png").read_bytes()) == pytest.approx(len(first), rel=0.05)
+    run(WORDS, "a seven", *options, "--sweep", 0, 2, "--negative", "bold", "--interval", 0.1, 5, "--maps")
+    assert imread(out / "samples.png").shape[0] == imread(out / "maps.png").shape[0] == (2 * 30 + 2) * 3
+    assert imread(out / "words.png").ndim == 3
+    text = run(WORDS, "a bald seven", *options, status=1)
+    assert "the word 'bald' of the prompt 'a bald seven' is not among the 30 known ones: the nearest are 'bold'" in text
+    assert "Traceback" not in text
+
+
+@pytest.mark.slow
+def test_the_classifier_is_trained_once(tmp_path, data_dir, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    options = ["--data-dir", data_dir, "--out", tmp_path / "run"]
+    assert "training a judge for mnist" in run(CLASSIFIER, *options)
+    assert imread(tmp_path / "run" / "mistakes.png").ndim == 3
+    assert "training a judge" not in run(CLASSIFIER, *options)
+    (kept,) = (tmp_path / "cache" / "tinydiff" / "judges").iterdir()
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert "train it again, python examples/08_classifier.py --data mnist" in run(CLASSIFIER, *options, status=1)
+    assert "training a judge for mnist" in run(CLASSIFIER, *options, "--again")
 
 
 @pytest.mark.slow
