@@ -171,7 +171,8 @@ def folder(
     if "" in classes:
         classes = ()
     else:
-        labels["class"] = np.array([classes.index(class_of(file)) for file in files], np.int64)
+        number = {name: i for i, name in enumerate(classes)}
+        labels["class"] = np.array([number[class_of(file)] for file in files], np.int64)
     return Pictures(decoded.images, [by_file[file] for file in files], labels, classes, files, skipped)
 
 
