@@ -33,7 +33,7 @@ import numpy as np
 
 from tinydiff import Rng, data, plot
 from tinydiff.backend import to_host
-from tinydiff.data.held_out import hold_out
+from tinydiff.data import hold_out
 from tinydiff.diffusion import Denoiser, Guided, KarrasSDE, edm_loss, sample
 from tinydiff.metrics import accuracy
 from tinydiff.models.attention_maps import attention_maps
