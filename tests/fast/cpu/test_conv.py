@@ -138,6 +138,22 @@ def test_parts_in_threads_change_no_bit(
         assert np.array_equal(*found)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("parts", [2, 3, 7])
+@pytest.mark.parametrize("channels, out", [(48, 31), (64, 64)])
+def test_parts_of_many_tiles_change_no_bit(
+    channels: int, out: int, parts: int, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than are worked on at a time, for all three."""
+    given = arrays(at := geometry((8, 9), 3, padding=1), 40, channels, out, dtype)
+    for fast, _, names in THREE:
+        none, found = [None] * ("w" in names), []
+        for count in (1, parts):
+            monkeypatch.setattr(compiled, "threads_for", lambda _size, count=count: count)
+            found.append(fast(*(given[name] for name in names), *none, geometry=at))
+        assert np.array_equal(*found)
+
+
 @pytest.mark.parametrize("channels, out", [(0, 4), (4, 0), (0, 0)])
 def test_no_channels(channels: int, out: int) -> None:
     for n in (0, 2):
@@ -209,6 +225,7 @@ def test_winograd_of_any_size(size: Any, padding: Any, dtype: str, monkeypatch: 
         (geometry(8, (1, 3), 1, 1), 16, 16),
         (geometry(8, 3, 1, 3), 16, 16),  # pixels that meet nothing but padding
         (geometry(5, 3, 1, 1), 16, 16),  # 25 pixels in 4 tiles of 16
+        (geometry(3, 3, 1, 1), 64, 64),
         (geometry(8, 3, 1, 1), 15, 64),
         (geometry(8, 3, 1, 1), 512, 512),  # the points of the weights take too much memory
     ],

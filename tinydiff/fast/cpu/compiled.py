@@ -82,6 +82,9 @@ class Function:
             if len(self._lengths) >= MOST_SHAPES:
                 self._lengths.clear()
             lengths = self._lengths[key] = self._lengths_of(shapes)
+        for length, n in lists.items():
+            if lengths.get(length, n) != n:
+                raise Misfit(f"{self.name}: its lists have {length} = {n}, but it is {lengths[length]}")
         self._check_apart(spans)
         given.update(lengths)
         given.update(lists)

@@ -112,13 +112,14 @@ def way_of(geometry: Geometry, names: str, *shapes: Any) -> str | None:
 
 
 def by_winograd(geometry: Geometry, out: tuple[int, int], channels: int, channels_out: int) -> bool:
-    """Is that quicker? It must not depend on the number of images, which would change the digits of each."""
+    """Is that quicker, for some tens of images? It must not depend on their number, which would change the digits."""
     return (
         geometry.kernel == (3, 3)
         and geometry.stride == geometry.dilation == (1, 1)
         and geometry.groups == 1
         and max(*geometry.padding[0], *geometry.padding[1]) <= 2
         and min(channels, channels_out) >= 16  # else the sums are too short for what is done before and after them
+        and min(out) >= 4  # of 3x3 pixels the other way leaves out the border, nearly half of the products
         and 8 * math.ceil(out[0] / 4) * math.ceil(out[1] / 4) <= out[0] * out[1]  # the tiles are half full at least
         and 36 * channels * channels_out <= 2**22  # numbers that are made of the weights
     )

@@ -9,22 +9,25 @@
 
        p(a) = w(a) y(a)  at  a = 0, 1, -1, 2, -2,        p[5] = w[2] y[3]
 
-   These are 6 products where F has 12. With M(t) = t (t^2 - 1) (t^2 - 4), the coefficients follow from them by
+   These are 6 products where F has 12. With M(t) = t (t^2 - 1) (t^2 - 4), which is 0 at all five points, and its
+   derivative M', the coefficients follow from them by Lagrange's formula,
 
        p(t) = sum over a of p(a) M(t) / ((t - a) M'(a)) + p[5] M(t)
 
-   so F is a sum of six products, F = sum over k of X[k] W[k] Y[k], of
+   where M(t) / ((t - a) M'(a)) is 1 at a, and 0 at the other points. So F is a sum of six products, F = sum over k of X[k] W[k] Y[k], of
 
        Y = y(0), y(1), y(-1), y(2), y(-2), y[3]
        W = w(0) / 4, -w(1) / 6, -w(-1) / 6, w(2) / 24, w(-2) / 24, w[2]                  (4, -6 and 24 are M'(a))
        X[k] = sum over m of x[m] times the coefficient of t^m in M(t) / (t - a), and, last, in M(t)
 
-   Its derivatives by y, w and x are those of ops/conv.py. In two dimensions all this is done along the columns, then along
-   the rows: a tile has 6x6 numbers of x, 3x3 of w, 4x4 of y, and 36 products where F has 144. The channels c of x and o of
-   y are summed over as before, so for each of the 36 points there is a product of matrices, tiles by c by o.
+   For example M(t) / t = t^4 - 5 t^2 + 4, so X[0] = 4 x[0] - 5 x[2] + x[4]. The convolution is the derivative of F by y,
+   and the gradient by the weight that by w. The gradient by the input is a convolution again, of ȳ with the taps turned
+   round and the channels exchanged. In two dimensions all this is done along the columns, then along the rows: a tile has
+   6x6 numbers of x, 3x3 of w, 4x4 of y, and 36 products where F has 144. The channels c of x and o of y are summed over
+   as before, so for each of the 36 points there is a product of matrices, tiles by c by o.
 
-   The price: a sum of large numbers may cancel, so the rounding errors are some ten times larger than those of the
-   plain sum; and an Inf or NaN in x reaches all of its tile.
+   The price: a sum of large numbers may cancel, so the rounding errors are four to five times those of the plain sum (root
+   mean square); and an Inf or NaN in x may reach every pixel of y whose tile sees it.
 
    Source: Winograd 1980, "Arithmetic complexity of computations"; for convolutional nets Lavin and Gray 2016. */
 
@@ -32,8 +35,8 @@
 #include <stdlib.h>
 
 #define LANES (2 * WIDTH)               /* channels of y in a block */
-#define TILE (REGISTERS == 32 ? 12 : 6) /* rows of a block: its sums, two vectors and a number fill the registers */
-#define CHUNK (1 << 20)                 /* bytes of X and Y that are worked on at a time; they fit the second cache */
+#define ROWS (REGISTERS == 32 ? 12 : 6) /* of a block: its sums, two vectors and a number fill the registers */
+#define CHUNK (1 << 20) /* bytes of X and Y at a time: they fit the second cache, unless the channels are very many */
 
 /* ---------------------------------------------------------------- from numbers to points, and the transposed maps */
 
@@ -130,12 +133,12 @@ POINTS_OF(points_of_tile_of_y, all_points_of_y, 4)
 
 /* ---------------------------------------------------------------- products of matrices */
 
-/* y[p, o] = sum over c of x[p, c] w[c, o], for TILE rows p and V vectors of channels o. */
+/* y[p, o] = sum over c of x[p, c] w[c, o], for ROWS rows p and V vectors of channels o. */
 INLINE void product(const int V, const real *x, int64_t x_step, const real *w, int64_t C, real *y, int64_t y_step)
 {
-    vec sum[TILE][2];
-    const real *at[TILE];
-    for (int p = 0; p < TILE; p++) {
+    vec sum[ROWS][2];
+    const real *at[ROWS];
+    for (int p = 0; p < ROWS; p++) {
         at[p] = x + p * x_step;
         for (int v = 0; v < V; v++)
             sum[p][v] = (vec){0};
@@ -145,11 +148,11 @@ INLINE void product(const int V, const real *x, int64_t x_step, const real *w, i
         for (int v = 0; v < V; v++)
             weight[v] = load(w + v * WIDTH);
 #pragma GCC unroll 12
-        for (int p = 0; p < TILE; p++)
+        for (int p = 0; p < ROWS; p++)
             for (int v = 0; v < V; v++)
                 sum[p][v] += at[p][c] * weight[v];
     }
-    for (int p = 0; p < TILE; p++)
+    for (int p = 0; p < ROWS; p++)
         for (int v = 0; v < V; v++)
             store(y + p * y_step + v * WIDTH, sum[p][v]);
 }
@@ -158,7 +161,7 @@ INLINE void product(const int V, const real *x, int64_t x_step, const real *w, i
 INLINE void transposed_product(const int K, const int V, const real *x, int64_t x_step, const real *y, int64_t y_step,
                                int64_t T, real *w, int64_t w_step)
 {
-    vec sum[TILE][2];
+    vec sum[ROWS][2];
     for (int k = 0; k < K; k++)
         for (int v = 0; v < V; v++)
             sum[k][v] = (vec){0};
@@ -187,7 +190,7 @@ PRODUCT(product_1, 1)
 PRODUCT(product_2, 2)
 static Product *const PRODUCTS[] = {product_1, product_2};
 
-#define THIRD (TILE / 3)
+#define THIRD (ROWS / 3)
 typedef void Transposed(const real *x, int64_t x_step, const real *y, int64_t y_step, int64_t T, real *w,
                         int64_t w_step);
 #define TRANSPOSED(name, K, V)                                                                                         \
@@ -197,11 +200,11 @@ typedef void Transposed(const real *x, int64_t x_step, const real *y, int64_t y_
     }
 TRANSPOSED(transposed_1_1, 1, 1)
 TRANSPOSED(transposed_third_1, THIRD, 1)
-TRANSPOSED(transposed_all_1, TILE, 1)
+TRANSPOSED(transposed_all_1, ROWS, 1)
 TRANSPOSED(transposed_1_2, 1, 2)
 TRANSPOSED(transposed_third_2, THIRD, 2)
-TRANSPOSED(transposed_all_2, TILE, 2)
-static const int SIZES[] = {1, THIRD, TILE};
+TRANSPOSED(transposed_all_2, ROWS, 2)
+static const int SIZES[] = {1, THIRD, ROWS};
 static Transposed *const TRANSPOSEDS[2][3] = {{transposed_1_1, transposed_third_1, transposed_all_1},
                                               {transposed_1_2, transposed_third_2, transposed_all_2}};
 
@@ -216,8 +219,8 @@ static int64_t apart(int64_t n) { return whole(n, WIDTH) + WIDTH; }
 /* How many tiles are worked on at a time, for so many channels of X and Y. */
 static int64_t tiles_at_a_time(int64_t channels, int64_t tiles)
 {
-    int64_t room = CHUNK / (36 * channels * (int64_t)sizeof(real)) / TILE * TILE, least = 4 * TILE;
-    int64_t most = whole(tiles, TILE);
+    int64_t room = CHUNK / (36 * channels * (int64_t)sizeof(real)) / ROWS * ROWS, least = 4 * ROWS;
+    int64_t most = whole(tiles, ROWS);
     room = room < least ? least : room;
     return room < most ? room : most;
 }
@@ -250,13 +253,13 @@ static void points_of_weights(const real *w, int64_t C, int64_t O, int transpose
 }
 
 /* y[n, i, j, o] = b[o] + sum over u, v, c of x[n, i + u - top, j + v - left, c] w[u, v, c, o], or, transposed, with
-   w[2 - u, 2 - v, o, c]. */
+   w[2 - u, 2 - v, o, c]. w is (3, 3, A, B): A = C and B = O, or, transposed, A = O and B = C. */
 int winograd(const real *restrict x, const real *restrict w, const real *restrict b, real *restrict y, int64_t N,
              int64_t H, int64_t W, int64_t C, int64_t A, int64_t B, int64_t OH, int64_t OW, int64_t O, int64_t top,
              int64_t left, int64_t transposed, int64_t part, int64_t parts)
 {
     int64_t x_step = whole(C, WIDTH), y_step = whole(O, LANES), down = (OH + 3) / 4, across = (OW + 3) / 4;
-    int64_t first = N * part / parts * down * across, last = N * (part + 1) / parts * down * across;
+    int64_t all = N * down * across, first = all * part / parts, last = all * (part + 1) / parts;
     int64_t T = tiles_at_a_time(x_step + y_step, last - first);
     int64_t of_w_apart = apart(y_step * C), of_x_apart = apart(T * x_step), of_y_apart = apart(T * y_step);
     real *memory = malloc((36 * (of_w_apart + of_x_apart + of_y_apart) + x_step + y_step + WIDTH) * sizeof(real));
@@ -279,7 +282,7 @@ int winograd(const real *restrict x, const real *restrict w, const real *restric
         }
         for (int64_t k = 0; k < 36; k++)
             for (int64_t o = 0; o < O; o += LANES)
-                for (int64_t t = 0; t < tiles; t += TILE)
+                for (int64_t t = 0; t < tiles; t += ROWS)
                     PRODUCTS[O - o > WIDTH](X + k * of_x_apart + t * x_step, x_step, weights + k * of_w_apart + o * C,
                                             C,
                                             Y + k * of_y_apart + t * y_step + o, y_step);
@@ -317,7 +320,8 @@ int winograd_weight_grad(const real *restrict x, const real *restrict y, real *r
     if (own <= 0)
         return 0;
     int64_t x_step = whole(own, WIDTH), y_step = whole(O, LANES), down = (OH + 3) / 4, across = (OW + 3) / 4;
-    int64_t all = N * down * across, T = tiles_at_a_time(x_step + y_step, all);
+    /* Of all channels C, not of those of this part, or the order of the sums would depend on the number of parts. */
+    int64_t all = N * down * across, T = tiles_at_a_time(whole(C, WIDTH) + y_step, all);
     int64_t of_w_apart = apart(own * y_step), of_x_apart = apart(T * x_step), of_y_apart = apart(T * y_step);
     real *memory = calloc(36 * (of_w_apart + of_x_apart + of_y_apart) + whole(C, WIDTH) + y_step + WIDTH, sizeof(real));
     if (!memory)
