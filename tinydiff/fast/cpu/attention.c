@@ -141,7 +141,8 @@ static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
    masks, which[b][3]. A mask of one row, R = 1, holds for all queries. D and E are multiples of WIDTH. */
 int attention(const real *restrict q, const real *restrict k, const real *restrict v, const uint8_t *restrict allowed,
     const real *restrict added, const int64_t *restrict which, real *restrict y, real *restrict top,
-    real *restrict rsum, int64_t B, int64_t L, int64_t S, int64_t D, int64_t E, int64_t R, real scale, int64_t part, int64_t parts)
+    real *restrict rsum, int64_t B, int64_t L, int64_t S, int64_t D, int64_t E, int64_t R, real scale, int64_t part,
+    int64_t parts)
 {
     real *space = malloc((D * QUERIES + WIDTH) * sizeof(real)), *restrict q_columns = aligned(space);
     if (!space)

@@ -125,8 +125,8 @@ typedef struct {
 } Sums;
 
 /* h, and the sums. */
-INLINE void sums_of_h(int64_t n, const real *g, const real *x, int64_t length, int64_t width, const real *centre, const real *r,
-    const real *w, const real *b, int silu, real *h, Sums sums)
+INLINE void sums_of_h(int64_t n, const real *g, const real *x, int64_t length, int64_t width, const real *centre,
+    const real *r, const real *w, const real *b, int silu, real *h, Sums sums)
 {
     const vec middle = load_some(centre, n), factor = load_some(r, n), weight = load_some(w, n), bias = load_some(b, n);
     for (int64_t first = 0; first < length; first += ROWS) {
@@ -146,8 +146,8 @@ INLINE void sums_of_h(int64_t n, const real *g, const real *x, int64_t length, i
 }
 
 /* h becomes x̄. */
-INLINE void adjoints(int64_t n, const real *x, int64_t length, int64_t width, const real *centre, const real *r, const real *w,
-    const real *mean_h, const real *mean_hx, real *h)
+INLINE void adjoints(int64_t n, const real *x, int64_t length, int64_t width, const real *centre, const real *r,
+    const real *w, const real *mean_h, const real *mean_hx, real *h)
 {
     const vec middle = load_some(centre, n), factor = load_some(r, n), weight = load_some(w, n);
     const vec of_h = load_some(mean_h, n), of_hx = load_some(mean_hx, n);
@@ -249,7 +249,8 @@ int norm_vjp(const real *restrict g, const real *restrict x, const real *restric
     }
     double *restrict h_sum = totals, *restrict hx_sum = totals + width, *restrict x_sum = totals + 2 * width;
     double *restrict hw = totals + 3 * width, *restrict hwx = totals + 4 * width;
-    real *restrict centre = space, *restrict r = space + width, *restrict w = space + 2 * width, *restrict b = space + 3 * width,
+    real *restrict centre = space, *restrict r = space + width, *restrict w = space + 2 * width,
+         *restrict b = space + 3 * width,
          *restrict m1 = space + 4 * width, *restrict m2 = space + 5 * width;
     for (int64_t a = A * part / parts; a < A * (part + 1) / parts; a++) {
         const real *xs = x + a * L * C, *gs = g + a * L * C;
@@ -317,8 +318,8 @@ int layer_norm(const real *restrict x, const real *restrict weight, const real *
     return 0;
 }
 
-/* Its rule. w̄ and b̄ are sums over the rows: for each of S sections of them, in `real` over ROWS, then in double. sums (S, 2,
-   C) gets those of h xhat and of h. */
+/* Its rule. w̄ and b̄ are sums over the rows: for each of S sections of them, in `real` over ROWS, then in double. sums
+   (S, 2, C) gets those of h xhat and of h. */
 int layer_norm_vjp(const real *restrict g, const real *restrict x, const real *restrict mean,
     const real *restrict rstd, const real *restrict weight, real *restrict dx, double *restrict sums, int64_t A,
     int64_t C, int64_t S, int64_t part, int64_t parts)

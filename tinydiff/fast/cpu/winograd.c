@@ -14,7 +14,8 @@
 
        p(t) = sum over a of p(a) M(t) / ((t - a) M'(a)) + p[5] M(t)
 
-   where M(t) / ((t - a) M'(a)) is 1 at a, and 0 at the other points. So F is a sum of six products, F = sum over k of X[k] W[k] Y[k], of
+   where M(t) / ((t - a) M'(a)) is 1 at a, and 0 at the other points. So F is a sum of six products, F = sum over k of
+   X[k] W[k] Y[k], of
 
        Y = y(0), y(1), y(-1), y(2), y(-2), y[3]
        W = w(0) / 4, -w(1) / 6, -w(-1) / 6, w(2) / 24, w(-2) / 24, w[2]                  (4, -6 and 24 are M'(a))
@@ -265,7 +266,8 @@ int winograd(const real *restrict x, const real *restrict w, const real *restric
     real *memory = malloc((36 * (of_w_apart + of_x_apart + of_y_apart) + x_step + y_step + WIDTH) * sizeof(real));
     if (!memory)
         return 1;
-    real *weights = aligned(memory), *X = weights + 36 * of_w_apart, *Y = X + 36 * of_x_apart, *zeros = Y + 36 * of_y_apart, *bias = zeros + x_step;
+    real *weights = aligned(memory), *X = weights + 36 * of_w_apart, *Y = X + 36 * of_x_apart;
+    real *zeros = Y + 36 * of_y_apart, *bias = zeros + x_step;
     memset(X, 0, 36 * of_x_apart * sizeof(real)); /* rows that belong to no tile are multiplied too */
     memset(zeros, 0, (x_step + y_step) * sizeof(real));
     points_of_weights(w, A, B, (int)transposed, weights);
