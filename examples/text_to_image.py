@@ -16,7 +16,7 @@ are not in the training set, so a prompt with one of them shows whether the word
 A small transformer makes a vector of each word (models/text.py), trained together with the U-Net, whose pixels attend
 to the words. In training one caption in ten is left out, so that sampling can strengthen what the words do (guidance).
 The directory of the run (runs/text_to_image) gets samples.png, words.png (the cosines between the vectors of the
-words), loss.png, log.jsonl and checkpoint.npz, which has the vocabulary.
+words), loss.png, log.jsonl and checkpoint.npz, and model.npz when the training is finished, which has the vocabulary.
 
 maps.png has a row for each word of the first prompt: how much the pixels attend to it, from the first steps to the
 last, and the picture. --judge prints how often a classifier (08_classifier.py) finds what the prompt asked for, for
@@ -31,7 +31,7 @@ import time
 import common
 import numpy as np
 
-from tinydiff import Rng, data, plot
+from tinydiff import Rng, data, plot, saving
 from tinydiff.backend import to_host
 from tinydiff.data import hold_out
 from tinydiff.diffusion import Denoiser, Guided, KarrasSDE, edm_loss, sample
@@ -50,18 +50,17 @@ PREVIEW = ["a seven", "a small bold serif three", "a heavy mono zero leaning lef
 
 def main() -> int:
     args = arguments()
-    path = args.out / "checkpoint.npz"
-    if args.resume or not path.exists():
-        if not trained(args):
+    path = args.out / "model.npz"
+    if not path.exists():
+        if (args.out / "checkpoint.npz").exists() and not args.resume:
+            sys.exit(f"the training in {args.out} was not finished: --resume goes on, or choose another --out")
+        if not trained(args, path):
             return 130  # as a shell reports an interrupted program
-    denoiser, tokenizer, ema = load(args)
-    try:
-        tokenizer.encode([*args.prompts, args.negative])
-    except ValueError as error:
-        sys.exit(str(error))
+    denoiser, tokenizer, ema, captions = load(path)
+    check_prompts(tokenizer, args)
     with ema.applied():
         if args.judge:
-            judge_samples(denoiser, tokenizer, args)
+            judge_samples(denoiser, tokenizer, captions, args)
             return 0
         paint(denoiser, tokenizer, args.prompts or PREVIEW, args, args.steps)
         draw_words(denoiser, tokenizer, args)
@@ -70,11 +69,20 @@ def main() -> int:
     return 0
 
 
-def trained(args):
-    """Train, and leave the checkpoint. Was it finished?"""
+def check_prompts(tokenizer, args):
+    """End the program if the prompts have words that are not known, or too many."""
+    try:
+        tokenizer.encode([*args.prompts, args.negative])
+    except ValueError as error:
+        sys.exit(str(error))
+
+
+def trained(args, path):
+    """Train, and leave the model. Was it finished?"""
     glyphs = data.glyphs(args.drawn, args.seed)
     seen = ~hold_out(glyphs.captions, HELD_OUT)
     tokenizer = Tokenizer.fit(glyphs.captions)
+    check_prompts(tokenizer, args)  # now, and not after the training
     images = data.to_float(glyphs.images[seen], -1, 1)  # (n, 28, 28, 1)
     tokens = tokenizer.encode([caption for caption, kept in zip(glyphs.captions, seen) if kept])  # (n, L)
     denoiser, ema = new_model(tokenizer, args.channels, float(images.std()), args.seed)
@@ -112,6 +120,9 @@ def trained(args):
         save_every=500,
         on_record=pictures,
     )
+    if state.finished:
+        settings = {"channels": args.channels, "drawn": args.drawn, "seed": args.seed}
+        saving.save(path, {"model": denoiser.state_dict(), "ema": ema.state_dict(), "settings": settings})
     return state.finished
 
 
@@ -123,17 +134,18 @@ def new_model(tokenizer, channels, sigma_data, seed):
     return denoiser, EMA(denoiser, 0.998)
 
 
-def load(args):
-    """The trained model, its tokenizer, and the average of its weights."""
-    path = args.out / "checkpoint.npz"
+def load(path):
+    """The trained model, its tokenizer, the average of its weights, and how many captions of which seed it has seen."""
     state = common.checkpoint_of(path, "text_to_image.py")
     try:
+        settings = state["settings"]
         tokenizer = Tokenizer.from_array(state["model"]["net.vocabulary"])
+        denoiser, ema = new_model(tokenizer, settings["channels"], 1.0, 0)
+        denoiser.load_state_dict(state["model"])
+        ema.load_state_dict(state["ema"])
     except (LookupError, TypeError, ValueError) as error:
-        sys.exit(f"{path} is not a checkpoint of this example: {error!r}")
-    denoiser, ema = new_model(tokenizer, args.channels, 1.0, 0)
-    common.load_checkpoint(path, "--channels", model=denoiser, ema=ema)
-    return denoiser, tokenizer, ema
+        sys.exit(f"{path} is no model of this example: {error!r}")
+    return denoiser, tokenizer, ema, (settings["drawn"], settings["seed"])
 
 
 def paint(denoiser, tokenizer, prompts, args, steps):
@@ -156,10 +168,10 @@ def samples_of(denoiser, tokenizer, tokens, weight, args, steps):
     return to_host(x)
 
 
-def judge_samples(denoiser, tokenizer, args):
+def judge_samples(denoiser, tokenizer, captions, args):
     """Print how often each attribute is right, by weight of guidance, for captions that were seen and held out."""
     judge = common.trained_judge(args)
-    glyphs = data.glyphs(args.drawn, args.seed)
+    glyphs = data.glyphs(*captions)
     held = hold_out(glyphs.captions, HELD_OUT)
     names = list(glyphs.labels)
     print(f"| {args.judge:,} samples, right in % | {' | '.join(names)} | all |\n|---|{'---|' * len(names)}---|")

@@ -50,6 +50,11 @@ def test_frechet_distance_by_the_eigenvalues_of_the_product():
     assert frechet_distance(x.astype("float32"), y.astype("float32")) == pytest.approx(expected, rel=1e-5)
 
 
+def test_frechet_distance_of_few_samples_is_too_large_by_the_formula():
+    found = [frechet_distance(*(DRAW.standard_normal((n, 8)) for n in (400, 800))) for _ in range(200)]
+    assert np.mean(found) == pytest.approx(8 * 13 / 4 * (1 / 400 + 1 / 800), rel=0.05)
+
+
 def test_frechet_distance_of_features_that_do_not_vary():
     x = np.zeros((4, 2))
     assert frechet_distance(x, x + [3.0, 4.0]) == pytest.approx(25)

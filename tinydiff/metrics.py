@@ -52,8 +52,9 @@ def frechet_distance(a: Any, b: Any) -> float:
     distance of two normal distributions with those means and covariances.
 
     C_a C_b has the eigenvalues of C_a^(1/2) C_b C_a^(1/2), which is symmetric, and the trace of the root is the sum of
-    their roots. Few samples make the distance too large, by about D (D + 3) / 4 (1/N + 1/M) of a unit normal: compare
-    only equal numbers of samples, beside the distance of real pictures to other real ones.
+    their roots. Few samples make the distance too large: of two samples of one standard normal it is about
+    D (D + 5) / 4 (1/N + 1/M), of which D (1/N + 1/M) comes from the means. So compare only equal numbers of samples,
+    beside the distance of real pictures to other real ones.
     Source: Dowson and Landau 1982; for features of pictures Heusel et al. 2017. Errors: ValueError for features of
     different widths, that are not finite, or of fewer than two pictures.
     """

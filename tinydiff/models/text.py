@@ -2,13 +2,13 @@
 
     tokenizer = Tokenizer.fit(captions)                              # every word of the captions has a number
     encoder = TextEncoder(tokenizer.size, tokenizer.length, 64)
-    net = TextToImage(encoder, UNet(3, (48, 96), context=64))
+    net = TextToImage(encoder, UNet(3, (48, 96), context=64), tokenizer)
     denoiser = Denoiser(net, sigma_data=0.5)
     ids = tokenizer.encode(captions)                                 # (N, length), in host memory
     edm_loss(denoiser, x0, rng, tokens=drop_prompts(ids, 0.1, rng))  # the encoder learns with the net
     words = net.encode(tokenizer.encode(["a red seven"] * 8))        # once, and not at every step
     sample(Guided(denoiser, 2.0), (8, 32, 32, 3), KarrasSDE(), 0, **words)
-    save("run.npz", {"net": net.state_dict(), "tokenizer": tokenizer.state_dict()})
+    save("run.npz", net.state_dict())                                # the words are in it, as "vocabulary"
 
 The null prompt is the empty one, "": padding alone. Of padding, attention sees nothing, except at the first position.
 So no query is ever without a key, and what the encoder makes of a first position of padding is the one vector of the
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .. import nn
@@ -94,25 +94,18 @@ class Tokenizer:
         found = [" ".join(self.words[i - 1] for i in row if i != PADDING) for row in rows.tolist()]
         return [re.sub(r" ([,.;:!?])", r"\1", prompt) for prompt in found]
 
-    def state_dict(self) -> dict[str, Any]:
-        """The vocabulary, for a checkpoint (saving.py)."""
-        return {"words": list(self.words), "length": self.length}
-
     def to_array(self) -> Array:
-        """The same as uint8, a line for the length and each word: a buffer of a net is kept in its checkpoint."""
+        """The vocabulary as uint8, a line for the length and for each word: as the buffer of a net it is in the net's
+        checkpoint."""
         return to_device(to_host(list("\n".join([str(self.length), *self.words]).encode())).astype("uint8"))
 
     @classmethod
     def from_array(cls, data: Any) -> Tokenizer:
         """The inverse. Errors: ValueError for other arrays."""
-        length, *words = bytes(to_host(array_of(data))).decode().split("\n")
-        return cls(words, int(length))
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Become the tokenizer of that state. Errors: ValueError for what is none; then nothing is changed."""
-        if not isinstance(state, Mapping) or set(state) != {"words", "length"}:
-            raise ValueError(f"this is no state of a Tokenizer, which has words and length: {state!r:.200}")
-        vars(self).update(vars(Tokenizer(**state)))
+        lines = bytes(to_host(array_of(data))).decode(errors="replace").split("\n")
+        if not lines[0].isdecimal():
+            raise ValueError(f"this is no vocabulary of a Tokenizer, which begins with its length: {lines[0]!r:.80}")
+        return cls(lines[1:], int(lines[0]))
 
 
 def split(prompt: str) -> list[str]:

@@ -129,13 +129,7 @@ def test_a_number_that_is_none_stays_with_the_pixels_that_it_meets(value: float)
 def test_parts_in_threads_change_no_bit(
     at: Geometry, channels: int, out: int, parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = arrays(at, 5, channels, out, "float32")
-    for fast, _, names in THREE:
-        none, found = [None] * ("w" in names), []
-        for count in (1, parts):
-            monkeypatch.setattr(compiled, "threads_for", lambda _size, count=count: count)
-            found.append(fast(*(given[name] for name in names), *none, geometry=at))
-        assert np.array_equal(*found)
+    same_bits(at, arrays(at, 5, channels, out, "float32"), parts, monkeypatch)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -145,7 +139,11 @@ def test_parts_of_many_tiles_change_no_bit(
     channels: int, out: int, parts: int, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More than are worked on at a time, for all three."""
-    given = arrays(at := geometry((8, 9), 3, padding=1), 40, channels, out, dtype)
+    at = geometry((8, 9), 3, padding=1)
+    same_bits(at, arrays(at, 40, channels, out, dtype), parts, monkeypatch)
+
+
+def same_bits(at: Geometry, given: dict[str, np.ndarray], parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for fast, _, names in THREE:
         none, found = [None] * ("w" in names), []
         for count in (1, parts):

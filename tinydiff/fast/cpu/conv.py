@@ -79,9 +79,7 @@ def conv2d_weight_grad_numpy(x: Array, y: Array, *, geometry: Geometry) -> Any:
     if way == "winograd":
         done = winograd_weight_grad_in_c(x=image, y=y, w=w, top=top, left=left)
     else:
-        done = weight_grad_in_c(
-            x=image, y=y, w=w, sh=sh, sw=sw, top=top, left=left, dh=dh, dw=dw, together=together
-        )  # fmt: skip
+        done = weight_grad_in_c(x=image, y=y, w=w, sh=sh, sw=sw, top=top, left=left, dh=dh, dw=dw, together=together)
     return w if done else patches.conv2d_weight_grad(TOOLS, x, y, geometry)
 
 
@@ -108,9 +106,6 @@ def way_of(geometry: Geometry, names: str, *shapes: Any) -> str | None:
     return "winograd" if by_winograd(geometry, result, channels, out) else "taps"
 
 
-# ---------------------------------------------------------------- winograd.c
-
-
 def by_winograd(geometry: Geometry, out: tuple[int, int], channels: int, channels_out: int) -> bool:
     """Is that quicker, for some tens of images? It must not depend on their number, which would change the digits."""
     return (
@@ -123,9 +118,6 @@ def by_winograd(geometry: Geometry, out: tuple[int, int], channels: int, channel
         and 8 * math.ceil(out[0] / 4) * math.ceil(out[1] / 4) <= out[0] * out[1]  # the tiles are half full at least
         and 36 * channels * channels_out <= 2**22  # numbers that are made of the weights
     )
-
-
-# ---------------------------------------------------------------- the lists for conv.c
 
 
 def _conv(way: str, x: Array, w: Array, b: Any, y: Array, geometry: Geometry, transposed: bool) -> bool:
@@ -148,6 +140,9 @@ def _conv(way: str, x: Array, w: Array, b: Any, y: Array, geometry: Geometry, tr
 def _merged(a: Array, axis: int) -> Array:
     """That axis and the next as one."""
     return a.reshape(*a.shape[:axis], a.shape[axis] * a.shape[axis + 1], *a.shape[axis + 2 :])
+
+
+# ---------------------------------------------------------------- the lists for conv.c
 
 
 @functools.lru_cache(64)
