@@ -10,7 +10,12 @@ import math
 import sys
 from pathlib import Path
 
-from tinydiff import data, saving
+import numpy as np
+
+from tinydiff import Rng, data, no_grad, saving
+from tinydiff.backend import to_device, to_host
+from tinydiff.microbatch import over_microbatches
+from tinydiff.models.classifier import Classifier
 from tinydiff.training import CannotResume
 
 # ---------------------------------------------------------------- arguments
@@ -138,7 +143,62 @@ def mnist(args, split="train"):
 
 def images(args, split="train"):
     """uint8 (n, 28, 28) of --data, for training ("train") or not ("test"); the same for every --seed."""
-    return data.glyphs(20_000, int(split == "test")).images if args.data == "glyphs" else mnist(args, split).images
+    return labelled(args, split)[0]
+
+
+def labelled(args, split="train"):
+    """images, and the digits on them, int64 (n,)."""
+    if args.data == "glyphs":
+        glyphs = data.glyphs(20_000, int(split == "test"))
+        return glyphs.images, glyphs.labels["digit"]
+    digits = mnist(args, split)
+    return digits.images, digits.labels.astype("int64")
+
+
+# ---------------------------------------------------------------- the judge
+
+
+def pictures_for_judge(args, split="train"):
+    """Images (n, 28, 28, 1) in [-1, 1], and the labels of their attributes, {name: (n,)}."""
+    if args.data == "mnist":
+        digits = mnist(args, split)
+        return data.to_float(digits.images, -1, 1), {"digit": digits.labels.astype("int64")}
+    glyphs = data.glyphs(*((45_000, 1_000_001) if split == "train" else (10_000, 1_000_002)))
+    return data.to_float(glyphs.images, -1, 1), glyphs.labels
+
+
+def new_judge(args, labels):
+    """A classifier for the labels of --data, and the file in the cache where the trained one is kept."""
+    heads = {name: int(values.max()) + 1 for name, values in labels.items()}
+    return Classifier((28, 28), heads, rng=Rng(0).child("judge")), saving.cache_dir("judges") / f"{args.data}.npz"
+
+
+def trained_judge(args):
+    """The classifier that 08_classifier.py has trained for --data. Ends the program if there is none."""
+    judge, path = new_judge(args, pictures_for_judge(args)[1])
+    try:
+        judge.load_state_dict(saving.load(path))
+    except FileNotFoundError:
+        sys.exit(f"there is no judge yet: python examples/08_classifier.py --data {args.data}")
+    except (LookupError, TypeError, ValueError) as error:
+        sys.exit(f"{path}: {error}: train it again, python examples/08_classifier.py --data {args.data} --again")
+    return judge
+
+
+def judged(judge, images):
+    """What the judge finds in images (n, H, W, C) in [-1, 1]: {attribute: (n,)}, and their features (n, width)."""
+    found, features = {name: [] for name in judge.heads}, []
+
+    def look(rows):
+        with no_grad():
+            f = judge.features(to_device(images[rows]))
+            return to_host(f.data), {name: to_host(head(f).data).argmax(axis=1) for name, head in judge.heads.items()}
+
+    for f, values in over_microbatches(look, len(images), 128):
+        features.append(f)
+        for name, value in values.items():
+            found[name].append(value)
+    return {name: np.concatenate(values) for name, values in found.items()}, np.concatenate(features)
 
 
 # ---------------------------------------------------------------- runs

@@ -407,8 +407,11 @@ for mask in (None, *HEADS):
 E("attention", N(2, 2, 3), N(2, 3), N(2, 2), scale=0.3)
 E("attention", N(2, 3), N(2, 4, 3), N(4, 2))
 E("attention", N(0, 1, 2, 2), N(0, 1, 2, 2), N(0, 1, 2, 2))
-E("scaled_dot_product_attention", N(2, 3, 2), N(2, 4, 2), N(2, 4, 3), mask=None, scale=0.7)
-E("scaled_dot_product_attention", N(3, 2), N(4, 2), N(4, 3), mask=HEADS[0], scale=1.0)
+E("scaled_dot_product_attention", N(2, 3, 2), N(2, 4, 2), N(2, 4, 3), None, scale=0.7)
+E("scaled_dot_product_attention", N(3, 2), N(4, 2), N(4, 3), HEADS[0], scale=1.0)
+for mask in (N(3, 4), N(2, 1, 4), N(5, 1, 3, 1), N(4)):  # learned, and broadcast in one way or another
+    E("scaled_dot_product_attention", N(2, 3, 2), N(2, 4, 2), N(2, 4, 3), mask, scale=0.7)
+E("scaled_dot_product_attention", N(2, 17, 2), N(2, 3, 2), N(2, 3, 2), N(2, 17, 3), scale=0.7)
 
 for reduction in ("mean", "sum", "none"):
     E("mse_loss", N(2, 3), N(2, 3), reduction=reduction)

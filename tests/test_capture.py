@@ -150,7 +150,9 @@ def sampling(method: str, task: Images) -> Callable[..., Any]:
         p.data = Rng(1).child(p.size).normal(p.shape) * 0.1
     shape, options = (3, 8, 8, 1), {"steps": 3}
     if method == "guided heun":
-        guided, karras = Guided(Denoiser(task.net, 0.5), 1.0), KarrasSDE()
+        negative = {"digit": backend.to_device(np.arange(3) + 4)}
+        guided = Guided(Denoiser(task.net, 0.5), 1.0, negative=negative, interval=(0.1, 10.0))
+        karras = KarrasSDE()
         return lambda rng, labels: sample(guided, shape, karras, rng, eps=0.002, digit=labels, **options)
     if method == "ddpm in microbatches":
         method, options["microbatch"] = "ddpm", 2

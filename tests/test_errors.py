@@ -240,11 +240,6 @@ BAD: dict[str, Bad] = {
         TypeError,
         ("the mask must be of bool", "not int64 of shape (5, 6)"),
     ),
-    "attention mask with a gradient": (
-        lambda: ops.attention(t(2, 5, 4), t(2, 6, 4), t(2, 6, 4), mask=t(5, 6)),
-        TypeError,
-        ("the mask has no gradient, but is a Tensor of shape (5, 6)",),
-    ),
     # ---- axes
     "softmax axis": (lambda: ops.softmax(t(2, 3), axis=2), ValueError, ("softmax: axis 2 does not fit",)),
     "softmax of a number": (lambda: ops.softmax(t()), ValueError, ("softmax: axis -1 does not fit", "0 dimensions")),

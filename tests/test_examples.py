@@ -18,8 +18,9 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 ONE_DIMENSION, TWO_DIMENSIONS = EXAMPLES / "01_one_dimension.py", EXAMPLES / "02_two_dimensions.py"
 QUICKSTART, SCORE_UNET = EXAMPLES / "quickstart.py", EXAMPLES / "03_score_unet.py"
 USING, JUDGE = EXAMPLES / "04_using_a_model.py", EXAMPLES / "05_judge.py"
-LIKELIHOOD, CLASSIFIER = EXAMPLES / "06_likelihood.py", EXAMPLES / "07_classifier.py"
-ALL = [ONE_DIMENSION, TWO_DIMENSIONS, QUICKSTART, SCORE_UNET, USING, JUDGE, LIKELIHOOD, CLASSIFIER]
+LIKELIHOOD, CONDITIONAL = EXAMPLES / "06_likelihood.py", EXAMPLES / "07_conditional_unet.py"
+CLASSIFIER, WORDS = EXAMPLES / "08_classifier.py", EXAMPLES / "text_to_image.py"
+ALL = [ONE_DIMENSION, TWO_DIMENSIONS, QUICKSTART, SCORE_UNET, USING, JUDGE, LIKELIHOOD, CONDITIONAL, CLASSIFIER, WORDS]
 sys.path.insert(0, str(EXAMPLES))  # as Python does for a script: what they share lies beside them
 
 
@@ -105,6 +106,62 @@ def test_the_score_unet_trains_goes_on_and_samples(tmp_path, data_dir, skips, co
         for row in ("ddpm, 5", "heun, 5", "rk45, ", "euler_maruyama, 3", "heun, 5, no average"):
             assert f"\n{row}" in text
         assert re.search(r"averaged weights: -?\d+\.\d{4} \+- .* bits per dimension on 2 test images", text)
+
+
+@pytest.mark.slow
+def test_the_conditional_unet_trains_goes_on_and_samples(tmp_path, data_dir):
+    out = tmp_path / "run"
+    options = ["--data-dir", data_dir, "--out", out, "--batch-size", 16, "--micro-batch", 8, "--steps", 2]
+    text = run(CONDITIONAL, *options, "--epochs", 1)
+    assert "2,045,057 parameters, 24 images" in text and "(published 1010)" in text
+    pictures = ["labels.png", "loss.png", "samples.png"]
+    assert sorted(path.name for path in out.iterdir()) == ["checkpoint.npz", *pictures[:1], "log.jsonl", *pictures[1:]]
+    first = {name: (out / name).read_bytes() for name in pictures}
+    assert imread(out / "samples.png").shape[0] == (10 * 30 + 2) * 3  # one row per digit
+    run(CONDITIONAL, *options, "--sample-only")
+    assert all((out / name).read_bytes() == first[name] for name in pictures)
+    run(CONDITIONAL, *options, "--epochs", 2, "--resume")
+    records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [(r["epoch"], r["step"], r["images"]) for r in records] == [(0, 2, 24), (1, 4, 24)]
+    assert [r["lr"] for r in records] == pytest.approx([1e-3, 0.98e-3])
+    assert all((out / name).read_bytes() != first[name] for name in pictures[1:])  # cosines change in later digits
+
+
+@pytest.mark.slow
+def test_words_become_pictures(tmp_path):
+    out = tmp_path / "run"
+    options = ["--out", out, "--channels", 8, 16, "--steps", 2, "--samples", 3]
+    training = ["--drawn", 600, "--images", 600, "--batch-size", 64]
+    text = run(WORDS, "a seven", "a small bold zero", *options, *training)
+    assert re.search(r"30 words, \d+ pictures, \d+ held out", text)
+    assert imread(out / "samples.png").shape[0] == (2 * 30 + 2) * 3  # a row for each prompt
+    first = (out / "samples.png").read_bytes()
+    options = options[:2] + options[5:]  # the model knows its channels
+    text = run(WORDS, "a seven", "a small bold zero", *options)
+    assert "held out" not in text and (out / "samples.png").read_bytes() == first  # it has been trained
+    run(WORDS, "a seven", *options, "--sweep", 0, 2, "--negative", "bold", "--interval", 0.1, 5, "--maps")
+    assert imread(out / "samples.png").shape[0] == imread(out / "maps.png").shape[0] == (2 * 30 + 2) * 3
+    assert imread(out / "words.png").ndim == 3
+    text = run(WORDS, "a bald seven", *options, status=1)
+    assert "the word 'bald' of the prompt 'a bald seven' is not among the 30 known ones: the nearest are 'bold'" in text
+    assert "Traceback" not in text
+    (out / "model.npz").unlink()  # as if the training had been interrupted
+    assert "was not finished: --resume goes on" in run(WORDS, "a seven", *options, status=1)
+    text = run(WORDS, "a bald seven", "--out", tmp_path / "other", *training, status=1)
+    assert "'bald'" in text and not (tmp_path / "other").exists()  # said before the training
+
+
+@pytest.mark.slow
+def test_the_classifier_is_trained_once(tmp_path, data_dir, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    options = ["--data-dir", data_dir, "--out", tmp_path / "run"]
+    assert "training a judge for mnist" in run(CLASSIFIER, *options)
+    assert imread(tmp_path / "run" / "mistakes.png").ndim == 3
+    assert "training a judge" not in run(CLASSIFIER, *options)
+    (kept,) = (tmp_path / "cache" / "tinydiff" / "judges").iterdir()
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert "train it again, python examples/08_classifier.py --data mnist" in run(CLASSIFIER, *options, status=1)
+    assert "training a judge for mnist" in run(CLASSIFIER, *options, "--again")
 
 
 @pytest.mark.slow
@@ -283,41 +340,6 @@ def test_the_likelihood_is_trained_measured_and_written_down(tmp_path, data_dir)
     assert records[0]["loss"] > 7.5 and (out / "bits.txt").read_text() != first
 
 
-@pytest.mark.slow
-def test_a_classifier_is_trained_kept_and_tested(tmp_path, monkeypatch, capsys):
-    """On few glyphs; a second run gives the same table and picture, from the cache. A row per attribute, and all."""
-    drawn = {seed: data.glyphs(400, seed, cache=False) for seed in (1, 2)}
-    monkeypatch.setattr(data, "glyphs", lambda n, seed: drawn[1 + (n == 20_000)])
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    options = ["--train", 200, "--epochs", 1, "--samples", 90, "--out", tmp_path / "run"]
-    assert main(monkeypatch, CLASSIFIER, *options) == 0
-    first = capsys.readouterr()
-    assert "training a classifier of digit, face" in first.err and "400 images, 273,503 parameters" in first.out
-    rows = [line for line in first.out.splitlines() if line.startswith("|")][2:]
-    assert [row.split()[1] for row in rows] == [*data.ATTRIBUTES, "all"] and all("+-" in row for row in rows)
-    noise, test, train = map(float, re.findall(r"(?:noise|test images|training images) (\d\S*?)[,\n]", first.out))
-    assert noise > 3 * max(test, train)  # the net has learned little, and 90 images are few
-    picture = tmp_path / "run" / "mistakes.png"
-    assert imread(picture).shape[0] == (16 * 30 + 2) * 3
-    sheet = picture.read_bytes()
-    picture.unlink()
-    assert main(monkeypatch, CLASSIFIER, *options) == 0
-    second = capsys.readouterr()
-    assert second.out == first.out and "training" not in second.err and picture.read_bytes() == sheet
-
-
-@pytest.mark.slow
-def test_a_classifier_of_mnist(tmp_path, data_dir, monkeypatch, capsys):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    classifier = runpy.run_path(str(CLASSIFIER))
-    monkeypatch.setitem(classifier["main"].__globals__, "scale_of_the_distance", lambda *_: None)  # 24 are too few
-    options = ["--data", "mnist", "--data-dir", data_dir, "--epochs", 1, "--out", tmp_path / "run"]
-    monkeypatch.setattr(sys, "argv", [str(CLASSIFIER), *map(str, options)])
-    assert classifier["main"]() == 0
-    out = capsys.readouterr().out
-    assert "24 images, 272,138 parameters" in out and "| digit |" in out and "| all |" not in out
-
-
 def test_a_checkpoint_that_is_none_is_an_error_of_one_line(tmp_path, monkeypatch):
     assert "train a model first" in main(monkeypatch, USING, "--checkpoint", tmp_path / "none.npz")
     (tmp_path / "torn.npz").write_bytes(b"PK")
@@ -379,9 +401,7 @@ def test_an_example_has_its_own_loop_or_calls_train(example):
     loop = all(f"optimizer.{call}()" in text for call in ("zero_grad", "step")) and (
         ".backward()" in text or "gradients(" in text
     )
-    # The first learns nothing, and the second has the classifier that other programs take too, from the library.
-    assert loop + ("    state = train(" in text) == (example not in (USING, CLASSIFIER))
-    assert example != CLASSIFIER or "trained_classifier(" in text
+    assert loop + ("    state = train(" in text) == (example != USING)  # which learns nothing
 
 
 @pytest.mark.parametrize("example", [QUICKSTART, SCORE_UNET, LIKELIHOOD])
@@ -424,9 +444,6 @@ def test_errors_are_a_line_or_two_and_no_traceback(monkeypatch, tmp_path, exampl
         (QUICKSTART, ["--guidance", "nan"], "argument --guidance: must be a finite number, not nan"),
         (QUICKSTART, ["--lr", 0], "argument --lr: must be positive and finite, not 0"),
         (QUICKSTART, ["--data", "glyphs", "--data-dir", "x"], "--data-dir is read with --data mnist only"),
-        (CLASSIFIER, ["--samples", 64], "argument --samples: must be 65 or more, not 64"),
-        (CLASSIFIER, ["--epochs", 0], "argument --epochs: must be 1 or more, not 0"),
-        (CLASSIFIER, ["--data", "glyphs", "--data-dir", "x"], "--data-dir is read with --data mnist only"),
         (LIKELIHOOD, ["--bits", 0], "argument --bits: must be 1 or more, not 0"),
         (LIKELIHOOD, ["--rtol", 0], "argument --rtol: must be positive and finite, not 0"),
         (LIKELIHOOD, ["--rtol", 0.001], "--rtol must be below the least noise, 0.001, not 0.001"),

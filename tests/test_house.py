@@ -23,7 +23,7 @@ microbatch profile saving data diffusion models metrics interop plot training_lo
 LEVEL = {part: level for level, part in enumerate(HOUSE)}
 
 # Who may import NumPy: the doors, and what makes, reads or compares numbers on the host.
-HOST = {"backend", "rng", "check", "data", "saving", "metrics", "plot", "interop", "fast"}
+HOST = {"backend", "rng", "check", "data", "saving", "plot", "interop", "metrics", "fast"}
 
 
 def part_of(module: str) -> str:

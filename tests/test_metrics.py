@@ -1,4 +1,4 @@
-"""The measures of samples, each on sets whose answer is known."""
+"""Metrics against closed forms, and sets of which the answer is known."""
 
 from __future__ import annotations
 
@@ -7,176 +7,96 @@ import math
 import numpy as np
 import pytest
 
-from tinydiff import Rng, metrics, tensor
-from tinydiff.backend import to_device
+from tinydiff import metrics
+from tinydiff.metrics import accuracy, frechet_distance, nearest, precision_recall
+
+DRAW = np.random.default_rng(0)
 
 
-def random(seed: int = 0) -> np.random.Generator:
-    return np.random.default_rng(seed)
+def test_accuracy_and_its_standard_error():
+    share = accuracy([1, 2, 3, 4], np.array([1, 2, 3, 0]))
+    assert share.value == 0.75 and share.n == 4 and share.error == pytest.approx(math.sqrt(0.75 * 0.25 / 4))
+    assert str(share) == "75.00 +- 21.65 %"
+    both = accuracy([[1, 2], [1, 3], [0, 2]], [[1, 2], [1, 2], [1, 2]])
+    assert both.value == pytest.approx(1 / 3)
+    # The error is that of many repetitions.
+    means = [accuracy(DRAW.random(200) < 0.9, np.ones(200, bool)).value for _ in range(2000)]
+    assert np.std(means) == pytest.approx(math.sqrt(0.9 * 0.1 / 200), rel=0.1)
 
 
-# ---- shares
+def with_moments(n, mean, covariance):
+    """n samples with exactly that mean and covariance."""
+    x = DRAW.standard_normal((n, len(mean)))
+    x = (x - x.mean(axis=0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(x, rowvar=False))).T
+    return x @ np.linalg.cholesky(covariance).T + mean
 
 
-def test_a_share_has_the_standard_error_of_a_binomial():
-    """Against the spread of many shares of 50, each True with probability 0.3."""
-    many = random().random((20_000, 50)) < 0.3
-    values = [metrics.share(row).value for row in many]
-    assert np.std(values) == pytest.approx(math.sqrt(0.3 * 0.7 / 50), rel=0.02)
-    found = metrics.share(np.arange(50) < 15)
-    assert found == (0.3, pytest.approx(math.sqrt(0.3 * 0.7 / 50)), 50)
-    assert str(found) == "30.00 +- 6.48 %"
+def test_frechet_distance_of_covariances_that_commute():
+    """|m - n|^2 + sum of (sqrt(a) - sqrt(b))^2 of their eigenvalues."""
+    a, b, m, n = np.array([1.0, 4.0, 9.0]), np.array([4.0, 4.0, 1.0]), np.zeros(3), np.array([1.0, 0.0, -2.0])
+    turn = np.linalg.qr(DRAW.standard_normal((3, 3)))[0]
+    x, y = (with_moments(50, turn @ mean, turn @ np.diag(v) @ turn.T) for mean, v in ((m, a), (n, b)))
+    assert frechet_distance(x, y) == pytest.approx(5 + np.sum((np.sqrt(a) - np.sqrt(b)) ** 2), rel=1e-9)
+    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(x, y) == pytest.approx(frechet_distance(y, x), rel=1e-9)
 
 
-def test_conditional_accuracy_per_attribute_and_of_all_together(each_backend):
-    digit = np.eye(3)[[0, 1, 2, 2]]
-    size = np.array([[0.9, 0.1], [0.9, 0.1], [0.2, 0.8], [0.2, 0.8]])
-    seen = {"digit": to_device(digit), "size": tensor(size), "face": np.ones((4, 2))}
-    found = metrics.conditional_accuracy(seen, {"digit": np.array([0, 1, 2, 0]), "size": [0, 1, 1, 1]})
-    assert {name: s.value for name, s in found.items()} == {"digit": 0.75, "size": 0.75, "all": 0.5}
-    assert found["all"].standard_error == pytest.approx(0.25) and found["all"].n == 4
-    assert metrics.conditional_accuracy(seen, {"size": 1})["all"].value == 0.5  # one for all
+def test_frechet_distance_by_the_eigenvalues_of_the_product():
+    """C_a C_b is not symmetric, but its eigenvalues are squares of those of its root."""
+    x, y = DRAW.standard_normal((200, 5)) @ DRAW.standard_normal((5, 5)), DRAW.standard_normal((90, 5)) + 0.3
+    a, b = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    roots = np.sqrt(np.linalg.eigvals(a @ b).real)
+    expected = np.sum((x.mean(0) - y.mean(0)) ** 2) + np.trace(a + b) - 2 * roots.sum()
+    assert frechet_distance(x.astype("float32"), y.astype("float32")) == pytest.approx(expected, rel=1e-5)
 
 
-# ---- the Frechet distance
+def test_frechet_distance_of_few_samples_is_too_large_by_the_formula():
+    found = [frechet_distance(*(DRAW.standard_normal((n, 8)) for n in (400, 800))) for _ in range(200)]
+    assert np.mean(found) == pytest.approx(8 * 13 / 4 * (1 / 400 + 1 / 800), rel=0.05)
 
 
-@pytest.mark.parametrize("singular, tolerance", [(False, 1e-12), (True, 1e-8)])
-def test_gaussians_with_commuting_covariances_have_a_closed_form(singular, tolerance):
-    """In the common eigenbasis each axis is a Gaussian of its own: (m1 - m2)^2 + (s1 - s2)^2. Where a variance is 0,
-    rounding leaves about 1e-17 of it, whose root is larger than 1e-9."""
-    rng = random()
-    basis, _ = np.linalg.qr(rng.normal(size=(7, 7)))
-    s1, s2, m1, m2 = rng.random(7), rng.random(7), rng.normal(size=7), rng.normal(size=7)
-    if singular:
-        s1[0] = s2[1] = 0
-    found = metrics.gaussian_frechet_distance(m1, basis * s1**2 @ basis.T, m2, basis * s2**2 @ basis.T)
-    assert found == pytest.approx(((m1 - m2) ** 2).sum() + ((s1 - s2) ** 2).sum(), rel=tolerance)
+def test_frechet_distance_of_features_that_do_not_vary():
+    x = np.zeros((4, 2))
+    assert frechet_distance(x, x + [3.0, 4.0]) == pytest.approx(25)
+    assert frechet_distance(x[:, :1], x[:, :1] + 2.0) == pytest.approx(4)
 
 
-def test_other_gaussians_agree_with_the_square_root_of_scipy():
-    linalg = pytest.importorskip("scipy.linalg")
-    for seed in range(5):
-        a, b = random(seed).normal(size=(2, 6, 9))
-        c1, c2, m = a @ a.T, b @ b.T, random(seed + 9).normal(size=6)
-        expected = (m**2).sum() + np.trace(c1 + c2 - 2 * linalg.sqrtm(c1 @ c2).real)
-        assert metrics.gaussian_frechet_distance(m, c1, 0 * m, c2) == pytest.approx(expected, rel=1e-10)
+def test_precision_and_recall_of_sets_of_which_the_answer_is_known(monkeypatch):
+    real = np.concatenate([DRAW.standard_normal((100, 2)), DRAW.standard_normal((100, 2)) + 100])
+    half = real[:100] + 1e-3 * DRAW.standard_normal((100, 2))  # one of two clusters: precise, but half is missing
+    far = np.concatenate([half[:50], 1e4 + DRAW.standard_normal((50, 2))])
+    for block in (2**24, 500):
+        monkeypatch.setattr(metrics, "BLOCK", block)
+        precision, recall = precision_recall(real, half)
+        assert precision.value == 1 and recall.value == pytest.approx(0.5, abs=0.02)
+        precision, _ = precision_recall(real, far)
+        assert precision.value == 0.5 and precision.n == 100
+    assert [s.value for s in precision_recall(real, real)] == [1, 1]
 
 
-def test_the_frechet_distance_of_sets(each_backend):
-    x = random().normal(size=(40, 5)).astype("float32")
-    assert metrics.frechet_distance(to_device(x), tensor(x)) == pytest.approx(0, abs=1e-12)
-    moved = x.astype(float) * 3 + [1, 0, 0, 2, 0]
-    # about the mean m, the covariance C becomes 9 C, which commutes with it: tr(C) (3 - 1)^2
-    m, c = x.astype(float).mean(axis=0), np.cov(x.astype(float).T)
-    expected = ((2 * m + [1, 0, 0, 2, 0]) ** 2).sum() + 4 * np.trace(c)
-    assert metrics.frechet_distance(x, moved) == pytest.approx(expected, rel=1e-10)
-    assert metrics.frechet_distance(moved, x) == pytest.approx(expected, rel=1e-10)
-
-
-def test_the_bias_of_few_samples_is_as_the_docstring_says():
-    """F (F + 5) / (2 N) = 0.42 for F = 10 and N = 180, within 5 %."""
-    found = [metrics.frechet_distance(*random(seed).normal(size=(2, 180, 10))) for seed in range(200)]
-    assert np.mean(found) == pytest.approx(10 * 15 / 360, rel=0.05)
-
-
-def test_the_scale_has_real_images_at_the_bottom_and_noise_at_the_top(each_backend):
-    images = np.tanh(3 * random().normal(size=(4000, 3))).reshape(4000, 3, 1, 1)
-    floor, ceiling = metrics.frechet_scale(lambda x: x.reshape(len(x), 3), images[:2000], images[2000:], Rng(0))
-    assert 0 < floor < 0.01 < 0.2 < ceiling  # F (F + 5) / (2 N) = 0.006 for covariances of 1, and these are smaller
-    assert floor == pytest.approx(metrics.frechet_distance(images[:2000, :, 0, 0], images[2000:, :, 0, 0]), rel=1e-9)
-
-
-# ---- precision and recall
-
-
-def test_precision_is_of_the_samples_and_recall_of_the_real_ones(each_backend):
-    """Two clusters of real points, samples on one of them only: all are real, but half of what is real is missing."""
-    rng = random()
-    real = np.concatenate([rng.random((50, 3)), rng.random((50, 3)) + 100])
-    same, half = real + 1e-9, rng.random((60, 3)) * 0.5 + 0.25
-    for rows in (1024, 7):  # in blocks too
-        assert [s.value for s in metrics.precision_recall(tensor(real), same, rows=rows)] == [1, 1]
-        precision, recall = metrics.precision_recall(real, to_device(half), rows=rows)
-        assert precision.value > 0.95 and recall.value <= 0.5 and precision.n == 60 and recall.n == 100
-        assert [s.value for s in metrics.precision_recall(real, half + 50, rows=rows)] == [0, 0]
-        found = metrics.precision_recall(real, np.concatenate([same, real + 50]), rows=rows)
-        assert [s.value for s in found] == [0.5, 1]
-
-
-@pytest.mark.parametrize("k, inside", [(1, [True, False, False]), (2, [True, True, False])])
-def test_the_ball_reaches_to_the_kth_neighbour_and_its_edge_is_inside(k, inside):
-    """Around 0, 1, 3 on a line the radii are 1, 1, 2 for k = 1, and 3, 2, 3 for k = 2."""
-    real = np.array([[0.0], [1.0], [3.0]]) + 1000
-    points = np.array([[-1.0], [-3.0], [6.1]]) + 1000
-    np.testing.assert_array_equal(metrics._inside(points, real, k, 2), inside)
-
-
-# ---- the nearest training image
-
-
-def test_the_nearest_image_and_its_distance(each_backend):
-    rng = random()
-    train, images = rng.random((31, 4, 3, 1)), rng.random((9, 4, 3, 1))
-    images[4] = train[17]
-    d = np.sqrt(((images[:, None] - train) ** 2).sum(axis=(2, 3, 4)))  # (9, 31)
-    for rows in (1024, 5):
-        found = metrics.nearest(to_device(images), tensor(train), rows=rows)
-        np.testing.assert_array_equal(found.which, d.argmin(axis=1))
-        np.testing.assert_allclose(found.distance, d.min(axis=1), rtol=1e-12)
-        assert found.which[4] == 17 and found.distance[4] == 0
-    twice = np.zeros((6, 2))
-    assert metrics.nearest(twice[:1], twice, rows=2).which == [0]  # of equally near ones the first
-
-
-def test_pixels_of_uint8_do_not_wrap():
-    found = metrics.nearest(np.uint8([[0, 0]]), np.uint8([[255, 255], [3, 4]]))
-    assert (found.which[0], found.distance[0]) == (1, 5)
-
-
-def test_copies_are_nearer_than_test_images():
-    rng = random()
-    train, test, new = rng.normal(size=(3, 300, 20))
-    scale = metrics.nearest(test, train)
-    assert metrics.copied(metrics.nearest(train[:50] + 1e-3, train), scale).value == 1
-    assert metrics.copied(metrics.nearest(new, train), scale, level=0.1).value == pytest.approx(0.1, abs=0.06)
-
-
-# ---- errors
-
-
-def with_nan() -> np.ndarray:
-    x = np.zeros((5, 2))
-    x[[3, 4]] = np.nan, np.inf
-    return x
+def test_the_nearest_training_picture(monkeypatch):
+    training = DRAW.standard_normal((40, 3, 3, 1)).astype("float32")
+    samples = training[[7, 3, 39]] + np.array([0.0, 0.1, -0.2], "float32")[:, None, None, None]
+    for block in (2**24, 40):
+        monkeypatch.setattr(metrics, "BLOCK", block)
+        which, distance = nearest(samples, training)
+        assert which.tolist() == [7, 3, 39]
+        assert distance == pytest.approx([0, 0.1, 0.2], abs=1e-5)
 
 
 @pytest.mark.parametrize(
-    "call, error, match",
+    "call, message",
     [
-        (lambda: metrics.share([]), TypeError, "float64"),
-        (lambda: metrics.share(np.zeros(0, bool)), ValueError, r"\(0,\)"),
-        (lambda: metrics.conditional_accuracy({"a": np.ones((2, 3))}, {"b": [0, 0]}), ValueError,
-         r"knows \['a'\].* not \['b'\]"),
-        (lambda: metrics.conditional_accuracy({"a": np.ones((2, 3))}, {"a": [0, 3]}), ValueError,
-         "0 to 2, but runs from 0 to 3"),
-        (lambda: metrics.conditional_accuracy({"a": np.ones((2, 3))}, {"a": [0]}), ValueError, r"2 samples.*\(1,\)"),
-        (lambda: metrics.conditional_accuracy({"a": np.ones((2, 3))}, {"a": [0.0, 1.0]}), TypeError, "float64"),
-        (lambda: metrics.conditional_accuracy({"a": np.ones((2, 3)), "b": np.ones((3, 3))}, {"a": 0, "b": 0}),
-         ValueError, "{'a': 2, 'b': 3}"),
-        (lambda: metrics.frechet_distance(np.ones((9, 4)), np.ones((4, 4))), ValueError, "4 samples .* take 5 or more"),
-        (lambda: metrics.frechet_distance(np.ones((9, 4)), np.ones((9, 3))), ValueError, "has 4 .* second 3"),
-        (lambda: metrics.frechet_distance(np.ones((9, 2)), with_nan()), ValueError,
-         "the second set: 2 of 5 rows have a NaN or an infinity, the first is row 3"),
-        (lambda: metrics.frechet_distance(np.ones(9), np.ones(9)), ValueError, r"must be \(N, F\).*not \(9,\)"),
-        (lambda: metrics.frechet_distance(np.ones((2, 2), complex), np.ones((2, 2))), TypeError, "complex128"),
-        (lambda: metrics.precision_recall(np.ones((4, 1)), np.ones((3, 1))), ValueError, "3 points have no 3 neigh"),
-        (lambda: metrics.precision_recall(np.ones((4, 1)), np.ones((4, 1)), 0), ValueError, "k must be .* not 0"),
-        (lambda: metrics.nearest(np.ones((4, 2, 2)), np.ones((4, 2, 3))), ValueError, "has 4 numbers .* second 6"),
-        (lambda: metrics.nearest(np.ones((4, 2)), np.ones((4, 2)), rows=0), ValueError, "rows must be .* not 0"),
-        (lambda: metrics.nearest(with_nan(), np.ones((4, 2))), ValueError, "2 of 5 rows"),
+        (lambda: accuracy([1, 2], [1]), r"predicted \(2,\) and wanted \(1,\)"),
+        (lambda: accuracy([], []), r"predicted \(0,\)"),
+        (lambda: frechet_distance(np.ones((1, 2)), np.ones((3, 2))), r"2 or more rows .* not \[\(1, 2\), \(3, 2\)\]"),
+        (lambda: frechet_distance(np.ones((4, 2)), np.ones((3, 3))), r"of one width in each set, not"),
+        (lambda: frechet_distance(np.ones((4, 2)), [[1, 2], [np.nan, 1], [np.inf, 1]]),
+         "2 rows of the second set are not finite, the first of them row 1"),
+        (lambda: precision_recall(np.ones((4, 2)), np.ones((3, 2))), "k must be an integer from 1 to 2, not 3"),
+        (lambda: nearest(np.ones((4, 2, 2)), np.ones((3, 2, 3))), r"samples \(4, 2, 2\) and training pictures"),
     ],
 )  # fmt: skip
-def test_errors_quote_what_is_wrong(call, error, match):
-    with pytest.raises(error, match=match):
+def test_what_cannot_be_measured_is_quoted(call, message):
+    with pytest.raises(ValueError, match=message):
         call()

@@ -70,6 +70,35 @@ def test_labels_make_room_at_the_left_and_titles_above(numpy_backend, tmp_path):
     assert (labelled[:, 0, 0] == 1).all()  # and none is cut off
 
 
+def test_a_matrix_is_blue_below_and_red_above(numpy_backend, tmp_path):
+    labels = ["zero", "one"]
+    for values, colours in (([[1, -1], [-1, 1]], "rbbr"), ([[-1, 1], [-1, 1]], "brbr")):
+        plot.matrix(np.array(values), tmp_path / "a.png", labels=labels, low=-1, high=1)
+        pixels = imread(tmp_path / "a.png")[..., :3]
+        red, blue = (pixels[..., i] - pixels[..., 2 - i] > 0.2 for i in (0, 2))
+        box = np.argwhere(red | blue)
+        (top, left), (bottom, right) = box.min(0), box.max(0)
+        middle = (top + bottom) // 2, (left + right) // 2
+        quarters = [(rows, columns) for rows in (slice(top, middle[0]), slice(middle[0], bottom))
+                    for columns in (slice(left, middle[1]), slice(middle[1], right))]  # fmt: skip
+        assert "".join("r" if red[q].sum() > blue[q].sum() else "b" for q in quarters) == colours
+
+
+@pytest.mark.parametrize(
+    "values, options, message",
+    [
+        (np.zeros(3), {}, r"a matrix of numbers, not float64 of shape \(3,\)"),
+        (np.zeros((2, 3)), {}, r"2 and 2 labels do not fit the shape \(2, 3\)"),
+        (np.zeros((2, 2)), {"low": 1}, "low must be less than high, not 1.0 and 1.0"),
+        (np.zeros((2, 2)), {"high": float("nan")}, "high must be a number .* not nan"),
+    ],
+)
+def test_a_matrix_that_cannot_be_drawn_is_an_error(numpy_backend, tmp_path, values, options, message):
+    with pytest.raises(ValueError, match=message):
+        plot.matrix(values, tmp_path / "a.png", **{"labels": ["a", "b"], "low": -1, "high": 1, **options})
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "images, options, message",
     [

@@ -387,7 +387,7 @@ def unbroadcast(adjoint: Any, x: Any, op: str, i: int) -> Any:
         if len(aligned) != len(given) or any(m not in (1, n) for m, n in zip(aligned, given)):
             raise AdjointShapeError(op, i, shape, given)
         stretched = tuple(a for a, (m, n) in enumerate(zip(aligned, given)) if m != n)
-        adjoint = OPS["reshape"](OPS["sum"](adjoint, axis=stretched, keepdims=False), shape=shape)
+        adjoint = OPS["sum"](adjoint, axis=stretched).reshape(shape)
     return adjoint if adjoint.dtype == x.dtype else OPS["astype"](adjoint, dtype=x.dtype)
 
 

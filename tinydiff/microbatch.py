@@ -46,7 +46,7 @@ def gradients(
     Errors: ValueError for an empty batch or arrays of different lengths, and those of over_microbatches; TypeError for
     a batch of anything but arrays.
     """
-    parameters = [p for p in parameters if p.requires_grad]
+    parameters = [p for p in dict.fromkeys(parameters) if p.requires_grad]  # one that is given twice counts once
     batch, n = arrays_of("gradients: the batch", batch)
     size = microbatch_size(n, math.prod(batch[0].shape[1:])) if size is None else size
 
@@ -60,7 +60,7 @@ def gradients(
     sums: list[Array] = []
     for value, found in over_microbatches(forward_backward, n, size, threads):
         if total is None:
-            total, sums = value, [g.copy() for g in found]
+            total, sums = value, found  # each has memory of its own (engine.owned)
         else:
             total = total + value
             for s, g in zip(sums, found):

@@ -170,6 +170,46 @@ def loss_curve(
     save(figure, path)
 
 
+def matrix(
+    values: Any,
+    path: str | os.PathLike[str],
+    *,
+    labels: Sequence[str],
+    column_labels: Sequence[str] | None = None,
+    low: float,
+    high: float,
+    title: str = "",
+) -> None:
+    """A matrix as squares, blue below the middle of low and high, red above it, each with its number.
+
+    labels: one text per row; column_labels: per column, the same unless given. Errors: ValueError for labels that are
+    not one for each, for what is no matrix of numbers, or for low not below high.
+    """
+    values = backend.to_host(array_of(values))
+    column_labels = labels if column_labels is None else column_labels
+    if values.ndim != 2 or values.dtype.kind not in "fiub" or values.size == 0:
+        raise ValueError(f"matrix: there must be a matrix of numbers, not {values.dtype} of shape {values.shape}")
+    if values.shape != (len(labels), len(column_labels)):
+        raise ValueError(f"matrix: {len(labels)} and {len(column_labels)} labels do not fit the shape {values.shape}")
+    low, high = number("matrix: low", low), number("matrix: high", high)
+    if not low < high:
+        raise ValueError(f"matrix: low must be less than high, not {low!r} and {high!r}")
+    rows, columns = values.shape
+    figure = new_figure(1.6 + 0.48 * columns, 1.3 + 0.48 * rows)
+    axes = figure.add_subplot()
+    axes.imshow(values, cmap="RdBu_r", vmin=low, vmax=high)
+    axes.set_xticks(range(columns), column_labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+    axes.set_yticks(range(rows), labels, fontsize=8)
+    middle, half = (low + high) / 2, (high - low) / 2
+    for (i, j), value in np.ndenumerate(values):
+        strong = abs(value - middle) > 0.6 * half  # on a dark square
+        axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white" if strong else INK)
+    frame(axes, title)
+    axes.spines[:].set_visible(False)
+    figure.set_layout_engine("tight")
+    save(figure, path)
+
+
 def _finite(what: str, x: Any, interval: str = "(-inf, inf)") -> float:
     """A number, also in an array or a Tensor of one element."""
     return number(f"loss_curve: {what}", x.item() if hasattr(x, "item") else x, interval)

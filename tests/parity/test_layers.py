@@ -246,6 +246,35 @@ def test_attention(name: str, dtype: str) -> None:
 # ---------------------------------------------------------------- initial weights
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("context", [False, True], ids=["encoder", "decoder"])
+def test_transformer_block(context: bool, dtype: str) -> None:
+    """With a context it is PyTorch's decoder layer; the mask of the keys of each sample is True where theirs is not."""
+    kind = torch.nn.TransformerDecoderLayer if context else torch.nn.TransformerEncoderLayer
+    theirs = kind(8, 2, 20, 0.0, "gelu", batch_first=True, norm_first=True).to(getattr(torch, dtype))
+    ours = nn.TransformerBlock(8, 2, 20, kdim=8 if context else None, rng=0).astype(dtype)
+    randomize(ours)
+    theirs.load_state_dict({k: torch.tensor(v) for k, v in interop.to_torch(ours).items()})
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=(3, n, 8)).astype(dtype) for n in (5, 4)[: 1 + context]]
+    masks = [rng.random((3, a.shape[1])) < 0.6 for a in arrays]
+    for m in masks:
+        m[:, 0] = True
+    a = [tensor(x, requires_grad=True) for x in arrays]
+    b = [torch.tensor(x, requires_grad=True) for x in arrays]
+    names = ("mask", "context_mask")
+    y = ours(*a, **{name: backend.to_device(m[:, None, None]) for name, m in zip(names, masks)})
+    names = ("tgt_key_padding_mask", "memory_key_padding_mask") if context else ("src_key_padding_mask",)
+    z = theirs(*b, **{name: torch.tensor(~m) for name, m in zip(names, masks)})
+    g = rng.normal(size=z.shape).astype(dtype)
+    y.backward(backend.to_device(g))
+    z.backward(torch.tensor(g))
+    close(y, z, dtype, "output")
+    for ours_x, theirs_x in zip(a, b):
+        close(ours_x.grad, theirs_x.grad, dtype, "gradient of an input")
+    compare_gradients(ours, theirs, dtype)
+
+
 INITIAL = {
     "linear": (lambda: nn.Linear(64, 80, rng=0), lambda: torch.nn.Linear(64, 80)),
     "conv1d": (lambda: nn.Conv1d(32, 64, 3, groups=2, rng=0), lambda: torch.nn.Conv1d(32, 64, 3, groups=2)),

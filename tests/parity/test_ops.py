@@ -492,6 +492,12 @@ for _name, _attend in (("no mask", None), ("bool mask", _allowed), ("float mask"
             _theirs,
             *normal("attention", (2, 3, 5, 4), (2, 3, 6, 4), (2, 3, 6, 7)),
         )
+case(
+    "attention, learned mask",
+    lambda q, k, v, m: ops.attention(q, k, v, mask=m),
+    lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, attn_mask=m),
+    *normal("attention", (2, 3, 40, 5), (2, 3, 70, 5), (2, 3, 70, 17), (3, 40, 70)),
+)
 _allowed_far = normal("mask", (2, 1, 40, 130))[0] > 0
 _allowed_far[:, :, 7] = np.arange(130) >= 128  # a query that may attend to the last two keys alone
 for _name, _attend in (("", None), (", bool mask", _allowed_far)):

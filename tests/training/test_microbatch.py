@@ -197,3 +197,13 @@ def test_the_size_on_a_gpu_is_the_batch_and_on_a_cpu_what_a_cache_holds(each_bac
         microbatch.microbatch_size(256, height * height * colours) for height, colours in ((10, 4), (32, 3), (256, 3))
     ]
     assert images == ([256] * 3 if each_backend == "cupy" else [128, 16, 16])
+
+
+def test_a_parameter_that_is_given_twice_counts_once():
+    p, x = nn.Parameter(np.ones((2, 3), "float32")), np.arange(24, dtype="float32").reshape(4, 2, 3)
+
+    def loss(x, rng, sample_offset):
+        return (p * x).mean(axis=0).sum()
+
+    gradients(loss, [p, p], x, Rng(0), size=2)
+    np.testing.assert_array_equal(p.grad.numpy(), x.mean(axis=0))

@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from ..backend import Array, active, xp
 from ..saving import cache_dir, write_atomically
 
 log = logging.getLogger(__name__)
@@ -140,17 +141,20 @@ def mnist(
     return Digits(images, labels)
 
 
-def to_float(images: np.ndarray, low: float = 0.0, high: float = 1.0) -> np.ndarray:
+def to_float(images: Array, low: float = 0.0, high: float = 1.0) -> Array:
     """Images as a network takes them: float32 and channels last, x = low + (high - low) images / 255.
 
-    images: uint8 (N, 28, 28), or any number of axes. Returns float32 (N, 28, 28, 1).
+    images: uint8 (N, H, W), or any number of axes, which gets its axis of channels; or (N, H, W, C), which has one.
+    Arrays of the device too: a loss that begins with it can be given bytes, and a data set be kept in them.
     Raises TypeError if they are not uint8 (then they have been scaled already).
     """
     if images.dtype != np.uint8:
         raise TypeError(f"to_float takes uint8 images, got {images.dtype} of shape {images.shape}")
+    module = xp if active().is_array(images) else np  # a data set is on the host with every backend
     # In float64 until the end, so that 0 and 255 become exactly low and high.
-    table = (low + (high - low) * (np.arange(256) / 255)).astype(np.float32)  # (256,)
-    return table[images][..., None]  # (N, 28, 28) -> (N, 28, 28, 1)
+    table = (low + (high - low) * (module.arange(256) / 255)).astype("float32")  # (256,)
+    x = table[images]
+    return x if x.ndim == 4 else x[..., None]  # (N, H, W) -> (N, H, W, 1)
 
 
 def read_idx(path: str | os.PathLike[str], ndim: int) -> np.ndarray:

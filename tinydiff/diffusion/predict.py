@@ -29,8 +29,9 @@ name. There are two kinds of models, and every function that takes a model takes
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -164,21 +165,79 @@ class Guided:
 
         D_w(x) = (1 + w) D(x | condition) - w D(x)                     for w = weight; 0 is no guidance
 
-    The same formula holds for scores, so it is a model of the same kind as `model`. The condition may be given here, or
-    where the model is used. `sample` splits into microbatches only what it is given itself. The result is an array,
-    without a gradient. Errors: ValueError for a weight that is no finite number.
-    Source: Ho and Salimans 2022, "Classifier-free diffusion guidance", equation 6.
+    negative: the conditions of D(x), which is then D(x | negative): the samples are pushed away from what they say.
+    interval: (low, high), the noise levels sigma between which there is guidance; w = 0 unless low < sigma <= high.
+    Above, it costs variety; below, it hardly matters, and the second evaluation may be saved (with NumPy it is; a GPU
+    would have to wait to know). The same formulas hold for scores, so it is a model of the same kind as `model`; a
+    score's noise level is that of `process`, which a ScoreModel brings along.
+
+    The condition may be given here, or where the model is used. `sample` splits the conditions given here into
+    microbatches as it does those that it is given itself. The result is an array, without a gradient.
+    Errors: ValueError for a weight that is no finite number, an interval that is none, or one for a score without a
+    process.
+    Source: Ho and Salimans 2022, "Classifier-free diffusion guidance", equation 6; the interval: Kynkäänniemi et al.
+    2024, "Applying guidance in a limited interval improves sample and distribution quality".
     """
 
-    def __init__(self, model: Callable[..., Any], weight: float, /, **condition: Any):
-        self.model, self.weight, self.condition = model, number("Guided: weight", weight), condition
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        weight: float,
+        /,
+        *,
+        negative: Mapping[str, Any] | None = None,
+        interval: tuple[float, float] | None = None,
+        process: Any = None,
+        **condition: Any,
+    ):
+        self.model, self.weight = model, number("Guided: weight", weight)
+        self.condition, self.negative = condition, dict(negative or {})
         self.is_denoiser = getattr(model, "is_denoiser", False)
+        self.process = getattr(model, "process", None) if process is None else process
+        self.interval = None if interval is None else _interval(interval)
+        if interval is not None and not self.is_denoiser and self.process is None:
+            raise ValueError(f"Guided: an interval={interval} of noise levels needs the process of the score, process=")
 
     def __call__(self, x: Any, t: Any, **condition: Any) -> Array:
         conditional = array_of(self.model(x, t, **{**self.condition, **condition}))
-        if self.weight == 0:
+        weight = self._weight_at(t, conditional)
+        if isinstance(weight, float) and weight == 0:
             return conditional
-        return (1 + self.weight) * conditional - self.weight * array_of(self.model(x, t))
+        return (1 + weight) * conditional - weight * array_of(self.model(x, t, **self.negative))
+
+    def _weight_at(self, t: Any, x: Array) -> Any:
+        """The weight as a number, or one for each sample, shaped to multiply x."""
+        if self.interval is None or self.weight == 0:
+            return self.weight
+        t = array_of(t)
+        t = float(t) if isinstance(t, Real) else to_device(t)
+        if not self.is_denoiser:
+            process = plain(self.process)
+            t = process.marginal_std(t) / process.marginal_scale(t)
+        low, high = self.interval
+        if isinstance(t, float):
+            return self.weight if low < t <= high else 0.0
+        inside = (t > low) & (t <= high)
+        if backend.name == "numpy" and not inside.any():  # it costs nothing to know; a device would have to wait
+            return 0.0
+        return per_sample(xp.where(inside, self.weight, 0.0), x)
+
+    def for_rows(self, rows: slice, n: int) -> Guided:
+        """The same for a part of n samples, with their part of the conditions."""
+        part = copy.copy(self)
+        part.model = for_rows(self.model, rows, n)
+        for name in ("condition", "negative"):
+            setattr(part, name, {key: rows_of(value, rows, n) for key, value in getattr(self, name).items()})
+        return part
+
+
+def _interval(given: Any) -> tuple[float, float]:
+    try:
+        low, high = given
+    except (TypeError, ValueError):
+        raise ValueError(f"Guided: interval must be (low, high), two noise levels, not {given!r}") from None
+    low = number("Guided: the lower end of the interval", low, "[0, inf)")
+    return low, number("Guided: the upper end of the interval", high, f"({low!r}, inf]")
 
 
 class Counted:
@@ -186,7 +245,7 @@ class Counted:
     microbatch). It is of the same kind as `model`."""
 
     def __init__(self, model: Callable[..., Any]):
-        self.model, self.nfe = model, 0
+        self.model, self.nfe, self._whole = model, 0, self
         self.is_denoiser = getattr(model, "is_denoiser", False)
 
     def __call__(self, *args: Any, **condition: Any) -> Any:
@@ -194,7 +253,12 @@ class Counted:
         return self.model(*args, **condition)
 
     def _count(self) -> None:
-        self.nfe += 1
+        self._whole.nfe += 1
+
+    def for_rows(self, rows: slice, n: int) -> Counted:
+        part = copy.copy(self)  # which counts where the whole does
+        part.model = for_rows(self.model, rows, n)
+        return part
 
 
 # ---------------------------------------------------------------- from scores to denoised images, and back
@@ -263,6 +327,11 @@ def _number_or_times(what: str, t: Any, interval: str, n: int) -> Any:
     if t.shape not in ((n,), (1,)):
         raise ValueError(f"{what} must be a number, or one for each of {n} samples, not of shape {t.shape}")
     return t
+
+
+def for_rows(model: Callable[..., Any], rows: slice, n: int) -> Callable[..., Any]:
+    """A model for these rows of n samples: with its part of the conditions that it holds itself, if it does."""
+    return model.for_rows(rows, n) if hasattr(model, "for_rows") and rows != slice(0, n) else model
 
 
 def rows_of(value: Any, rows: slice, n: int) -> Any:

@@ -24,7 +24,7 @@ from ..modes import no_grad
 from ..operators import array_of
 from ..rng import Rng, as_rng
 from .methods import Method, Timesteps, as_method
-from .predict import Score, as_score, checked_score, denoised, rows_of
+from .predict import Score, as_score, checked_score, denoised, for_rows, rows_of
 from .process import least_time, like, plain, sigma_at, time_of
 
 Callback = Callable[[int, Any, Array, Array], Any]
@@ -81,12 +81,13 @@ def sample(
     eps, sample_offset = least_time("eps", eps, process), integer("sample_offset", sample_offset, 0)
     x, begin = _checked_start(start, shape, process, eps)
     times = _times(chosen, timesteps, process, count, begin, eps)
-    score, n = as_score(model, process), shape[0]
+    n = shape[0]
 
     def samples(rows: slice, rng: Rng) -> Array:
         offset, of_rows = sample_offset + rows.start, (rows.stop - rows.start, *shape[1:])
         x_start = x[rows] if x is not None else process.prior(of_rows, rng, sample_offset=offset).astype("float32")
         conditions = {name: rows_of(value, rows, n) for name, value in condition.items()}
+        score = as_score(for_rows(model, rows, n), process)
         state = SamplerState(score, process, x_start, times, count, rng, offset, callback, conditions)
         return state.last_step(chosen.rule(state, **chosen.options), chosen)
 

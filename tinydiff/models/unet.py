@@ -1,4 +1,4 @@
-"""Our U-Net: small, padded, residual, conditioned on the noise level and on any number of labels.
+"""Our U-Net: small, padded, residual, conditioned on the noise level, on any number of labels, and on a text.
 
     x (N, H, W, C)
       -> patches (H/p, W/p)  -> [residual blocks -> halve] at each level  -> attention, block
@@ -10,6 +10,14 @@ of scale 30 in t; the pixels of a patch first become channels (pixel_unshuffle),
 resolution; and the last layer of each block starts at zero, so that each block starts as the identity, and the output
 of the net at zero. (So the first step changes only the net's last layer; the second also all that does not come before
 the last layer of a block; the third everything.)
+
+A text comes as a sequence of vectors, the context, which models/text.py makes of words. At the levels in `attention`
+each residual block is followed by a transformer block whose tokens are the pixels: they look at each other, then at the
+words, then pass through a network alone. Why all three, and not the look at the words alone? What a pixel hears is a
+mean of the words' vectors. "To the left of" can only be obeyed by pixels that also know of each other, from one side of
+the image to the other, where convolutions reach only a few pixels far. For C channels it costs 14 C^2 products per
+pixel (4 + 2 + 8 for the three), beside 18 C^2 for the convolutions of a residual block, so it belongs to the coarse
+levels, which have few pixels.
 """
 
 from __future__ import annotations
@@ -24,9 +32,11 @@ from ..engine import Tensor
 from ..rng import Rng, as_rng
 from .inputs import each_label, sizes
 
+TAKEN = ("self", "x", "noise", "context", "context_mask")  # no names of labels
+
 
 class UNet(nn.Module):
-    """F(x, noise, **labels): (N, H, W, C) -> (N, H, W, C or out_channels)
+    """F(x, noise, context, context_mask, **labels): (N, H, W, C) -> (N, H, W, C or out_channels)
 
     channels: of each level, from fine to coarse; level i works at 1 / (patch 2^i) of the resolution.
     blocks: residual blocks per level, on the way down; as many on the way up. groups: of the norms, a divisor of all
@@ -34,8 +44,12 @@ class UNet(nn.Module):
     labels: the conditions, with the number of values of each, {"digit": 10}. Each label is embedded, and the embeddings
     are summed. The label -1 is the null class, no condition (the last row of a table); a label that is not given is -1.
     To learn the null class, replace labels by -1 at random in training (label dropout; Ho and Salimans 2022).
-    Errors: ValueError for sizes that are not positive integers, groups that do not divide the channels, and names of
-    labels that could be no keyword arguments of this net.
+    context: the features of each vector of the context; None for a net without one. attention: the levels that have
+    transformer blocks, 0 the finest; by default the coarsest if there is a context, else none. heads: of their
+    attention, a divisor of the channels there.
+    Errors: ValueError for sizes that are not positive integers, groups or heads that do not divide the channels, levels
+    that the net does not have, a context that no level attends to, and names of labels that could be no keyword
+    arguments of this net.
     """
 
     def __init__(
@@ -49,6 +63,9 @@ class UNet(nn.Module):
         labels: Mapping[str, int] | None = None,
         embedding: int = 192,
         groups: int = 8,
+        context: int | None = None,
+        attention: Sequence[int] | None = None,
+        heads: int = 4,
         rng: Rng | int | None = None,
     ):
         rng = as_rng(rng)
@@ -60,11 +77,27 @@ class UNet(nn.Module):
         if any(width % groups for width in channels):
             raise ValueError(f"UNet: groups={groups} must divide each of channels={channels}")
         for name in labels or {}:
-            if not isinstance(name, str) or not name.isidentifier() or name in ("self", "x", "noise"):
+            if not isinstance(name, str) or not name.isidentifier() or name in TAKEN:
                 raise ValueError(
                     f"UNet: a label is a keyword argument of the net, which {name!r} cannot be: take an identifier "
-                    "other than self, x and noise"
+                    f"other than {', '.join(TAKEN[:-1])} and {TAKEN[-1]}"
                 )
+        self.context = None if context is None else integer("UNet: context", context)
+        if attention is None:
+            attention = () if context is None else (len(channels) - 1,)
+        attending = [integer("UNet: a level of attention", level, 0, len(channels) - 1) for level in attention]
+        if context is not None and not attending:
+            raise ValueError(f"UNet: no level attends to the context of {context} features: attention={attention!r}")
+
+        def blocks_of(level: int, inside: int) -> list[nn.Module]:
+            """The blocks of a level, one way."""
+            made: list[nn.Module] = []
+            for _ in range(blocks):
+                made.append(ResidualBlock(inside, channels[level], embedding, groups, rng))
+                if level in attending:
+                    made.append(SpatialTransformer(channels[level], self.context, heads, rng))
+            return made
+
         self.frequencies = nn.FourierFeatures(64, scale=1.0, rng=rng)
         self.noise = nn.Sequential(
             nn.Linear(64, embedding, rng=rng), nn.SiLU(), nn.Linear(embedding, embedding, rng=rng)
@@ -77,7 +110,7 @@ class UNet(nn.Module):
         self.down: list[nn.Module] = []
         self.up: list[nn.Module] = []
         for i, width in enumerate(channels):
-            self.down += [ResidualBlock(width, width, embedding, groups, rng) for _ in range(blocks)]
+            self.down += blocks_of(i, width)
             if i + 1 < len(channels):
                 self.down.append(nn.Conv2d(width, channels[i + 1], 2, stride=2, rng=rng))
         self.middle = [
@@ -85,19 +118,20 @@ class UNet(nn.Module):
             ResidualBlock(channels[-1], channels[-1], embedding, groups, rng),
         ]
         for i, width in reversed(list(enumerate(channels))):
-            self.up += [ResidualBlock(2 * width, width, embedding, groups, rng) for _ in range(blocks)]
+            self.up += blocks_of(i, 2 * width)
             if i:
                 self.up.append(nn.ConvTranspose2d(width, channels[i - 1], 2, stride=2, rng=rng))
         self.norm = nn.GroupNorm(groups, channels[0])
         self.last = _zero(nn.Conv2d(channels[0], out_channels * self.patch**2, 3, padding=1, rng=rng))
 
-    def forward(self, x: Tensor, noise: Any, **labels: Any) -> Tensor:
+    def forward(self, x: Tensor, noise: Any, context: Any = None, context_mask: Any = None, **labels: Any) -> Tensor:
         """noise: (N,), a slowly varying function of the noise level such as ln(sigma) / 4, or (1,); labels: (N,)
-        integers, or one for all.
+        integers, or one for all. context: (N, S, features), or (1, S, features) for all; context_mask: of bool, (N, S)
+        or (1, S), which of its S vectors count, at least one of each row.
 
         Errors: ValueError for x that is not (N, H, W, in_channels) or whose size cannot be halved often enough, noise
-        of another shape, or a label that this net does not have; TypeError for labels that are not integers,
-        IndexError for one out of range (on a GPU only of those in host memory).
+        of another shape, a label that this net does not have, or a context that does not fit; TypeError for labels that
+        are not integers, IndexError for one out of range (on a GPU only of those in host memory).
         """
         unit = self.patch * 2 ** (self.levels - 1)
         if x.ndim != 4 or x.shape[3] != self.in_channels or x.shape[1] % unit or x.shape[2] % unit:
@@ -108,18 +142,25 @@ class UNet(nn.Module):
         if shape not in ((n,), (1,)):
             found = repr(noise) if shape is None else f"of shape {shape}"
             raise ValueError(f"UNet: noise must be {(n,)}, one for each of x {x.shape}, not {found}")
+        words = self._words(context, context_mask, n)
         e = ops.silu(self._embed(noise, labels, n))  # (N, embedding)
         h = self.first(pixel_unshuffle(x, self.patch))  # (N, H/p, W/p, channels[0])
         skips = []
         for layer in self.down:
-            h = layer(h, e) if isinstance(layer, ResidualBlock) else layer(h)
             if isinstance(layer, ResidualBlock):
+                h = layer(h, e)
                 skips.append(h)
+            elif isinstance(layer, SpatialTransformer):
+                h = skips[-1] = layer(h, *words)
+            else:
+                h = layer(h)
         attention, block = self.middle
         h = block(attention(h), e)
         for layer in self.up:
             if isinstance(layer, ResidualBlock):
                 h = layer(ops.concatenate([h, skips.pop()], axis=3), e)  # (N, h, w, 2C) -> (N, h, w, C)
+            elif isinstance(layer, SpatialTransformer):
+                h = layer(h, *words)
             else:
                 h = layer(h)
         return pixel_shuffle(self.last(self.norm(h, silu=True)), self.patch)  # (N, H, W, out_channels)
@@ -138,6 +179,22 @@ class UNet(nn.Module):
                 values = xp.where(values < 0, null, values)
             e = e + table(values)  # (N, embedding)
         return e
+
+    def _words(self, context: Any, mask: Any, n: int) -> tuple[Any, Any]:
+        """The context (N, S, features) and its mask (N or 1, 1, 1, S), as attention takes them."""
+        if (context is None) != (self.context is None) or context is None and mask is not None:
+            takes = "no context" if self.context is None else f"a context (N, S, {self.context})"
+            given = " and ".join(f"{getattr(a, 'shape', a)}" for a in (context, mask))
+            raise ValueError(f"UNet: this net takes {takes}, but the context and its mask are {given}")
+        if context is None:
+            return None, None
+        if context.ndim != 3 or context.shape[0] not in (1, n) or context.shape[2] != self.context:
+            raise ValueError(f"UNet: the context must be ({n} or 1, S, {self.context}), not {context.shape}")
+        if mask is not None:
+            if mask.shape not in ((n, context.shape[1]), (1, context.shape[1])):
+                raise ValueError(f"UNet: the mask of a context {context.shape} has the shape {mask.shape}")
+            mask = mask[:, None, None]  # (N, S) -> (N, heads, pixels, S), where the new axes have length 1
+        return ops.broadcast_to(context, shape=(n, *context.shape[1:])), mask
 
 
 class ResidualBlock(nn.Module):
@@ -174,6 +231,22 @@ class SelfAttention(nn.Module):
         tokens = self.norm(x).reshape(n, 1, height * width, channels)  # one head: (N, 1, HW, C)
         q, k, v = ops.split(self.qkv(tokens), 3, axis=3)  # (N, 1, HW, 3C) -> 3 of (N, 1, HW, C)
         return x + self.project(ops.attention(q, k, v)).reshape(x.shape)  # (N, 1, HW, C) -> (N, H, W, C)
+
+
+class SpatialTransformer(nn.Module):
+    """A transformer block whose tokens are the pixels: x (N, H, W, C), context (N, S, features) -> (N, H, W, C)."""
+
+    def __init__(self, channels: int, context: int | None, heads: int, rng: Rng):
+        self.block = nn.TransformerBlock(channels, heads, kdim=context, rng=rng)
+        for last in (self.block.self_attn.out_proj, self.block.linear2):
+            _zero(last)
+        if self.block.multihead_attn is not None:
+            _zero(self.block.multihead_attn.out_proj)
+
+    def forward(self, x: Tensor, context: Any = None, mask: Any = None) -> Tensor:
+        n, height, width, channels = x.shape
+        tokens = ops.reshape(x, shape=(n, height * width, channels))  # (N, H, W, C) -> (N, HW, C)
+        return ops.reshape(self.block(tokens, context, context_mask=mask), shape=x.shape)  # -> (N, H, W, C)
 
 
 def pixel_unshuffle(x: Tensor, patch: int) -> Tensor:

@@ -9,9 +9,10 @@ from .conv import Conv1d, Conv2d, ConvTranspose2d
 from .layers import GELU, Dropout, Embedding, FourierFeatures, Linear, ReLU, Sigmoid, SiLU
 from .module import Module, Parameter, Sequential
 from .norm import BatchNorm2d, GroupNorm, LayerNorm
+from .transformer import LearnedPositions, SinusoidalPositions, TransformerBlock
 
 __all__ = [
     "BatchNorm2d", "Conv1d", "Conv2d", "ConvTranspose2d", "Dropout", "Embedding", "FourierFeatures", "GELU",
-    "GroupNorm", "LayerNorm", "Linear", "Module", "MultiHeadAttention", "Parameter", "ReLU", "Sequential", "SiLU",
-    "Sigmoid",
+    "GroupNorm", "LayerNorm", "LearnedPositions", "Linear", "Module", "MultiHeadAttention", "Parameter", "ReLU",
+    "Sequential", "SiLU", "Sigmoid", "SinusoidalPositions", "TransformerBlock",
 ]  # fmt: skip

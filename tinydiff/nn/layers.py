@@ -173,12 +173,14 @@ class Dropout(Module):
     Errors: ValueError for p outside [0, 1).
     """
 
-    needs_whole_batch = True
-
     def __init__(self, p: float = 0.5, *, rng: Rng | int | None = None):
         source = as_rng(rng)
         self.p, self.rng = number("Dropout: p", p, "[0, 1)"), source.child(f"dropout {source.step}")
         source.step += 1  # so that the next layer made from this source has another stream
+
+    @property
+    def needs_whole_batch(self) -> bool:  # type: ignore[override]  # what draws nothing can be in microbatches
+        return self.p > 0
 
     def forward(self, x: Any) -> Any:
         return ops.dropout(x, p=self.p, rng=self.rng) if self.training else x

@@ -48,7 +48,7 @@ def reshape(x: Any, *, shape: int | tuple[int, ...]) -> Any:
 
 @reshape.vjp
 def reshape_vjp(g: Any, _z: Any, _x: Any, *, shape: Any) -> Any:
-    return reshape(g, shape=_x.shape)
+    return g.reshape(_x.shape)
 
 
 @op

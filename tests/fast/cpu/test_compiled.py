@@ -60,6 +60,13 @@ def test_what_does_not_fit_is_refused(changed: dict[str, Any], error: type[Excep
 
 
 @needs_compiler
+def test_a_list_and_an_array_must_agree_in_a_length() -> None:
+    lists = {name: [np.ones(3, np.float32) for _ in range(64)] for name in "pgmv"}
+    with pytest.raises(ValueError, match="adam: its lists have count = 64, but it is 1"):
+        optim.adam_in_c(**lists, numbers=np.ones((1, 6)))
+
+
+@needs_compiler
 def test_an_output_shares_no_memory_and_can_be_written() -> None:
     given = arguments()
     with pytest.raises(ValueError, match="y shares memory with x"):

@@ -129,7 +129,21 @@ def test_a_number_that_is_none_stays_with_the_pixels_that_it_meets(value: float)
 def test_parts_in_threads_change_no_bit(
     at: Geometry, channels: int, out: int, parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = arrays(at, 5, channels, out, "float32")
+    same_bits(at, arrays(at, 5, channels, out, "float32"), parts, monkeypatch)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("parts", [2, 3, 7])
+@pytest.mark.parametrize("channels, out", [(48, 31), (64, 64)])
+def test_parts_of_many_tiles_change_no_bit(
+    channels: int, out: int, parts: int, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than are worked on at a time, for all three."""
+    at = geometry((8, 9), 3, padding=1)
+    same_bits(at, arrays(at, 40, channels, out, dtype), parts, monkeypatch)
+
+
+def same_bits(at: Geometry, given: dict[str, np.ndarray], parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for fast, _, names in THREE:
         none, found = [None] * ("w" in names), []
         for count in (1, parts):
@@ -185,3 +199,58 @@ def test_a_scale_and_large_scores(size: float) -> None:
 def test_a_mask_without_axes(mask: Any) -> None:
     q = np.random.default_rng(0).normal(size=(40, 4))
     np.testing.assert_allclose(ops.attention(q, q, q, mask=mask), ops.attention(q, q, q), rtol=1e-10)
+
+
+# ---------------------------------------------------------------- Winograd's method
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("padding", [0, 1, 2, ((0, 1), (2, 0))], ids=str)
+@pytest.mark.parametrize("size", [(3, 3), (4, 7), (7, 4), (9, 6), (13, 12)], ids=str)
+def test_winograd_of_any_size(size: Any, padding: Any, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles that the image and the result fill whole, or in part, with channels that fill a vector or do not."""
+    monkeypatch.setattr(conv, "way_of", lambda *given: "winograd")
+    for n, (channels, out) in itertools.product((0, 1, 5), ((1, 2), (16, 16), (20, 70), (48, 31))):
+        compare(geometry(size, 3, 1, padding), n, channels, out, dtype)
+
+
+@pytest.mark.parametrize(
+    "at, channels, out",
+    [
+        (geometry(8, 3, 2, 1), 16, 16),
+        (geometry(8, 3, 1, 2, 2), 16, 16),
+        (geometry(8, 3, 1, 1, 1, 2), 32, 32),
+        (geometry(8, (1, 3), 1, 1), 16, 16),
+        (geometry(8, 3, 1, 3), 16, 16),  # pixels that meet nothing but padding
+        (geometry(5, 3, 1, 1), 16, 16),  # 25 pixels in 4 tiles of 16
+        (geometry(3, 3, 1, 1), 64, 64),
+        (geometry(8, 3, 1, 1), 15, 64),
+        (geometry(8, 3, 1, 1), 512, 512),  # the points of the weights take too much memory
+    ],
+    ids=str,
+)
+def test_winograd_leaves_the_rest_to_others(at: Geometry, channels: int, out: int) -> None:
+    assert conv.by_winograd(geometry(8, 3, padding=1), (8, 8), 16, 16)
+    assert not conv.by_winograd(at, at.out, channels, out)
+
+
+def test_winograd_gives_an_image_the_same_digits_in_any_batch() -> None:
+    at = geometry((14, 10), 3, padding=1)
+    given = arrays(at, 40, 32, 48, "float32")
+    for fast, _, names in THREE[:2]:
+        whole = fast(*(given[name] for name in names), None, geometry=at)
+        alone = fast(*(a[7:9] if len(a) == 40 else a for a in (given[name] for name in names)), None, geometry=at)
+        assert np.array_equal(whole[7:9], alone)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_winograd_lets_no_number_that_is_none_disappear_or_reach_another_image(value: float) -> None:
+    at = geometry((8, 8), 3, padding=1)
+    given = arrays(at, 3, 16, 16, "float32")
+    given["x"][1, 3, 3, 2] = given["y"][1, 3, 3, 5] = value
+    with np.errstate(invalid="ignore"):
+        for fast, _, names in THREE[:2]:
+            found = fast(*(given[name] for name in names), None, geometry=at)
+            assert not np.isfinite(found[1, 2:5, 2:5]).any()  # under the taps
+            assert np.isfinite(found[[0, 2]]).all()
+        assert not np.isfinite(conv.conv2d_weight_grad_numpy(given["x"], given["y"], geometry=at)).all()

@@ -13,9 +13,9 @@ import pytest
 
 compiled = pytest.importorskip("tinydiff.fast.cpu.compiled")
 from tinydiff import Tensor, grad, ops  # noqa: E402
-from tinydiff.fast.cpu import attention  # noqa: E402
+from tinydiff.fast.cpu import attention, norm  # noqa: E402
 from tinydiff.ops.attention import scaled_dot_product_attention  # noqa: E402
-from tinydiff.ops.norm import normalize  # noqa: E402
+from tinydiff.ops.norm import normalize, shift_normalize_silu  # noqa: E402
 
 pytestmark = [
     pytest.mark.usefixtures("numpy_backend"),
@@ -54,8 +54,8 @@ def as_page(op: Any, g: np.ndarray, *inputs: Any, dtype: str, **options: Any) ->
     adjoints = op.fast_rules[backend](g, out, *inputs, residuals=residuals, **options)
     rights = op.rule(wide(g), right, *map(wide, inputs), **{k: wide(v) for k, v in options.items()})
     for a, b, x in zip(*(v if type(v) is tuple else (v,) for v in (adjoints, rights)), inputs):
-        a, b = (v() if callable(v) else v for v in (a, b))
-        if x is not None:
+        if x is not None and x.dtype.kind == "f":  # else it has no gradient
+            a, b = (v() if callable(v) else v for v in (a, b))
             close(summed(a, x.shape), summed(b, x.shape), dtype, least=1)
 
 
@@ -128,7 +128,7 @@ def blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("length", [1, 15, 16, 31, 32, 33, 129])
 def test_attention_in_blocks_of_any_length(length: int, keys: int, blocks: None) -> None:
     q, k, v, g = draw(2, length, 5), draw(2, keys, 5, seed=1), draw(2, keys, 7, seed=2), draw(2, length, 7, seed=3)
-    as_page(scaled_dot_product_attention, g, q, k, v, mask=None, scale=0.9, dtype="float64")
+    as_page(scaled_dot_product_attention, g, q, k, v, None, scale=0.9, dtype="float64")
 
 
 @pytest.mark.parametrize("width", SIZES)
@@ -136,7 +136,7 @@ def test_attention_in_blocks_of_any_length(length: int, keys: int, blocks: None)
 @pytest.mark.parametrize("dtype", REAL)
 def test_attention_in_blocks_of_any_width(width: int, values: int, dtype: str, blocks: None) -> None:
     q, k, v, g = (draw(33, n, dtype=dtype, seed=i) for i, n in enumerate((width, width, values, values)))
-    as_page(scaled_dot_product_attention, g, q, k, v, mask=None, scale=width**-0.5, dtype=dtype)
+    as_page(scaled_dot_product_attention, g, q, k, v, None, scale=width**-0.5, dtype=dtype)
 
 
 MASKS = [(33, 70), (1, 70), (70,), (33, 1), (1, 1), (3, 33, 70), (2, 1, 33, 70), (2, 3, 1, 70), (5, 1, 1, 33, 1)]
@@ -152,7 +152,7 @@ def test_attention_in_blocks_with_a_mask(shape: tuple[int, ...], kind: str, dtyp
         mask[..., 0] = True  # something to attend to
     q, k, v = draw(2, 3, 33, 5, dtype=dtype), draw(2, 1, 70, 5, dtype=dtype, seed=1), draw(70, 6, dtype=dtype, seed=2)
     g = draw(*np.broadcast_shapes((2, 3), shape[:-2]), 33, 6, dtype=dtype, seed=3)
-    as_page(scaled_dot_product_attention, g, q, k, v, mask=mask, scale=0.5, dtype=dtype)
+    as_page(scaled_dot_product_attention, g, q, k, v, mask, scale=0.5, dtype=dtype)
 
 
 def test_keys_that_a_query_reaches_only_in_a_later_block(blocks: None) -> None:
@@ -160,7 +160,7 @@ def test_keys_that_a_query_reaches_only_in_a_later_block(blocks: None) -> None:
     mask = np.arange(200) >= np.array([0, 1, 63, 64, 65, 128, 199])[:, None]  # (L, S)
     for m in (mask, np.where(mask, 0.0, -INF), np.where(mask, 0.0, -1e30)):
         as_page(
-            scaled_dot_product_attention, draw(7, 4), draw(7, 3), draw(200, 3), draw(200, 4), mask=m, scale=1.0,
+            scaled_dot_product_attention, draw(7, 4), draw(7, 3), draw(200, 3), draw(200, 4), m, scale=1.0,
             dtype="float64",
         )  # fmt: skip
 
@@ -170,11 +170,11 @@ def test_a_query_that_is_masked_as_a_whole(blocks: None) -> None:
     mask[35] = False
     q, k, v, g = draw(40, 3), draw(130, 3, seed=1), draw(130, 4, seed=2), draw(40, 4, seed=3)
     with np.errstate(invalid="ignore"):
-        y, residuals = attention.in_blocks(q, k, v, mask=mask, scale=1.0)
-        found = attention.in_blocks_vjp(g, None, q, k, v, mask=mask, scale=1.0, residuals=residuals)
-        right = scaled_dot_product_attention.rule(g, None, q, k, v, mask=mask, scale=1.0)
+        y, residuals = attention.in_blocks(q, k, v, mask, scale=1.0)
+        found = attention.in_blocks_vjp(g, None, q, k, v, mask, scale=1.0, residuals=residuals)
+        right = scaled_dot_product_attention.rule(g, None, q, k, v, mask, scale=1.0)
     assert np.isnan(y[35]).all() and np.isfinite(np.delete(y, 35, 0)).all()
-    for a, b in zip(found, right):
+    for a, b in zip(found[:3], right):  # a mask of bool has no adjoint
         assert np.array_equal(np.isnan(a), np.isnan(b()))
 
 
@@ -184,8 +184,8 @@ def test_attention_with_an_infinity_or_nan(which: int, value: float, blocks: Non
     arrays = [np.abs(draw(70, 3, seed=i)) for i in range(3)]
     arrays[which][66, 1] = value
     with np.errstate(invalid="ignore"):
-        right = scaled_dot_product_attention.forward(*arrays, mask=None, scale=1.0)
-        y, _ = attention.in_blocks(*arrays, mask=None, scale=1.0)
+        right = scaled_dot_product_attention.forward(*arrays, None, scale=1.0)
+        y, _ = attention.in_blocks(*arrays, None, scale=1.0)
     np.testing.assert_allclose(y, right, rtol=1e-12)
 
 
@@ -194,15 +194,13 @@ def test_scores_of_any_size(blocks: None) -> None:
     for order in (1, -1):
         k = np.linspace(-800, 800, 300)[::order, None].copy()
         q = np.array([[1.0], [-1.0], [1e-3], [0.0], [5.0]])
-        as_page(
-            scaled_dot_product_attention, draw(5, 4), q, k, draw(300, 4, seed=1), mask=None, scale=1.0, dtype="float64"
-        )
+        as_page(scaled_dot_product_attention, draw(5, 4), q, k, draw(300, 4, seed=1), None, scale=1.0, dtype="float64")
 
 
 def test_attention_in_another_order_leaves_its_inputs_alone(blocks: None) -> None:
     q, k, v = (draw(5, 40, 2, 6, seed=i).swapaxes(1, 2)[::-1] for i in range(3))
     before = [a.copy() for a in (q, k, v)]
-    as_page(scaled_dot_product_attention, draw(5, 2, 40, 6), q, k, v, mask=None, scale=1.0, dtype="float64")
+    as_page(scaled_dot_product_attention, draw(5, 2, 40, 6), q, k, v, None, scale=1.0, dtype="float64")
     assert all((a == b).all() for a, b in zip((q, k, v), before))
 
 
@@ -249,3 +247,44 @@ def test_infinities_and_nan_stay_what_they_are(name: str) -> None:
     right = {"erf": [NAN, 1, -1, 1, -1, 0], "gelu": [NAN, INF, NAN, 1e300, 0, 0], "sigmoid": [NAN, 1, 0, 1, 0, 0.5]}
     np.testing.assert_array_equal(found, right[name])
     assert np.signbit(found[5]) == (name != "sigmoid")
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("parts", [2, 3, 20])
+def test_parts_in_threads_change_no_bit(parts: int, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every kernel that is called in parts here, and of whose sums over rows each part has its own."""
+    x, g = draw(6, 37, 4, 5, dtype=dtype), draw(6, 37, 4, 5, dtype=dtype, seed=1)
+    per_channel = [draw(20, dtype=dtype, seed=i) for i in range(2)]
+    rows, rows_g = x.reshape(-1, 20), g.reshape(-1, 20)
+    q, k, v = (draw(5, 40, 16, dtype=dtype, seed=i) for i in range(3))
+
+    def everything() -> list[Any]:
+        y, mean, rstd = norm.norm(x, None, *per_channel, 1e-5, True)
+        found = [y, *norm.norm_vjp(g, x, mean, rstd, None, *per_channel, True)]
+        y, residuals = norm.normalize_numpy(rows, *per_channel, axes=(1,), eps=1e-5)
+        found += [y, *norm.normalize_vjp_numpy(rows_g, y, rows, *per_channel, residuals=residuals)]
+        y, residuals = attention.in_blocks(q, k, v, None, scale=0.25)
+        found += [y, *attention.in_blocks_vjp(v, y, q, k, v, None, scale=0.25, residuals=residuals)[:3]]
+        leaf = Tensor(rows, requires_grad=True)
+        for op in (ops.silu, ops.sigmoid, ops.erf, ops.gelu, ops.softmax):
+            y = op(leaf)
+            found += [y.data, grad(y, leaf, rows_g)[0].data]
+        return [a for a in found if a is not None]
+
+    made = []
+    for count in (1, parts):
+        monkeypatch.setattr(compiled, "threads_for", lambda _size, count=count: count)
+        made.append(everything())
+    assert len(made[0]) > 20 and all(np.array_equal(*pair) for pair in zip(*made))
+
+
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("channels", [1, 3, 4, 8, 15, 16, 24, 33])
+def test_norms_of_channels_that_fill_no_vector(channels: int, dtype: str) -> None:
+    """Then the rows of some positions are taken together, and some remain."""
+    for length, group in ((1, channels), (2, channels), (31, 1), (70, channels)):
+        shape = (3, length, channels // group, group)
+        x, g = draw(*shape, dtype=dtype), draw(*shape, dtype=dtype, seed=1)
+        shift, weight, bias = (draw(3, 1, *shape[2:], dtype=dtype, seed=i) for i in range(3))
+        if length * group > 1:
+            as_page(shift_normalize_silu, g, x, shift, weight, bias, dtype=dtype, axes=(1, 3), eps=0.1, silu=True)

@@ -17,12 +17,12 @@ from ...ops.activation import erf, exact_gelu, normal_cdf, sigmoid, silu
 from ..taken import is_real
 from .compiled import Function
 
-sigmoid_in_c = Function("sigmoid_of_all", "in x(n), out z(n), int n")
-silu_in_c = Function("silu", "in x(n), out y(n), int n")
-silu_vjp_in_c = Function("silu_vjp", "in g(n), in x(n), out dx(n), int n")
-erf_in_c = Function("erf_of_all", "in x(n), out y(n), int n")
-gelu_in_c = Function("gelu", "in x(n), out y(n), int n")
-gelu_vjp_in_c = Function("gelu_vjp", "in g(n), in x(n), out dx(n), int n")
+sigmoid_in_c = Function("sigmoid_of_all", "in x(n), out z(n), int n, int part, int parts")
+silu_in_c = Function("silu", "in x(n), out y(n), int n, int part, int parts")
+silu_vjp_in_c = Function("silu_vjp", "in g(n), in x(n), out dx(n), int n, int part, int parts")
+erf_in_c = Function("erf_of_all", "in x(n), out y(n), int n, int part, int parts")
+gelu_in_c = Function("gelu", "in x(n), out y(n), int n, int part, int parts")
+gelu_vjp_in_c = Function("gelu_vjp", "in g(n), in x(n), out dx(n), int n, int part, int parts")
 
 BLOCK_BYTES = 2**20  # of each array: larger blocks spend less on starting each pass, smaller ones stay in the cache
 

@@ -141,13 +141,14 @@ static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
    masks, which[b][3]. A mask of one row, R = 1, holds for all queries. D and E are multiples of WIDTH. */
 int attention(const real *restrict q, const real *restrict k, const real *restrict v, const uint8_t *restrict allowed,
     const real *restrict added, const int64_t *restrict which, real *restrict y, real *restrict top,
-    real *restrict rsum, int64_t B, int64_t L, int64_t S, int64_t D, int64_t E, int64_t R, real scale)
+    real *restrict rsum, int64_t B, int64_t L, int64_t S, int64_t D, int64_t E, int64_t R, real scale, int64_t part,
+    int64_t parts)
 {
-    real *restrict q_columns = aligned_alloc(BYTES, D * QUERIES * sizeof(real));
-    if (!q_columns)
+    real *space = malloc((D * QUERIES + WIDTH) * sizeof(real)), *restrict q_columns = aligned(space);
+    if (!space)
         return 1;
     _Alignas(BYTES) real p[KEYS * QUERIES], largest[QUERIES], sum[QUERIES], factor[QUERIES];
-    for (int64_t b = 0; b < B; b++) {
+    for (int64_t b = B * part / parts; b < B * (part + 1) / parts; b++) {
         const head h = head_of(which + 4 * b, q, k, v, allowed, added, L, S, D, E, R);
         for (int64_t query = 0; query < L; query += QUERIES) {
             const int64_t n = smaller(QUERIES, L - query);
@@ -188,7 +189,7 @@ int attention(const real *restrict q, const real *restrict k, const real *restri
             }
         }
     }
-    free(q_columns);
+    free(space);
     return 0;
 }
 
@@ -196,14 +197,14 @@ int attention(const real *restrict q, const real *restrict k, const real *restri
 int attention_vjp(const real *restrict g, const real *restrict y, const real *restrict top, const real *restrict rsum,
     const real *restrict q, const real *restrict k, const real *restrict v, const uint8_t *restrict allowed,
     const real *restrict added, const int64_t *restrict which, real *restrict dq, real *restrict dk, real *restrict dv,
-    int64_t B, int64_t L, int64_t S, int64_t D, int64_t E, int64_t R, real scale)
+    int64_t B, int64_t L, int64_t S, int64_t D, int64_t E, int64_t R, real scale, int64_t part, int64_t parts)
 {
-    real *space = aligned_alloc(BYTES, (D + E) * QUERIES * sizeof(real));
+    real *space = malloc(((D + E) * QUERIES + WIDTH) * sizeof(real));
     if (!space)
         return 1;
-    real *restrict q_columns = space, *restrict g_columns = space + D * QUERIES;
+    real *restrict q_columns = aligned(space), *restrict g_columns = q_columns + D * QUERIES;
     _Alignas(BYTES) real p[KEYS * QUERIES], ds[KEYS * QUERIES], largest[QUERIES], r[QUERIES], mean[QUERIES];
-    for (int64_t b = 0; b < B; b++) {
+    for (int64_t b = B * part / parts; b < B * (part + 1) / parts; b++) {
         const head h = head_of(which + 4 * b, q, k, v, allowed, added, L, S, D, E, R);
         for (int64_t query = 0; query < L; query += QUERIES) {
             const int64_t n = smaller(QUERIES, L - query), at = b * L + query;

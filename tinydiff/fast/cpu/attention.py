@@ -1,7 +1,7 @@
 """softmax and attention in C (softmax.c, attention.c); where there is no compiler, in place on NumPy.
 
-Attention in C goes through the keys in blocks, and keeps two numbers for each query; by matrix products it keeps all
-weights, whose number is the square of the length.
+Attention in C goes through the keys in blocks, and keeps two numbers for each query; by matrix products it keeps the
+weights, whose number is the square of the length, as long as they are few (fast/attention.py).
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from .. import attention
 from ..taken import is_real
 from .compiled import Function
 
-softmax_in_c = Function("softmax", "in x(R,C), out z(R,C), int R, int C, real scale")
-softmax_vjp_in_c = Function("softmax_vjp", "in g(R,C), in z(R,C), out dx(R,C), int R, int C, real scale")
+softmax_in_c = Function("softmax", "in x(R,C), out z(R,C), int R, int C, real scale, int part, int parts")
+softmax_vjp_in_c = Function(
+    "softmax_vjp", "in g(R,C), in z(R,C), out dx(R,C), int R, int C, real scale, int part, int parts"
+)
 
 HEADS = "in q(NQ,L,D), in k(NK,S,D), in v(NV,S,E), in uint8 allowed(NM,R,S)?, in added(NM,R,S)?, in int64 which(B,4), "
-LENGTHS = "int B, int L, int S, int D, int E, int R, real scale"
+LENGTHS = "int B, int L, int S, int D, int E, int R, real scale, int part, int parts"
 attention_in_c = Function("attention", HEADS + "out y(B,L,E), out top(B,L), out rsum(B,L), " + LENGTHS)
 attention_vjp_in_c = Function(
     "attention_vjp",
@@ -107,17 +109,19 @@ by_products, by_products_vjp = attention.by_products(np.matmul, attention_weight
 
 
 @scaled_dot_product_attention.fast("numpy")
-def attention_numpy(q: Array, k: Array, v: Array, *, mask: Any, scale: float) -> Any:
-    if not is_real(q, k, v) or not min(q.size, k.size, v.size):
+def attention_numpy(q: Array, k: Array, v: Array, mask: Any, *, scale: float) -> Any:
+    if not attention.is_taken(q, k, v, mask):
         return NotImplemented
-    found = NotImplemented if _is_for_products(q, k, v) else in_blocks(q, k, v, mask=mask, scale=scale)
-    return by_products(q, k, v, mask=mask, scale=scale) if found is NotImplemented else found
+    found = NotImplemented if _is_for_products(q, k, v) else in_blocks(q, k, v, mask, scale=scale)
+    return by_products(q, k, v, mask, scale=scale) if found is NotImplemented else found
 
 
 @scaled_dot_product_attention.fast_vjp("numpy")
-def attention_vjp_numpy(g: Array, y: Any, q: Array, k: Array, v: Array, *, residuals: Any, **options: Any) -> Any:
+def attention_vjp_numpy(
+    g: Array, y: Any, q: Array, k: Array, v: Array, mask: Any, *, scale: float, residuals: Any
+) -> Any:
     rule = by_products_vjp if len(residuals) == 1 else in_blocks_vjp
-    return rule(g, y, q, k, v, residuals=residuals, **options)
+    return rule(g, y, q, k, v, mask, scale=scale, residuals=residuals)
 
 
 def _is_for_products(q: Array, k: Array, v: Array) -> bool:
@@ -126,7 +130,7 @@ def _is_for_products(q: Array, k: Array, v: Array) -> bool:
     return 4 * k.shape[-2] <= k.shape[-1] + v.shape[-1] or q.shape[-2] < 16
 
 
-def in_blocks(q: Array, k: Array, v: Array, *, mask: Any, scale: float) -> Any:
+def in_blocks(q: Array, k: Array, v: Array, mask: Any, *, scale: float) -> Any:
     """The output; and y, which is the output with widened rows, the largest score of each query, and 1 / sum."""
     arrays, lead = _heads(q, k, v, mask)
     b, length, width = math.prod(lead), q.shape[-2], v.shape[-1]
@@ -137,7 +141,7 @@ def in_blocks(q: Array, k: Array, v: Array, *, mask: Any, scale: float) -> Any:
     return _narrow(y, width), (y, top, rsum)
 
 
-def in_blocks_vjp(g: Array, _y: Any, q: Array, k: Array, v: Array, *, mask: Any, scale: float, residuals: Any) -> Any:
+def in_blocks_vjp(g: Array, _y: Any, q: Array, k: Array, v: Array, mask: Any, *, scale: float, residuals: Any) -> Any:
     y, top, rsum = residuals
     arrays, lead = _heads(q, k, v, mask)
     adjoints = [np.empty((*lead, x.shape[-2], _whole(x.shape[-1])), y.dtype) for x in (q, k, v)]
@@ -145,7 +149,8 @@ def in_blocks_vjp(g: Array, _y: Any, q: Array, k: Array, v: Array, *, mask: Any,
     attention_vjp_in_c(
         g=_widened(g), y=_matrices(y), top=top, rsum=rsum, **arrays, dq=dq, dk=dk, dv=dv, R=1, scale=scale
     )
-    return tuple(_narrow(a, x.shape[-1]) for a, x in zip(adjoints, (q, k, v)))
+    found = [_narrow(a, x.shape[-1]) for a, x in zip(adjoints, (q, k, v))]
+    return *found, lambda: attention.mask_adjoint(g, q, k, v, mask, scale=scale)
 
 
 def _heads(q: Array, k: Array, v: Array, mask: Any) -> tuple[dict[str, Any], tuple[int, ...]]:

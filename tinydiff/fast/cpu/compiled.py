@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ __all__ = ["FUNCTIONS", "SOURCES", "Function", "library"]
 
 ARRAYS = ("in", "out", "inout")
 FUNCTIONS: list[Function] = []
+MOST_SHAPES = 256  # of a function, that are remembered
 
 
 class Misfit(TypeError, ValueError):
@@ -50,6 +50,7 @@ class Function:
         self.sizes = [x.name for x in self.arguments if x.kind == "sizes"]
         self.in_parts = self.names[-2:] == ["part", "parts"]
         self.reals = [x for x in self.arrays if x.dtype == "real"]
+        self._lengths: dict[tuple[Any, ...], dict[str, int]] = {}  # by the shapes of the arrays, for those seen before
         self._ready: dict[str, Any] = {}  # what a call needs, by the character of the dtype of real arrays
         FUNCTIONS.append(self)
 
@@ -64,30 +65,33 @@ class Function:
             self._ready[char] = self._prepared(loaded, char)
         function, arrays = self._ready[char]
         # In here a small call takes longer than in C, so this is written to be quick.
-        lengths = self.fixed.copy()
-        shapes: dict[Any, Any] = {}
+        shapes: list[Any] = []
         spans: list[Any] = []
-        for x, name, dtype, names in arrays:
+        lists: dict[str, Any] = {}  # their lengths
+        for x, name, dtype in arrays:
             a = given[name]
             if x.is_list:
-                given[name] = self._list(x, a, dtype, lengths, spans)
+                given[name] = self._list(x, a, dtype, lists, spans)
             elif a is not None or not x.optional:
-                (given[name],) = self._starts(x, (a,), dtype, spans)
-                shape = a.shape
-                if shapes.get(names) == shape:  # the lengths have been compared
-                    continue
-                if len(shape) != len(names):
-                    raise Misfit(self._misfit(x, a, dtype))
-                for length, n in zip(names, shape):
-                    if lengths.setdefault(length, n) != n:
-                        raise Misfit(f"{self.name}: {name} {shape} has {length} = {n}, but it is {lengths[length]}")
-                shapes[names] = shape
+                given[name] = self._start(x, a, dtype, spans)
+                shapes.append(a.shape)
+            else:
+                shapes.append(None)
+        lengths = self._lengths.get(key := tuple(shapes))
+        if lengths is None:
+            if len(self._lengths) >= MOST_SHAPES:
+                self._lengths.clear()
+            lengths = self._lengths[key] = self._lengths_of(shapes)
+        for length, n in lists.items():
+            if lengths.get(length, n) != n:
+                raise Misfit(f"{self.name}: its lists have {length} = {n}, but it is {lengths[length]}")
         self._check_apart(spans)
         given.update(lengths)
+        given.update(lists)
         for name in self.sizes:
-            given[name] = _in_a_row(ctypes.c_int64, lengths[name])
+            given[name] = _in_a_row(ctypes.c_int64, lists[name])
         if self.in_parts:
-            failed = self._in_parts(function, given, sum(end - start for start, end, _, _ in spans))
+            failed = self._in_parts(function, given, sum([end - start for start, end, _, _ in spans]))
         else:
             failed = function(*[given[name] for name in self.names])  # ctypes releases the GIL meanwhile
         if failed:
@@ -96,8 +100,24 @@ class Function:
 
     def _in_parts(self, function: Any, given: dict[str, Any], size: int) -> bool:
         """The parts of a call on so many bytes. Did one fail?"""
-        given["parts"] = parts = threads_for(size)
-        return any(at_once(lambda i: function(*[{**given, "part": i}[name] for name in self.names]), parts))
+        given["part"], given["parts"] = 0, threads_for(size)
+        if given["parts"] == 1:
+            return bool(function(*[given[name] for name in self.names]))
+        parts = at_once(lambda i: function(*[{**given, "part": i}[name] for name in self.names]), given["parts"])
+        return any(parts)
+
+    def _lengths_of(self, shapes: list[Any]) -> dict[str, int]:
+        """The lengths that these shapes give, None for an array that lacks. Errors: Misfit, if they contradict."""
+        lengths = self.fixed.copy()
+        for x, shape in zip((x for x in self.arrays if not x.is_list), shapes):
+            if shape is None:
+                continue
+            if len(shape) != len(x.lengths):
+                raise Misfit(f"{self.name}: {x.name} must be a C array ({', '.join(x.lengths)}), not of shape {shape}")
+            for length, n in zip(x.lengths, shape):
+                if lengths.setdefault(length, n) != n:
+                    raise Misfit(f"{self.name}: {x.name} {shape} has {length} = {n}, but it is {lengths[length]}")
+        return lengths
 
     def _char(self, given: dict[str, Any]) -> str:
         """The dtype of its real arrays; where it has none, float32."""
@@ -118,30 +138,27 @@ class Function:
         kinds = {"int": ctypes.c_int64, "real": real, "double": ctypes.c_double}
         function.argtypes = [kinds.get(x.kind, ctypes.c_void_p) for x in self.arguments]
         dtypes = [np.dtype(char if x.dtype == "real" else x.dtype) for x in self.arrays]
-        return function, [(x, x.name, dtype, x.lengths) for x, dtype in zip(self.arrays, dtypes)]
+        return function, [(x, x.name, dtype) for x, dtype in zip(self.arrays, dtypes)]
 
-    def _starts(self, x: Argument, arrays: Sequence[Any], dtype: np.dtype, spans: list[Any]) -> list[int]:
-        """The addresses of arrays of one argument. Their places in memory are added to the spans."""
-        starts, name, written = [], x.name, x.kind != "in"
-        for a in arrays:
-            if not isinstance(a, np.ndarray) or a.dtype != dtype or not (flags := a.flags).c_contiguous:
-                raise Misfit(self._misfit(x, a, dtype))
-            size = a.nbytes
-            if not size:
-                start = 0  # an empty array is nowhere
-            elif flags.writeable:
-                start = _address_of(_Byte.from_buffer(a))  # the quickest way, which is for these alone
-            elif written:
-                raise Misfit(f"{self.name}: {name} cannot be written")
-            else:
-                start = a.ctypes.data
-            starts.append(start)
-            spans.append((start, start + size, written, name))
-        return starts
+    def _start(self, x: Argument, a: Any, dtype: np.dtype, spans: list[Any]) -> int:
+        """The address of an array of this argument. Its place in memory is added to the spans."""
+        if not isinstance(a, np.ndarray) or a.dtype != dtype or not (flags := a.flags).c_contiguous:
+            raise Misfit(self._misfit(x, a, dtype))
+        size, written = a.nbytes, x.kind != "in"
+        if not size:
+            start = 0  # an empty array is nowhere
+        elif flags.writeable:
+            start = _address_of(_Byte.from_buffer(a))  # the quickest way, which is for these alone
+        elif written:
+            raise Misfit(f"{self.name}: {x.name} cannot be written")
+        else:
+            start = a.ctypes.data
+        spans.append((start, start + size, written, x.name))
+        return start
 
     def _list(self, x: Argument, arrays: Any, dtype: np.dtype, lengths: dict[str, Any], spans: list[Any]) -> Any:
         """The addresses of the arrays of a list, for C; the sizes are added to the lengths, for C too."""
-        starts, sizes = self._starts(x, arrays, dtype, spans), [a.size for a in arrays]
+        starts, sizes = [self._start(x, a, dtype, spans) for a in arrays], [a.size for a in arrays]
         of_count, of_sizes = x.lengths
         if lengths.setdefault(of_count, len(sizes)) != len(sizes):
             raise Misfit(f"{self.name}: {x.name} has {len(sizes)} arrays, not {lengths[of_count]}")

@@ -147,10 +147,13 @@ static void pack(const real *restrict w, real *restrict packed, int64_t T, int64
                 for (int64_t o = 0; o < lanes; o++)
                     for (int64_t c = 0; c < C; c++)
                         to[c * c_step + o * o_step] = w[(t * out + first + o) * row + g * C + c];
-            else
+            else if (few)
                 for (int64_t c = 0; c < C; c++)
                     for (int64_t o = 0; o < lanes; o++)
                         to[c * c_step + o * o_step] = w[(t * C + c) * row + g * out + first + o];
+            else
+                for (int64_t c = 0; c < C; c++)
+                    memcpy(to + c * LANES, w + (t * C + c) * row + g * out + first, lanes * sizeof(real));
         }
     }
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,29 +28,42 @@ weight_grad_in_c = Function(
     "in x(N,H,W,I), in y(N,OH,OW,O), out w(KH,KW,C,O), int N, int H, int W, int I, int OH, int OW, int O, "
     "int KH, int KW, int C, int sh, int sw, int top, int left, int dh, int dw, int together, int part, int parts",
 )
+winograd_in_c = Function(
+    "winograd",
+    "in x(N,H,W,C), in w(3,3,A,B), in b(O)?, out y(N,OH,OW,O), int N, int H, int W, int C, int A, int B, "
+    "int OH, int OW, int O, int top, int left, int transposed, int part, int parts",
+)
+winograd_weight_grad_in_c = Function(
+    "winograd_weight_grad",
+    "in x(N,H,W,C), in y(N,OH,OW,O), out w(3,3,C,O), int N, int H, int W, int C, int OH, int OW, int O, "
+    "int top, int left, int part, int parts",
+)
 
 FEW = 8  # with fewer channels, those of several taps are worked on together
 
 
 @page.conv2d_p.fast("numpy")
 def conv2d_numpy(x: Array, w: Array, b: Any, *, geometry: Geometry) -> Any:
-    if not is_real(x, w, b) or not _fits(geometry, x=x, w=w, b=b):
+    way = way_of(geometry, "xwb", x.shape, w.shape, None if b is None else b.shape) if is_real(x, w, b) else None
+    if way is None:
         return NotImplemented
     y = np.empty((len(x), *geometry.out, w.shape[3]), x.dtype)
-    return y if _conv(x, w, b, y, geometry, transposed=False) else patches.conv2d(TOOLS, x, w, b, geometry)
+    return y if _conv(way, x, w, b, y, geometry, False) else patches.conv2d(TOOLS, x, w, b, geometry)
 
 
 @page.conv2d_input_grad.fast("numpy")
 def conv2d_input_grad_numpy(y: Array, w: Array, b: Any, *, geometry: Geometry) -> Any:
-    if not is_real(y, w, b) or not _fits(geometry, y=y, w=w, c=b):
+    way = way_of(geometry, "ywc", y.shape, w.shape, None if b is None else b.shape) if is_real(y, w, b) else None
+    if way is None:
         return NotImplemented
     x = np.empty((len(y), *geometry.size, w.shape[2] * geometry.groups), y.dtype)
-    return x if _conv(y, w, b, x, geometry, transposed=True) else patches.conv2d_input_grad(TOOLS, y, w, b, geometry)
+    return x if _conv(way, y, w, b, x, geometry, True) else patches.conv2d_input_grad(TOOLS, y, w, b, geometry)
 
 
 @page.conv2d_weight_grad.fast("numpy")
 def conv2d_weight_grad_numpy(x: Array, y: Array, *, geometry: Geometry) -> Any:
-    if not is_real(x, y) or not _fits(geometry, x=x, y=y):
+    way = way_of(geometry, "xy", x.shape, y.shape) if is_real(x, y) else None
+    if way is None:
         return NotImplemented
     groups = geometry.groups
     channels, out = x.shape[3] // groups, y.shape[3] // groups
@@ -61,34 +75,57 @@ def conv2d_weight_grad_numpy(x: Array, y: Array, *, geometry: Geometry) -> Any:
     together = groups == 1 and channels < FEW
     image, padding = (_padded(x, geometry), ((0, 0), (0, 0))) if together else (x, geometry.padding)
     (sh, sw), (dh, dw), ((top, _), (left, _)) = geometry.stride, geometry.dilation, padding
-    done = weight_grad_in_c(
-        x=np.ascontiguousarray(image), y=np.ascontiguousarray(y), w=w, sh=sh, sw=sw, top=top, left=left, dh=dh, dw=dw,
-        together=together,
-    )  # fmt: skip
+    image, y = np.ascontiguousarray(image), np.ascontiguousarray(y)
+    if way == "winograd":
+        done = winograd_weight_grad_in_c(x=image, y=y, w=w, top=top, left=left)
+    else:
+        done = weight_grad_in_c(x=image, y=y, w=w, sh=sh, sw=sw, top=top, left=left, dh=dh, dw=dw, together=together)
     return w if done else patches.conv2d_weight_grad(TOOLS, x, y, geometry)
 
 
-def _fits(geometry: Geometry, **arrays: Any) -> bool:
-    """Have the arrays the shapes of the form F, x (N, H, W, C), w (kh, kw, C/G, O), y (N, OH, OW, O), and the biases b
-    (O,) or c (C,), with at least one channel? If not, the page runs, which says what is wrong."""
-    names = {"x": "NHWC", "w": "hwcO", "y": "NIJO", "b": "O", "c": "C"}
+@functools.lru_cache(256)
+def way_of(geometry: Geometry, names: str, *shapes: Any) -> str | None:
+    """How to compute one of the three: "taps" or "winograd"; None if the shapes do not fit the geometry or there are no
+    channels: then the page runs, which says what is wrong. names, of the arrays: x (N, H, W, C), w (kh, kw, C/G, O),
+    y (N, OH, OW, O), and the biases b (O,) and c (C,), which may lack."""
+    axes = {"x": "NHWC", "w": "hwcO", "y": "NIJO", "b": "O", "c": "C"}
     lengths = dict(zip("HWIJhw", (*geometry.size, *geometry.out, *geometry.kernel)))
-    for name, a in arrays.items():
-        if a is None:
+    for name, shape in zip(names, shapes):
+        if shape is None:
             continue
-        if a.ndim != len(names[name]) or 0 in a.shape[-1:]:
-            return False
-        shape = [*a.shape[:2], a.shape[2] * geometry.groups, a.shape[3]] if name == "w" else a.shape
-        if any(lengths.setdefault(length, n) != n for length, n in zip(names[name].replace("c", "C"), shape)):
-            return False
-    return lengths.get("C", 1) > 0 and not any(lengths.get(length, 0) % geometry.groups for length in "CO")
+        if len(shape) != len(axes[name]) or shape[-1] == 0:
+            return None
+        if name == "w":
+            shape = (*shape[:2], shape[2] * geometry.groups, shape[3])
+        if any(lengths.setdefault(length, n) != n for length, n in zip(axes[name].replace("c", "C"), shape)):
+            return None
+    channels, out = lengths["C"], lengths["O"]
+    if not channels or channels % geometry.groups or out % geometry.groups:
+        return None
+    result = geometry.size if names[0] == "y" else geometry.out  # the image whose tiles are computed
+    return "winograd" if by_winograd(geometry, result, channels, out) else "taps"
 
 
-# ---------------------------------------------------------------- the lists for conv.c
+def by_winograd(geometry: Geometry, out: tuple[int, int], channels: int, channels_out: int) -> bool:
+    """Is that quicker, for some tens of images? It must not depend on their number, which would change the digits."""
+    return (
+        geometry.kernel == (3, 3)
+        and geometry.stride == geometry.dilation == (1, 1)
+        and geometry.groups == 1
+        and max(*geometry.padding[0], *geometry.padding[1]) <= 2
+        and min(channels, channels_out) >= 16  # else the sums are too short for what is done before and after them
+        and min(out) >= 4  # of 3x3 pixels the other way leaves out the border, nearly half of the products
+        and 8 * math.ceil(out[0] / 4) * math.ceil(out[1] / 4) <= out[0] * out[1]  # the tiles are half full at least
+        and 36 * channels * channels_out <= 2**22  # numbers that are made of the weights
+    )
 
 
-def _conv(x: Array, w: Array, b: Any, y: Array, geometry: Geometry, transposed: bool) -> bool:
+def _conv(way: str, x: Array, w: Array, b: Any, y: Array, geometry: Geometry, transposed: bool) -> bool:
     x, w, b = (a if a is None else np.ascontiguousarray(a) for a in (x, w, b))
+    if way == "winograd":
+        (top, _), (left, _) = geometry.padding
+        top, left = (2 - top, 2 - left) if transposed else (top, left)  # the taps are turned round
+        return winograd_in_c(x=x, w=w, b=b, y=y, top=top, left=left, transposed=transposed)
     return conv_in_c(
         x=_merged(x, 1),  # (N, H, W, C) -> (N, H W, C)
         w=_merged(w, 0),  # (kh, kw, C, O) -> (kh kw, C, O)
@@ -103,6 +140,9 @@ def _conv(x: Array, w: Array, b: Any, y: Array, geometry: Geometry, transposed: 
 def _merged(a: Array, axis: int) -> Array:
     """That axis and the next as one."""
     return a.reshape(*a.shape[:axis], a.shape[axis] * a.shape[axis + 1], *a.shape[axis + 2 :])
+
+
+# ---------------------------------------------------------------- the lists for conv.c
 
 
 @functools.lru_cache(64)

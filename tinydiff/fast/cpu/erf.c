@@ -39,25 +39,25 @@ static inline real erf_of(real x)
     return copysign(r > (real)0.46875 ? far : near, x);
 }
 
-int erf_of_all(const real *restrict x, real *restrict y, int64_t n)
+int erf_of_all(const real *restrict x, real *restrict y, int64_t n, int64_t part, int64_t parts)
 {
-    for (int64_t i = 0; i < n; i++)
+    for (int64_t i = n * part / parts; i < n * (part + 1) / parts; i++)
         y[i] = erf_of(x[i]);
     return 0;
 }
 
 /* y = x F,  F = (1 + erf(x / sqrt 2)) / 2 */
-int gelu(const real *restrict x, real *restrict y, int64_t n)
+int gelu(const real *restrict x, real *restrict y, int64_t n, int64_t part, int64_t parts)
 {
-    for (int64_t i = 0; i < n; i++)
+    for (int64_t i = n * part / parts; i < n * (part + 1) / parts; i++)
         y[i] = x[i] * ((real)0.5 + (real)0.5 * erf_of(x[i] * (real)0.70710678118654752));
     return 0;
 }
 
 /* dx = g (F + x f),  f = e^(-x^2 / 2) / sqrt(2 pi) */
-int gelu_vjp(const real *restrict g, const real *restrict x, real *restrict dx, int64_t n)
+int gelu_vjp(const real *restrict g, const real *restrict x, real *restrict dx, int64_t n, int64_t part, int64_t parts)
 {
-    for (int64_t i = 0; i < n; i++) {
+    for (int64_t i = n * part / parts; i < n * (part + 1) / parts; i++) {
         real F = (real)0.5 + (real)0.5 * erf_of(x[i] * (real)0.70710678118654752);
         real f = exponential_to_zero((real)-0.5 * x[i] * x[i]) * (real)0.39894228040143268;
         dx[i] = g[i] * (F + x[i] * f);

@@ -7,26 +7,157 @@
    shift is (A, C); w and b are (W, C) with W = 1, the same for all samples, or W = A; shift, w and b may be NULL.
    mean (of x + shift) and rstd are (A, G).
 
-   A position is a row of C channels, and every loop runs along a row. Sums over the positions are kept for each channel;
-   the sums of a group are then sums over D of those. A sample is read three times, and is in the cache from the second
-   time on. Long sums are double, so that they lose no digits. */
+   A position is a row of C channels. The loops take a vector of channels at a time over all positions, so that what belongs
+   to a channel, and the sums over the positions, stay in registers; the sums of a group are then sums over D of those. If C
+   is no multiple of a vector, the rows of some positions are taken together, so that it is. A sample is read three times,
+   and is in the cache from the second time on. Long sums are double, so that they lose no digits. */
 
 #include "row.h"
 #include <stdlib.h>
 
 #define ROWS 32 /* positions that are summed in `real` before they are added to the sum in double */
 
-/* totals[c] += sum over l of the values of a row, which BODY gives for channel c as `value` */
-#define SUM_OVER_POSITIONS(totals, part, BODY)                                                                         \
-    for (int64_t first = 0; first < L; first += ROWS) {                                                                \
-        int64_t last = first + ROWS < L ? first + ROWS : L;                                                            \
-        memset(part, 0, C * sizeof(real));                                                                             \
-        for (int64_t l = first; l < last; l++) {                                                                       \
-            BODY                                                                                                       \
-        }                                                                                                              \
-        for (int64_t c = 0; c < C; c++)                                                                                \
-            totals[c] += part[c];                                                                                      \
+/* totals[c] += sums[c] for n channels */
+INLINE void add_to(double *restrict totals, vec sums, int64_t n)
+{
+    real each[WIDTH];
+    store(each, sums);
+    for (int64_t c = 0; c < n && c < WIDTH; c++)
+        totals[c] += each[c];
+}
+
+INLINE vec sigmoid_of(vec x)
+{
+    real each[WIDTH];
+    store(each, x);
+    for (int i = 0; i < WIDTH; i++)
+        each[i] = sigmoid(each[i]);
+    return load(each);
+}
+
+/* The positions of a sample: `rows` of `width` numbers, in which those of `together` positions lie one after the other, and
+   what remains, one row of `rest` numbers. */
+typedef struct {
+    int64_t together, rows, width, rest;
+} Rows;
+
+static Rows rows_of(int64_t L, int64_t C)
+{
+    int64_t together = 1;
+    while (together * C % WIDTH)
+        together *= 2;
+    return (Rows){together, L / together, together * C, L % together * C};
+}
+
+/* Once in each position of a row what is there in the first. */
+static void repeat(real *a, int64_t C, const Rows *rows)
+{
+    for (int64_t c = C; c < rows->width; c++)
+        a[c] = a[c - C];
+}
+
+/* The sums of all positions of a row in the place of the first. */
+static void fold(double *totals, int64_t C, const Rows *rows)
+{
+    for (int64_t c = C; c < rows->width; c++)
+        totals[c % C] += totals[c];
+}
+
+/* CALL for each vector c of channels, of n channels from `at` on in `length` rows. Whether n is WIDTH is known when this is
+   compiled: then nothing is masked. */
+#define FOR_CHANNELS(rows, CALL)                                                                                       \
+    for (int64_t c = 0; c < (rows).width; c += WIDTH) {                                                                \
+        const int64_t n = WIDTH, at = c, length = (rows).rows;                                                         \
+        CALL;                                                                                                          \
+    }                                                                                                                  \
+    for (int64_t c = 0; c < (rows).rest; c += WIDTH) {                                                                 \
+        const int64_t n = (rows).rest - c, at = (rows).rows * (rows).width + c, length = 1;                            \
+        CALL;                                                                                                          \
     }
+
+INLINE void store_some(real *p, vec v, int64_t n)
+{
+    if (n >= WIDTH)
+        store(p, v);
+    else
+        memcpy(p, &v, n * sizeof(real));
+}
+
+/* ---------------------------------------------------------------- loops over the positions, for n channels */
+
+INLINE void sums_of_x(int64_t n, const real *x, int64_t length, int64_t width, double *totals)
+{
+    for (int64_t first = 0; first < length; first += ROWS) {
+        int64_t last = first + ROWS < length ? first + ROWS : length;
+        vec sum = {0};
+        for (int64_t l = first; l < last; l++)
+            sum += load_some(x + l * width, n);
+        add_to(totals, sum, n);
+    }
+}
+
+INLINE void sums_of_squares(int64_t n, const real *x, int64_t length, int64_t width, const real *centre, double *totals)
+{
+    const vec middle = load_some(centre, n);
+    for (int64_t first = 0; first < length; first += ROWS) {
+        int64_t last = first + ROWS < length ? first + ROWS : length;
+        vec sum = {0};
+        for (int64_t l = first; l < last; l++) {
+            vec z = load_some(x + l * width, n) - middle;
+            sum += z * z;
+        }
+        add_to(totals, sum, n);
+    }
+}
+
+INLINE void outputs(int64_t n, const real *x, int64_t length, int64_t width, const real *centre, const real *scale,
+    const real *offset, int silu, real *y)
+{
+    const vec middle = load_some(centre, n), factor = load_some(scale, n), added = load_some(offset, n);
+    for (int64_t l = 0; l < length; l++) {
+        vec u = (load_some(x + l * width, n) - middle) * factor + added;
+        store_some(y + l * width, silu ? u * sigmoid_of(u) : u, n);
+    }
+}
+
+typedef struct {
+    double *h, *hx, *x; /* sums over the positions of h, h xhat and xhat, for each channel */
+} Sums;
+
+/* h, and the sums. */
+INLINE void sums_of_h(int64_t n, const real *g, const real *x, int64_t length, int64_t width, const real *centre,
+    const real *r, const real *w, const real *b, int silu, real *h, Sums sums)
+{
+    const vec middle = load_some(centre, n), factor = load_some(r, n), weight = load_some(w, n), bias = load_some(b, n);
+    for (int64_t first = 0; first < length; first += ROWS) {
+        int64_t last = first + ROWS < length ? first + ROWS : length;
+        vec of_h = {0}, of_hx = {0}, of_x = {0};
+        for (int64_t l = first; l < last; l++) {
+            vec xhat = (load_some(x + l * width, n) - middle) * factor, value = load_some(g + l * width, n);
+            if (silu) {
+                vec u = xhat * weight + bias, s = sigmoid_of(u);
+                value *= s * (1 + u * (1 - s));
+            }
+            store_some(h + l * width, value, n);
+            of_h += value, of_hx += value * xhat, of_x += xhat;
+        }
+        add_to(sums.h, of_h, n), add_to(sums.hx, of_hx, n), add_to(sums.x, of_x, n);
+    }
+}
+
+/* h becomes x̄. */
+INLINE void adjoints(int64_t n, const real *x, int64_t length, int64_t width, const real *centre, const real *r,
+    const real *w, const real *mean_h, const real *mean_hx, real *h)
+{
+    const vec middle = load_some(centre, n), factor = load_some(r, n), weight = load_some(w, n);
+    const vec of_h = load_some(mean_h, n), of_hx = load_some(mean_hx, n);
+    for (int64_t l = 0; l < length; l++) {
+        vec xhat = (load_some(x + l * width, n) - middle) * factor;
+        store_some(h + l * width, factor * (load_some(h + l * width, n) * weight - of_h - xhat * of_hx), n);
+    }
+}
+
+/* ---------------------------------------------------------------- the norms */
 
 /* The sum of n numbers, in eight sums side by side, which a processor can add at the same time. */
 static double sum_of(const double *restrict v, int64_t n)
@@ -45,24 +176,25 @@ static double sum_of(const double *restrict v, int64_t n)
 
 int norm(const real *restrict x, const real *restrict shift, const real *restrict weight, const real *restrict bias,
     real *restrict y, real *restrict mean, real *restrict rstd, int64_t A, int64_t L, int64_t C, int64_t G, int64_t W,
-    real eps, int64_t silu)
+    real eps, int64_t silu, int64_t part, int64_t parts)
 {
     const int64_t D = C / G;
-    double *restrict totals = malloc(C * sizeof(double));
-    real *space = malloc(4 * C * sizeof(real));
-    real *restrict part = space, *restrict centre = space + C, *restrict scale = space + 2 * C,
-                  *restrict offset = space + 3 * C;
+    const Rows rows = rows_of(L, C);
+    double *restrict totals = malloc(rows.width * sizeof(double));
+    real *space = malloc(3 * rows.width * sizeof(real));
+    real *restrict centre = space, *restrict scale = space + rows.width, *restrict offset = space + 2 * rows.width;
     if (!totals || !space) {
         free(totals), free(space);
         return 1;
     }
-    for (int64_t a = 0; a < A; a++) {
+    for (int64_t a = A * part / parts; a < A * (part + 1) / parts; a++) {
         const real *xs = x + a * L * C;
         real *ys = y + a * L * C;
         const int64_t row = W == 1 ? 0 : a * C; /* of weight and bias */
 
-        memset(totals, 0, C * sizeof(double));
-        SUM_OVER_POSITIONS(totals, part, for (int64_t c = 0; c < C; c++) part[c] += xs[l * C + c];)
+        memset(totals, 0, rows.width * sizeof(double));
+        FOR_CHANNELS(rows, sums_of_x(n, xs + at, length, rows.width, totals + c))
+        fold(totals, C, &rows);
         for (int64_t g = 0; g < G; g++) {
             if (shift)
                 for (int64_t c = g * D; c < (g + 1) * D; c++)
@@ -72,11 +204,10 @@ int norm(const real *restrict x, const real *restrict shift, const real *restric
                 centre[c] = m - (shift ? shift[a * C + c] : 0);
         }
 
-        memset(totals, 0, C * sizeof(double));
-        SUM_OVER_POSITIONS(totals, part, for (int64_t c = 0; c < C; c++) {
-            real z = xs[l * C + c] - centre[c];
-            part[c] += z * z;
-        })
+        repeat(centre, C, &rows);
+        memset(totals, 0, rows.width * sizeof(double));
+        FOR_CHANNELS(rows, sums_of_squares(n, xs + at, length, rows.width, centre + c, totals + c))
+        fold(totals, C, &rows);
         for (int64_t g = 0; g < G; g++) {
             real r = rstd[a * G + g] = 1 / sqrt(sum_of(totals + g * D, D) / (L * D) + eps);
             for (int64_t c = g * D; c < (g + 1) * D; c++) {
@@ -85,15 +216,13 @@ int norm(const real *restrict x, const real *restrict shift, const real *restric
             }
         }
 
-        for (int64_t l = 0; l < L; l++)
-            if (silu)
-                for (int64_t c = 0; c < C; c++) {
-                    real u = (xs[l * C + c] - centre[c]) * scale[c] + offset[c];
-                    ys[l * C + c] = u * sigmoid(u);
-                }
-            else
-                for (int64_t c = 0; c < C; c++)
-                    ys[l * C + c] = (xs[l * C + c] - centre[c]) * scale[c] + offset[c];
+        repeat(scale, C, &rows), repeat(offset, C, &rows);
+#define OUTPUTS(silu) outputs(n, xs + at, length, rows.width, centre + c, scale + c, offset + c, silu, ys + at)
+        if (silu) {
+            FOR_CHANNELS(rows, OUTPUTS(1))
+        } else {
+            FOR_CHANNELS(rows, OUTPUTS(0))
+        }
     }
     free(totals), free(space);
     return 0;
@@ -103,26 +232,27 @@ int norm(const real *restrict x, const real *restrict shift, const real *restric
 
        x̄ = rstd (h w - mean(h w) - xhat mean(h w xhat)),   shift̄ = sum of x̄ over L,   w̄ = sum h xhat,   b̄ = sum h
 
-   dshift is (A, C), dweight and dbias are (W, C); all three may be NULL. dx holds h until the sums are complete. */
+   dshift, dweight and dbias are (A, C), one row per sample, or NULL. dx holds h until the sums are complete. */
 int norm_vjp(const real *restrict g, const real *restrict x, const real *restrict mean, const real *restrict rstd,
     const real *restrict shift, const real *restrict weight, const real *restrict bias, real *restrict dx,
     real *restrict dshift, real *restrict dweight, real *restrict dbias, int64_t A, int64_t L, int64_t C, int64_t G,
-    int64_t W, int64_t silu)
+    int64_t W, int64_t silu, int64_t part, int64_t parts)
 {
     const int64_t D = C / G;
-    double *totals = calloc(7 * C, sizeof(double));
-    real *space = malloc(9 * C * sizeof(real));
+    const Rows rows = rows_of(L, C);
+    const int64_t width = rows.width;
+    double *totals = malloc(5 * width * sizeof(double));
+    real *space = malloc(6 * width * sizeof(real));
     if (!totals || !space) {
         free(totals), free(space);
         return 1;
     }
-    double *restrict h_sum = totals, *restrict hx_sum = totals + C, *restrict x_sum = totals + 2 * C;
-    double *restrict hw = totals + 3 * C, *restrict hwx = totals + 4 * C;
-    double *restrict w_total = totals + 5 * C, *restrict b_total = totals + 6 * C;
-    real *restrict centre = space, *restrict r = space + C, *restrict w = space + 2 * C, *restrict b = space + 3 * C,
-         *restrict m1 = space + 4 * C, *restrict m2 = space + 5 * C;
-    real *restrict h_part = space + 6 * C, *restrict hx_part = space + 7 * C, *restrict x_part = space + 8 * C;
-    for (int64_t a = 0; a < A; a++) {
+    double *restrict h_sum = totals, *restrict hx_sum = totals + width, *restrict x_sum = totals + 2 * width;
+    double *restrict hw = totals + 3 * width, *restrict hwx = totals + 4 * width;
+    real *restrict centre = space, *restrict r = space + width, *restrict w = space + 2 * width,
+         *restrict b = space + 3 * width,
+         *restrict m1 = space + 4 * width, *restrict m2 = space + 5 * width;
+    for (int64_t a = A * part / parts; a < A * (part + 1) / parts; a++) {
         const real *xs = x + a * L * C, *gs = g + a * L * C;
         real *ds = dx + a * L * C;
         const int64_t row = W == 1 ? 0 : a * C;
@@ -134,30 +264,17 @@ int norm_vjp(const real *restrict g, const real *restrict x, const real *restric
                 b[c] = bias ? bias[row + c] : 0;
             }
 
-        memset(totals, 0, 3 * C * sizeof(double));
-        for (int64_t first = 0; first < L; first += ROWS) {
-            int64_t last = first + ROWS < L ? first + ROWS : L;
-            memset(h_part, 0, 3 * C * sizeof(real));
-            for (int64_t l = first; l < last; l++) {
-                const real *restrict xr = xs + l * C, *restrict gr = gs + l * C;
-                real *restrict h = ds + l * C;
-                if (silu)
-                    for (int64_t c = 0; c < C; c++) {
-                        real u = (xr[c] - centre[c]) * r[c] * w[c] + b[c], s = sigmoid(u);
-                        h[c] = gr[c] * s * (1 + u * (1 - s));
-                    }
-                else
-                    memcpy(h, gr, C * sizeof(real));
-                for (int64_t c = 0; c < C; c++) {
-                    real xhat = (xr[c] - centre[c]) * r[c];
-                    h_part[c] += h[c];
-                    hx_part[c] += h[c] * xhat;
-                    x_part[c] += xhat;
-                }
-            }
-            for (int64_t c = 0; c < C; c++)
-                h_sum[c] += h_part[c], hx_sum[c] += hx_part[c], x_sum[c] += x_part[c];
+        repeat(centre, C, &rows), repeat(r, C, &rows), repeat(w, C, &rows), repeat(b, C, &rows);
+        memset(totals, 0, 3 * width * sizeof(double));
+#define SUMS_OF_H(silu)                                                                                                \
+    sums_of_h(n, gs + at, xs + at, length, width, centre + c, r + c, w + c, b + c, silu, ds + at,                      \
+        (Sums){h_sum + c, hx_sum + c, x_sum + c})
+        if (silu) {
+            FOR_CHANNELS(rows, SUMS_OF_H(1))
+        } else {
+            FOR_CHANNELS(rows, SUMS_OF_H(0))
         }
+        fold(h_sum, C, &rows), fold(hx_sum, C, &rows), fold(x_sum, C, &rows);
         for (int64_t c = 0; c < C; c++)
             hw[c] = h_sum[c] * w[c], hwx[c] = hx_sum[c] * w[c];
         for (int64_t k = 0; k < G; k++) {
@@ -168,18 +285,12 @@ int norm_vjp(const real *restrict g, const real *restrict x, const real *restric
         for (int64_t c = 0; c < C; c++) {
             if (dshift)
                 dshift[a * C + c] = r[c] * (w[c] * h_sum[c] - L * (double)m1[c] - m2[c] * x_sum[c]);
-            w_total[c] = hx_sum[c] + (W == 1 ? w_total[c] : 0);
-            b_total[c] = h_sum[c] + (W == 1 ? b_total[c] : 0);
+            if (dweight)
+                dweight[a * C + c] = hx_sum[c], dbias[a * C + c] = h_sum[c];
         }
-        if (W > 1 || a == A - 1)
-            for (int64_t c = 0; c < C && dweight; c++)
-                dweight[row + c] = w_total[c], dbias[row + c] = b_total[c];
 
-        for (int64_t l = 0; l < L; l++)
-            for (int64_t c = 0; c < C; c++) {
-                real xhat = (xs[l * C + c] - centre[c]) * r[c];
-                ds[l * C + c] = r[c] * (ds[l * C + c] * w[c] - m1[c] - xhat * m2[c]);
-            }
+        repeat(m1, C, &rows), repeat(m2, C, &rows);
+        FOR_CHANNELS(rows, adjoints(n, xs + at, length, width, centre + c, r + c, w + c, m1 + c, m2 + c, ds + at))
     }
     free(totals), free(space);
     return 0;
@@ -189,9 +300,10 @@ int norm_vjp(const real *restrict g, const real *restrict x, const real *restric
 
 /* Layer norm, y = xhat w + b, of A rows of C numbers: norm with L = G = 1, but without sums for each channel. */
 int layer_norm(const real *restrict x, const real *restrict weight, const real *restrict bias, real *restrict y,
-    real *restrict mean, real *restrict rstd, int64_t A, int64_t C, real eps)
+    real *restrict mean, real *restrict rstd, int64_t A, int64_t C, real eps, int64_t part, int64_t parts)
 {
-    for (int64_t a = 0; a < A; a++, x += C, y += C) {
+    x += A * part / parts * C, y += A * part / parts * C;
+    for (int64_t a = A * part / parts; a < A * (part + 1) / parts; a++, x += C, y += C) {
         const real m = mean[a] = sum_along(x, NULL, C) / C;
         for (int64_t c = 0; c < C; c++)
             y[c] = x[c] - m;
@@ -206,41 +318,42 @@ int layer_norm(const real *restrict x, const real *restrict weight, const real *
     return 0;
 }
 
-/* Its rule. w̄ and b̄ are sums over the rows: in `real` over ROWS of them, then in double. */
+/* Its rule. w̄ and b̄ are sums over the rows: for each of S sections of them, in `real` over ROWS, then in double. sums
+   (S, 2, C) gets those of h xhat and of h. */
 int layer_norm_vjp(const real *restrict g, const real *restrict x, const real *restrict mean,
-    const real *restrict rstd, const real *restrict weight, real *restrict dx, real *restrict dweight,
-    real *restrict dbias, int64_t A, int64_t C)
+    const real *restrict rstd, const real *restrict weight, real *restrict dx, double *restrict sums, int64_t A,
+    int64_t C, int64_t S, int64_t part, int64_t parts)
 {
-    double *restrict totals = calloc(2 * C, sizeof(double));
     real *space = malloc(4 * C * sizeof(real));
-    if (!totals || !space) {
-        free(totals), free(space);
+    if (!space)
         return 1;
-    }
     real *restrict h = space, *restrict xhat = space + C;
     real *restrict w_part = space + 2 * C, *restrict b_part = space + 3 * C;
-    for (int64_t first = 0; first < A; first += ROWS) {
-        const int64_t last = first + ROWS < A ? first + ROWS : A;
-        memset(w_part, 0, 2 * C * sizeof(real));
-        for (int64_t a = first; a < last; a++) {
-            const real *restrict gr = g + a * C, *restrict xr = x + a * C;
-            const real m = mean[a], r = rstd[a];
-            real *restrict dr = dx + a * C;
-            for (int64_t c = 0; c < C; c++) {
-                xhat[c] = (xr[c] - m) * r;
-                h[c] = weight ? gr[c] * weight[c] : gr[c];
-                w_part[c] += gr[c] * xhat[c];
-                b_part[c] += gr[c];
+    for (int64_t s = S * part / parts; s < S * (part + 1) / parts; s++) {
+        double *restrict totals = sums + s * 2 * C;
+        const int64_t end = A * (s + 1) / S;
+        memset(totals, 0, 2 * C * sizeof(double));
+        for (int64_t first = A * s / S, last; first < end; first = last) {
+            last = first + ROWS < end ? first + ROWS : end;
+            memset(w_part, 0, 2 * C * sizeof(real));
+            for (int64_t a = first; a < last; a++) {
+                const real *restrict gr = g + a * C, *restrict xr = x + a * C;
+                const real m = mean[a], r = rstd[a];
+                real *restrict dr = dx + a * C;
+                for (int64_t c = 0; c < C; c++) {
+                    xhat[c] = (xr[c] - m) * r;
+                    h[c] = weight ? gr[c] * weight[c] : gr[c];
+                    w_part[c] += gr[c] * xhat[c];
+                    b_part[c] += gr[c];
+                }
+                const real of_h = sum_along(h, NULL, C) / C, of_hx = sum_along(h, xhat, C) / C;
+                for (int64_t c = 0; c < C; c++)
+                    dr[c] = r * (h[c] - of_h - xhat[c] * of_hx);
             }
-            const real of_h = sum_along(h, NULL, C) / C, of_hx = sum_along(h, xhat, C) / C;
             for (int64_t c = 0; c < C; c++)
-                dr[c] = r * (h[c] - of_h - xhat[c] * of_hx);
+                totals[c] += w_part[c], totals[C + c] += b_part[c];
         }
-        for (int64_t c = 0; c < C; c++)
-            totals[c] += w_part[c], totals[C + c] += b_part[c];
     }
-    for (int64_t c = 0; c < C && dweight; c++)
-        dweight[c] = totals[c], dbias[c] = totals[C + c];
-    free(totals), free(space);
+    free(space);
     return 0;
 }

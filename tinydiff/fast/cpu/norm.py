@@ -15,28 +15,31 @@ from ..taken import is_real
 from .activation import BLOCK_BYTES, blocks, silu_derivative_of_negative, silu_of_negative
 from .compiled import Function
 
+SECTIONS = 8  # of the rows of a layer norm: their sums may be made at the same time, but are always the same
 ROW = 1024  # elements: for rows of this length, the time that NumPy needs to start a row is small
 
 
 in_c = Function(
     "norm",
     "in x(A,L,C), in shift(A,C)?, in weight(W,C)?, in bias(W,C)?, out y(A,L,C), out mean(A,G), out rstd(A,G), "
-    "int A, int L, int C, int G, int W, real eps, int silu",
+    "int A, int L, int C, int G, int W, real eps, int silu, "
+    "int part, int parts",
 )
 vjp_in_c = Function(
     "norm_vjp",
     "in g(A,L,C), in x(A,L,C), in mean(A,G), in rstd(A,G), in shift(A,C)?, in weight(W,C)?, in bias(W,C)?, "
-    "out dx(A,L,C), out dshift(A,C)?, out dweight(W,C)?, out dbias(W,C)?, "
-    "int A, int L, int C, int G, int W, int silu",
+    "out dx(A,L,C), out dshift(A,C)?, out dweight(A,C)?, out dbias(A,C)?, "
+    "int A, int L, int C, int G, int W, int silu, int part, int parts",
 )
 layer_norm_in_c = Function(
     "layer_norm",
-    "in x(A,C), in weight(C)?, in bias(C)?, out y(A,C), out mean(A), out rstd(A), int A, int C, real eps",
+    "in x(A,C), in weight(C)?, in bias(C)?, out y(A,C), out mean(A), out rstd(A), int A, int C, real eps, "
+    "int part, int parts",
 )
 layer_norm_vjp_in_c = Function(
     "layer_norm_vjp",
-    "in g(A,C), in x(A,C), in mean(A), in rstd(A), in weight(C)?, out dx(A,C), out dweight(C)?, out dbias(C)?, "
-    "int A, int C",
+    "in g(A,C), in x(A,C), in mean(A), in rstd(A), in weight(C)?, out dx(A,C), out float64 sums(S,2,C), "
+    "int A, int C, int S, int part, int parts",
 )
 
 
@@ -66,13 +69,17 @@ def norm_vjp(
     """As blocked_norm_vjp."""
     dx = np.empty_like(x, order="C")
     dshift = None if shift is None else np.empty_like(shift, order="C")
-    dweight, dbias = (None if p is None else np.empty_like(p, order="C") for p in (weight, bias))
+    dweight, dbias = (None if p is None else np.empty((x.shape[0], p.shape[-1]), p.dtype) for p in (weight, bias))
     done = vjp_in_c(
         g=_rows(g), x=_rows(x), mean=_whole(mean[:, 0]), rstd=_whole(rstd[:, 0]), shift=_whole(shift),
-        weight=_per_sample(weight), bias=_per_sample(bias), dx=_rows(dx), dshift=dshift, dweight=_per_sample(dweight),
-        dbias=_per_sample(dbias), W=1, silu=silu,
+        weight=_per_sample(weight), bias=_per_sample(bias), dx=_rows(dx), dshift=dshift, dweight=dweight, dbias=dbias,
+        W=1, silu=silu,
     )  # fmt: skip
-    return (dx, dshift, dweight, dbias) if done else blocked_norm_vjp(g, x, mean, rstd, shift, weight, bias, silu)
+    if not done:
+        return blocked_norm_vjp(g, x, mean, rstd, shift, weight, bias, silu)
+    if weight is not None and weight.ndim == 1:  # the same for all samples
+        dweight, dbias = (p.sum(axis=0, dtype=np.float64).astype(p.dtype) for p in (dweight, dbias))  # type: ignore
+    return dx, dshift, dweight, dbias
 
 
 def _whole(a: Array | None) -> Array | None:
@@ -340,12 +347,9 @@ def normalize_vjp_numpy(g: Array, y: Any, x: Array, weight: Any, bias: Any, *, r
     if len(residuals) != 2:
         return grouped_vjp(g, y, x, weight, bias, residuals=residuals, **options)
     mean, rstd = residuals
-    dx = np.empty_like(x, order="C")
-    dweight, dbias = (None if weight is None else np.empty_like(weight, order="C") for _ in range(2))
-    layer_norm_vjp_in_c(
-        g=_lines(g), x=_lines(x), mean=mean, rstd=rstd, weight=_whole(weight), dx=_lines(dx), dweight=dweight,
-        dbias=dbias,
-    )  # fmt: skip
+    dx, sums = np.empty_like(x, order="C"), np.empty((SECTIONS, 2, x.shape[-1]))
+    layer_norm_vjp_in_c(g=_lines(g), x=_lines(x), mean=mean, rstd=rstd, weight=_whole(weight), dx=_lines(dx), sums=sums)
+    dweight, dbias = (None, None) if weight is None else sums.sum(axis=0).astype(x.dtype)
     return dx, dweight, dbias
 
 

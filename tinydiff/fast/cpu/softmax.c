@@ -5,9 +5,11 @@
 
 #include "row.h"
 
-int softmax(const real *restrict x, real *restrict z, int64_t R, int64_t C, real scale)
+int softmax(const real *restrict x, real *restrict z, int64_t R, int64_t C, real scale, int64_t part, int64_t parts)
 {
-    for (int64_t r = 0; r < R; r++, x += C, z += C) {
+    int64_t first = R * part / parts, last = R * (part + 1) / parts;
+    x += first * C, z += first * C;
+    for (int64_t r = first; r < last; r++, x += C, z += C) {
         const real top = largest_along(x, C);
         for (int64_t c = 0; c < C; c++)
             z[c] = exponential_to_zero(scale * (x[c] - top)); /* never above 0, however large */
@@ -19,10 +21,12 @@ int softmax(const real *restrict x, real *restrict z, int64_t R, int64_t C, real
 }
 
 /* dx = scale z (g - sum(g z)) */
-int softmax_vjp(
-    const real *restrict g, const real *restrict z, real *restrict dx, int64_t R, int64_t C, real scale)
+int softmax_vjp(const real *restrict g, const real *restrict z, real *restrict dx, int64_t R, int64_t C, real scale,
+    int64_t part, int64_t parts)
 {
-    for (int64_t r = 0; r < R; r++, g += C, z += C, dx += C) {
+    int64_t first = R * part / parts, last = R * (part + 1) / parts;
+    g += first * C, z += first * C, dx += first * C;
+    for (int64_t r = first; r < last; r++, g += C, z += C, dx += C) {
         const real mean = sum_along(g, z, C);
         for (int64_t c = 0; c < C; c++)
             dx[c] = scale * z[c] * (g[c] - mean);

@@ -26,6 +26,9 @@ typedef real vec __attribute__((vector_size(BYTES), aligned(sizeof(real))));
 INLINE vec load(const real *p) { return *(const vec *)p; }
 INLINE void store(real *p, vec v) { *(vec *)p = v; }
 
+/* The first place from p on at which a vector does not lie in two lines of the cache; less than WIDTH numbers on. */
+INLINE real *aligned(real *p) { return (real *)(((uintptr_t)p + BYTES - 1) / BYTES * BYTES); }
+
 /* The same number at every place; x - 0 is x, also for -0. */
 INLINE vec broadcast(real x) { return x - (vec){0}; }
 

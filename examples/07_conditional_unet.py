@@ -1,0 +1,134 @@
+"""The tutorial's attention model: a score network that is told which digit to draw, on MNIST.
+
+    python examples/07_conditional_unet.py                          100 epochs, as published; hours on a CPU
+    python examples/07_conditional_unet.py --epochs 10              about half an hour
+    python examples/07_conditional_unet.py --resume                 go on with a run that was interrupted
+    python examples/07_conditional_unet.py --sample-only            the pictures again, from the checkpoint
+    python examples/07_conditional_unet.py --data glyphs            on digits drawn here, without a download
+    TINYDIFF_BACKEND=cupy python examples/07_conditional_unet.py    on a GPU
+
+The net (models/tutorial.py, ConditionalUNet) is the additive U-Net of 03_score_unet.py with a transformer block at each
+of its two coarsest levels: every pixel attends to every other one, and to the label, which an embedding has turned into
+a vector. Attention to a single vector is a weight of 1, whatever query and key are, so these two learn nothing here:
+the label only adds a vector of its own to all pixels. (With several words they do learn: text_to_image.py.)
+
+The directory of the run (runs/07_conditional_unet) gets after every epoch samples.png, one row per digit; labels.png,
+the cosines between the vectors of the labels; loss.png, with the published losses; log.jsonl and checkpoint.npz. At the
+end it prints the loss on the test images, which the net has not seen.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import common
+import numpy as np
+
+from tinydiff import Rng, data, no_grad, plot
+from tinydiff.backend import to_device, to_host
+from tinydiff.data.glyphs import ATTRIBUTES
+from tinydiff.diffusion import VESDE, sample, score_matching_loss
+from tinydiff.microbatch import microbatch_size, over_microbatches
+from tinydiff.models.tutorial import PUBLISHED_LOSS, SIMPLE_LOSS, ConditionalUNet
+from tinydiff.optim import EMA, Adam, exponential
+from tinydiff.training import train
+
+SIGMA = 25.0
+PASSES = 5  # over the test images, each with other noise and times
+
+
+def main() -> int:
+    args = arguments()
+    sde = VESDE(SIGMA)
+    model = ConditionalUNet(sde.marginal_std, rng=Rng(args.seed).child("model"))
+    ema = EMA(model, 0.999)
+
+    def loss(x0, labels, rng, sample_offset):
+        return score_matching_loss(model, x0, sde, rng, sample_offset=sample_offset, labels=labels)
+
+    def pictures(state):
+        title = f"conditional U-Net, {args.data}"
+        plot.loss_curve(state.records, args.out / "loss.png", reference=reference, levels=levels, title=title)
+        draw_cosines(model, args)
+        draw_samples(model, sde, args, min(args.steps, 100), each=4)
+
+    reference, levels = (PUBLISHED_LOSS["conditional"], SIMPLE_LOSS) if args.data == "mnist" else ({}, {})
+    if args.sample_only:
+        common.load_checkpoint(args.out / "checkpoint.npz", "--data", model=model, ema=ema)
+    else:
+        images, labels = common.labelled(args)
+        print(f"{model.count():,} parameters, {len(images):,} images; pictures go to {args.out}", file=sys.stderr)
+        state = train(
+            model,
+            loss,
+            (data.to_float(images), labels),  # (n, 28, 28, 1) in [0, 1], (n,)
+            Adam(model.parameters(), lr=1e-3),
+            epochs=args.epochs,
+            batch_size=args.batch_size,
+            microbatch=args.microbatch,
+            threads=args.threads,
+            seed=args.seed,
+            schedule=exponential(0.98, floor=0.2),
+            ema=ema,
+            out=args.out,
+            resume=args.resume,
+            on_record=pictures,
+            reference=reference,
+        )
+        if not state.finished:
+            return 130  # as a shell reports an interrupted program
+    with ema.applied():
+        draw_cosines(model, args)
+        draw_samples(model, sde, args, args.steps, each=10)
+        print(f"{test_loss(loss, args)} on the test images, with the average of the weights")
+    return 0
+
+
+def test_loss(loss, args):
+    """The loss on the test images, the mean over PASSES times and noises of each image; with its standard error."""
+    images, labels = common.labelled(args, "test")
+    images, losses = data.to_float(images), []
+    for i in range(PASSES):
+        rng = Rng(args.seed).child("test").child(i)
+
+        def of(rows, rng=rng):
+            arrays = to_device(images[rows]), to_device(labels[rows])
+            return len(labels[rows]) * loss(*arrays, rng=rng.copy(), sample_offset=rows.start).item()
+
+        with no_grad():
+            losses.append(sum(over_microbatches(of, len(images), microbatch_size(len(images)))) / len(images))
+    return f"loss {np.mean(losses):.2f} +- {np.std(losses, ddof=1) / len(losses) ** 0.5:.2f}"
+
+
+def draw_samples(model, sde, args, steps, each):
+    """samples.png: one row per digit."""
+    digits = to_device(np.repeat(np.arange(10), each))
+    rng = Rng(args.seed).child("samples")
+    x = sample(model, (10 * each, 28, 28, 1), sde, rng, method="euler_maruyama", steps=steps, labels=digits)
+    plot.image_grid(x, args.out / "samples.png", rows=10, row_labels=ATTRIBUTES["digit"])
+
+
+def draw_cosines(model, args):
+    """labels.png: the cosine of the angle between the vectors of two labels, for each pair."""
+    vectors = to_host(model.cond_embed.weight.data)  # (10, 256)
+    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    plot.matrix(vectors @ vectors.T, args.out / "labels.png", labels=ATTRIBUTES["digit"], low=-1, high=1,
+                title="cosines between the vectors of the labels")  # fmt: skip
+
+
+def arguments():
+    parser = common.parser(__doc__)
+    add, integer = parser.add_argument, common.integer
+    common.add_data(parser, "mnist")
+    add("--epochs", type=integer(1), default=100, metavar="N", help="how often to go through the data")
+    common.add_training(parser, batch_size=1024)
+    add("--steps", type=integer(1), default=500, metavar="N", help="steps of Euler-Maruyama")
+    common.add_seed_and_out(parser, "07_conditional_unet")
+    add("--sample-only", action="store_true", help="no training: the pictures and the test loss from the checkpoint")
+    args = common.parse(parser)
+    common.check_checkpoint(args, "--resume", "--sample-only")
+    return args
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,110 @@
+"""The judge of samples: a classifier of digits and their attributes, trained here, and what its figures mean.
+
+    python examples/08_classifier.py                    MNIST: which digit is it?
+    python examples/08_classifier.py --data glyphs      digits drawn here: also face, weight, size, slant and place
+
+It is trained once, in less than three minutes on two cores, and kept in the cache for all examples that judge samples
+(text_to_image.py --judge). Then it is tried on the test set, which it has not seen: how often it is right is the most
+that a perfect generator could reach. Its features give the Frechet distance of two sets of pictures; printed are the
+floor, real pictures against other real ones, and the ceiling, noise. The directory of the run gets mistakes.png, the
+pictures of the test set that it is most wrong about.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import common
+import numpy as np
+
+from tinydiff import Rng, plot, saving
+from tinydiff.backend import to_host
+from tinydiff.data.glyphs import ATTRIBUTES
+from tinydiff.metrics import accuracy, frechet_distance, precision_recall
+from tinydiff.models.classifier import judge_loss, shifted
+from tinydiff.optim import AdamW, cosine, warmup
+from tinydiff.training import train
+
+EPOCHS, BATCH = 4, 128
+
+
+def main() -> int:
+    args = arguments()
+    judge, path = common.new_judge(args, common.pictures_for_judge(args)[1])
+    if args.again or not path.exists():
+        if not trained(judge, args):
+            return 130  # as a shell reports an interrupted program
+        path.parent.mkdir(parents=True, exist_ok=True)
+        saving.save(path, judge.state_dict())
+    judge = common.trained_judge(args)
+    images, labels = common.pictures_for_judge(args, "test")
+    found, features = common.judged(judge, images)
+    print(f"| {len(images):,} test pictures of {args.data} | right |\n|---|---|")
+    for name in labels:
+        print(f"| {name} | {accuracy(found[name], labels[name])} |")
+    if len(labels) > 1:
+        both = (np.stack([each[name] for name in labels], axis=1) for each in (found, labels))
+        print(f"| all of them | {accuracy(*both)} |")
+    half = len(images) // 2
+    features = features[Rng(0).permutation(len(images))]  # the second half of MNIST's test set is the easier one
+    noise = np.clip(to_host(Rng(0).normal((half, 28, 28, 1))), -1, 1)
+    _, of_noise = common.judged(judge, noise)
+    floor, ceiling = (frechet_distance(features[:half], other) for other in (features[half:], of_noise))
+    print(f"\nFrechet distance of {half:,} pictures: {floor:.3f} to other real ones, {ceiling:.1f} to noise")
+    few = slice(0, min(half, 2000))
+    precision, recall = precision_recall(features[:half][few], features[half:][few])
+    print(f"precision {precision}, recall {recall}, of real pictures among other real ones")
+    draw_mistakes(images, labels, found, args)
+    return 0
+
+
+def trained(judge, args):
+    """Train the judge. Was it finished?"""
+    images, labels = common.pictures_for_judge(args)
+    most = 2 if args.data == "mnist" else 0  # a glyph's place is one of its attributes, so it stays where it is
+    print(f"training a judge for {args.data}: {judge.count():,} parameters, {len(images):,} pictures", file=sys.stderr)
+
+    def loss(x, *values, rng, sample_offset):
+        x = shifted(x, most, rng, sample_offset) if most else x
+        return judge_loss(judge, x, dict(zip(labels, values)))
+
+    state = train(
+        judge,
+        loss,
+        (images, *labels.values()),
+        AdamW(judge.parameters(), lr=2e-3, weight_decay=0.02),
+        epochs=EPOCHS,
+        batch_size=BATCH,
+        schedule=warmup(100, cosine(EPOCHS * -(-len(images) // BATCH))),
+        schedule_by="step",
+        seed=args.seed,
+    )
+    return state.finished
+
+
+def draw_mistakes(images, labels, found, args, most=12):
+    """mistakes.png: a row for each picture whose attributes are wrong, those with most mistakes first."""
+    wrong = np.sum([found[name] != labels[name] for name in labels], axis=0)  # (N,)
+    worst = np.argsort(-wrong, kind="stable")[: min(most, int((wrong > 0).sum()))]
+    if not len(worst):
+        return
+    texts = []
+    for i in worst:
+        pairs = [[ATTRIBUTES[name][each[name][i]] for each in (labels, found)] for name in labels]
+        texts.append(", ".join(f"{true} taken for {other}" for true, other in pairs if true != other))
+    plot.image_grid(images[worst], args.out / "mistakes.png", rows=len(worst), row_labels=texts, low=-1, high=1)
+    print(f"{args.out / 'mistakes.png'}", file=sys.stderr)
+
+
+def arguments():
+    parser = common.parser(__doc__)
+    common.add_data(parser, "mnist")
+    parser.add_argument("--again", action="store_true", help="train the judge anew")
+    common.add_seed_and_out(parser, "08_classifier", "of the order of the data")
+    args = common.parse(parser)
+    args.out.mkdir(parents=True, exist_ok=True)
+    return args
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,287 @@
+"""Captions of pictures: from a table (CSV or JSON Lines), text files beside them, or the folders in which they lie.
+
+    file,caption                                {"file_name": "cat.png", "text": "a cat"}
+    cat.png,"a cat, asleep"                     {"file_name": "dog.png", "text": "a dog"}
+
+What is wrong is told with its file and line. The fault of one row or picture is put on a list, so that the caller may
+go on without it. A fault after which it is not known where a row begins or what it means is an error.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+import os
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, NamedTuple
+
+from .picture_file import ENDINGS
+
+FILE_COLUMNS = ("file_name", "filename", "file", "image", "path")  # the first of these that the table has
+CAPTION_COLUMNS = ("caption", "text", "prompt")
+TABLE_ENDINGS = (".csv", ".tsv", ".jsonl")
+TABLES = [name + ending for name in ("captions", "metadata") for ending in TABLE_ENDINGS]
+DELIMITERS = ",;\t"
+
+Fault = tuple[str, str]  # (file, reason)
+
+
+class Row(NamedTuple):
+    where: str  # "captions.csv, line 3"
+    file: str
+    caption: str
+
+
+def captioned(root: Path, names: list[str], captions: Any, encoding: str, skipped: list[Fault]) -> dict[str, str]:
+    """The caption of each picture, in the order of `names`; what is wrong is added to `skipped`."""
+    pictures = [name for name in names if _is_picture(name)]
+    if captions is False:
+        return dict.fromkeys(pictures, "")
+    if table := _table(root, names, captions):
+        return _from_table(table, names, encoding, skipped)
+    texts = {name.removesuffix(".txt"): name for name in names if name.endswith(".txt")}
+    if any(_stem(name) in texts for name in pictures):
+        return _from_texts(root, pictures, texts, encoding, skipped)
+    if any("/" in name for name in pictures):
+        lying = [name for name in pictures if "/" not in name]
+        skipped += [(name, "lies beside the folders of the classes, so it has no caption") for name in lying]
+        return {name: class_of(name).replace("_", " ") for name in pictures if "/" in name}
+    if unused := [name for name in names if name.lower().endswith((*TABLE_ENDINGS, ".parquet")) and "/" not in name]:
+        raise ValueError(
+            f"folder: {root} has no captions.csv, but {some(unused)}: say captions={unused[0]!r} if the captions are "
+            "there, or captions=False if there are none"
+        )
+    return dict.fromkeys(pictures, "")
+
+
+def _table(root: Path, names: list[str], captions: Any) -> Path | None:
+    """The table of captions that was asked for, or that is in the folder."""
+    if captions is not None:
+        if not isinstance(captions, (str, os.PathLike)):
+            raise ValueError(f"folder: captions must be the path of a table, False or None, not {captions!r}")
+        for path in (Path(captions), root / captions):
+            if path.is_file():
+                return path
+        raise FileNotFoundError(f"folder: captions={os.fspath(captions)!r} is no file, here or in {root}")
+    there = [name for name in TABLES if name in names]
+    if len(there) > 1:
+        raise ValueError(f"folder: {root} has {' and '.join(there)}: say which, captions={there[0]!r}")
+    return root / there[0] if there else None
+
+
+def _from_table(table: Path, names: list[str], encoding: str, skipped: list[Fault]) -> dict[str, str]:
+    rows, faults = read_table(table, encoding)
+    skipped += faults
+    known = {composed(name): name for name in names}
+    similar: dict[str, str] = {}
+    for name in names:
+        for form in (name, PurePosixPath(name).name, _stem(name)):
+            similar.setdefault(form.casefold(), name)
+    seen: dict[str, tuple[str, str]] = {}  # the caption of a file, and where it is
+    for row in rows:
+        # Only what the walk through the folder has found can be named, so nothing outside is ever read.
+        file = known.get(composed(row.file)) or known.get(composed(row.file.replace("\\", "/").removeprefix("./")))
+        if file is None:
+            skipped.append((row.file or row.where, f"{row.where}: {_why_missing(row.file, similar)}"))
+        elif file in seen:
+            skipped.append((file, f"{row.where}: it has a caption already, in {seen[file][1]}"))
+        else:
+            seen[file] = row.caption, row.where
+    for name in names:
+        if _is_picture(name) and name not in seen:
+            skipped.append((name, f'it has no caption in {table.name}; "" would be the null prompt'))
+    return {name: seen[name][0] for name in names if name in seen}
+
+
+def _why_missing(file: str, similar: dict[str, str]) -> str:
+    if not file:
+        return "it names no file"
+    posix, windows = PurePosixPath(file), PureWindowsPath(file)
+    if posix.is_absolute() or windows.drive or windows.root or ".." in windows.parts:
+        return "a path must lead from the folder into it: absolute ones and '..' are refused"
+    near = (similar.get(form.casefold()) for form in (file, windows.name, _stem(file)))
+    hint = next((name for name in near if name), None)
+    return f"there is no such file; is {hint!r} meant?" if hint else "there is no such file"
+
+
+def _from_texts(
+    root: Path, pictures: list[str], texts: dict[str, str], encoding: str, skipped: list[Fault]
+) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in pictures:
+        text = texts.get(_stem(name))
+        if text is None:
+            skipped.append(
+                (name, f"has no {PurePosixPath(_stem(name)).name}.txt beside it; an empty one is the null prompt")
+            )
+            continue
+        try:
+            found[name] = read_text(root / text, encoding).strip()
+        except (OSError, ValueError) as error:
+            skipped.append((name, str(error)))
+    with_picture = {_stem(name) for name in pictures}
+    for stem, text in texts.items():
+        if stem not in with_picture and not PurePosixPath(text).name.lower().startswith(
+            ("readme", "license", "licence")
+        ):
+            skipped.append((text, "there is no picture of the same name beside it"))
+    return found
+
+
+def _stem(name: str) -> str:
+    """The path without the ending: "a/cat.png" -> "a/cat"."""
+    return name.removesuffix(PurePosixPath(name).suffix)
+
+
+def composed(name: str) -> str:
+    """The name with each accented letter as one character. macOS may take them apart, and tables rarely do."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _is_picture(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in ENDINGS
+
+
+def class_of(file: str) -> str:
+    """The folder in the root that the file lies in, "" if it lies in none. Folders further down have no meaning."""
+    return file.partition("/")[0] if "/" in file else ""
+
+
+def some(names: Sequence[str], most: int = 10) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+# ---------------------------------------------------------------- from a file
+
+
+def read_table(path: Path, encoding: str) -> tuple[list[Row], list[Fault]]:
+    """The rows of a table of captions, and the faults of the others. A name that ends in .jsonl (or .ndjson, .json) is
+    read as JSON Lines, any other as CSV, with ",", ";" or a tab between its columns, whichever fits the header.
+
+    Errors: ValueError for bytes that are not in this encoding, for a table that lacks a column of files or of captions,
+    and for a quote that is not closed.
+    """
+    text = read_text(path, encoding)
+    found = _json_lines(path, text) if path.suffix.lower() in (".jsonl", ".ndjson", ".json") else _csv(path, text)
+    rows: list[Row] = []
+    faults: list[Fault] = []
+    for row in found:
+        if isinstance(row, Row):
+            rows.append(row)
+        else:
+            faults.append(row)
+    return rows, faults
+
+
+def read_text(path: Path, encoding: str) -> str:
+    """The text of a file, without the mark (BOM) that some editors put before UTF-8.
+    Errors: ValueError, which names the line and the byte, if it is not in this encoding."""
+    data = path.read_bytes()
+    try:
+        if codecs.lookup(encoding).name == "utf-8":
+            data = data.removeprefix(codecs.BOM_UTF8)
+        text = data.decode(encoding)
+    except LookupError:
+        raise ValueError(
+            f"encoding must be one that Python knows, such as 'utf-8' or 'cp1252', not {encoding!r}"
+        ) from None
+    except UnicodeDecodeError as error:
+        line = data[: error.start].decode(encoding, "ignore").count("\n") + 1
+        guess = "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "cp1252"
+        raise ValueError(
+            f"{path}, line {line}: the byte 0x{data[error.start]:02x} is not {encoding}. Save the file as UTF-8, or "
+            f"say which encoding it is in, perhaps encoding={guess!r}"
+        ) from None
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise ValueError(
+            f"{path}, line {line}: there is a NUL in the text. Is it in another encoding, such as 'utf-16'?"
+        )
+    return text
+
+
+def _csv(path: Path, text: str) -> Iterator[Row | Fault]:
+    headers: dict[str, list[str]] = {}
+    for mark in DELIMITERS:
+        try:
+            headers[mark] = next((row for row in _reader(text, mark) if row), [])
+        except csv.Error as error:
+            raise ValueError(f"{path}: its first line cannot be read: {error}") from None
+    fitting = [mark for mark, header in headers.items() if None not in _columns(header)]
+    delimiter = fitting[0] if fitting else max(DELIMITERS, key=lambda mark: len(headers[mark]))
+    header = headers[delimiter]
+    file, caption = _columns(header)
+    if file is None or caption is None:
+        lacks = " and ".join(
+            f"no column of {what} ({', '.join(names)})"
+            for what, names, found in (("files", FILE_COLUMNS, file), ("captions", CAPTION_COLUMNS, caption))
+            if found is None
+        )
+        raise ValueError(f"{path}: its first line must name its columns, and has {lacks}, but {header or 'nothing'}")
+    reader = _reader(text, delimiter)
+    at_header = True
+    while True:
+        line = reader.line_num + 1  # a quoted caption may go over several lines: this is the first of them
+        where = f"{path.name}, line {line}"
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {line}: {error} (is a quote not closed, or not doubled?)") from None
+        if row and at_header:
+            at_header = False
+        elif any(row[len(header) :]):
+            quote = f'a caption with {delimiter!r} in it must be in double quotes, "..."'
+            yield where, f"{len(row)} values for the {len(header)} columns: {quote}"
+        elif row and len(row) <= max(file, caption):
+            yield where, f"{len(row)} values for the {len(header)} columns"
+        elif row:
+            yield Row(where, row[file].strip(), row[caption].strip())
+
+
+def _reader(text: str, delimiter: str):  # type: ignore[no-untyped-def]  # the type has no public name
+    return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
+
+
+def _columns(header: list[str]) -> tuple[int | None, int | None]:
+    """Which column has the files, and which the captions."""
+    names = [name.strip().casefold().replace(" ", "_") for name in header]
+    file, caption = (
+        next((names.index(name) for name in wanted if name in names), None)
+        for wanted in (FILE_COLUMNS, CAPTION_COLUMNS)
+    )
+    return file, caption
+
+
+def _json_lines(path: Path, text: str) -> Iterator[Row | Fault]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path.name}, line {number}"
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            yield where, f"is not JSON: {error}"
+            continue
+        if not isinstance(entry, dict):
+            yield where, f'must be an object, {{"file_name": ..., "text": ...}}, not a {type(entry).__name__}'
+            continue
+        file, caption = _columns(list(entry))
+        if file is None or caption is None:
+            lacking = " and ".join(
+                f"none of {', '.join(names)}"
+                for names, found in ((FILE_COLUMNS, file), (CAPTION_COLUMNS, caption))
+                if found is None
+            )
+            yield where, f"has {lacking}, but {list(entry)}"
+            continue
+        values = list(entry.values())
+        if not isinstance(values[file], str) or not isinstance(values[caption], str):
+            yield where, f"the file and the caption must be strings, not {values[file]!r} and {values[caption]!r}"
+            continue
+        yield Row(where, values[file].strip(), values[caption].strip())
