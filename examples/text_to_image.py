@@ -20,7 +20,8 @@ words), loss.png, log.jsonl and checkpoint.npz, and model.npz when the training 
 
 maps.png has a row for each word of the first prompt: how much the pixels attend to it, from the first steps to the
 last, and the picture. --judge prints how often a classifier (08_classifier.py) finds what the prompt asked for, for
-captions of the training set and for those that were held out.
+captions of the training set and for those that were held out; and how like real pictures the samples are as a set
+(metrics.py). A row of real pictures and one of noise are the best and the worst that there can be.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from tinydiff import Rng, data, plot, saving
 from tinydiff.backend import to_host
 from tinydiff.data import hold_out
 from tinydiff.diffusion import Denoiser, Guided, KarrasSDE, edm_loss, sample
-from tinydiff.metrics import accuracy
+from tinydiff.metrics import conditional_accuracy, copied, frechet_distance, nearest, precision_recall
 from tinydiff.models.attention_maps import attention_maps
 from tinydiff.models.text import TextEncoder, TextToImage, Tokenizer, drop_prompts, split
 from tinydiff.models.unet import UNet
@@ -169,23 +170,33 @@ def samples_of(denoiser, tokenizer, tokens, weight, args, steps):
 
 
 def judge_samples(denoiser, tokenizer, captions, args):
-    """Print how often each attribute is right, by weight of guidance, for captions that were seen and held out."""
-    judge = common.trained_judge(args)
-    glyphs = data.glyphs(*captions)
-    held = hold_out(glyphs.captions, HELD_OUT)
-    names = list(glyphs.labels)
-    print(f"| {args.judge:,} samples, right in % | {' | '.join(names)} | all |\n|---|{'---|' * len(names)}---|")
-    for weight in args.sweep or [0.0, args.guidance]:
-        for name, rows in (("seen", np.flatnonzero(~held)), ("held out", np.flatnonzero(held))):
-            rows = rows[Rng(args.seed).child("judged").permutation(len(rows))][: args.judge]
-            tokens = tokenizer.encode([glyphs.captions[i] for i in rows])
-            images = np.clip(samples_of(denoiser, tokenizer, tokens, weight, args, args.steps), -1, 1)
-            found, _ = common.judged(judge, images)
-            columns = [(found[attribute], values[rows]) for attribute, values in glyphs.labels.items()]
-            shares = [accuracy(*column) for column in columns]
-            shares.append(accuracy(*(np.stack(each, axis=1) for each in zip(*columns))))
-            cells = [f"{100 * share.value:.1f} +- {100 * share.error:.1f}" for share in shares]
-            print(f"| guidance {weight:g}, captions {name} | {' | '.join(cells)} |", flush=True)
+    """Print how good samples are, by weight of guidance, for captions that were seen and held out: between new real
+    pictures of the same captions, which are as good as samples can be, and noise."""
+    judge, drawn, test = common.trained_judge(args), data.glyphs(*captions), common.glyphs_for_judge("test")
+    held = hold_out(drawn.captions, HELD_OUT)
+    training, pictures = (data.to_float(images, -1, 1) for images in (drawn.images[~held], test.images))
+    _, features = judge.predict(pictures)
+    print(f"| shares in % | {' | '.join(test.labels)} | all | Frechet distance | precision | recall | copies |")
+    print(f"|---|{'---|' * (len(test.labels) + 5)}")
+    for kind, which in (("seen", ~held), ("held out", held)):
+        rows = np.flatnonzero(np.isin(test.captions, np.array(drawn.captions)[which]))
+        rows = rows[Rng(args.seed).child("judged").permutation(len(rows))][: args.judge]
+        wanted = {name: values[rows] for name, values in test.labels.items()}
+        tokens = tokenizer.encode([test.captions[i] for i in rows])
+        sets = {"real": pictures[rows]}
+        for weight in args.sweep or [0.0, args.guidance]:
+            samples = samples_of(denoiser, tokenizer, tokens, weight, args, args.steps)
+            sets[f"guidance {weight:g}"] = np.clip(samples, -1, 1)
+        sets["noise"] = np.clip(to_host(Rng(args.seed).normal(pictures[rows].shape)), -1, 1)
+        others, distances = np.delete(features, rows, axis=0), {}
+        for name, images in sets.items():
+            found, seen = judge.predict(images)
+            _, distances[name] = nearest(images, training)
+            right, among = conditional_accuracy(found, wanted).values(), precision_recall(others, seen)
+            copies = copied(distances[name], distances["real"])
+            cells = [f"{100 * share.value:.1f} +- {100 * share.error:.1f}" for share in (*right, *among, copies)]
+            cells.insert(len(right), f"{frechet_distance(seen, others):.1f}")
+            print(f"| {name}, {len(rows):,} captions {kind} | {' | '.join(cells)} |", flush=True)
 
 
 def draw_maps(denoiser, tokenizer, prompt, args, columns=6):
@@ -229,7 +240,7 @@ def arguments():
     add("--sweep", type=common.finite, nargs="+", metavar="X", help="a row for each of these weights of guidance")
     add("--negative", default="", metavar="PROMPT", help="what to push away from, in place of no words")
     add("--maps", action="store_true", help="draw maps.png, where the pixels look for each word of the first prompt")
-    add("--judge", type=integer(2), metavar="N", help="judge N samples for each weight, in place of painting")
+    add("--judge", type=integer(4), metavar="N", help="judge N samples for each weight, in place of painting")
     add("--steps", type=integer(1), default=17, metavar="N",
         help="steps of Heun's method, which are 2 N + 1 evaluations")  # fmt: skip
     add("--drawn", type=integer(100), default=60_000, metavar="N", help="pictures to draw for the training")

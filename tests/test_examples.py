@@ -159,9 +159,45 @@ def test_the_classifier_is_trained_once(tmp_path, data_dir, monkeypatch):
     assert imread(tmp_path / "run" / "mistakes.png").ndim == 3
     assert "training a judge" not in run(CLASSIFIER, *options)
     (kept,) = (tmp_path / "cache" / "tinydiff" / "judges").iterdir()
+    labels = data_dir / "train-labels-idx1-ubyte"
+    sound = labels.read_bytes()
+    labels.write_bytes(sound[:8] + sound[:7:-1])  # other data, another judge
+    assert "training a judge for mnist" in run(CLASSIFIER, *options)
+    labels.write_bytes(sound)
     kept.write_bytes(kept.read_bytes()[:100])
     assert "train it again, python examples/08_classifier.py --data mnist" in run(CLASSIFIER, *options, status=1)
     assert "training a judge for mnist" in run(CLASSIFIER, *options, "--again")
+
+
+@pytest.mark.slow
+def test_a_judge_that_cannot_be_kept_is_used_all_the_same(tmp_path, data_dir, monkeypatch, capsys):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "tinydiff").write_text("a file, where the directory of the cache should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert main(monkeypatch, CLASSIFIER, "--data-dir", data_dir, "--out", tmp_path / "run") == 0
+    printed = capsys.readouterr()
+    assert re.search(r"\nthe judge is not kept \(.*\): set XDG_CACHE_HOME to a directory of yours\n", printed.err)
+    assert re.search(r"\| digit \| \d+.\d\d \+- .* %", printed.out)
+
+
+@pytest.mark.slow
+def test_samples_of_words_are_judged_between_real_pictures_and_noise(tmp_path, monkeypatch, capsys):
+    """By a judge and a generator of few pictures; a row for each of them, for captions seen and held out."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    draw = data.glyphs
+    monkeypatch.setattr(data, "glyphs", lambda n, seed: draw(min(n, 1500), seed, variety="plain", cache=False))
+    out = ["--out", tmp_path / "run"]
+    training = ["--drawn", 600, "--images", 600, "--batch-size", 64, "--channels", 8, 16, "--steps", 2]
+    assert "there is no judge yet" in main(monkeypatch, WORDS, *out, *training, "--judge", 40)
+    assert main(monkeypatch, CLASSIFIER, "--data", "glyphs", *out) == 0
+    capsys.readouterr()
+    assert main(monkeypatch, WORDS, *out, "--steps", 2, "--judge", 40) == 0
+    header, _, *rows = (line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines())
+    names = ["real", "guidance 0", "guidance 1", "noise"]
+    assert [row[0] for row in rows] == [f"{a}, 40 captions {b}" for b in ("seen", "held out") for a in names]
+    real, _, _, noise, *_ = ({name: float(cell.split()[0]) for name, cell in zip(header[1:], row[1:])} for row in rows)
+    assert real["digit"] > 80 > 40 > noise["digit"] and real["Frechet distance"] < noise["Frechet distance"] / 10
+    assert real["precision"] > 80 and real["recall"] > 80 > noise["recall"] and real["copies"] < 6 > noise["copies"]
 
 
 @pytest.mark.slow
