@@ -185,7 +185,7 @@ def test_samples_of_words_are_judged_between_real_pictures_and_noise(tmp_path, m
     """By a judge and a generator of few pictures; a row for each of them, for captions seen and held out."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     draw = data.glyphs
-    monkeypatch.setattr(data, "glyphs", lambda n, seed: draw(min(n, 1500), seed, variety="plain", cache=False))
+    monkeypatch.setattr(data, "glyphs", lambda n, seed: draw(min(n, 1000), seed, variety="plain", cache=False))
     out = ["--out", tmp_path / "run"]
     training = ["--drawn", 600, "--images", 600, "--batch-size", 64, "--channels", 8, 16, "--steps", 2]
     assert "there is no judge yet" in main(monkeypatch, WORDS, *out, *training, "--judge", 40)
@@ -196,7 +196,7 @@ def test_samples_of_words_are_judged_between_real_pictures_and_noise(tmp_path, m
     names = ["real", "guidance 0", "guidance 1", "noise"]
     assert [row[0] for row in rows] == [f"{a}, 40 captions {b}" for b in ("seen", "held out") for a in names]
     real, _, _, noise, *_ = ({name: float(cell.split()[0]) for name, cell in zip(header[1:], row[1:])} for row in rows)
-    assert real["digit"] > 80 > 40 > noise["digit"] and real["Frechet distance"] < noise["Frechet distance"] / 10
+    assert real["digit"] > 60 > 40 > noise["digit"] and real["Frechet distance"] < noise["Frechet distance"] / 10
     assert real["precision"] > 80 and real["recall"] > 80 > noise["recall"] and real["copies"] < 6 > noise["copies"]
 
 
