@@ -38,6 +38,7 @@ class ShapeDtype:
         )
 
     __array__ = __array_ufunc__ = __array_function__ = no_values  # numpy.exp(_x), numpy.where(_x, ...), g * _x
+    __array_priority__ = 1e6  # a CuPy array on the left leaves the operation to us
     __hash__ = object.__hash__
     __len__ = __float__ = __int__ = no_values
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = no_values
