@@ -1,7 +1,7 @@
 """Four uses of one trained model: inpainting, image-to-image, interpolation, denoising.
 
     python examples/quickstart.py                          trains it, in a few minutes
-    python examples/04_using_a_model.py                    then this takes about two minutes
+    python examples/04_using_a_model.py                    then this takes some seconds
     python examples/04_using_a_model.py --checkpoint runs/other/checkpoint.npz --out other.png
 
 The checkpoint is one of examples/quickstart.py, of glyphs or of MNIST. The edited images are not from its training, one
@@ -51,8 +51,8 @@ def main() -> int:
     args = arguments()
     began = time.monotonic()
     state = read(args.checkpoint)
-    train, images, digits = load(state, args)
-    denoiser = build(state, sigma_data=float(train.std()))
+    images, digits = load(state, args)
+    denoiser = build(state)
     sde = KarrasSDE()
     rows = compare(denoiser, sde, args) if args.compare else use(denoiser, sde, images, digits, args)
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +130,7 @@ def read(path):
     return state
 
 
-def build(state, sigma_data):
+def build(state):
     """The net of quickstart.py with the averaged weights; widths and labels follow from the shapes of the weights."""
     weights = state["model"]
     halvings = [
@@ -138,25 +138,26 @@ def build(state, sigma_data):
     ]
     labels = {name.split(".")[2]: len(a) - 1 for name, a in weights.items() if name.startswith("net.labels.")}
     channels = [a.shape[-1] for a in (weights["net.first.weight"], *halvings)]
-    denoiser = Denoiser(UNet(1, channels, labels=labels, rng=0), sigma_data=sigma_data)
-    denoiser.load_state_dict(weights)
+    denoiser = Denoiser(UNet(1, channels, labels=labels, rng=0), sigma_data=1.0)  # the weights' own is loaded
     ema = EMA(denoiser)
-    ema.load_state_dict(state["ema"])
+    try:
+        denoiser.load_state_dict(weights)
+        ema.load_state_dict(state["ema"])
+    except ValueError as error:
+        sys.exit(f"{error}: train it again, python examples/quickstart.py")
     ema.copy_to(denoiser)
     return denoiser
 
 
 def load(state, args):
-    """Its training images, and another image of each digit with labels: (n, 28, 28, 1), (10, 28, 28, 1), (10,)."""
-    seed = state["settings"]["seed"]
+    """An image of each digit that was not in its training, with labels: (10, 28, 28, 1), (10,)."""
     if "net.labels.face.weight" in state["model"]:
-        train, test = (data.glyphs(n, s, variety="plain") for n, s in ((20_000, seed), (200, seed + 1)))
-        train, test, labels = train.images, test.images, test.labels["digit"]
+        test = data.glyphs(200, state["settings"]["seed"] + 1, variety="plain")
+        images, labels = test.images, test.labels["digit"]
     else:
-        train, test = common.mnist(args), common.mnist(args, "test")
-        train, test, labels = train.images, test.images, test.labels.astype(np.int64)
+        images, labels = common.mnist(args, "test")
     chosen = [int(np.flatnonzero(labels == digit)[0]) for digit in range(10)]
-    return data.to_float(train, -1, 1), data.to_float(test[chosen], -1, 1), labels[chosen]
+    return data.to_float(images[chosen], -1, 1), labels[chosen].astype(np.int64)
 
 
 def arguments():

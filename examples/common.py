@@ -8,12 +8,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from tinydiff import Rng, data, saving
+from tinydiff.backend import active
 from tinydiff.models.classifier import Classifier
 from tinydiff.training import CannotResume
 
@@ -69,6 +71,10 @@ def parse(parser):
     args = parser.parse_args()
     if getattr(args, "data_dir", None) and getattr(args, "data", "mnist") != "mnist":
         parser.error("--data-dir is read with --data mnist only")
+    try:
+        active()  # CuPy that is not installed, or a backend that does not exist, is said now, in one line
+    except (RuntimeError, ValueError) as error:
+        sys.exit(str(error))
     return args
 
 
@@ -100,8 +106,13 @@ def seed(text):
 
 
 def directory(text):
-    if Path(text).exists() and not Path(text).is_dir():
-        raise argparse.ArgumentTypeError(f"must be a directory, or a new one, not {text}")
+    """The type of --out: a directory that is there, or can be made, and into which this user may write."""
+    path = Path(text).absolute()
+    there = next(p for p in [path, *path.parents] if p.exists())
+    if not there.is_dir():
+        raise argparse.ArgumentTypeError(f"must be a directory, or a new one, not {text}: {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"{text} cannot be written: {there} is not open to this user")
     return Path(text)
 
 
@@ -232,8 +243,11 @@ def show_bits(done, total, so_far):
 
 
 def run(main):
-    """Run the example; a checkpoint that cannot be resumed is an error of one line."""
+    """Run the example; a checkpoint that cannot be resumed is an error of one line, and Ctrl-C needs no traceback."""
     try:
         sys.exit(main())
     except CannotResume as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)  # as a shell reports an interrupted program

@@ -467,6 +467,7 @@ def test_errors_are_a_line_or_two_and_no_traceback(monkeypatch, tmp_path, exampl
         (USING, ["--checkpoint", "."], "argument --checkpoint: must be a file, not a directory, '.'"),
         (JUDGE, ["--seed", 2**64], "argument --seed: must be less than 2**63"),
         (QUICKSTART, ["--out", __file__], "argument --out: must be a directory, or a new one"),
+        (QUICKSTART, ["--out", f"{__file__}/run"], f"{__file__} is a file"),
         (QUICKSTART, ["--lr", "nan"], "argument --lr: must be positive and finite, not nan"),
         (QUICKSTART, ["--lr", "fast"], "argument --lr: invalid"),
         (QUICKSTART, ["--steps", 1.5], "argument --steps: invalid"),
@@ -497,3 +498,22 @@ def test_a_bad_argument_is_quoted_before_anything_is_done(monkeypatch, capsys, t
     assert main(monkeypatch, example, where, tmp_path / "none", *options) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_ctrl_c_before_the_training_is_one_line(monkeypatch, capsys, tmp_path):
+    def interrupted(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tinydiff.data.glyphs", interrupted)
+    assert main(monkeypatch, QUICKSTART, "--data", "glyphs", "--out", tmp_path / "run") == 130
+    assert capsys.readouterr().err == "\ninterrupted\n"
+
+
+def test_a_wrong_backend_is_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(QUICKSTART), "--out", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TINYDIFF_BACKEND": "cuda"},
+    )
+    assert done.returncode == 1 and "'cuda'" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr

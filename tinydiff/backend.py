@@ -121,8 +121,8 @@ def _cupy() -> Backend:
                 "mend that installation, or unset TINYDIFF_BACKEND to run on the CPU"
             ) from error
         raise RuntimeError(
-            "TINYDIFF_BACKEND=cupy, but CuPy is not installed: pip install 'tinydiff[cupy13]' (CUDA 13) or "
-            "'tinydiff[cupy12]' (CUDA 12), or unset TINYDIFF_BACKEND to run on the CPU"
+            "TINYDIFF_BACKEND=cupy, but CuPy is not installed: pip install cupy-cuda13x[ctk] (CUDA 13) or "
+            "cupy-cuda12x[ctk] (CUDA 12), or unset TINYDIFF_BACKEND to run on the CPU"
         ) from error
     if not cupy.cuda.is_available():
         try:

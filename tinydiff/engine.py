@@ -380,7 +380,7 @@ def unbroadcast(adjoint: Any, x: Any, op: str, i: int) -> Any:
     """The adjoint in the shape and dtype of its input. Broadcasting uses x several times, once per copy, so its adjoint
     is the sum of the adjoints of the copies."""
     shape, given = x.shape, getattr(adjoint, "shape", None)
-    if given is None:
+    if given is None or isinstance(adjoint, ShapeDtype):
         raise TypeError(f"the rule of {op} gave input {i} of shape {shape} no array as an adjoint but {adjoint!r}")
     if given != shape:
         aligned = (1,) * (len(given) - len(shape)) + shape  # as broadcasting aligns it: at the last axis

@@ -22,14 +22,25 @@ class ShapeDtype:
     def ndim(self) -> int:
         return len(self.shape)
 
-    def no_values(self, *_others: Any) -> Any:
+    def no_values(self, *_others: Any, **_options: Any) -> Any:
         raise TypeError(
             "a rule has used the values of a name with a leading underscore, which is a shape and dtype alone: "
             "take the underscore away"
         )
 
-    __array_ufunc__ = None  # an array on the left leaves the operation to us
+    def __repr__(self) -> str:
+        return f"a shape and dtype alone, {self.shape} {self.dtype} (a name with a leading underscore)"
+
+    def __getattr__(self, name: str) -> Any:  # only what is not found: a method of arrays, such as sum
+        raise AttributeError(
+            f"a name with a leading underscore is a shape and dtype alone in a rule, and has no {name}: "
+            "take the underscore away"
+        )
+
+    __array__ = __array_ufunc__ = __array_function__ = no_values  # numpy.exp(_x), numpy.where(_x, ...), g * _x
+    __array_priority__ = 1e6  # a CuPy array on the left leaves the operation to us
     __hash__ = object.__hash__
+    __len__ = __float__ = __int__ = no_values
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = no_values
     __pow__ = __rpow__ = __matmul__ = __rmatmul__ = __neg__ = __abs__ = __getitem__ = __bool__ = no_values
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = no_values

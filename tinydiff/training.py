@@ -65,8 +65,9 @@ def train(
     images since the record before; it is written at the end of each epoch, or every `log_every` steps and at the end.
     The checkpoint is written at the end of each epoch, or every `save_every` steps, and at the end.
     resume: go on from the checkpoint, which also says where the random sources are that the model's modules hold as
-    attributes (Dropout). on_record(state): called after each record, for pictures. reference: {epoch: loss} of another
-    training, printed beside this one. stream: where progress is printed, stderr unless given.
+    attributes (Dropout). The learning rate is the optimizer's own, so a run may go on with a lower one.
+    on_record(state): called after each record, for pictures. reference: {epoch: loss} of another training, printed
+    beside this one. stream: where progress is printed, stderr unless given.
 
     Ctrl-C finishes the step, saves, prints how to go on, and returns; a second one stops at once. Returns the
     TrainState.

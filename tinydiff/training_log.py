@@ -140,8 +140,8 @@ class Progress:
             if now - self.shown_at > (0.5 if self.live else 30):
                 self.shown_at = now
                 epoch, position = self.order.locate(self.state.step - 1)
-                where = f"epoch {epoch}/{self.epochs}  step {position + 1}/{self.order.steps_per_epoch}"
-                self.say(f"{where}  loss {latest:.4g}  {self.speed()}", stays=not self.live)
+                where = f"epoch {epoch}  batch {position + 1}/{self.order.steps_per_epoch}"
+                self.say(f"{where}  loss now {latest:.4g}  {self.speed()}", stays=not self.live)
 
     def read(self) -> float:
         """Add up the losses that are still on the device, and return their mean. Waits for the device."""

@@ -21,6 +21,7 @@ from tinydiff.diffusion import (
 from tinydiff.diffusion.loss import log_normal
 from tinydiff.diffusion.process import per_sample
 from tinydiff.engine import array_of
+from tinydiff.models.fourier import FourierInputs
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 SD = 0.6
@@ -208,3 +209,24 @@ def test_pictures_that_were_not_scaled_are_an_error():
     x0 = backend.to_device(np.zeros((2, 4, 4, 1), np.uint8))
     with pytest.raises(TypeError, match=r"must be of floats .* not uint8 of shape \(2, 4, 4, 1\)"):
         edm_loss(Denoiser(Zero(), SD), x0, Rng(0))
+
+
+def test_sigma_data_is_loaded_with_the_weights():
+    """A net that was trained for data of one deviation is another function with that of others."""
+    fourier = [FourierInputs(Inner(), sd, (0, 1)) for sd in (SD, 1.0)]
+    right, other = (Denoiser(net, sd) for net, sd in zip(fourier, (SD, 1.0)))
+    x, sigma = Rng(0).normal((3, 4, 4, 1)), xp.asarray([0.1, 1.0, 5.0], "float32")
+    wanted = to_host(right(x, sigma).data)
+    assert np.abs(to_host(other(x, sigma).data) - wanted).max() > 0.01
+    other.load_state_dict(right.state_dict())
+    assert other.sigma_data == other.net.sigma_data == SD  # every digit: the state has it in float64
+    np.testing.assert_array_equal(to_host(other(x, sigma).data), wanted)
+    assert [name for name, _ in right.named_parameters()] == [] and "data_std" in right.state_dict()
+    bad = {**right.state_dict(), "data_std": np.array(-1.0)}
+    with pytest.raises(ValueError, match="data_std must be a number in .*-1"):
+        other.load_state_dict(bad)
+
+
+class Inner(nn.Module):
+    def forward(self, x, noise):
+        return ops.sum(x * x, axis=-1, keepdims=True)

@@ -487,7 +487,7 @@ def test_progress(numpy_backend, monkeypatch, live):
     )
     assert "(published 300)" in records[1] and "published" not in records[0] + records[2]
     assert len(steps) == (60 if live else 3)  # 120 s: all, or one in half a minute
-    assert steps[0].startswith("epoch 0/20  step 1/3  loss " if live else "epoch 5/20  step 1/3  loss ")
+    assert steps[0].startswith("epoch 0  batch 1/3  loss now " if live else "epoch 5  batch 1/3  loss now ")
     assert ("\r" in text) == live and text.endswith("\n")
 
 

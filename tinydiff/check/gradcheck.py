@@ -10,6 +10,7 @@ A wrong one raises GradcheckError, whose report names the worst element and says
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -217,6 +218,8 @@ def _check(
         analytic = _analytic(problem, fn)
     except AdjointShapeError as error:
         kind = "transposed" if sorted(error.given) == sorted(error.wanted) else "missing unbroadcast"
+        if math.prod(error.given) < math.prod(error.wanted):
+            kind = "summed over too many axes"
         report.diagnosis = f"{kind}: {error}"
         raise GradcheckError(report) from error
     noise = problem.noise()

@@ -64,7 +64,7 @@ class ScoreModel(nn.Module):
 
     net(x, t, **condition): x (N, ...) and t (N,) -> y (N, ...), which is what `predicts` names in the table above.
     With "edm" the inputs of the network are preconditioned as in that paper: x / q, of variance 1, and ln(s / m) / 4.
-    x (N, ...), an array or a Tensor; t: (N,) or a number.
+    x (N, ...), an array or a Tensor; t: (N,) or a number. The state has sigma_data, as "data_std": it is loaded too.
     Errors: ValueError for another name, a sigma_data that is not positive and finite, "edm" without one, a t that is
     none, the number t = 0 for a score or for "edm", where they are infinite, or a network whose output has another
     shape than x.
@@ -77,6 +77,13 @@ class ScoreModel(nn.Module):
         if predicts == "edm" or sigma_data is not None:
             sigma_data = number(f"{type(self).__name__}: sigma_data", sigma_data, "(0, inf)")
         self.net, self.process, self.predicts, self.sigma_data = net, process, predicts, sigma_data
+        if sigma_data is not None:
+            self.data_std = Tensor(xp.asarray(sigma_data, "float64"))  # sigma_data in the state: no net works without
+
+    def loaded(self) -> None:
+        if self.sigma_data is not None:
+            value = float(to_host(self.data_std._data))
+            self.sigma_data = number(f"{type(self).__name__}: data_std", value, "(0, inf)")
 
     def forward(self, x: Any, t: Any, **condition: Any) -> Any:
         return self.score(x, t, **condition)

@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import nn, ops
 from ..arguments import integer, number
-from ..backend import to_device
+from ..backend import to_device, to_host, xp
 from ..engine import Tensor
 from ..rng import Rng, as_rng
 
@@ -71,7 +71,11 @@ class FourierInputs(nn.Module):
 
     def __init__(self, net: nn.Module, sigma_data: float, powers: Sequence[int] = (1, 2, 3, 4, 5, 6)):
         self.net, self.sigma_data = net, number("FourierInputs: sigma_data", sigma_data, "(0, inf)")
+        self.data_std = Tensor(xp.asarray(self.sigma_data, "float64"))  # in the state, as in a ScoreModel
         self.powers = tuple(number(f"FourierInputs: powers[{i}]", n) for i, n in enumerate(powers))
+
+    def loaded(self) -> None:
+        self.sigma_data = number("FourierInputs: data_std", float(to_host(self.data_std._data)), "(0, inf)")
 
     def forward(self, x: Any, noise: Any, **condition: Any) -> Any:
         x, noise = (v if isinstance(v, Tensor) else Tensor(to_device(v)) for v in (x, noise))

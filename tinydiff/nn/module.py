@@ -186,6 +186,11 @@ class Module:
         with no_grad():
             for name, tensor in own.items():
                 tensor[...] = backend.to_device(given[name])
+        for _, module in self.named_modules():
+            module.loaded()
+
+    def loaded(self) -> None:
+        """Called after load_state_dict, for what a module keeps beside its tensors and computes from them."""
 
     # ---- a picture of it
 

@@ -435,3 +435,11 @@ def test_nobody_listens(tmp_path: Path) -> None:
     code = PROGRAM.format(before="sys.stderr.close()")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment(tmp_path), timeout=120)
     assert done.stdout.startswith(b"True ")
+
+
+def test_the_switch_is_0_or_1(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(before="")],
+        capture_output=True, text=True, env=environment(tmp_path, TINYDIFF_CC="no"), timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1 and "ValueError: TINYDIFF_CC must be 0 or 1, not 'no'" in done.stderr

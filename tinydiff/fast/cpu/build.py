@@ -87,7 +87,10 @@ if hasattr(os, "register_at_fork"):
 
 
 def _found_or_made(real: str) -> ctypes.CDLL | None:
-    if os.environ.get("TINYDIFF_CC") == "0":
+    wanted = os.environ.get("TINYDIFF_CC") or "1"
+    if wanted not in ("0", "1"):
+        raise ValueError(f"TINYDIFF_CC must be 0 or 1, not {wanted!r} (the compiler itself is chosen by CC)")
+    if wanted == "0":
         return None
     try:
         folder, compiler = _own_folder(), _compiler()
