@@ -173,13 +173,9 @@ def pictures_for_judge(args, split="train"):
     if args.data == "mnist":
         digits = mnist(args, split)
         return data.to_float(digits.images, -1, 1), {"digit": digits.labels.astype("int64")}
-    glyphs = glyphs_for_judge(split)
+    # Drawn for it alone: no generator has learned from these.
+    glyphs = data.glyphs(*((45_000, 1_000_001) if split == "train" else (10_000, 1_000_002)))
     return data.to_float(glyphs.images, -1, 1), glyphs.labels
-
-
-def glyphs_for_judge(split):
-    """Drawn for it alone: no generator has learned from these."""
-    return data.glyphs(*((45_000, 1_000_001) if split == "train" else (10_000, 1_000_002)))
 
 
 def new_judge(args):

@@ -172,17 +172,20 @@ def samples_of(denoiser, tokenizer, tokens, weight, args, steps):
 def judge_samples(denoiser, tokenizer, captions, args):
     """Print how good samples are, by weight of guidance, for captions that were seen and held out: between new real
     pictures of the same captions, which are as good as samples can be, and noise."""
-    judge, drawn, test = common.trained_judge(args), data.glyphs(*captions), common.glyphs_for_judge("test")
+    judge, drawn = common.trained_judge(args), data.glyphs(*captions)
     held = hold_out(drawn.captions, HELD_OUT)
-    training, pictures = (data.to_float(images, -1, 1) for images in (drawn.images[~held], test.images))
+    training = data.to_float(drawn.images[~held], -1, 1)
+    pictures, labels = common.pictures_for_judge(args, "test")
     _, features = judge.predict(pictures)
-    print(f"| shares in % | {' | '.join(test.labels)} | all | Frechet distance | precision | recall | copies |")
-    print(f"|---|{'---|' * (len(test.labels) + 5)}")
+    print(f"| shares in % | {' | '.join(labels)} | all | Frechet distance | precision | recall | copies |")
+    print(f"|---|{'---|' * (len(labels) + 5)}")
+    shown = list(zip(*labels.values()))  # the values of all attributes, for each test picture
     for kind, which in (("seen", ~held), ("held out", held)):
-        rows = np.flatnonzero(np.isin(test.captions, np.array(drawn.captions)[which]))
+        caption = dict(zip(zip(*(v[which] for v in drawn.labels.values())), np.array(drawn.captions)[which]))
+        rows = np.array([i for i, values in enumerate(shown) if values in caption])
         rows = rows[Rng(args.seed).child("judged").permutation(len(rows))][: args.judge]
-        wanted = {name: values[rows] for name, values in test.labels.items()}
-        tokens = tokenizer.encode([test.captions[i] for i in rows])
+        wanted = {name: values[rows] for name, values in labels.items()}
+        tokens = tokenizer.encode([caption[shown[i]] for i in rows])
         sets = {"real": pictures[rows]}
         for weight in args.sweep or [0.0, args.guidance]:
             samples = samples_of(denoiser, tokenizer, tokens, weight, args, args.steps)
