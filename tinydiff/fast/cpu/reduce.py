@@ -1,4 +1,5 @@
-"""Products of matrices; sums over neighbouring axes, and of rows that are added at the places of an index, in C (sum.c)."""
+"""Products of matrices; and sums over neighbouring axes, and of rows that are added at the places of an index, in C
+(sum.c)."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ rows_in_c = Function(
 
 
 def product(x: Array, y: Array) -> Array:
-    """x @ y. A column times a row, as in the gradient of a layer by one sample, NumPy does not give to the BLAS, and its
-    own loop takes more than twice as long as a multiplication."""
+    """x @ y. A column times a row, as in the gradient of a layer by one sample, NumPy does not give to the BLAS, and
+    its own loop takes more than twice as long as a multiplication."""
     return x * y if x.shape[-1] == 1 else np.matmul(x, y)
 
 
