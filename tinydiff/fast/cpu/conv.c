@@ -33,6 +33,7 @@ INLINE void tile(const int P, const int V, const real *const *x, real *const *y,
 {
     vec sum[TILE][2];
     const real *at[TILE];
+#pragma GCC unroll 12
     for (int p = 0; p < P; p++) {
         at[p] = x[p];
         for (int v = 0; v < V; v++)
@@ -51,6 +52,7 @@ INLINE void tile(const int P, const int V, const real *const *x, real *const *y,
                     sum[p][v] += at[p][c] * weight[v];
         }
     }
+#pragma GCC unroll 12
     for (int p = 0; p < P; p++)
         for (int v = 0; v < V; v++)
             store(y[p] + v * WIDTH, sum[p][v]);
@@ -170,9 +172,10 @@ int conv(const real *restrict x, const real *restrict w, const real *restrict b,
     int64_t C = I / groups, out = O / groups, blocks = (out + LANES - 1) / LANES, block = T * C * LANES;
     int64_t images = CHUNK / (int64_t)sizeof(real) / (S * I + D * O + 1) + 1;
     int few = out <= FEW && C >= WIDTH;
-    real *packed = calloc(blocks * (block + LANES), sizeof(real)), *bias = packed + blocks * block;
-    if (!packed)
+    real *memory = calloc(blocks * (block + LANES) + WIDTH, sizeof(real));
+    if (!memory)
         return 1;
+    real *packed = aligned(memory), *bias = packed + blocks * block;
     for (int64_t g = 0; g < groups; g++) {
         pack(w, packed, T, C, out, g, transposed ? I : O, transposed, few);
         if (b)
@@ -204,6 +207,6 @@ int conv(const real *restrict x, const real *restrict w, const real *restrict b,
                     } while (run < end);
                 }
     }
-    free(packed);
+    free(memory);
     return 0;
 }
