@@ -18,7 +18,7 @@
 #define LANES (2 * WIDTH)               /* channels of a tile */
 #define TILE (REGISTERS == 32 ? 12 : 6) /* pixels of a tile: its sums, two vectors and a number fill the registers */
 #define FEW 4                           /* so few channels of the output do not fill a vector: see dots */
-#define STEPS 256                       /* taps and channels added at a time, or one run: their weights stay in a cache */
+#define STEPS 288                       /* taps and channels added at a time, or one run: their weights stay in a cache */
 #define CHUNK (1 << 18)                 /* bytes of x and y that are worked on at a time; they fit the second cache */
 
 typedef struct {
