@@ -58,29 +58,39 @@ INLINE void tile(const int P, const int V, const real *const *x, real *const *y,
             store(y[p] + v * WIDTH, sum[p][v]);
 }
 
+/* sum[p][o] += x[p] w[o] in each of n channels of the input, at most WIDTH. */
+INLINE void add_products(const int P, const int O, vec (*sum)[FEW], const real *const *x, int64_t from, const real *w,
+                         int64_t w_step, int64_t n)
+{
+    vec weight[FEW];
+    for (int o = 0; o < O; o++)
+        weight[o] = load_some(w + o * w_step, n);
+#pragma GCC unroll 12
+    for (int p = 0; p < P; p++) {
+        vec of_x = load_some(x[p] + from, n);
+        for (int o = 0; o < O; o++)
+            sum[p][o] += of_x * weight[o];
+    }
+}
+
 /* P pixels and O channels, at most FEW. Here a vector is of channels of the input, and its elements are added at the
    end. */
 INLINE void dots(const int P, const int O, const real *const *x, real *const *y, const Taps *taps)
 {
     vec sum[TILE][FEW];
+#pragma GCC unroll 12
     for (int p = 0; p < P; p++)
         for (int o = 0; o < O; o++)
             sum[p][o] = (vec){0};
     for (int64_t run = 0; run < taps->runs; run++) {
         const real *w = taps->w + taps->tap[run] * taps->C;
-        int64_t start = taps->start[run] * taps->I, length = taps->length[run] * taps->C;
-        for (int64_t c = 0; c < length; c += WIDTH) {
-            vec weight[FEW];
-            for (int o = 0; o < O; o++)
-                weight[o] = load_some(w + o * taps->T * taps->C + c, length - c);
-#pragma GCC unroll 12
-            for (int p = 0; p < P; p++) {
-                vec of_x = load_some(x[p] + start + c, length - c);
-                for (int o = 0; o < O; o++)
-                    sum[p][o] += of_x * weight[o];
-            }
-        }
+        int64_t start = taps->start[run] * taps->I, length = taps->length[run] * taps->C, c = 0;
+        for (; c + WIDTH <= length; c += WIDTH)
+            add_products(P, O, sum, x, start + c, w + c, taps->T * taps->C, WIDTH);
+        if (c < length)
+            add_products(P, O, sum, x, start + c, w + c, taps->T * taps->C, length - c);
     }
+#pragma GCC unroll 12
     for (int p = 0; p < P; p++)
         for (int o = 0; o < O; o++)
             y[p][o] = taps->b[o] + sum_of_elements(sum[p][o]);
@@ -99,13 +109,14 @@ SUMS(tile_1_2, tile, 1, 2)
 SUMS(tile_third_2, tile, THIRD, 2)
 SUMS(tile_most_2, tile, 2 * THIRD, 2)
 SUMS(tile_all_2, tile, TILE, 2)
-SUMS(dots_1, dots, THIRD, 1)
-SUMS(dots_2, dots, THIRD, 2)
+SUMS(dots_1, dots, TILE, 1)
+SUMS(dots_2, dots, TILE, 2)
 SUMS(dots_3, dots, THIRD, 3)
 SUMS(dots_4, dots, THIRD, 4)
 static const int SIZES[] = {1, THIRD, 2 * THIRD, TILE};
 static Sums *const OF_TILE[2][4] = {{tile_1_1, tile_third_1, tile_most_1, tile_all_1},
                                     {tile_1_2, tile_third_2, tile_most_2, tile_all_2}};
+static const int OF_FEW[FEW] = {TILE, TILE, THIRD, THIRD}; /* pixels, for as many sums as there are registers */
 static Sums *const OF_DOTS[FEW] = {dots_1, dots_2, dots_3, dots_4};
 
 /* Of at most TILE pixels and LANES channels. x and y have room for TILE pixels. */
@@ -115,7 +126,7 @@ static void sums(int pixels, const real **x, real **y, const Taps *taps, int64_t
     int size = 0, partial = !few && lanes % WIDTH;
     while (SIZES[size] < pixels)
         size++;
-    int P = few ? (pixels + THIRD - 1) / THIRD * THIRD : SIZES[size];
+    int P = few ? TILE : SIZES[size];
     if (partial || P > pixels)
         for (int p = 0; p < P; p++) {
             wanted[p] = y[p < pixels ? p : 0];
@@ -125,7 +136,7 @@ static void sums(int pixels, const real **x, real **y, const Taps *taps, int64_t
                 y[p] = memcpy(rows[p], wanted[p], lanes * sizeof(real));
         }
     if (few)
-        for (int p = 0; p < P; p += THIRD)
+        for (int p = 0; p < P; p += OF_FEW[lanes - 1])
             OF_DOTS[lanes - 1](x + p, y + p, taps);
     else
         OF_TILE[lanes > WIDTH][size](x, y, taps);
