@@ -93,9 +93,15 @@ int conv_weight_grad(const real *restrict x, const real *restrict y, real *restr
         if (copied) {
             for (int64_t g = 0; g < groups; g++)
                 for (int64_t o = 0; o < out; o += LANES)
-                    for (int64_t p = 0; p < pixels; p++)
-                        memcpy(copy + g * y_group + o / LANES * y_block + p * LANES, of_y + p * O + g * out + o,
-                               (out - o < LANES ? out - o : LANES) * sizeof(real));
+                    for (int64_t p = 0; p < pixels; p++) {
+                        const real *from = of_y + p * O + g * out + o;
+                        real *to = copy + g * y_group + o / LANES * y_block + p * LANES;
+                        if (out - o < LANES)
+                            for (int64_t l = 0; l < out - o; l++) /* quicker than a memcpy of few bytes */
+                                to[l] = from[l];
+                        else
+                            store(to, load(from)), store(to + WIDTH, load(from + WIDTH));
+                    }
             of_y = copy;
         }
         for (int64_t t = first_tap; t < last_tap; t += each) {
