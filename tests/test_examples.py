@@ -6,6 +6,7 @@ import re
 import runpy
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -109,7 +110,7 @@ def test_the_score_unet_trains_goes_on_and_samples(tmp_path, data_dir, skips, co
 
 
 @pytest.mark.slow
-def test_the_conditional_unet_trains_goes_on_and_samples(tmp_path, data_dir):
+def test_the_conditional_unet_trains_goes_on_and_samples(tmp_path, data_dir, monkeypatch):
     out = tmp_path / "run"
     options = ["--data-dir", data_dir, "--out", out, "--batch-size", 16, "--micro-batch", 8, "--steps", 2]
     text = run(CONDITIONAL, *options, "--epochs", 1)
@@ -125,6 +126,38 @@ def test_the_conditional_unet_trains_goes_on_and_samples(tmp_path, data_dir):
     assert [(r["epoch"], r["step"], r["images"]) for r in records] == [(0, 2, 24), (1, 4, 24)]
     assert [r["lr"] for r in records] == pytest.approx([1e-3, 0.98e-3])
     assert all((out / name).read_bytes() != first[name] for name in pictures[1:])  # cosines change in later digits
+    message = main(monkeypatch, CONDITIONAL, *options, "--sample-only", "--net", "ours")
+    assert "is not one of this example with these --data and --net" in message
+
+
+@pytest.mark.slow
+def test_our_unet_takes_the_place_of_the_tutorials(tmp_path, data_dir):
+    out = tmp_path / "run"
+    options = ["--net", "ours", "--data-dir", data_dir, "--out", out, "--batch-size", 16, "--steps", 2]
+    text = run(CONDITIONAL, *options, "--epochs", 1)
+    assert "502,308 parameters, 24 images" in text and "(published 1010)" in text
+    pictures = ["labels.png", "loss.png", "samples.png"]
+    first = {name: (out / name).read_bytes() for name in pictures}
+    run(CONDITIONAL, *options, "--sample-only")
+    assert all((out / name).read_bytes() == first[name] for name in pictures)
+    run(CONDITIONAL, *options, "--epochs", 3, "--resume")
+    records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [(r["epoch"], r["step"], r["images"]) for r in records] == [(0, 2, 24), (1, 4, 24), (2, 6, 24)]
+    factors = [(step + 1) / 100 * (1 + np.cos(np.pi * step / steps)) / 2 for step, steps in [(1, 2), (3, 6), (5, 6)]]
+    assert [r["lr"] for r in records] == pytest.approx([3e-3 * factor for factor in factors])
+
+
+@pytest.mark.parametrize("net", ["tutorial", "ours"])
+def test_the_test_loss_draws_the_same_for_both_nets(numpy_backend, data_dir, net):
+    example = runpy.run_path(str(CONDITIONAL))
+
+    def loss(x0, labels, rng, sample_offset):
+        return tensor((10 * x0[:, 0, 0, 0] + rng.uniform(len(labels), sample_offset=sample_offset)).mean())
+
+    found = example["test_loss"](loss, Namespace(net=net, data="mnist", data_dir=data_dir, seed=3))
+    first = data.to_float(data.mnist(data_dir, "test").images)[:, 0, 0, 0]
+    each = [10 * first.mean() + Rng(3).child("test").child(i).uniform(24).mean() for i in range(5)]
+    assert found == f"loss {np.mean(each):.2f} +- {np.std(each, ddof=1) / 5**0.5:.2f}"
 
 
 @pytest.mark.slow
