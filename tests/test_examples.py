@@ -182,9 +182,7 @@ def test_words_become_pictures_of_your_own(tmp_path, own_pictures, monkeypatch, 
     assert imread(out / "samples.png").shape[0] == (26 + 2) * 3  # a row of pictures 24 pixels high
     assert imread(out / "maps.png").shape[0] == (3 * 26 + 2) * 3
     (record,) = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    assert (
-        0.1 < record["validation"] < 10
-    )  # the net has learned next to nothing: about the mean square over the variance
+    assert 0.1 < record["validation"] < 10  # learned next to nothing: about the mean square over the variance
     for file in own_pictures.iterdir():  # painting needs the model alone
         file.unlink()
     assert main(monkeypatch, WORDS, "--out", out, "--steps", 1, "--samples", 2) == 0
