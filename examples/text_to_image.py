@@ -201,7 +201,7 @@ def trained(args, path):
         microbatch=args.microbatch,
         threads=args.threads,
         seed=args.seed,
-        schedule=warmup(200, cosine(steps)),
+        schedule=warmup(min(200, -(-steps // 10)), cosine(steps)),
         schedule_by="step",
         ema=ema,
         out=args.out,
