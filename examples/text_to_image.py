@@ -59,7 +59,7 @@ VALIDATED = 512  # pictures and noises in the validation loss
 # Mean and standard deviation of ln sigma in training, for 28x28. Karras et al. have -1.2 and 1.2, for pictures without
 # words. But what a picture shows, and so what its words mean, is decided at high noise levels. After 50,000 images the
 # judge found the right digit in 9 % of the samples (without guidance) with -1.2 and 1.2, in 57 % with 0 and 1.2, in
-# 67 % with 0.7 and 1.4. High levels alone would leave fine lines to chance, so this is a compromise.
+# 67 % with 0.7 and 1.4. Fine lines are decided at the low levels, so this is a compromise.
 NOISE = 0.3, 1.4
 WIDTH = 96  # of the vectors of the words
 CAPTION_DROPOUT = 0.1  # how often the words are left out in training
