@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.image import imread
+from matplotlib.image import imread, imsave
 
 from tinydiff import Rng, backend, data, saving, tensor
+from tinydiff.models.classifier import Classifier
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ONE_DIMENSION, TWO_DIMENSIONS = EXAMPLES / "01_one_dimension.py", EXAMPLES / "02_two_dimensions.py"
@@ -182,6 +183,91 @@ def test_words_become_pictures(tmp_path):
     assert "was not finished: --resume goes on" in run(WORDS, "a seven", *options, status=1)
     text = run(WORDS, "a bald seven", "--out", tmp_path / "other", *training, status=1)
     assert "'bald'" in text and not (tmp_path / "other").exists()  # said before the training
+
+
+@pytest.fixture
+def own_pictures(tmp_path):
+    """Twelve pictures of 20x24 in colour, with captions of seven words in a table."""
+    folder = tmp_path / "pets"
+    folder.mkdir()
+    lines = ["file,caption"]
+    for i in range(12):
+        pixels = np.zeros((20, 24, 3))
+        pixels[:, : 4 + i, i % 3] = 1
+        imsave(folder / f"{i}.png", pixels)
+        lines.append(f"{i}.png,a {('red', 'green', 'blue')[i % 3]} {('cat', 'dog')[i % 2]} sits")
+    (folder / "captions.csv").write_text("\n".join(lines))
+    return folder
+
+
+def own_options(folder, out):
+    training = ["--images", 24, "--batch-size", 8, "--channels", 8, 8]
+    return ["--data", folder, "--out", out, "--steps", 1, "--samples", 2, *training]
+
+
+def test_words_become_pictures_of_your_own(tmp_path, own_pictures, monkeypatch, capsys):
+    out = tmp_path / "run"
+    options = own_options(own_pictures, out)
+    assert "multiples of 4, not 30x24: --size 32x24 resizes" in main(monkeypatch, WORDS, *options, "--size", "30x24")
+    assert not out.exists()
+    assert main(monkeypatch, WORDS, "a red cat", *options, "--size", "24x16", "--maps") == 0
+    assert re.search(r"7 words, 11 pictures, 1 held out", capsys.readouterr().err)
+    assert imread(out / "samples.png").shape[0] == (26 + 2) * 3  # a row of pictures 24 pixels high
+    assert imread(out / "maps.png").shape[0] == (3 * 26 + 2) * 3
+    (record,) = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert 0.1 < record["validation"] < 10  # learned next to nothing: about the mean square over the variance
+    for file in own_pictures.iterdir():  # painting needs the model alone
+        file.unlink()
+    assert main(monkeypatch, WORDS, "--out", out, "--steps", 1, "--samples", 2) == 0
+    assert imread(out / "samples.png").shape[0] == (4 * 26 + 2) * 3  # four captions of the data
+    for more, message in (
+        (["--judge", 10], "no judge knows what is in your own pictures"),
+        (["--data", "glyphs"], f"was trained on {own_pictures}, not on glyphs"),
+        (["a yellow cat"], "'yellow'"),
+    ):
+        assert message in main(monkeypatch, WORDS, "--out", out, *more)
+
+
+def test_broken_pictures_of_your_own_are_left_out_on_request(tmp_path, own_pictures, monkeypatch, capsys):
+    (own_pictures / "3.png").write_bytes(b"<html>")
+    options = own_options(own_pictures, tmp_path / "run")
+    message = main(monkeypatch, WORDS, *options)
+    assert "3.png: is no picture" in message and "is --skip-broken" in message and not (tmp_path / "run").exists()
+    with pytest.warns(UserWarning, match=r"3\.png: is no picture"):
+        assert main(monkeypatch, WORDS, *options, "--skip-broken") == 0
+    assert re.search(r" 10 pictures, 1 held out", capsys.readouterr().err)
+
+
+def test_pictures_of_your_own_that_say_nothing_are_refused(tmp_path, own_pictures, monkeypatch):
+    options = own_options(own_pictures, tmp_path / "run")
+    (own_pictures / "captions.csv").unlink()
+    assert "have no captions" in main(monkeypatch, WORDS, *options)
+    for i in range(1, 12):
+        (own_pictures / f"{i}.png").unlink()
+    (own_pictures / "0.txt").write_text("a cat")
+    assert "there must be two pictures or more" in main(monkeypatch, WORDS, *options)
+    assert "is not there" in main(monkeypatch, WORDS, "--data", tmp_path / "none", "--out", tmp_path / "run")
+    assert main(monkeypatch, WORDS, "--data", "mnist", "--size", 64) == 2
+
+
+def test_words_become_handwriting_and_are_judged(tmp_path, data_dir, monkeypatch, capsys):
+    out = tmp_path / "run"
+    options = ["--data-dir", data_dir, "--out", out, "--steps", 1, "--samples", 2]
+    training = ["--images", 24, "--batch-size", 8, "--channels", 8, 8]
+    assert main(monkeypatch, WORDS, "a seven", "--data", "mnist", *options, *training) == 0
+    assert "11 words" in capsys.readouterr().err
+    assert imread(out / "samples.png").shape[0] == (30 + 2) * 3
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert "there is no judge yet: python examples/08_classifier.py --data mnist" in main(
+        monkeypatch, WORDS, *options, "--judge", 5
+    )
+    judge = Classifier((28, 28), {"digit": 10}, rng=Rng(0).child("judge"))
+    path = saving.cache_dir("judges") / "mnist.npz"
+    path.parent.mkdir(parents=True)
+    saving.save(path, judge.state_dict())
+    assert main(monkeypatch, WORDS, *options, "--judge", 5, "--sweep", 0) == 0
+    table = capsys.readouterr().out
+    assert "| digit | all |" in table and "captions seen" in table and "held out" not in table
 
 
 @pytest.mark.slow
