@@ -69,7 +69,7 @@ def add_training(parser, batch_size):
 
 def parse(parser):
     args = parser.parse_args()
-    if getattr(args, "data_dir", None) and getattr(args, "data", "mnist") != "mnist":
+    if getattr(args, "data_dir", None) and getattr(args, "data", "mnist") not in ("mnist", None):
         parser.error("--data-dir is read with --data mnist only")
     try:
         active()  # CuPy that is not installed, or a backend that does not exist, is said now, in one line
