@@ -1,5 +1,6 @@
 """The examples on a few images: they train, go on and sample, and their errors are for those who type commands."""
 
+import argparse
 import json
 import os
 import re
@@ -14,7 +15,6 @@ import pytest
 from matplotlib.image import imread, imsave
 
 from tinydiff import Rng, backend, data, saving, tensor
-from tinydiff.models.classifier import Classifier
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ONE_DIMENSION, TWO_DIMENSIONS = EXAMPLES / "01_one_dimension.py", EXAMPLES / "02_two_dimensions.py"
@@ -261,13 +261,13 @@ def test_words_become_handwriting_and_are_judged(tmp_path, data_dir, monkeypatch
     assert "there is no judge yet: python examples/08_classifier.py --data mnist" in main(
         monkeypatch, WORDS, *options, "--judge", 5
     )
-    judge = Classifier((28, 28), {"digit": 10}, rng=Rng(0).child("judge"))
-    path = saving.cache_dir("judges") / "mnist.npz"
+    common = runpy.run_path(str(EXAMPLES / "common.py"))
+    judge, _, _, path = common["new_judge"](argparse.Namespace(data="mnist", data_dir=data_dir))
     path.parent.mkdir(parents=True)
     saving.save(path, judge.state_dict())
     assert main(monkeypatch, WORDS, *options, "--judge", 5, "--sweep", 0) == 0
     table = capsys.readouterr().out
-    assert "| digit | all |" in table and "captions seen" in table and "held out" not in table
+    assert "| digit | Frechet" in table and "captions seen" in table and "held out" not in table
 
 
 @pytest.mark.slow
