@@ -222,6 +222,7 @@ class Denoiser(torch.nn.Module):
     def __init__(self, net: Any, sigma_data: float):
         super().__init__()
         self.net, self.sigma_data = net, sigma_data
+        self.register_buffer("data_std", torch.tensor(sigma_data))  # ours has it in its state
 
     def forward(self, x: Any, sigma: Any, labels: dict[str, Any]) -> Any:
         s, sd = sigma[:, None, None, None], self.sigma_data

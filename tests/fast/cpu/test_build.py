@@ -410,7 +410,7 @@ def test_a_compiler_that_hangs_is_stopped_with_what_it_has_started(tmp_path: Pat
 
 def test_a_process_that_is_killed_while_it_compiles(tmp_path: Path, value: float) -> None:
     """Its compiler too. What is left behind does no harm, and is removed when it is old."""
-    script = f"echo half > $out; echo $$ > {tmp_path}/number; exec sleep 1000"
+    script = f"echo half > $out; echo $$ >> {tmp_path}/number; exec sleep 1000"
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM.format(before="")], env=environment(tmp_path, CC=compiler(tmp_path, script))
     )
@@ -419,7 +419,8 @@ def test_a_process_that_is_killed_while_it_compiles(tmp_path: Path, value: float
         time.sleep(0.02)
     process.kill()
     process.wait()
-    os.kill(int((tmp_path / "number").read_text()), signal.SIGKILL)
+    for number in (tmp_path / "number").read_text().split():
+        os.kill(int(number), signal.SIGKILL)
     (part,) = kept(tmp_path)
     assert part.suffix == ".part" and stat.S_ISDIR(part.stat().st_mode)
 
