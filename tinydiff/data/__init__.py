@@ -1,5 +1,5 @@
-"""The data to learn from. Images, on the host: MNIST from its files, digits and scenes drawn here, your own pictures, and the
-order of training; and Gaussian mixtures, whose score is known exactly.
+"""The data to learn from. Images, on the host: MNIST from its files, digits and scenes drawn here, your own pictures,
+and the order of training; and Gaussian mixtures, whose score is known exactly.
 
     images, labels = mnist()                  # uint8 (60000, 28, 28), uint8 (60000,)
     data = glyphs(20_000)                     # .images, .labels["digit"], .captions; needs no download

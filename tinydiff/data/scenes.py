@@ -188,13 +188,14 @@ DISTANCES: dict[str, Callable[[Any, Any, Any], Any]] = {
 def _caption(row: tuple[int, ...], reverse: bool) -> str:
     """In English. reverse: the second shape is named first."""
     value = {name: values[i] for (name, values), i in zip(SCENE.items(), row)}
-    first, second = (
-        " ".join(["a", *([size] if (size := value[f"{w}_size"]) != USUAL else []), value[f"{w}_colour"], value[f"{w}_shape"]])
-        for w in ("first", "second")
-    )  # fmt: skip
-    first, second = (second, first) if reverse else (first, second)
-    text = f"{first} {RELATIONS[value['layout']][reverse]} {second}"
-    return text.replace("a orange", "an orange")
+
+    def phrase(which: str) -> str:
+        size, colour, shape = (value[f"{which}_{name}"] for name in ("size", "colour", "shape"))
+        words = f"{colour} {shape}" if size == USUAL else f"{size} {colour} {shape}"
+        return f"{'an' if words.startswith('orange') else 'a'} {words}"
+
+    order = ("second", "first") if reverse else ("first", "second")
+    return f" {RELATIONS[value['layout']][reverse]} ".join(map(phrase, order))
 
 
 def _combination(row: tuple[int, ...]) -> str:
