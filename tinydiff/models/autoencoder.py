@@ -9,7 +9,7 @@ The encoder is a convolution, residual blocks with convolutions of stride 2 betw
 the latent; the decoder is its mirror image. That images come back is not all that makes a good latent: diffusion must
 be able to learn its distribution, and the decoder must bear an error in it.
 
-**Plain.** z = E(x), loss |D(z) - x|^2. Nothing says where the latents lie, and between them the decoder was never asked.
+**Plain.** z = E(x), loss |D(z) - x|^2. Nothing says where latents lie, and between them the decoder was never asked.
 
 **Variational** (Kingma and Welling 2014). The encoder gives a mean and a log-variance, and the decoder gets
 z = mu + sigma eps, so it learns to bear an error of size sigma. That alone would let mu grow until sigma does not
