@@ -20,7 +20,7 @@ import numpy as np
 from tinydiff import Rng, plot, saving
 from tinydiff.backend import to_host
 from tinydiff.data.glyphs import ATTRIBUTES
-from tinydiff.metrics import accuracy, frechet_distance, precision_recall
+from tinydiff.metrics import conditional_accuracy, frechet_distance, precision_recall
 from tinydiff.models.classifier import judge_loss, shifted
 from tinydiff.optim import AdamW, cosine, warmup
 from tinydiff.training import train
@@ -30,25 +30,19 @@ EPOCHS, BATCH = 4, 128
 
 def main() -> int:
     args = arguments()
-    judge, path = common.new_judge(args, common.pictures_for_judge(args)[1])
-    if args.again or not path.exists():
-        if not trained(judge, args):
+    judge, images, labels, path = common.new_judge(args)
+    if args.again or not common.load_judge(judge, path, args):
+        if not trained(judge, images, labels, args):
             return 130  # as a shell reports an interrupted program
-        path.parent.mkdir(parents=True, exist_ok=True)
-        saving.save(path, judge.state_dict())
-    judge = common.trained_judge(args)
+        keep(judge, path)
     images, labels = common.pictures_for_judge(args, "test")
-    found, features = common.judged(judge, images)
+    found, features = judge.predict(images)
     print(f"| {len(images):,} test pictures of {args.data} | right |\n|---|---|")
-    for name in labels:
-        print(f"| {name} | {accuracy(found[name], labels[name])} |")
-    if len(labels) > 1:
-        both = (np.stack([each[name] for name in labels], axis=1) for each in (found, labels))
-        print(f"| all of them | {accuracy(*both)} |")
+    for name, right in conditional_accuracy(found, labels).items():
+        print(f"| {name} | {right} |")
     half = len(images) // 2
     features = features[Rng(0).permutation(len(images))]  # the second half of MNIST's test set is the easier one
-    noise = np.clip(to_host(Rng(0).normal((half, 28, 28, 1))), -1, 1)
-    _, of_noise = common.judged(judge, noise)
+    _, of_noise = judge.predict(np.clip(to_host(Rng(0).normal((half, *images.shape[1:]))), -1, 1))
     floor, ceiling = (frechet_distance(features[:half], other) for other in (features[half:], of_noise))
     print(f"\nFrechet distance of {half:,} pictures: {floor:.3f} to other real ones, {ceiling:.1f} to noise")
     few = slice(0, min(half, 2000))
@@ -58,9 +52,8 @@ def main() -> int:
     return 0
 
 
-def trained(judge, args):
+def trained(judge, images, labels, args):
     """Train the judge. Was it finished?"""
-    images, labels = common.pictures_for_judge(args)
     most = 2 if args.data == "mnist" else 0  # a glyph's place is one of its attributes, so it stays where it is
     print(f"training a judge for {args.data}: {judge.count():,} parameters, {len(images):,} pictures", file=sys.stderr)
 
@@ -80,6 +73,14 @@ def trained(judge, args):
         seed=args.seed,
     )
     return state.finished
+
+
+def keep(judge, path):
+    """For the next run. That it cannot be kept is no reason to lose what was trained for minutes."""
+    try:
+        saving.save(path, judge.state_dict())
+    except OSError as error:
+        print(f"the judge is not kept ({error}): set XDG_CACHE_HOME to a directory of yours", file=sys.stderr)
 
 
 def draw_mistakes(images, labels, found, args, most=12):

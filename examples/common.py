@@ -6,6 +6,7 @@ Everything else is in each of them: the mathematics, the loop (its own, or tinyd
 from __future__ import annotations
 
 import argparse
+import hashlib
 import math
 import os
 import sys
@@ -13,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tinydiff import Rng, data, no_grad, saving
-from tinydiff.backend import active, to_device, to_host
-from tinydiff.microbatch import over_microbatches
+from tinydiff import Rng, data, saving
+from tinydiff.backend import active
 from tinydiff.models.classifier import Classifier
 from tinydiff.training import CannotResume
 
@@ -69,7 +69,7 @@ def add_training(parser, batch_size):
 
 def parse(parser):
     args = parser.parse_args()
-    if getattr(args, "data_dir", None) and getattr(args, "data", "mnist") != "mnist":
+    if getattr(args, "data_dir", None) and getattr(args, "data", "mnist") not in ("mnist", None):
         parser.error("--data-dir is read with --data mnist only")
     try:
         active()  # CuPy that is not installed, or a backend that does not exist, is said now, in one line
@@ -179,42 +179,40 @@ def pictures_for_judge(args, split="train"):
     if args.data == "mnist":
         digits = mnist(args, split)
         return data.to_float(digits.images, -1, 1), {"digit": digits.labels.astype("int64")}
+    # Drawn for it alone: no generator has learned from these.
     glyphs = data.glyphs(*((45_000, 1_000_001) if split == "train" else (10_000, 1_000_002)))
     return data.to_float(glyphs.images, -1, 1), glyphs.labels
 
 
-def new_judge(args, labels):
-    """A classifier for the labels of --data, and the file in the cache where the trained one is kept."""
+def new_judge(args):
+    """A classifier for --data, not trained yet; the pictures and labels that it learns from; and its file in the cache,
+    whose name depends on them."""
+    images, labels = pictures_for_judge(args)
+    digest = hashlib.blake2b(digest_size=8)
+    for array in (images, *labels.values()):
+        digest.update(np.ascontiguousarray(array))
     heads = {name: int(values.max()) + 1 for name, values in labels.items()}
-    return Classifier((28, 28), heads, rng=Rng(0).child("judge")), saving.cache_dir("judges") / f"{args.data}.npz"
+    judge = Classifier(images.shape[1:3], heads, images.shape[3], rng=Rng(0).child("judge"))
+    return judge, images, labels, saving.cache_dir("judges") / f"{args.data}-{digest.hexdigest()}.npz"
+
+
+def load_judge(judge, path, args):
+    """Read the weights of the judge from the cache. Were they there? Ends the program if the file is damaged."""
+    try:
+        judge.load_state_dict(saving.load(path))
+    except OSError:  # there is none, or none that can be read
+        return False
+    except (LookupError, TypeError, ValueError) as error:
+        sys.exit(f"{path}: {error}: train it again, python examples/08_classifier.py --data {args.data} --again")
+    return True
 
 
 def trained_judge(args):
     """The classifier that 08_classifier.py has trained for --data. Ends the program if there is none."""
-    judge, path = new_judge(args, pictures_for_judge(args)[1])
-    try:
-        judge.load_state_dict(saving.load(path))
-    except FileNotFoundError:
+    judge, _, _, path = new_judge(args)
+    if not load_judge(judge, path, args):
         sys.exit(f"there is no judge yet: python examples/08_classifier.py --data {args.data}")
-    except (LookupError, TypeError, ValueError) as error:
-        sys.exit(f"{path}: {error}: train it again, python examples/08_classifier.py --data {args.data} --again")
     return judge
-
-
-def judged(judge, images):
-    """What the judge finds in images (n, H, W, C) in [-1, 1]: {attribute: (n,)}, and their features (n, width)."""
-    found, features = {name: [] for name in judge.heads}, []
-
-    def look(rows):
-        with no_grad():
-            f = judge.features(to_device(images[rows]))
-            return to_host(f.data), {name: to_host(head(f).data).argmax(axis=1) for name, head in judge.heads.items()}
-
-    for f, values in over_microbatches(look, len(images), 128):
-        features.append(f)
-        for name, value in values.items():
-            found[name].append(value)
-    return {name: np.concatenate(values) for name, values in found.items()}, np.concatenate(features)
 
 
 # ---------------------------------------------------------------- runs

@@ -1,16 +1,18 @@
 """The examples on a few images: they train, go on and sample, and their errors are for those who type commands."""
 
+import argparse
 import json
 import os
 import re
 import runpy
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.image import imread
+from matplotlib.image import imread, imsave
 
 from tinydiff import Rng, backend, data, saving, tensor
 
@@ -109,7 +111,7 @@ def test_the_score_unet_trains_goes_on_and_samples(tmp_path, data_dir, skips, co
 
 
 @pytest.mark.slow
-def test_the_conditional_unet_trains_goes_on_and_samples(tmp_path, data_dir):
+def test_the_conditional_unet_trains_goes_on_and_samples(tmp_path, data_dir, monkeypatch):
     out = tmp_path / "run"
     options = ["--data-dir", data_dir, "--out", out, "--batch-size", 16, "--micro-batch", 8, "--steps", 2]
     text = run(CONDITIONAL, *options, "--epochs", 1)
@@ -125,6 +127,38 @@ def test_the_conditional_unet_trains_goes_on_and_samples(tmp_path, data_dir):
     assert [(r["epoch"], r["step"], r["images"]) for r in records] == [(0, 2, 24), (1, 4, 24)]
     assert [r["lr"] for r in records] == pytest.approx([1e-3, 0.98e-3])
     assert all((out / name).read_bytes() != first[name] for name in pictures[1:])  # cosines change in later digits
+    message = main(monkeypatch, CONDITIONAL, *options, "--sample-only", "--net", "ours")
+    assert "is not one of this example with these --data and --net" in message
+
+
+@pytest.mark.slow
+def test_our_unet_takes_the_place_of_the_tutorials(tmp_path, data_dir):
+    out = tmp_path / "run"
+    options = ["--net", "ours", "--data-dir", data_dir, "--out", out, "--batch-size", 16, "--steps", 2]
+    text = run(CONDITIONAL, *options, "--epochs", 1)
+    assert "502,308 parameters, 24 images" in text and "(published 1010)" in text
+    pictures = ["labels.png", "loss.png", "samples.png"]
+    first = {name: (out / name).read_bytes() for name in pictures}
+    run(CONDITIONAL, *options, "--sample-only")
+    assert all((out / name).read_bytes() == first[name] for name in pictures)
+    run(CONDITIONAL, *options, "--epochs", 3, "--resume")
+    records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [(r["epoch"], r["step"], r["images"]) for r in records] == [(0, 2, 24), (1, 4, 24), (2, 6, 24)]
+    factors = [(step + 1) / 100 * (1 + np.cos(np.pi * step / steps)) / 2 for step, steps in [(1, 2), (3, 6), (5, 6)]]
+    assert [r["lr"] for r in records] == pytest.approx([3e-3 * factor for factor in factors])
+
+
+@pytest.mark.parametrize("net", ["tutorial", "ours"])
+def test_the_test_loss_draws_the_same_for_both_nets(numpy_backend, data_dir, net):
+    example = runpy.run_path(str(CONDITIONAL))
+
+    def loss(x0, labels, rng, sample_offset):
+        return tensor((10 * x0[:, 0, 0, 0] + rng.uniform(len(labels), sample_offset=sample_offset)).mean())
+
+    found = example["test_loss"](loss, Namespace(net=net, data="mnist", data_dir=data_dir, seed=3))
+    first = data.to_float(data.mnist(data_dir, "test").images)[:, 0, 0, 0]
+    each = [10 * first.mean() + Rng(3).child("test").child(i).uniform(24).mean() for i in range(5)]
+    assert found == f"loss {np.mean(each):.2f} +- {np.std(each, ddof=1) / 5**0.5:.2f}"
 
 
 @pytest.mark.slow
@@ -151,6 +185,91 @@ def test_words_become_pictures(tmp_path):
     assert "'bald'" in text and not (tmp_path / "other").exists()  # said before the training
 
 
+@pytest.fixture
+def own_pictures(tmp_path):
+    """Twelve pictures of 20x24 in colour, with captions of seven words in a table."""
+    folder = tmp_path / "pets"
+    folder.mkdir()
+    lines = ["file,caption"]
+    for i in range(12):
+        pixels = np.zeros((20, 24, 3))
+        pixels[:, : 4 + i, i % 3] = 1
+        imsave(folder / f"{i}.png", pixels)
+        lines.append(f"{i}.png,a {('red', 'green', 'blue')[i % 3]} {('cat', 'dog')[i % 2]} sits")
+    (folder / "captions.csv").write_text("\n".join(lines))
+    return folder
+
+
+def own_options(folder, out):
+    training = ["--images", 24, "--batch-size", 8, "--channels", 8, 8]
+    return ["--data", folder, "--out", out, "--steps", 1, "--samples", 2, *training]
+
+
+def test_words_become_pictures_of_your_own(tmp_path, own_pictures, monkeypatch, capsys):
+    out = tmp_path / "run"
+    options = own_options(own_pictures, out)
+    assert "multiples of 4, not 30x24: --size 32x24 resizes" in main(monkeypatch, WORDS, *options, "--size", "30x24")
+    assert not out.exists()
+    assert main(monkeypatch, WORDS, "a red cat", *options, "--size", "24x16", "--maps") == 0
+    assert re.search(r"7 words, 11 pictures, 1 held out", capsys.readouterr().err)
+    assert imread(out / "samples.png").shape[0] == (26 + 2) * 3  # a row of pictures 24 pixels high
+    assert imread(out / "maps.png").shape[0] == (3 * 26 + 2) * 3
+    (record,) = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert 0.1 < record["validation"] < 10  # learned next to nothing: about the mean square over the variance
+    for file in own_pictures.iterdir():  # painting needs the model alone
+        file.unlink()
+    assert main(monkeypatch, WORDS, "--out", out, "--steps", 1, "--samples", 2) == 0
+    assert imread(out / "samples.png").shape[0] == (4 * 26 + 2) * 3  # four captions of the data
+    for more, message in (
+        (["--judge", 10], "no judge knows what is in your own pictures"),
+        (["--data", "glyphs"], f"was trained on {own_pictures}, not on glyphs"),
+        (["a yellow cat"], "'yellow'"),
+    ):
+        assert message in main(monkeypatch, WORDS, "--out", out, *more)
+
+
+def test_broken_pictures_of_your_own_are_left_out_on_request(tmp_path, own_pictures, monkeypatch, capsys):
+    (own_pictures / "3.png").write_bytes(b"<html>")
+    options = own_options(own_pictures, tmp_path / "run")
+    message = main(monkeypatch, WORDS, *options)
+    assert "3.png: is no picture" in message and "is --skip-broken" in message and not (tmp_path / "run").exists()
+    with pytest.warns(UserWarning, match=r"3\.png: is no picture"):
+        assert main(monkeypatch, WORDS, *options, "--skip-broken") == 0
+    assert re.search(r" 10 pictures, 1 held out", capsys.readouterr().err)
+
+
+def test_pictures_of_your_own_that_say_nothing_are_refused(tmp_path, own_pictures, monkeypatch):
+    options = own_options(own_pictures, tmp_path / "run")
+    (own_pictures / "captions.csv").unlink()
+    assert "have no captions" in main(monkeypatch, WORDS, *options)
+    for i in range(1, 12):
+        (own_pictures / f"{i}.png").unlink()
+    (own_pictures / "0.txt").write_text("a cat")
+    assert "there must be two pictures or more" in main(monkeypatch, WORDS, *options)
+    assert "is not there" in main(monkeypatch, WORDS, "--data", tmp_path / "none", "--out", tmp_path / "run")
+    assert main(monkeypatch, WORDS, "--data", "mnist", "--size", 64) == 2
+
+
+def test_words_become_handwriting_and_are_judged(tmp_path, data_dir, monkeypatch, capsys):
+    out = tmp_path / "run"
+    options = ["--data-dir", data_dir, "--out", out, "--steps", 1, "--samples", 2]
+    training = ["--images", 24, "--batch-size", 8, "--channels", 8, 8]
+    assert main(monkeypatch, WORDS, "a seven", "--data", "mnist", *options, *training) == 0
+    assert "11 words" in capsys.readouterr().err
+    assert imread(out / "samples.png").shape[0] == (30 + 2) * 3
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert "there is no judge yet: python examples/08_classifier.py --data mnist" in main(
+        monkeypatch, WORDS, *options, "--judge", 5
+    )
+    common = runpy.run_path(str(EXAMPLES / "common.py"))
+    judge, _, _, path = common["new_judge"](argparse.Namespace(data="mnist", data_dir=data_dir))
+    path.parent.mkdir(parents=True)
+    saving.save(path, judge.state_dict())
+    assert main(monkeypatch, WORDS, *options, "--judge", 5, "--sweep", 0) == 0
+    table = capsys.readouterr().out
+    assert "| digit | Frechet" in table and "captions seen" in table and "held out" not in table
+
+
 @pytest.mark.slow
 def test_the_classifier_is_trained_once(tmp_path, data_dir, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -159,9 +278,45 @@ def test_the_classifier_is_trained_once(tmp_path, data_dir, monkeypatch):
     assert imread(tmp_path / "run" / "mistakes.png").ndim == 3
     assert "training a judge" not in run(CLASSIFIER, *options)
     (kept,) = (tmp_path / "cache" / "tinydiff" / "judges").iterdir()
+    labels = data_dir / "train-labels-idx1-ubyte"
+    sound = labels.read_bytes()
+    labels.write_bytes(sound[:8] + sound[:7:-1])  # other data, another judge
+    assert "training a judge for mnist" in run(CLASSIFIER, *options)
+    labels.write_bytes(sound)
     kept.write_bytes(kept.read_bytes()[:100])
     assert "train it again, python examples/08_classifier.py --data mnist" in run(CLASSIFIER, *options, status=1)
     assert "training a judge for mnist" in run(CLASSIFIER, *options, "--again")
+
+
+@pytest.mark.slow
+def test_a_judge_that_cannot_be_kept_is_used_all_the_same(tmp_path, data_dir, monkeypatch, capsys):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "tinydiff").write_text("a file, where the directory of the cache should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert main(monkeypatch, CLASSIFIER, "--data-dir", data_dir, "--out", tmp_path / "run") == 0
+    printed = capsys.readouterr()
+    assert re.search(r"\nthe judge is not kept \(.*\): set XDG_CACHE_HOME to a directory of yours\n", printed.err)
+    assert re.search(r"\| digit \| \d+.\d\d \+- .* %", printed.out)
+
+
+@pytest.mark.slow
+def test_samples_of_words_are_judged_between_real_pictures_and_noise(tmp_path, monkeypatch, capsys):
+    """By a judge and a generator of few pictures; a row for each of them, for captions seen and held out."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    draw = data.glyphs
+    monkeypatch.setattr(data, "glyphs", lambda n, seed: draw(min(n, 1000), seed, variety="plain", cache=False))
+    out = ["--out", tmp_path / "run"]
+    training = ["--drawn", 600, "--images", 600, "--batch-size", 64, "--channels", 8, 16, "--steps", 2]
+    assert "there is no judge yet" in main(monkeypatch, WORDS, *out, *training, "--judge", 40)
+    assert main(monkeypatch, CLASSIFIER, "--data", "glyphs", *out) == 0
+    capsys.readouterr()
+    assert main(monkeypatch, WORDS, *out, "--steps", 2, "--judge", 40) == 0
+    header, _, *rows = (line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines())
+    names = ["real", "guidance 0", "guidance 1", "noise"]
+    assert [row[0] for row in rows] == [f"{a}, 40 captions {b}" for b in ("seen", "held out") for a in names]
+    real, _, _, noise, *_ = ({name: float(cell.split()[0]) for name, cell in zip(header[1:], row[1:])} for row in rows)
+    assert real["digit"] > 60 > 40 > noise["digit"] and real["Frechet distance"] < noise["Frechet distance"] / 10
+    assert real["precision"] > 80 and real["recall"] > 80 > noise["recall"] and real["copies"] < 6 > noise["copies"]
 
 
 @pytest.mark.slow

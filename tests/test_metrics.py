@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tinydiff import metrics
-from tinydiff.metrics import accuracy, frechet_distance, nearest, precision_recall
+from tinydiff.metrics import accuracy, conditional_accuracy, copied, frechet_distance, nearest, precision_recall
 
 DRAW = np.random.default_rng(0)
 
@@ -22,6 +22,18 @@ def test_accuracy_and_its_standard_error():
     # The error is that of many repetitions.
     means = [accuracy(DRAW.random(200) < 0.9, np.ones(200, bool)).value for _ in range(2000)]
     assert np.std(means) == pytest.approx(math.sqrt(0.9 * 0.1 / 200), rel=0.1)
+
+
+def test_each_attribute_and_all_of_them():
+    found = {"digit": np.array([1, 2, 3, 4]), "size": np.array([0, 1, 1, 2]), "slant": np.zeros(4)}
+    wanted = {"size": np.array([0, 1, 2, 1]), "digit": np.array([1, 0, 3, 4])}
+    shares = conditional_accuracy(found, wanted)
+    assert list(shares) == ["size", "digit", "all"]
+    assert [share.value for share in shares.values()] == [0.5, 0.75, 0.25]
+    assert shares["all"].error == pytest.approx(math.sqrt(0.25 * 0.75 / 4))
+    assert list(conditional_accuracy(found, {"digit": wanted["digit"]})) == ["digit"]  # no "all" of one
+    with pytest.raises(KeyError, match="face"):
+        conditional_accuracy(found, {"face": wanted["size"]})
 
 
 def with_moments(n, mean, covariance):
@@ -84,6 +96,17 @@ def test_the_nearest_training_picture(monkeypatch):
         assert distance == pytest.approx([0, 0.1, 0.2], abs=1e-5)
 
 
+def test_copies_are_nearer_to_the_training_pictures_than_test_pictures_are():
+    training, test, new = DRAW.standard_normal((3, 300, 5, 4))
+    copies = training[:90] + 1e-3 * DRAW.standard_normal((90, 5, 4))
+    (_, of_test), (_, of_new) = nearest(test, training), nearest(new, training)
+    assert copied(nearest(copies, training)[1], of_test).value == 1
+    some = nearest(np.concatenate([copies[:30], new[:60] + 9]), training)[1]
+    assert copied(some, of_test) == (pytest.approx(1 / 3), pytest.approx(math.sqrt(2 / 9 / 90)), 90)
+    assert copied(of_new, of_test, level=0.1).value == pytest.approx(0.1, abs=0.06)  # 3 standard errors of both
+    assert copied(of_test, of_test).value == 0.01
+
+
 @pytest.mark.parametrize(
     "call, message",
     [
@@ -94,6 +117,7 @@ def test_the_nearest_training_picture(monkeypatch):
         (lambda: frechet_distance(np.ones((4, 2)), [[1, 2], [np.nan, 1], [np.inf, 1]]),
          "2 rows of the second set are not finite, the first of them row 1"),
         (lambda: precision_recall(np.ones((4, 2)), np.ones((3, 2))), "k must be an integer from 1 to 2, not 3"),
+        (lambda: copied([1.0], [1.0], level=1), r"level must be a number in \(0, 1\), not 1"),
         (lambda: nearest(np.ones((4, 2, 2)), np.ones((3, 2, 3))), r"samples \(4, 2, 2\) and training pictures"),
     ],
 )  # fmt: skip

@@ -1,9 +1,9 @@
 """How good are the samples of a model? Every figure with what it has to be compared with.
 
-accuracy            how often a judge finds in a picture what was asked for, with its standard error
-frechet_distance    between the features of two sets of pictures, as if both were normal
-precision_recall    how many samples look like real pictures, and how many real pictures look like a sample
-nearest             the training picture that is nearest to each sample: is it a copy?
+conditional_accuracy    how often a judge finds in a picture what was asked for, each attribute with its standard error
+frechet_distance        between the features of two sets of pictures, as if both were normal
+precision_recall        how many samples look like real pictures, and how many real pictures look like a sample
+nearest, copied         the training picture that is nearest to each sample: is it a copy?
 
 All work on host arrays, in float64, and in blocks of rows where every one meets every other.
 """
@@ -11,12 +11,12 @@ All work on host arrays, in float64, and in blocks of rows where every one meets
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .arguments import integer
+from .arguments import integer, number
 from .backend import to_host
 from .operators import array_of
 
@@ -24,7 +24,11 @@ BLOCK = 2**24  # distances at a time
 
 
 class Share(NamedTuple):
-    """A share of n trials, and its standard error, sqrt(p (1 - p) / n)."""
+    """A share p of n trials, and its standard error, sqrt(p (1 - p) / n).
+
+    At p = 0 and p = 1 that error is 0 and says nothing: the true share may well be 3 / n away (with 95 % certainty it
+    is no further).
+    """
 
     value: float
     error: float
@@ -32,6 +36,12 @@ class Share(NamedTuple):
 
     def __str__(self) -> str:
         return f"{100 * self.value:.2f} +- {100 * self.error:.2f} %"
+
+
+def _share(hits: Any) -> Share:
+    """The share of True among (N,) booleans."""
+    p, n = float(np.mean(hits)), len(hits)
+    return Share(p, math.sqrt(p * (1 - p) / n), n)
 
 
 def accuracy(predicted: Any, wanted: Any) -> Share:
@@ -42,9 +52,23 @@ def accuracy(predicted: Any, wanted: Any) -> Share:
     predicted, wanted = (np.asarray(to_host(array_of(a))) for a in (predicted, wanted))
     if predicted.shape != wanted.shape or predicted.ndim not in (1, 2) or not len(predicted):
         raise ValueError(f"accuracy: predicted {predicted.shape} and wanted {wanted.shape} must be one (N,) or (N, K)")
-    right = (predicted == wanted).reshape(len(wanted), -1).all(axis=1)
-    p, n = float(right.mean()), len(right)
-    return Share(p, math.sqrt(p * (1 - p) / n), n)
+    return _share((predicted == wanted).reshape(len(wanted), -1).all(axis=1))
+
+
+def conditional_accuracy(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Share]:
+    """For each attribute that was wanted, how often it was found; of several also "all", how often they were all found.
+
+    found: what a judge saw in N pictures, {attribute: (N,)}; wanted: what was asked for. A judge errs too, so print its
+    accuracy for real pictures beside that for samples. Errors: those of accuracy; KeyError for an attribute that the
+    judge does not know.
+    """
+    pairs = {name: (found[name], values) for name, values in wanted.items()}
+    shares = {name: accuracy(*pair) for name, pair in pairs.items()}
+    if len(pairs) > 1:
+        shares["all"] = accuracy(
+            *(np.stack([to_host(array_of(a)) for a in each], axis=1) for each in zip(*pairs.values()))
+        )
+    return shares
 
 
 def frechet_distance(a: Any, b: Any) -> float:
@@ -85,17 +109,14 @@ def precision_recall(real: Any, samples: Any, k: int = 3) -> tuple[Share, Share]
 def _share_among(points: np.ndarray, members: np.ndarray, k: int) -> Share:
     # The k-th nearest other member: each is itself the nearest, at distance 0.
     radius = np.concatenate([np.partition(d, k, axis=1)[:, k] for _, d in _distances(members, members)])  # (members,)
-    among = np.concatenate([(d <= radius).any(axis=1) for _, d in _distances(points, members)])
-    p, n = float(among.mean()), len(among)
-    return Share(p, math.sqrt(p * (1 - p) / n), n)
+    return _share(np.concatenate([(d <= radius).any(axis=1) for _, d in _distances(points, members)]))
 
 
 def nearest(samples: Any, training: Any) -> tuple[np.ndarray, np.ndarray]:
     """(which, how far): for each sample (N, ...) the row of the training pictures that is nearest to it, and their
     distance, the root of the mean squared difference of a number of the picture.
 
-    What counts as a copy? Compare with the same distances of test pictures, which were never seen. Errors: ValueError
-    for pictures of different shapes, or that are not finite.
+    What counts as a copy? See `copied`. Errors: ValueError for pictures of different shapes, or that are not finite.
     """
     samples, training = (np.asarray(to_host(array_of(a))) for a in (samples, training))
     if samples.shape[1:] != training.shape[1:]:
@@ -103,6 +124,16 @@ def nearest(samples: Any, training: Any) -> tuple[np.ndarray, np.ndarray]:
     a, b = _features("nearest", *(x.reshape(len(x), -1) for x in (samples, training)), least=1)
     found = [(d.argmin(axis=1), d.min(axis=1)) for _, d in _distances(a, b)]
     return tuple(np.concatenate(part) for part in zip(*((i, d / math.sqrt(a.shape[1])) for i, d in found)))  # type: ignore[return-value]
+
+
+def copied(samples: Any, test: Any, level: float = 0.01) -> Share:
+    """The share of samples that are nearer to a training picture than all but `level` of the test pictures are.
+
+    samples, test: distances, (N,) and (M,), that `nearest` gave for samples and for test pictures, which nobody has
+    copied. So it is about `level` if samples are as new as test pictures, and 1 if all are copies.
+    """
+    level = number("copied: level", level, "(0, 1)")
+    return _share(np.asarray(samples) < np.quantile(test, level))
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

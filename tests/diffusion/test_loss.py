@@ -18,7 +18,7 @@ from tinydiff.diffusion import (
     likelihood_loss,
     score_matching_loss,
 )
-from tinydiff.diffusion.loss import explicit_loss, implicit_loss, log_normal, logit_normal, sliced_loss, uniform
+from tinydiff.diffusion.loss import explicit_loss, implicit_loss, log_normal, logit_normal, noised, sliced_loss, uniform
 from tinydiff.diffusion.process import per_sample
 
 SDE = VESDE(25.0)
@@ -44,6 +44,15 @@ def test_a_model_that_knows_the_image_has_none(each_backend):
     x0 = Rng(1).uniform((16, 6, 6, 1))
     loss = score_matching_loss(lambda x, t: -(x - x0) / per_sample(SDE.marginal_std(t), x) ** 2, x0, SDE, Rng(0))
     assert loss.item() < 1e-3  # rounding of x / s at s = 0.003; the sign the other way would make 4 * 36
+
+
+def test_of_a_denoiser_it_is_the_error_over_the_noise_level(each_backend):
+    x0 = Rng(1).uniform((16, 6, 6, 1))
+    loss = score_matching_loss(Denoiser(lambda x, noise: x * 0.3, 0.5), x0, SDE, Rng(0))
+    _, t, _, x = noised(x0, SDE, Rng(0), uniform(), 0)
+    sigma = SDE.marginal_std(t)
+    errors = (Denoiser(lambda x, noise: x * 0.3, 0.5)(x, sigma) - x0) / per_sample(sigma, x0)
+    assert loss.item() == pytest.approx(float((errors * errors).sum()) / 16, rel=1e-4)
 
 
 @pytest.mark.parametrize("variance, expected", [(1.0, 0.340854), (0.25, 0.194807), (0.09, 0.116630)])

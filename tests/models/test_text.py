@@ -12,7 +12,7 @@ from tinydiff import Rng, Tensor, backend, ops, saving
 from tinydiff.backend import to_device
 from tinydiff.diffusion import Counted, Denoiser, Guided, KarrasSDE, edm_loss, sample
 from tinydiff.models.text import TextEncoder, TextToImage, Tokenizer, drop_prompts
-from tinydiff.models.unet import UNet
+from tinydiff.models.unet import ResidualBlock, UNet, mean_of_words
 from tinydiff.optim import Adam
 
 pytestmark = pytest.mark.usefixtures("each_backend")
@@ -145,6 +145,41 @@ def test_the_skips_carry_what_was_heard() -> None:
     net.up[0].register_forward_hook(lambda _layer, inputs, _output: joined.append(host(inputs[0])))
     net(normal(2, 8, 8, 1), Rng(2).normal(2), normal(2, 3, 6))
     np.testing.assert_array_equal(joined[0][..., 8:], heard[0])
+
+
+def test_the_words_enter_each_block_by_their_mean() -> None:
+    """The mean of those that count, and nothing of the others; of no words at all it is 0, and not 0 / 0."""
+    words = Tensor(Rng(0).normal((3, 4, 6), "float64"))
+    mask = np.array([[1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]], bool)
+    found = host(mean_of_words(words, to_device(mask[:, None, None])))
+    np.testing.assert_allclose(found[0], host(words)[0, :2].mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(found[1], host(words)[1].mean(axis=0), rtol=1e-12)
+    assert not found[2].any()
+    np.testing.assert_allclose(host(mean_of_words(words)), host(words).mean(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(  # one mask for all
+        host(mean_of_words(words, to_device(mask[:1, None, None]))), host(words)[:, :2].mean(axis=1), rtol=1e-12
+    )
+    for pooled in (True, False):  # the attention says nothing as it starts out; the first layer of a block hears
+        net = UNet(1, (8, 16), embedding=12, groups=4, context=6, heads=2, pooled=pooled, rng=0).astype("float64")
+        net.last.weight.data = Rng(4).normal(net.last.weight.shape, "float64")
+        for layer in (*net.down, *net.up, *net.middle):
+            if isinstance(layer, ResidualBlock):
+                layer.conv2.weight.data = Rng(5).normal(layer.conv2.weight.shape, "float64")
+        y, other = (host(net(image(), noise(), words * scale)) for scale in (1, 2))
+        assert (abs(y - other).max() > 1e-3) == pooled
+    assert UNet(1, (8,), groups=4, pooled=True, rng=0).count() == UNet(1, (8,), groups=4, pooled=False, rng=0).count()
+
+
+def test_padding_and_a_dropped_prompt_in_the_whole_net() -> None:
+    """More padding changes nothing, and a dropped prompt is the null prompt, which is also that of no words given."""
+    net = awake(small()).astype("float64")
+    longer = host(net(image(), noise(), tokens=IDS))
+    np.testing.assert_allclose(host(net(image(), noise(), tokens=IDS[:, :3])), longer, rtol=1e-9)
+    dropped = drop_prompts(IDS, 1, Rng(0))
+    null = host(net(image(), noise(), tokens=dropped))
+    np.testing.assert_allclose(host(net(image(), noise())), null, rtol=1e-9)
+    np.testing.assert_allclose(null[2], longer[2], rtol=1e-9)
+    assert abs(null[:2] - longer[:2]).max() > 1e-3
 
 
 def test_a_net_without_text_draws_and_names_what_it_always_did() -> None:

@@ -8,8 +8,11 @@ from typing import Any
 
 from .. import backend, nn, ops
 from ..arguments import integer
-from ..backend import Array, xp
+from ..backend import Array, to_device, to_host, xp
 from ..engine import Tensor
+from ..microbatch import over_microbatches
+from ..modes import no_grad
+from ..operators import array_of
 from ..rng import Rng, as_rng
 from .inputs import each_label, sizes
 
@@ -21,8 +24,9 @@ class Classifier(nn.Module):
           -> all of it, (N, h w C), -> Linear, silu: the features (N, width) -> a Linear for each attribute
 
     The place in the image is kept, because an attribute may be a place. heads: the attributes, with the number of
-    values of each, {"digit": 10}. size: (H, W). Errors: ValueError for sizes that are not positive integers, images of
-    another size, and, on a CPU, numbers beyond [-1, 1] by more than a fifth, which are in another scale.
+    values of each, {"digit": 10}. size: (H, W). Errors: ValueError for sizes that are not positive integers, heads that
+    are not named by identifiers, images of another size, and images in another scale (check_scale), which only
+    `predict` looks for on a GPU.
     """
 
     def __init__(
@@ -39,6 +43,8 @@ class Classifier(nn.Module):
         rng = as_rng(rng)
         self.size, channels = sizes("Classifier: size", size, 2), sizes("Classifier: channels", channels)
         self.in_channels, self.width = integer("Classifier: in_channels", in_channels), width
+        if not heads or not all(isinstance(name, str) and name.isidentifier() for name in heads):
+            raise ValueError(f'Classifier: heads must name attributes by identifiers, {{"digit": 10}}, not {heads!r}')
         self.layers: list[nn.Module] = []
         (height, across), before = self.size, self.in_channels
         for c in channels:
@@ -54,14 +60,12 @@ class Classifier(nn.Module):
     def features(self, x: Any) -> Tensor:
         """What the heads read: (N, H, W, C) -> (N, width)."""
         x = x if isinstance(x, Tensor) else Tensor(x)
-        if x.ndim != 4 or x.shape[1:] != (*self.size, self.in_channels):
-            raise ValueError(f"Classifier: images must be (N, {(*self.size, self.in_channels)}), not {x.shape}")
-        if backend.name == "numpy" and x.size:  # a device would have to wait
-            low, high = float(x.data.min()), float(x.data.max())
-            if low < -1.2 or high > 1.2:
-                raise ValueError(
-                    f"Classifier: the numbers of the images must be in [-1, 1], but run from {low:g} to {high:g}"
-                )
+        self._check_shape(x)
+        if backend.name == "numpy":  # a device would have to wait
+            check_scale(x.data)
+        return self._features(x)
+
+    def _features(self, x: Tensor) -> Tensor:
         for layer in self.layers:
             x = layer(x)
         return ops.silu(self.last(ops.reshape(x, shape=(len(x), -1))))  # (N, h, w, C) -> (N, h w C) -> (N, width)
@@ -69,6 +73,48 @@ class Classifier(nn.Module):
     def forward(self, x: Any) -> dict[str, Tensor]:
         features = self.features(x)
         return {name: head(features) for name, head in self.heads.items()}
+
+    def predict(self, images: Any) -> tuple[dict[str, Array], Array]:
+        """What it finds in images (N, H, W, C), {attribute: (N,)}, and their features, (N, width); all on the host.
+
+        In microbatches, and no nodes are recorded. Here the scale is checked with every backend.
+        """
+        images = to_host(array_of(images))
+        self._check_shape(images)
+        check_scale(images)
+
+        def look(rows: slice) -> list[Array]:
+            features = self._features(Tensor(to_device(images[rows])))
+            return [features.data, *(head(features).data.argmax(axis=1) for head in self.heads.values())]
+
+        with no_grad():
+            columns = zip(*over_microbatches(look, len(images), 128))
+        features, *found = (to_host(xp.concatenate(column)) for column in columns)
+        return dict(zip(self.heads, found)), features
+
+    def _check_shape(self, x: Any) -> None:
+        """Errors: ValueError for images of another shape, and for none."""
+        if x.ndim != 4 or tuple(x.shape[1:]) != (*self.size, self.in_channels) or not len(x):
+            raise ValueError(f"Classifier: images must be (N, {(*self.size, self.in_channels)}), not {x.shape}")
+
+
+def check_scale(x: Array) -> None:
+    """Refuse images (N, H, W, C) that are not in [-1, 1], because a classifier would be wrong about them in silence.
+
+    A fifth more is allowed, because samples overshoot. If no pixel of any image is below -0.2, they are in [0, 1], or
+    have nothing dark, which is rare. Errors: ValueError, which says from where to where the numbers run, or how many
+    images have a NaN.
+    """
+    low, high = float(x.min()), float(x.max())
+    if -1.2 <= low < -0.2 and high <= 1.2:
+        return
+    if low != low:
+        bad = [i for i, image in enumerate(x) if (image != image).any()]
+        raise ValueError(f"Classifier: {len(bad)} of {len(x)} images have a NaN, the first is number {bad[0]}")
+    hint = ": if they are in [0, 1], give 2 x - 1" if -0.2 <= low and high <= 1.2 else ""
+    raise ValueError(
+        f"Classifier: the numbers of the images must be in [-1, 1], but run from {low:g} to {high:g}{hint}"
+    )
 
 
 def judge_loss(judge: Classifier, x: Array, labels: Mapping[str, Any]) -> Tensor:

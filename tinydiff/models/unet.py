@@ -18,6 +18,11 @@ mean of the words' vectors. "To the left of" can only be obeyed by pixels that a
 the image to the other, where convolutions reach only a few pixels far. For C channels it costs 14 C^2 products per
 pixel (4 + 2 + 8 for the three), beside 18 C^2 for the convolutions of a residual block, so it belongs to the coarse
 levels, which have few pixels.
+
+The mean of the words' vectors also joins the noise level (`pooled`), so each residual block hears of the text as it
+hears of a label, at the fine levels too, and from the first steps: attention must first learn where to look, and what
+it says starts at zero. What the mean cannot say is which word belongs where. (Podell et al. 2023, "SDXL", section 2.1,
+add a vector of the whole text in the same place.)
 """
 
 from __future__ import annotations
@@ -46,7 +51,8 @@ class UNet(nn.Module):
     To learn the null class, replace labels by -1 at random in training (label dropout; Ho and Salimans 2022).
     context: the features of each vector of the context; None for a net without one. attention: the levels that have
     transformer blocks, 0 the finest; by default the coarsest if there is a context, else none. heads: of their
-    attention, a divisor of the channels there.
+    attention, a divisor of the channels there. pooled: whether the mean of the context, of its vectors that count,
+    enters with the noise level, through a linear layer; without a context it means nothing.
     Errors: ValueError for sizes that are not positive integers, groups or heads that do not divide the channels, levels
     that the net does not have, a context that no level attends to, and names of labels that could be no keyword
     arguments of this net.
@@ -66,6 +72,7 @@ class UNet(nn.Module):
         context: int | None = None,
         attention: Sequence[int] | None = None,
         heads: int = 4,
+        pooled: bool = True,
         rng: Rng | int | None = None,
     ):
         rng = as_rng(rng)
@@ -106,6 +113,7 @@ class UNet(nn.Module):
             name: nn.Embedding(integer(f"UNet: the number of values of {name!r}", n) + 1, embedding, rng=rng)
             for name, n in (labels or {}).items()
         }
+        self.pooled = nn.Linear(context, embedding, rng=rng) if context is not None and pooled else None
         self.first = nn.Conv2d(self.in_channels * self.patch**2, channels[0], 3, padding=1, rng=rng)
         self.down: list[nn.Module] = []
         self.up: list[nn.Module] = []
@@ -143,7 +151,10 @@ class UNet(nn.Module):
             found = repr(noise) if shape is None else f"of shape {shape}"
             raise ValueError(f"UNet: noise must be {(n,)}, one for each of x {x.shape}, not {found}")
         words = self._words(context, context_mask, n)
-        e = ops.silu(self._embed(noise, labels, n))  # (N, embedding)
+        e = self._embed(noise, labels, n)
+        if self.pooled is not None:
+            e = e + self.pooled(mean_of_words(*words))
+        e = ops.silu(e)  # (N, embedding)
         h = self.first(pixel_unshuffle(x, self.patch))  # (N, H/p, W/p, channels[0])
         skips = []
         for layer in self.down:
@@ -249,6 +260,16 @@ class SpatialTransformer(nn.Module):
         n, height, width, channels = x.shape
         tokens = ops.reshape(x, shape=(n, height * width, channels))  # (N, H, W, C) -> (N, HW, C)
         return ops.reshape(self.block(tokens, context, context_mask=mask), shape=x.shape)  # -> (N, H, W, C)
+
+
+def mean_of_words(context: Tensor, mask: Any = None) -> Tensor:
+    """The mean of those vectors (N, S, features) that count: (N, features). mask (N or 1, 1, 1, S) of bool; a row in
+    which none counts has the mean 0."""
+    if mask is None:
+        return ops.mean(context, axis=1)  # (N, S, features) -> (N, features)
+    share = xp.asarray(mask[:, 0, 0, :, None], context.dtype)  # (N or 1, S, 1)
+    share = share / xp.maximum(share.sum(axis=1, keepdims=True), 1)
+    return ops.sum(context * share, axis=1)  # (N, S, features) -> (N, features)
 
 
 def pixel_unshuffle(x: Tensor, patch: int) -> Tensor:

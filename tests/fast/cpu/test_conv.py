@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,17 @@ def test_any_geometry(at: Geometry, dtype: str) -> None:
         compare(at, 3, channels, out, dtype)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("channels", [2, 3, 8, 15, 16, 17, 40])
+def test_depthwise(channels: int, dtype: str) -> None:
+    """One channel in a group. Classes of one pixel and of many, fewer taps than are added together, and more."""
+    for at in (*GEOMETRIES, geometry((9, 8), 3, padding=1), geometry((12, 4), (5, 3), padding=2)):
+        at = replace(at, groups=channels)
+        given = arrays(at, 3, channels, channels, dtype)
+        assert conv.way_of(at, "xy", given["x"].shape, given["y"].shape) == "depthwise"
+        compare(at, 3, channels, channels, dtype)
+
+
 def test_many_channels_in_pieces() -> None:
     """More steps than are added at a time, with sums that are taken up again."""
     compare(geometry(4, 3, padding=1), 2, 300, 10, "float64")
@@ -112,8 +124,12 @@ def test_arrays_that_are_not_contiguous() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_number_that_is_none_stays_with_the_pixels_that_it_meets(value: float) -> None:
-    at = geometry((7, 7), 3, padding=1)
-    given = arrays(at, 2, 8, 40, "float32")
+    for groups, out in ((1, 40), (8, 8)):
+        at = geometry((7, 7), 3, padding=1, groups=groups)
+        none_stays(at, arrays(at, 2, 8, out, "float32"), value)
+
+
+def none_stays(at: Geometry, given: dict[str, np.ndarray], value: float) -> None:
     given["x"][0, 3, 3, 2] = given["y"][1, 3, 3, 5] = value  # not at the border
     for fast, op, names in THREE:
         none = [None] * ("w" in names)
@@ -150,6 +166,12 @@ def same_bits(at: Geometry, given: dict[str, np.ndarray], parts: int, monkeypatc
             monkeypatch.setattr(compiled, "threads_for", lambda _size, count=count: count)
             found.append(fast(*(given[name] for name in names), *none, geometry=at))
         assert np.array_equal(*found)
+
+
+@pytest.mark.parametrize("channels", [7, 40, 64])
+def test_parts_of_a_depthwise_convolution_change_no_bit(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = geometry((8, 9), 3, padding=1, groups=channels)
+    same_bits(at, arrays(at, 5, channels, channels, "float32"), 3, monkeypatch)
 
 
 @pytest.mark.parametrize("channels, out", [(0, 4), (4, 0), (0, 0)])

@@ -96,16 +96,33 @@ def test_any_number_of_rows(lines: int) -> None:
 
 @pytest.mark.parametrize("where", [0, 15, 16, 31, 32, 39])
 @pytest.mark.parametrize("value", [INF, -INF, NAN])
-def test_a_row_with_an_infinity_or_nan(where: int, value: float) -> None:
+@pytest.mark.parametrize("dtype", REAL)
+def test_a_row_with_an_infinity_or_nan(where: int, value: float, dtype: str) -> None:
     """At every place of a vector: only -inf in a softmax leaves the row what it was, with a weight of exactly 0."""
-    x = draw(3, 40)
+    x = draw(3, 40, dtype=dtype)
     x[1, where] = value
     with np.errstate(invalid="ignore"):
         z, right = ops.softmax(x), ops.softmax.forward(x)
         y = ops.layer_norm(x)
-    np.testing.assert_allclose(z, right, rtol=1e-14)
+    np.testing.assert_allclose(z, right, rtol=1e-14 if dtype == "float64" else 1e-6)
     assert np.isnan(z[1]).all() if value != -INF else z[1, where] == 0
     assert np.isnan(y[1]).all() and np.isfinite(y[[0, 2]]).all()
+
+
+@pytest.mark.parametrize("lines", [2, 3, 4, 5, 9])
+@pytest.mark.parametrize("dtype", REAL)
+def test_a_row_has_the_same_bits_alone(lines: int, dtype: str) -> None:
+    x, g, w = draw(lines, 37, dtype=dtype), draw(lines, 37, dtype=dtype, seed=1), draw(37, dtype=dtype)
+
+    def all_of(rows: slice) -> list[np.ndarray]:
+        t = Tensor(x[rows], requires_grad=True)
+        z, y = ops.softmax(t), ops.layer_norm(t, w, w)
+        return [z.data, y.data, *(grad(a, t, g[rows])[0].data for a in (z, y))]
+
+    together = all_of(slice(None))
+    for i in range(lines):
+        for found, alone in zip(together, all_of(slice(i, i + 1))):
+            assert found[i].tobytes() == alone[0].tobytes()
 
 
 def test_a_long_row_of_equal_numbers_keeps_its_digits() -> None:

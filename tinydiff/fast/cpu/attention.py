@@ -45,23 +45,28 @@ def softmax_numpy(x: Array, *, axis: int = -1) -> Any:
     if not is_real(x) or x.size == 0:
         return NotImplemented
     axis = axis_of(axis, x.ndim, "softmax")
-    moved = np.ascontiguousarray(np.moveaxis(x, axis, -1))
+    moved = np.ascontiguousarray(_moved(x, axis, -1))
     z = np.empty_like(moved)
     if not softmax_in_c(x=_rows(moved), z=_rows(z), scale=1):
         return _softmax_without_c(x, axis)
-    return np.ascontiguousarray(np.moveaxis(z, -1, axis))
+    return np.ascontiguousarray(_moved(z, -1, axis))
 
 
 @softmax.fast_vjp("numpy")
 def softmax_vjp_numpy(g: Array, z: Array, _x: Any, *, axis: int, residuals: Any) -> Any:
     if not is_real(g, z):
         return NotImplemented
-    g, z = (np.ascontiguousarray(np.moveaxis(a, axis, -1)) for a in (g, z))
+    g, z = (np.ascontiguousarray(_moved(a, axis, -1)) for a in (g, z))
     dx = np.empty_like(g)
     if not softmax_vjp_in_c(g=_rows(g), z=_rows(z), dx=_rows(dx), scale=1):
         np.subtract(g, np.einsum("...k,...k->...", g, z)[..., None], out=dx)
         dx *= z
-    return np.ascontiguousarray(np.moveaxis(dx, -1, axis))
+    return np.ascontiguousarray(_moved(dx, -1, axis))
+
+
+def _moved(a: Array, axis: int, to: int) -> Array:
+    """The array itself where nothing moves: the engine would copy the gradient if it were a view."""
+    return a if axis % a.ndim == to % a.ndim else np.moveaxis(a, axis, to)
 
 
 def _rows(a: Array) -> Array:

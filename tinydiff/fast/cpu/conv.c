@@ -18,7 +18,7 @@
 #define LANES (2 * WIDTH)               /* channels of a tile */
 #define TILE (REGISTERS == 32 ? 12 : 6) /* pixels of a tile: its sums, two vectors and a number fill the registers */
 #define FEW 4                           /* so few channels of the output do not fill a vector: see dots */
-#define STEPS 256                       /* taps and channels added at a time, or one run: their weights stay in a cache */
+#define STEPS 288                       /* taps and channels added at a time, or one run: their weights stay in a cache */
 #define CHUNK (1 << 18)                 /* bytes of x and y that are worked on at a time; they fit the second cache */
 
 typedef struct {
@@ -33,6 +33,7 @@ INLINE void tile(const int P, const int V, const real *const *x, real *const *y,
 {
     vec sum[TILE][2];
     const real *at[TILE];
+#pragma GCC unroll 12
     for (int p = 0; p < P; p++) {
         at[p] = x[p];
         for (int v = 0; v < V; v++)
@@ -51,9 +52,25 @@ INLINE void tile(const int P, const int V, const real *const *x, real *const *y,
                     sum[p][v] += at[p][c] * weight[v];
         }
     }
+#pragma GCC unroll 12
     for (int p = 0; p < P; p++)
         for (int v = 0; v < V; v++)
             store(y[p] + v * WIDTH, sum[p][v]);
+}
+
+/* sum[p][o] += x[p] w[o] in each of n channels of the input, at most WIDTH. */
+INLINE void add_products(const int P, const int O, vec (*sum)[FEW], const real *const *x, int64_t from, const real *w,
+                         int64_t w_step, int64_t n)
+{
+    vec weight[FEW];
+    for (int o = 0; o < O; o++)
+        weight[o] = load_some(w + o * w_step, n);
+#pragma GCC unroll 12
+    for (int p = 0; p < P; p++) {
+        vec of_x = load_some(x[p] + from, n);
+        for (int o = 0; o < O; o++)
+            sum[p][o] += of_x * weight[o];
+    }
 }
 
 /* P pixels and O channels, at most FEW. Here a vector is of channels of the input, and its elements are added at the
@@ -61,24 +78,19 @@ INLINE void tile(const int P, const int V, const real *const *x, real *const *y,
 INLINE void dots(const int P, const int O, const real *const *x, real *const *y, const Taps *taps)
 {
     vec sum[TILE][FEW];
+#pragma GCC unroll 12
     for (int p = 0; p < P; p++)
         for (int o = 0; o < O; o++)
             sum[p][o] = (vec){0};
     for (int64_t run = 0; run < taps->runs; run++) {
         const real *w = taps->w + taps->tap[run] * taps->C;
-        int64_t start = taps->start[run] * taps->I, length = taps->length[run] * taps->C;
-        for (int64_t c = 0; c < length; c += WIDTH) {
-            vec weight[FEW];
-            for (int o = 0; o < O; o++)
-                weight[o] = load_some(w + o * taps->T * taps->C + c, length - c);
-#pragma GCC unroll 12
-            for (int p = 0; p < P; p++) {
-                vec of_x = load_some(x[p] + start + c, length - c);
-                for (int o = 0; o < O; o++)
-                    sum[p][o] += of_x * weight[o];
-            }
-        }
+        int64_t start = taps->start[run] * taps->I, length = taps->length[run] * taps->C, c = 0;
+        for (; c + WIDTH <= length; c += WIDTH)
+            add_products(P, O, sum, x, start + c, w + c, taps->T * taps->C, WIDTH);
+        if (c < length)
+            add_products(P, O, sum, x, start + c, w + c, taps->T * taps->C, length - c);
     }
+#pragma GCC unroll 12
     for (int p = 0; p < P; p++)
         for (int o = 0; o < O; o++)
             y[p][o] = taps->b[o] + sum_of_elements(sum[p][o]);
@@ -97,13 +109,14 @@ SUMS(tile_1_2, tile, 1, 2)
 SUMS(tile_third_2, tile, THIRD, 2)
 SUMS(tile_most_2, tile, 2 * THIRD, 2)
 SUMS(tile_all_2, tile, TILE, 2)
-SUMS(dots_1, dots, THIRD, 1)
-SUMS(dots_2, dots, THIRD, 2)
+SUMS(dots_1, dots, TILE, 1)
+SUMS(dots_2, dots, TILE, 2)
 SUMS(dots_3, dots, THIRD, 3)
 SUMS(dots_4, dots, THIRD, 4)
 static const int SIZES[] = {1, THIRD, 2 * THIRD, TILE};
 static Sums *const OF_TILE[2][4] = {{tile_1_1, tile_third_1, tile_most_1, tile_all_1},
                                     {tile_1_2, tile_third_2, tile_most_2, tile_all_2}};
+static const int OF_FEW[FEW] = {TILE, TILE, THIRD, THIRD}; /* pixels, for as many sums as there are registers */
 static Sums *const OF_DOTS[FEW] = {dots_1, dots_2, dots_3, dots_4};
 
 /* Of at most TILE pixels and LANES channels. x and y have room for TILE pixels. */
@@ -113,7 +126,7 @@ static void sums(int pixels, const real **x, real **y, const Taps *taps, int64_t
     int size = 0, partial = !few && lanes % WIDTH;
     while (SIZES[size] < pixels)
         size++;
-    int P = few ? (pixels + THIRD - 1) / THIRD * THIRD : SIZES[size];
+    int P = few ? TILE : SIZES[size];
     if (partial || P > pixels)
         for (int p = 0; p < P; p++) {
             wanted[p] = y[p < pixels ? p : 0];
@@ -123,7 +136,7 @@ static void sums(int pixels, const real **x, real **y, const Taps *taps, int64_t
                 y[p] = memcpy(rows[p], wanted[p], lanes * sizeof(real));
         }
     if (few)
-        for (int p = 0; p < P; p += THIRD)
+        for (int p = 0; p < P; p += OF_FEW[lanes - 1])
             OF_DOTS[lanes - 1](x + p, y + p, taps);
     else
         OF_TILE[lanes > WIDTH][size](x, y, taps);
@@ -170,9 +183,10 @@ int conv(const real *restrict x, const real *restrict w, const real *restrict b,
     int64_t C = I / groups, out = O / groups, blocks = (out + LANES - 1) / LANES, block = T * C * LANES;
     int64_t images = CHUNK / (int64_t)sizeof(real) / (S * I + D * O + 1) + 1;
     int few = out <= FEW && C >= WIDTH;
-    real *packed = calloc(blocks * (block + LANES), sizeof(real)), *bias = packed + blocks * block;
-    if (!packed)
+    real *memory = calloc(blocks * (block + LANES) + WIDTH, sizeof(real));
+    if (!memory)
         return 1;
+    real *packed = aligned(memory), *bias = packed + blocks * block;
     for (int64_t g = 0; g < groups; g++) {
         pack(w, packed, T, C, out, g, transposed ? I : O, transposed, few);
         if (b)
@@ -204,6 +218,6 @@ int conv(const real *restrict x, const real *restrict w, const real *restrict b,
                     } while (run < end);
                 }
     }
-    free(packed);
+    free(memory);
     return 0;
 }

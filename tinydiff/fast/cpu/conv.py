@@ -1,5 +1,5 @@
-"""Convolution on NumPy: in C without patches (conv.c, conv_weight.c), or, where there is no compiler, by patches
-(fast/patches.py)."""
+"""Convolution on NumPy: in C without patches (conv.c, conv_weight.c, winograd.c, depthwise.c), or, where there is no
+compiler, by patches (fast/patches.py)."""
 
 from __future__ import annotations
 
@@ -38,6 +38,16 @@ winograd_weight_grad_in_c = Function(
     "in x(N,H,W,C), in y(N,OH,OW,O), out w(3,3,C,O), int N, int H, int W, int C, int OH, int OW, int O, "
     "int top, int left, int part, int parts",
 )
+depthwise_in_c = Function(
+    "depthwise",
+    "in x(N,S,C), in w(T,1,C), in b(C)?, out y(N,D,C), in int64 lists(L), int K, int P, int R, "
+    "int N, int S, int T, int D, int C, int part, int parts",
+)
+depthwise_weight_grad_in_c = Function(
+    "depthwise_weight_grad",
+    "in x(N,S,C), in y(N,D,C), out w(T,1,C), in int64 lists(L), int K, int P, int R, "
+    "int N, int S, int T, int D, int C, int part, int parts",
+)
 
 FEW = 8  # with fewer channels, those of several taps are worked on together
 
@@ -72,6 +82,10 @@ def conv2d_weight_grad_numpy(x: Array, y: Array, *, geometry: Geometry) -> Any:
         w = conv2d_weight_grad_numpy(y, x, geometry=turned)
         return np.ascontiguousarray(w[::-1, ::-1].swapaxes(2, 3))  # (kh, kw, O, C) -> (kh, kw, C, O)
     w = np.empty((*geometry.kernel, channels, y.shape[3]), x.dtype)
+    if way == "depthwise":
+        rows, rows_of_y = (_merged(np.ascontiguousarray(a), 1) for a in (x, y))  # (N, H, W, C) -> (N, H W, C)
+        done = depthwise_weight_grad_in_c(x=rows, y=rows_of_y, w=_merged(w, 0), **lists(geometry, False))
+        return w if done else patches.conv2d_weight_grad(TOOLS, x, y, geometry)
     together = groups == 1 and channels < FEW
     image, padding = (_padded(x, geometry), ((0, 0), (0, 0))) if together else (x, geometry.padding)
     (sh, sw), (dh, dw), ((top, _), (left, _)) = geometry.stride, geometry.dilation, padding
@@ -85,9 +99,9 @@ def conv2d_weight_grad_numpy(x: Array, y: Array, *, geometry: Geometry) -> Any:
 
 @functools.lru_cache(256)
 def way_of(geometry: Geometry, names: str, *shapes: Any) -> str | None:
-    """How to compute one of the three: "taps" or "winograd"; None if the shapes do not fit the geometry or there are no
-    channels: then the page runs, which says what is wrong. names, of the arrays: x (N, H, W, C), w (kh, kw, C/G, O),
-    y (N, OH, OW, O), and the biases b (O,) and c (C,), which may lack."""
+    """How to compute one of the three: "taps", "winograd" or "depthwise"; None if the shapes do not fit the geometry or
+    there are no channels: then the page runs, which says what is wrong. names, of the arrays: x (N, H, W, C), w (kh,
+    kw, C/G, O), y (N, OH, OW, O), and the biases b (O,) and c (C,), which may lack."""
     axes = {"x": "NHWC", "w": "hwcO", "y": "NIJO", "b": "O", "c": "C"}
     lengths = dict(zip("HWIJhw", (*geometry.size, *geometry.out, *geometry.kernel)))
     for name, shape in zip(names, shapes):
@@ -102,6 +116,8 @@ def way_of(geometry: Geometry, names: str, *shapes: Any) -> str | None:
     channels, out = lengths["C"], lengths["O"]
     if not channels or channels % geometry.groups or out % geometry.groups:
         return None
+    if geometry.groups == channels == out > 1:
+        return "depthwise"
     result = geometry.size if names[0] == "y" else geometry.out  # the image whose tiles are computed
     return "winograd" if by_winograd(geometry, result, channels, out) else "taps"
 
@@ -126,15 +142,16 @@ def _conv(way: str, x: Array, w: Array, b: Any, y: Array, geometry: Geometry, tr
         (top, _), (left, _) = geometry.padding
         top, left = (2 - top, 2 - left) if transposed else (top, left)  # the taps are turned round
         return winograd_in_c(x=x, w=w, b=b, y=y, top=top, left=left, transposed=transposed)
-    return conv_in_c(
-        x=_merged(x, 1),  # (N, H, W, C) -> (N, H W, C)
-        w=_merged(w, 0),  # (kh, kw, C, O) -> (kh kw, C, O)
-        b=b,
-        y=_merged(y, 1),
-        groups=geometry.groups,
-        transposed=transposed,
+    given = {
+        "x": _merged(x, 1),  # (N, H, W, C) -> (N, H W, C)
+        "w": _merged(w, 0),  # (kh, kw, C, O) -> (kh kw, C, O)
+        "b": b,
+        "y": _merged(y, 1),
         **lists(geometry, transposed),
-    )
+    }
+    if way == "depthwise":
+        return depthwise_in_c(**given)
+    return conv_in_c(**given, groups=geometry.groups, transposed=transposed)
 
 
 def _merged(a: Array, axis: int) -> Array:

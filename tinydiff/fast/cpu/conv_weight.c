@@ -12,6 +12,7 @@
 #define LANES (2 * WIDTH)               /* channels of a tile */
 #define TILE (REGISTERS == 32 ? 12 : 6) /* rows of w in a tile */
 #define PIXELS 256 /* at a time; their sums are then added to w, which keeps the sums of many pixels accurate */
+#define OFTEN 256  /* rows of w that are worth a copy of y */
 
 typedef struct {
     const int64_t *in_x, *in_y; /* where each pixel of y begins, and where in x the tap meets it */
@@ -24,6 +25,7 @@ INLINE void tile(const int K, const int V, const Places *at, const real *const *
 {
     vec sum[TILE][2];
     const real *of_x[TILE];
+#pragma GCC unroll 12
     for (int k = 0; k < K; k++) {
         of_x[k] = x[k];
         for (int v = 0; v < V; v++)
@@ -40,6 +42,7 @@ INLINE void tile(const int K, const int V, const Places *at, const real *const *
             for (int v = 0; v < V; v++)
                 sum[k][v] += of_x[k][m] * of_y[v];
     }
+#pragma GCC unroll 12
     for (int k = 0; k < K; k++)
         for (int v = 0; v < V; v++)
             store(w + k * w_step + v * WIDTH, load(w + k * w_step + v * WIDTH) + sum[k][v]);
@@ -72,21 +75,33 @@ int conv_weight_grad(const real *restrict x, const real *restrict y, real *restr
                      int64_t parts)
 {
     int64_t groups = I / C, out = O / groups, columns = (out + LANES - 1) / LANES * LANES, all = KH * KW * C;
-    int64_t y_step = out % WIDTH ? groups * columns : O, y_group = out % WIDTH ? columns : out;
-    real *sums = calloc(groups * all * columns + PIXELS * groups * columns, sizeof(real));
-    if (!sums)
+    /* Blocks of LANES channels are copied so that each lies in one piece: where out is no whole number of vectors, and
+       where they are read so often that it is worth while, because they then stay in the first cache. */
+    int copied = out % WIDTH || all >= OFTEN;
+    int64_t y_step = copied ? LANES : O, y_block = copied ? PIXELS * LANES : LANES;
+    int64_t y_group = copied ? PIXELS * columns : out;
+    real *memory = calloc(groups * all * columns + PIXELS * groups * columns + WIDTH, sizeof(real));
+    if (!memory)
         return 1;
-    real *copy = sums + groups * all * columns;
+    real *sums = aligned(memory), *copy = sums + groups * all * columns;
     int64_t in_x[PIXELS], in_y[PIXELS];
     int64_t each = together ? KH * KW : 1, units = KH * KW / each; /* a unit, of so many taps, is in one part */
     int64_t first_tap = units * part / parts * each, last_tap = units * (part + 1) / parts * each;
     for (int64_t first = 0; first < N * OH * OW; first += PIXELS) {
         int64_t pixels = N * OH * OW - first < PIXELS ? N * OH * OW - first : PIXELS;
         const real *of_y = y + first * O;
-        if (out % WIDTH) { /* no whole vectors: read from a copy that has */
-            for (int64_t p = 0; p < pixels; p++)
-                for (int64_t g = 0; g < groups; g++)
-                    memcpy(copy + (p * groups + g) * columns, of_y + p * O + g * out, out * sizeof(real));
+        if (copied) {
+            for (int64_t g = 0; g < groups; g++)
+                for (int64_t o = 0; o < out; o += LANES)
+                    for (int64_t p = 0; p < pixels; p++) {
+                        const real *from = of_y + p * O + g * out + o;
+                        real *to = copy + g * y_group + o / LANES * y_block + p * LANES;
+                        if (out - o < LANES)
+                            for (int64_t l = 0; l < out - o; l++) /* quicker than a memcpy of few bytes */
+                                to[l] = from[l];
+                        else
+                            store(to, load(from)), store(to + WIDTH, load(from + WIDTH));
+                    }
             of_y = copy;
         }
         for (int64_t t = first_tap; t < last_tap; t += each) {
@@ -113,7 +128,7 @@ int conv_weight_grad(const real *restrict x, const real *restrict y, real *restr
                             size--;
                         for (int64_t k = c; k < c + SIZES[size]; k++) /* tap (u, v), if it is not the first, and channel */
                             of_x[k - c] = x + (dh * (k / C / KW) * W + dw * (k / C % KW)) * I + g * C + k % C;
-                        OF_TILE[out - o > WIDTH][size](&at, of_x, of_y + g * y_group + o,
+                        OF_TILE[out - o > WIDTH][size](&at, of_x, of_y + g * y_group + o / LANES * y_block,
                                                        sums + ((g * KH * KW + t) * C + c) * columns + o, columns);
                         c += SIZES[size];
                     }
@@ -122,6 +137,6 @@ int conv_weight_grad(const real *restrict x, const real *restrict y, real *restr
     for (int64_t g = 0; g < groups; g++)
         for (int64_t r = first_tap * C; r < last_tap * C; r++)
             memcpy(w + r * O + g * out, sums + (g * all + r) * columns, out * sizeof(real));
-    free(sums);
+    free(memory);
     return 0;
 }

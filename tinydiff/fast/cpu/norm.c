@@ -298,22 +298,32 @@ int norm_vjp(const real *restrict g, const real *restrict x, const real *restric
 
 /* ---------------------------------------------------------------- rows with statistics of their own */
 
+#define TOGETHER 4 /* rows, so that one need not wait for the sum of another */
+
 /* Layer norm, y = xhat w + b, of A rows of C numbers: norm with L = G = 1, but without sums for each channel. */
 int layer_norm(const real *restrict x, const real *restrict weight, const real *restrict bias, real *restrict y,
     real *restrict mean, real *restrict rstd, int64_t A, int64_t C, real eps, int64_t part, int64_t parts)
 {
-    x += A * part / parts * C, y += A * part / parts * C;
-    for (int64_t a = A * part / parts; a < A * (part + 1) / parts; a++, x += C, y += C) {
-        const real m = mean[a] = sum_along(x, NULL, C) / C;
-        for (int64_t c = 0; c < C; c++)
-            y[c] = x[c] - m;
-        const real r = rstd[a] = 1 / sqrt(sum_along(y, y, C) / C + eps);
-        if (weight)
+    const int64_t end = A * (part + 1) / parts;
+    for (int64_t first = A * part / parts, last; first < end; first = last) {
+        last = first + TOGETHER < end ? first + TOGETHER : end;
+        for (int64_t a = first; a < last; a++)
+            mean[a] = sum_along(x + a * C, NULL, C) / C;
+        for (int64_t a = first; a < last; a++)
             for (int64_t c = 0; c < C; c++)
-                y[c] = y[c] * r * weight[c] + bias[c];
-        else
-            for (int64_t c = 0; c < C; c++)
-                y[c] *= r;
+                y[a * C + c] = x[a * C + c] - mean[a];
+        for (int64_t a = first; a < last; a++)
+            rstd[a] = 1 / sqrt(sum_along(y + a * C, y + a * C, C) / C + eps);
+        for (int64_t a = first; a < last; a++) {
+            real *restrict ya = y + a * C;
+            const real r = rstd[a];
+            if (weight)
+                for (int64_t c = 0; c < C; c++)
+                    ya[c] = ya[c] * r * weight[c] + bias[c];
+            else
+                for (int64_t c = 0; c < C; c++)
+                    ya[c] *= r;
+        }
     }
     return 0;
 }

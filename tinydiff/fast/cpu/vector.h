@@ -65,14 +65,26 @@ INLINE vec load_some(const real *p, int64_t n)
     return v;
 }
 
+/* The elements from `by` on, and then those before. */
+INLINE vec turned(vec v, const int by)
+{
+#ifdef __clang__ /* as above */
+    vec t = v;
+    for (int i = 0; i < WIDTH; i++)
+        t[i] = v[(i + by) % WIDTH];
+    return t;
+#else
+    typedef bits places __attribute__((vector_size(BYTES), aligned(sizeof(bits))));
+    static const bits from[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23};
+    return __builtin_shuffle(v, *(const places *)(from + by)); /* modulo WIDTH */
+#endif
+}
+
 /* The sum of the elements: of both halves, of the quarters of that, and so on. */
 INLINE real sum_of_elements(vec v)
 {
-    real a[WIDTH];
-    store(a, v);
 #pragma GCC unroll 8
     for (int half = WIDTH / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++)
-            a[i] += a[i + half];
-    return a[0];
+        v += turned(v, half);
+    return v[0];
 }

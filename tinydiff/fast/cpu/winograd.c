@@ -139,6 +139,7 @@ INLINE void product(const int V, const real *x, int64_t x_step, const real *w, i
 {
     vec sum[ROWS][2];
     const real *at[ROWS];
+#pragma GCC unroll 12
     for (int p = 0; p < ROWS; p++) {
         at[p] = x + p * x_step;
         for (int v = 0; v < V; v++)
@@ -153,6 +154,7 @@ INLINE void product(const int V, const real *x, int64_t x_step, const real *w, i
             for (int v = 0; v < V; v++)
                 sum[p][v] += at[p][c] * weight[v];
     }
+#pragma GCC unroll 12
     for (int p = 0; p < ROWS; p++)
         for (int v = 0; v < V; v++)
             store(y + p * y_step + v * WIDTH, sum[p][v]);
@@ -163,6 +165,7 @@ INLINE void transposed_product(const int K, const int V, const real *x, int64_t 
                                int64_t T, real *w, int64_t w_step)
 {
     vec sum[ROWS][2];
+#pragma GCC unroll 12
     for (int k = 0; k < K; k++)
         for (int v = 0; v < V; v++)
             sum[k][v] = (vec){0};
@@ -175,6 +178,7 @@ INLINE void transposed_product(const int K, const int V, const real *x, int64_t 
             for (int v = 0; v < V; v++)
                 sum[k][v] += x[k] * of_y[v];
     }
+#pragma GCC unroll 12
     for (int k = 0; k < K; k++)
         for (int v = 0; v < V; v++)
             store(w + k * w_step + v * WIDTH, load(w + k * w_step + v * WIDTH) + sum[k][v]);
