@@ -28,7 +28,7 @@ import common
 import numpy as np
 
 from tinydiff import Rng, data, plot, saving
-from tinydiff.backend import to_host
+from tinydiff.backend import to_device, to_host
 from tinydiff.latents import LatentSpace
 from tinydiff.models import tutorial
 from tinydiff.models.autoencoder import (
@@ -49,15 +49,16 @@ RESTARTS = 20  # times in the first half that the codes nobody uses are put else
 def main() -> int:
     args = arguments()
     if args.draw_only:
-        args, net = finished(args)
+        space = finished(args)
     else:
         images = pictures_of(args)
-        net = new_net(args, images.shape[1:])
+        args.shape = list(images.shape[1:])
+        net = new_net(args)
         print(f"{net.count():,} parameters, {len(images):,} images; pictures go to {args.out}", file=sys.stderr)
         if not trained(net, images, args):
             return 130  # as a shell reports an interrupted program
-    space = keep(net, args)
-    draw(net, space, args)
+        space = keep(net, images, args)
+    draw(space, args)
     return 0
 
 
@@ -76,14 +77,14 @@ def scaled(images, args):
     return data.to_float(images, *((0, 1) if args.kind == "tutorial" else (-1, 1)))
 
 
-def new_net(args, shape):
+def new_net(args):
     rng = Rng(args.seed).child("model")
     if args.kind == "tutorial":
         return tutorial.Autoencoder(rng=rng)
     options = {"kl_weight": args.kl_weight} if args.kind == "variational" else {}
     options |= {"codes": args.codes} if args.kind == "codebook" else {}
     channels = [min(32 * 2**i, 96) for i in range(args.levels)]
-    return KINDS[args.kind](shape[-1], channels, args.latent, rng=rng, **options)
+    return KINDS[args.kind](args.shape[-1], channels, args.latent, rng=rng, **options)
 
 
 # ---------------------------------------------------------------- the training
@@ -101,10 +102,10 @@ def trained(net, images, args):
 
     def on_record(state):
         if args.kind == "codebook":
-            few = scaled(images[:: max(1, len(images) // 256)], args)
+            few = to_device(scaled(images[:: max(1, len(images) // 256)], args))
             if state.step < steps / 2:
                 net.restart(few, Rng(args.seed).child("restart").child(state.step))
-            state.records[-1]["perplexity"] = net.perplexity(net.indices(net._encoded(few)))
+            state.records[-1]["perplexity"] = net.perplexity(net.indices(net.features(few)))
         plot.loss_curve(state.records, args.out / "loss.png", x="step", title=f"{args.kind} autoencoder, {args.data}")
 
     tutorials = args.kind == "tutorial"
@@ -118,7 +119,7 @@ def trained(net, images, args):
         microbatch=args.microbatch,
         threads=args.threads,
         seed=args.seed,
-        schedule=constant() if tutorials else warmup(min(100, steps // 10), cosine(steps)),
+        schedule=constant() if tutorials else warmup(max(1, min(100, steps // 10)), cosine(steps)),
         schedule_by="step",
         out=args.out,
         resume=args.resume,
@@ -133,11 +134,9 @@ def trained(net, images, args):
 SETTINGS = ("data", "kind", "latent", "levels", "kl_weight", "codes", "seed", "shape")  # kept beside its weights
 
 
-def keep(net, args):
+def keep(net, images, args):
     """The latent space, with the mean and deviation of its latents; latent_space.npz."""
-    images = pictures_of(args)
-    args.shape = list(images.shape[1:])
-    space = LatentSpace(net, images.shape[1:])
+    space = LatentSpace(net, tuple(args.shape))
     space.measure(scaled(images[:10_000], args))
     settings = {name: getattr(args, name) for name in SETTINGS}
     saving.save(args.out / "latent_space.npz", {"space": space.state_dict(), "settings": settings})
@@ -145,20 +144,19 @@ def keep(net, args):
 
 
 def finished(args):
-    """The options that the run in --out had, and its net."""
+    """The latent space of the run in --out; the options that it was trained with replace those of now."""
     path = args.out / "latent_space.npz"
     state = common.checkpoint_of(path, "09_autoencoder.py")
     try:
-        for name in SETTINGS:
-            setattr(args, name, state["settings"][name])
-        net = new_net(args, args.shape)
-        LatentSpace(net, tuple(args.shape)).load_state_dict(state["space"])
+        vars(args).update({name: state["settings"][name] for name in SETTINGS})
+        space = LatentSpace(new_net(args), tuple(args.shape))
+        space.load_state_dict(state["space"])
     except (LookupError, TypeError, ValueError) as error:
         sys.exit(f"{path} is no latent space of this example: {error!r}")
-    return args, net
+    return space
 
 
-def draw(net, space, args, count=10):
+def draw(space, args, count=10):
     """pairs.png, walk.png, prior.png; and print how near the test images come back."""
     test = scaled(pictures_of(args, "test"), args)
     latents = space.encode(test)
@@ -167,7 +165,8 @@ def draw(net, space, args, count=10):
     print(f"{space.shape[0]}x{space.shape[1]}x{space.shape[2]} = {np.prod(space.shape)} numbers for "
           f"{np.prod(space.image)}; mean squared error {error:.5f} on {len(test):,} test images")  # fmt: skip
     if args.kind == "codebook":
-        used = net.perplexity(net.indices(net._encoded(test[:1000])))
+        net = space.autoencoder
+        used = net.perplexity(net.indices(net.features(to_device(test[:1000]))))
         print(f"perplexity {used:.0f} of {args.codes} codes")
 
     def grid(images, name, rows, **options):

@@ -142,7 +142,7 @@ def test_a_code_is_the_nearest_and_lets_gradients_pass():
     np.testing.assert_array_equal(host(net.indices(z)), distance.argmin(axis=-1))
     x = images(dtype="float64")
     straight, cost = net.bottleneck(x, Rng(0))
-    encoded = net._encoded(x)
+    encoded = net.features(x)
     np.testing.assert_allclose(host(straight), host(net.encode(x)), rtol=1e-12, atol=1e-12)
     error = ((host(encoded) - host(straight)) ** 2).mean()
     assert float(host(cost)) == pytest.approx(1.25 * error, rel=1e-9)
@@ -157,7 +157,7 @@ def test_a_code_is_the_nearest_and_lets_gradients_pass():
 
 def test_a_code_that_nothing_is_near_moves_to_a_vector():
     net = QuantisedAutoencoder(3, (8,), latent=2, codes=5, rng=0)
-    vectors = host(net._encoded(images())).reshape(-1, 2)
+    vectors = host(net.features(images())).reshape(-1, 2)
     codes = np.full((5, 2), 100, "float32")
     codes[0] = vectors.mean(axis=0)  # the nearest to all
     net.codebook.weight.data = to_device(codes)
@@ -165,7 +165,7 @@ def test_a_code_that_nothing_is_near_moves_to_a_vector():
     after = host(net.codebook.weight)
     np.testing.assert_array_equal(after[0], codes[0])
     assert all(np.abs(vectors - code).max(axis=1).min() < 1e-6 for code in after[1:])
-    assert len(np.unique(host(net.indices(net._encoded(images()))))) > 1
+    assert len(np.unique(host(net.indices(net.features(images()))))) > 1
 
 
 def test_perplexity_counts_the_codes_in_use():

@@ -101,9 +101,10 @@ class Autoencoder(nn.Module):
     def encode(self, x: Any) -> Tensor:
         """z (N, h, w, latent). Errors: ValueError for images of other channels, or sides that are no multiples of
         reduction."""
-        return self._encoded(x)
+        return self.features(x)
 
-    def _encoded(self, x: Any) -> Tensor:
+    def features(self, x: Any) -> Tensor:
+        """What the encoder gives, before it becomes z: (N, h, w, outputs_per_latent latent)."""
         x = x if isinstance(x, Tensor) else Tensor(x)
         if x.ndim != 4 or x.shape[3] != self.in_channels or x.shape[1] % self.reduction or x.shape[2] % self.reduction:
             raise ValueError(
@@ -139,7 +140,7 @@ class VariationalAutoencoder(Autoencoder):
     def distribution(self, x: Any) -> tuple[Tensor, Tensor]:
         """mu and ln sigma^2 of z, (N, h, w, latent) each. The logarithm is kept in [-20, 10], as in Stable Diffusion,
         so that no first guess is infinite; its gradient is 0 beyond."""
-        mean, log_variance = ops.split(self._encoded(x), 2, axis=3)
+        mean, log_variance = ops.split(self.features(x), 2, axis=3)
         return mean, ops.clip(log_variance, low=-20.0, high=10.0)
 
     def encode(self, x: Any) -> Tensor:
@@ -175,10 +176,10 @@ class QuantisedAutoencoder(Autoencoder):
         return ((codes * codes).sum(axis=1) - 2 * (flat @ codes.T)).argmin(axis=1).reshape(values.shape[:-1])
 
     def encode(self, x: Any) -> Tensor:
-        return self.codebook(self.indices(self._encoded(x)))
+        return self.codebook(self.indices(self.features(x)))
 
     def bottleneck(self, x: Any, rng: Rng, sample_offset: int = 0) -> tuple[Tensor, Any]:
-        z = self._encoded(x)
+        z = self.features(x)
         q = self.codebook(self.indices(z))
         straight = z + (q - z).detach()
         return straight, ops.mse_loss(q, z.detach()) + COMMITMENT * ops.mse_loss(z, q.detach())
@@ -188,7 +189,7 @@ class QuantisedAutoencoder(Autoencoder):
         """Put each code that is nearest to no vector of these images in the place of a random one of the vectors, and
         say how many there were. A code that nothing is near gets no gradient, so by itself it stays where it is: call
         this now and then in the first part of a training (Dhariwal et al. 2020, "Jukebox", section 3)."""
-        z = self._encoded(x)
+        z = self.features(x)
         vectors = z._data.reshape(-1, self.latent)
         used = xp.bincount(self.indices(z).reshape(-1), minlength=self.codebook.num_embeddings) > 0
         chosen = vectors[rng.integers(len(vectors), self.codebook.num_embeddings)]
