@@ -128,6 +128,12 @@ def finite(text):
     return float(text)
 
 
+def not_negative(text):
+    if not 0 <= float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"must be 0 or more and finite, not {text}")
+    return float(text)
+
+
 def positive(text):
     if not 0 < float(text) < math.inf:
         raise argparse.ArgumentTypeError(f"must be positive and finite, not {text}")

@@ -22,7 +22,9 @@ QUICKSTART, SCORE_UNET = EXAMPLES / "quickstart.py", EXAMPLES / "03_score_unet.p
 USING, JUDGE = EXAMPLES / "04_using_a_model.py", EXAMPLES / "05_judge.py"
 LIKELIHOOD, CONDITIONAL = EXAMPLES / "06_likelihood.py", EXAMPLES / "07_conditional_unet.py"
 CLASSIFIER, WORDS = EXAMPLES / "08_classifier.py", EXAMPLES / "text_to_image.py"
-ALL = [ONE_DIMENSION, TWO_DIMENSIONS, QUICKSTART, SCORE_UNET, USING, JUDGE, LIKELIHOOD, CONDITIONAL, CLASSIFIER, WORDS]
+AUTOENCODER = EXAMPLES / "09_autoencoder.py"
+ALL = [ONE_DIMENSION, TWO_DIMENSIONS, QUICKSTART, SCORE_UNET, USING, JUDGE, LIKELIHOOD, CONDITIONAL, CLASSIFIER]
+ALL += [AUTOENCODER, WORDS]
 sys.path.insert(0, str(EXAMPLES))  # as Python does for a script: what they share lies beside them
 
 
@@ -317,6 +319,31 @@ def test_samples_of_words_are_judged_between_real_pictures_and_noise(tmp_path, m
     real, _, _, noise, *_ = ({name: float(cell.split()[0]) for name, cell in zip(header[1:], row[1:])} for row in rows)
     assert real["digit"] > 60 > 40 > noise["digit"] and real["Frechet distance"] < noise["Frechet distance"] / 10
     assert real["precision"] > 80 and real["recall"] > 80 > noise["recall"] and real["copies"] < 6 > noise["copies"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "count", "numbers"), [("tutorial", 709, "10x10x4 = 400"), ("variational", 40_456, "14x14x2 = 392"),
+                                   ("codebook", 40_902, "14x14x2 = 392")]
+)  # fmt: skip
+def test_an_autoencoder_is_trained_and_drawn_again(tmp_path, data_dir, monkeypatch, capsys, kind, count, numbers):
+    out = tmp_path / "run"
+    options = ["--data-dir", data_dir, "--out", out, "--kind", kind]
+    assert main(monkeypatch, AUTOENCODER, *options, "--epochs", 2, "--batch-size", 8) == 0
+    printed = capsys.readouterr()
+    assert f"{count:,} parameters, 24 images" in printed.err
+    assert re.search(rf"{numbers} numbers for 784; mean squared error 0\.\d+ on 24 test images", printed.out)
+    assert ("perplexity" in printed.out) == (kind == "codebook")
+    names = ["checkpoint.npz", "latent_space.npz", "log.jsonl", "loss.png", "pairs.png", "prior.png", "walk.png"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    first = (out / "walk.png").read_bytes()
+    (out / "walk.png").unlink()
+    assert main(monkeypatch, AUTOENCODER, "--data-dir", data_dir, "--out", out, "--draw-only") == 0
+    assert (out / "walk.png").read_bytes() == first and printed.out == capsys.readouterr().out
+    if kind == "tutorial":
+        assert main(monkeypatch, AUTOENCODER, "--kind", kind, "--data", "scenes") == 2
+        saving.save(out / "latent_space.npz", {"settings": {}})
+        assert "is no latent space of this example" in main(monkeypatch, AUTOENCODER, "--out", out, "--draw-only")
 
 
 @pytest.mark.slow

@@ -209,22 +209,24 @@ class UNet(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))) scaled and shifted by the embedding));
+    """x + conv(silu(norm(conv(silu(norm(x)))) scaled and shifted by the embedding, if there is one));
     a 1x1 convolution if the width changes.
     """
 
-    def __init__(self, inside: int, outside: int, embedding: int, groups: int, rng: Rng):
+    def __init__(self, inside: int, outside: int, embedding: int | None, groups: int, rng: Rng):
         self.norm1, self.conv1 = nn.GroupNorm(groups, inside), nn.Conv2d(inside, outside, 3, padding=1, rng=rng)
-        self.modulate = nn.Linear(embedding, 2 * outside, rng=rng)
+        self.modulate = None if embedding is None else nn.Linear(embedding, 2 * outside, rng=rng)
         self.norm2 = nn.GroupNorm(groups, outside)
         self.conv2 = _zero(nn.Conv2d(outside, outside, 3, padding=1, rng=rng))
         self.shortcut = nn.Conv2d(inside, outside, 1, rng=rng) if inside != outside else None
 
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+    def forward(self, x: Tensor, e: Tensor | None = None) -> Tensor:
         h = self.conv1(self.norm1(x, silu=True))
-        scale, shift = ops.split(self.modulate(e), 2, axis=1)  # (N, outside) each
-        # (xhat w + b) (scale + 1) + shift is a norm with a weight and a bias per sample.
-        weight, bias = self.norm2.weight * (scale + 1), self.norm2.bias * (scale + 1) + shift
+        weight, bias = self.norm2.weight, self.norm2.bias
+        if self.modulate is not None:
+            scale, shift = ops.split(self.modulate(e), 2, axis=1)  # (N, outside) each
+            # (xhat w + b) (scale + 1) + shift is a norm with a weight and a bias per sample.
+            weight, bias = weight * (scale + 1), bias * (scale + 1) + shift
         h = self.conv2(ops.group_norm(h, weight, bias, groups=self.norm2.num_groups, silu=True))
         return h + (x if self.shortcut is None else self.shortcut(x))
 
