@@ -108,7 +108,10 @@ def seed(text):
 def directory(text):
     """The type of --out: a directory that is there, or can be made, and into which this user may write."""
     path = Path(text).absolute()
-    there = next(p for p in [path, *path.parents] if p.exists())
+    try:
+        there = next(p for p in [path, *path.parents] if p.exists())
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text} cannot be made: {error}") from error
     if not there.is_dir():
         raise argparse.ArgumentTypeError(f"must be a directory, or a new one, not {text}: {there} is a file")
     if not os.access(there, os.W_OK | os.X_OK):
@@ -200,7 +203,10 @@ def load_judge(judge, path, args):
     """Read the weights of the judge from the cache. Were they there? Ends the program if the file is damaged."""
     try:
         judge.load_state_dict(saving.load(path))
-    except OSError:  # there is none, or none that can be read
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        print(f"the judge in {path} cannot be read: {error}", file=sys.stderr)
         return False
     except (LookupError, TypeError, ValueError) as error:
         sys.exit(f"{path}: {error}: train it again, python examples/08_classifier.py --data {args.data} --again")

@@ -27,7 +27,7 @@ the training is finished, model.npz, which has the vocabulary and is all that pa
 maps.png has a row for each word of the first prompt: how much the pixels attend to it, from the first steps to the
 last, and the picture. --judge prints how often a classifier (08_classifier.py) finds what the prompt asked for, for
 captions of the training set and for those that were held out; and how like real pictures the samples are as a set
-(metrics.py). A row of real pictures and one of noise are the best and the worst that there can be.
+(metrics.py). A row of real pictures and one of noise say what is good and what is bad.
 """
 
 from __future__ import annotations
@@ -137,10 +137,13 @@ def one_in_ten(names):
         return np.arange(len(names)) == 0
 
 
+NO_JUDGE = "no judge knows what is in your own pictures: --judge is for --data glyphs and --data mnist"
+
+
 def captions_to_judge(args):
     """The pictures of --data, of which those are held out whose captions occur nowhere in training."""
     if args.data not in ("glyphs", "mnist"):
-        sys.exit("no judge knows what is in your own pictures: --judge is for --data glyphs and --data mnist")
+        sys.exit(NO_JUDGE)
     pictures = captioned(args)
     seen = {caption for caption, held in zip(pictures.captions, pictures.held) if not held}
     return pictures._replace(held=np.array([caption not in seen for caption in pictures.captions]))
@@ -157,6 +160,8 @@ def some_of(captions, most=4):
 
 def trained(args, path):
     """Train, and leave the model. Was it finished?"""
+    if args.data_dir and args.data != "mnist":
+        sys.exit("--data-dir is read with --data mnist only")
     images, captions, held, _ = captioned(args)
     tokenizer = Tokenizer.fit(captions)
     check_prompts(tokenizer, args)  # now, and not after the training
@@ -319,9 +324,10 @@ def judge_samples(denoiser, tokenizer, drawn, args):
     for kind, which in (("seen", ~held), ("held out", held)):
         caption = dict(zip(zip(*(v[which] for v in drawn.labels.values())), np.array(drawn.captions)[which]))
         rows = np.array([i for i, values in enumerate(shown) if values in caption])
-        if not len(rows):  # of handwriting every caption was seen
+        most = min(args.judge, len(shown) - 4)  # four others are needed to compare with
+        if min(len(rows), most) < 4:  # of handwriting every caption was seen
             continue
-        rows = rows[Rng(args.seed).child("judged").permutation(len(rows))][: args.judge]
+        rows = rows[Rng(args.seed).child("judged").permutation(len(rows))][:most]
         wanted = {name: values[rows] for name, values in labels.items()}
         tokens = tokenizer.encode([caption[shown[i]] for i in rows])
         sets = {"real": pictures[rows]}
@@ -411,8 +417,10 @@ def arguments():
     args.data_was_given, args.data, args.training_seed = args.data is not None, args.data or "glyphs", args.seed
     if args.data not in ("glyphs", "mnist"):
         args.data = os.path.abspath(args.data)  # so that it is found from elsewhere
+        if args.judge:
+            parser.error(NO_JUDGE)
     elif args.size or args.skip_broken:
-        parser.error(f"--size and --skip-broken are for a folder of pictures, not for --data {args.data}")
+        parser.error(f"--size and --skip-broken are for --data FOLDER, not for --data {args.data}")
     elif args.channels:
         common.check_channels(parser, args.channels)
     end = {"glyphs": "", "mnist": "_mnist"}.get(args.data, f"_{Path(args.data).name}")

@@ -65,7 +65,7 @@ def test_cupy_is_not_installed() -> None:
     code = "import sys; sys.modules['cupy'] = None\nimport tinydiff\n"
     text = python(code + "tinydiff.tensor(1.0)", "cupy")
     assert (
-        "RuntimeError: TINYDIFF_BACKEND=cupy, but CuPy is not installed: pip install cupy-cuda13x[ctk] (CUDA 13)"
+        "RuntimeError: TINYDIFF_BACKEND=cupy, but CuPy is not installed: pip install 'cupy-cuda13x[ctk]' (CUDA 13)"
         in text
     )
     assert "or unset TINYDIFF_BACKEND to run on the CPU" in text

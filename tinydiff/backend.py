@@ -104,10 +104,16 @@ def _fast(name: str) -> str | None:
 
 
 def wants_fast() -> bool:
-    """Shall fast/ be used? Errors: ValueError if TINYDIFF_FAST is neither 0 nor 1."""
-    wanted = os.environ.get("TINYDIFF_FAST") or "1"
+    """Shall fast/ be used? Errors: ValueError if TINYDIFF_FAST or TINYDIFF_CC is neither 0 nor 1."""
+    switch("TINYDIFF_CC")  # read when the first loop is compiled; a wrong one is said now
+    return switch("TINYDIFF_FAST")
+
+
+def switch(name: str) -> bool:
+    """A variable of the environment that is 1, unless it is 0. Errors: ValueError for anything else."""
+    wanted = os.environ.get(name) or "1"
     if wanted not in ("0", "1"):
-        raise ValueError(f"TINYDIFF_FAST must be 0 or 1, not {wanted!r}")
+        raise ValueError(f"{name} must be 0 or 1, not {wanted!r}")
     return wanted == "1"
 
 
@@ -121,8 +127,8 @@ def _cupy() -> Backend:
                 "mend that installation, or unset TINYDIFF_BACKEND to run on the CPU"
             ) from error
         raise RuntimeError(
-            "TINYDIFF_BACKEND=cupy, but CuPy is not installed: pip install cupy-cuda13x[ctk] (CUDA 13) or "
-            "cupy-cuda12x[ctk] (CUDA 12), or unset TINYDIFF_BACKEND to run on the CPU"
+            "TINYDIFF_BACKEND=cupy, but CuPy is not installed: pip install 'cupy-cuda13x[ctk]' (CUDA 13) or "
+            "'cupy-cuda12x[ctk]' (CUDA 12), or unset TINYDIFF_BACKEND to run on the CPU"
         ) from error
     if not cupy.cuda.is_available():
         try:

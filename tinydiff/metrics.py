@@ -131,9 +131,13 @@ def copied(samples: Any, test: Any, level: float = 0.01) -> Share:
 
     samples, test: distances, (N,) and (M,), that `nearest` gave for samples and for test pictures, which nobody has
     copied. So it is about `level` if samples are as new as test pictures, and 1 if all are copies.
+    Errors: ValueError for a level outside (0, 1), and for distances that are none or not finite.
     """
     level = number("copied: level", level, "(0, 1)")
-    return _share(np.asarray(samples) < np.quantile(test, level))
+    samples, test = (np.asarray(to_host(array_of(a)), np.float64) for a in (samples, test))
+    if not (len(samples) and len(test) and np.isfinite(samples).all() and np.isfinite(test).all()):
+        raise ValueError(f"copied: {len(samples)} and {len(test)} distances must be finite, and one or more")
+    return _share(samples < np.quantile(test, level))
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

@@ -225,6 +225,8 @@ def test_sigma_data_is_loaded_with_the_weights():
     bad = {**right.state_dict(), "data_std": np.array(-1.0)}
     with pytest.raises(ValueError, match="data_std must be a number in .*-1"):
         other.load_state_dict(bad)
+    assert other.sigma_data == SD  # nothing is changed
+    np.testing.assert_array_equal(to_host(other(x, sigma).data), wanted)
 
 
 class Inner(nn.Module):

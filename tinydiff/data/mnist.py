@@ -128,7 +128,9 @@ def mnist(
     if directory is None:
         paths = [_download(file, name, source, mirrors) for file in FILES[split]]
     else:
-        paths = _find(Path(directory), split, name, "the directory" if root is not None else "TINYDIFF_DATA")
+        paths = _find(
+            Path(directory), split, name, f"{source.title}: {'the directory' if root is not None else 'TINYDIFF_DATA'}"
+        )
     image_path, label_path = paths
     images, labels = read_idx(image_path, ndim=3), read_idx(label_path, ndim=1)
     _refuse_other(label_path, FILES[split][1], source)
@@ -199,7 +201,7 @@ def _find(root: Path, split: str, name: str, given_by: str) -> list[Path]:
     """The paths of a split's images and labels in the user's directory."""
     folder = root / name if (root / name).is_dir() else root
     if not folder.is_dir():
-        raise FileNotFoundError(f"MNIST: {given_by} {os.fspath(root)!r} is not a directory")
+        raise FileNotFoundError(f"{given_by} {os.fspath(root)!r} is not a directory")
     found: dict[str, Path] = {}
     for file in ALL_FILES:
         for path in (folder / file, folder / f"{file}.gz"):
@@ -209,7 +211,7 @@ def _find(root: Path, split: str, name: str, given_by: str) -> list[Path]:
         there = sorted(path.name for path in folder.iterdir())
         listing = ", ".join(there[:20]) + (f" and {len(there) - 20} more" if len(there) > 20 else "")
         raise FileNotFoundError(
-            f"MNIST: {given_by} {os.fspath(root)!r} lacks {' and '.join(missing)}. Expected in {folder}, "
+            f"{given_by} {os.fspath(root)!r} lacks {' and '.join(missing)}. Expected in {folder}, "
             f"with or without .gz: {', '.join(ALL_FILES)}. There: {listing or 'nothing'}"
         )
     return [found[file] for file in FILES[split]]

@@ -80,7 +80,7 @@ class ScoreModel(nn.Module):
         if sigma_data is not None:
             self.data_std = Tensor(xp.asarray(sigma_data, "float64"))  # sigma_data in the state: no net works without
 
-    def loaded(self) -> None:
+    def after_load(self) -> None:
         if self.sigma_data is not None:
             value = float(to_host(self.data_std._data))
             self.sigma_data = number(f"{type(self).__name__}: data_std", value, "(0, inf)")

@@ -74,7 +74,7 @@ class FourierInputs(nn.Module):
         self.data_std = Tensor(xp.asarray(self.sigma_data, "float64"))  # in the state, as in a ScoreModel
         self.powers = tuple(number(f"FourierInputs: powers[{i}]", n) for i, n in enumerate(powers))
 
-    def loaded(self) -> None:
+    def after_load(self) -> None:
         self.sigma_data = number("FourierInputs: data_std", float(to_host(self.data_std._data)), "(0, inf)")
 
     def forward(self, x: Any, noise: Any, **condition: Any) -> Any:

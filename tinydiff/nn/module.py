@@ -183,14 +183,25 @@ class Module:
         ]
         if wrong:
             raise ValueError(f"this state does not fit {type(self).__name__}: {'; '.join(wrong)}")
-        with no_grad():
-            for name, tensor in own.items():
-                tensor[...] = backend.to_device(given[name])
-        for _, module in self.named_modules():
-            module.loaded()
+        listening = [m for _, m in self.named_modules() if type(m).after_load is not Module.after_load]
+        before = self.state_dict() if listening else {}
+        try:
+            self._copy(given)
+            for module in listening:
+                module.after_load()
+        except ValueError:
+            self._copy(before)
+            raise
 
-    def loaded(self) -> None:
-        """Called after load_state_dict, for what a module keeps beside its tensors and computes from them."""
+    def _copy(self, state: Mapping[str, Any]) -> None:
+        with no_grad():
+            for name, tensor in self.named_tensors():
+                if name in state:
+                    tensor[...] = backend.to_device(state[name])
+
+    def after_load(self) -> None:
+        """Called by load_state_dict, for what a module keeps beside its tensors and computes from them. After a
+        ValueError the tensors are as they were."""
 
     # ---- a picture of it
 

@@ -49,6 +49,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ...backend import switch
 from ...saving import cache_dir
 
 HERE = Path(__file__).parent
@@ -87,10 +88,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _found_or_made(real: str) -> ctypes.CDLL | None:
-    wanted = os.environ.get("TINYDIFF_CC") or "1"
-    if wanted not in ("0", "1"):
-        raise ValueError(f"TINYDIFF_CC must be 0 or 1, not {wanted!r} (the compiler itself is chosen by CC)")
-    if wanted == "0":
+    if not switch("TINYDIFF_CC"):
         return None
     try:
         folder, compiler = _own_folder(), _compiler()

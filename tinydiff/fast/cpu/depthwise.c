@@ -9,7 +9,6 @@
    share a pixel of y. */
 
 #include "vector.h"
-#include <stdlib.h>
 
 #define PIXELS 8
 #define TAPS 8
