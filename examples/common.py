@@ -6,16 +6,14 @@ Everything else is in each of them: the mathematics, the loop (its own, or tinyd
 from __future__ import annotations
 
 import argparse
-import hashlib
 import math
 import os
 import sys
 from pathlib import Path
 
-import numpy as np
-
 from tinydiff import Rng, data, saving
 from tinydiff.backend import active
+from tinydiff.latents import digest
 from tinydiff.models.classifier import Classifier
 from tinydiff.training import CannotResume
 
@@ -191,12 +189,9 @@ def new_judge(args):
     """A classifier for --data, not trained yet; the pictures and labels that it learns from; and its file in the cache,
     whose name depends on them."""
     images, labels = pictures_for_judge(args)
-    digest = hashlib.blake2b(digest_size=8)
-    for array in (images, *labels.values()):
-        digest.update(np.ascontiguousarray(array))
     heads = {name: int(values.max()) + 1 for name, values in labels.items()}
     judge = Classifier(images.shape[1:3], heads, images.shape[3], rng=Rng(0).child("judge"))
-    return judge, images, labels, saving.cache_dir("judges") / f"{args.data}-{digest.hexdigest()}.npz"
+    return judge, images, labels, saving.cache_dir("judges") / f"{args.data}-{digest(images, *labels.values())}.npz"
 
 
 def load_judge(judge, path, args):

@@ -7,8 +7,8 @@
 
 A process of diffusion ends in noise of a known deviation and is made for data of deviation about 1. What an encoder
 gives may have any: with a mean of 5 the noise at the end does not cover the data, with a deviation of 0.1 most noise
-levels are wasted on what is noise already (docs/results.md shows both). Stable Diffusion multiplies its latents by
-0.18215 for the same reason (Rombach et al. 2022, appendix G); here each channel has its own mean and deviation.
+levels are wasted on what is noise already. Stable Diffusion multiplies its latents by 0.18215 for the same reason
+(Rombach et al. 2022, appendix G); here each channel has its own mean and deviation.
 """
 
 from __future__ import annotations
