@@ -2,6 +2,7 @@
 
     python examples/08_classifier.py                    MNIST: which digit is it?
     python examples/08_classifier.py --data glyphs      digits drawn here: also face, weight, size, slant and place
+    python examples/08_classifier.py --data scenes      two shapes in colour: their kinds, colours, sizes, and layout
 
 It is trained once, in less than three minutes on two cores, and kept in the cache for all examples that judge samples
 (text_to_image.py --judge). Then it is tried on the test set, which it has not seen: how often it is right is the most
@@ -17,15 +18,17 @@ import sys
 import common
 import numpy as np
 
-from tinydiff import Rng, plot, saving
+from tinydiff import Rng, data, plot, saving
 from tinydiff.backend import to_host
 from tinydiff.data.glyphs import ATTRIBUTES
+from tinydiff.data.scenes import SCENE
 from tinydiff.metrics import conditional_accuracy, frechet_distance, precision_recall
 from tinydiff.models.classifier import judge_loss, shifted
 from tinydiff.optim import AdamW, cosine, warmup
 from tinydiff.training import train
 
 EPOCHS, BATCH = 4, 128
+VALUES = ATTRIBUTES | SCENE  # of each attribute
 
 
 def main() -> int:
@@ -36,6 +39,7 @@ def main() -> int:
             return 130  # as a shell reports an interrupted program
         keep(judge, path)
     images, labels = common.pictures_for_judge(args, "test")
+    images = data.to_float(images, -1, 1)
     found, features = judge.predict(images)
     print(f"| {len(images):,} test pictures of {args.data} | right |\n|---|---|")
     for name, right in conditional_accuracy(found, labels).items():
@@ -54,10 +58,11 @@ def main() -> int:
 
 def trained(judge, images, labels, args):
     """Train the judge. Was it finished?"""
-    most = 2 if args.data == "mnist" else 0  # a glyph's place is one of its attributes, so it stays where it is
+    most = 2 if args.data == "mnist" else 0  # a place is an attribute of the others, so all stays where it is
     print(f"training a judge for {args.data}: {judge.count():,} parameters, {len(images):,} pictures", file=sys.stderr)
 
     def loss(x, *values, rng, sample_offset):
+        x = data.to_float(x, -1, 1)
         x = shifted(x, most, rng, sample_offset) if most else x
         return judge_loss(judge, x, dict(zip(labels, values)))
 
@@ -91,7 +96,7 @@ def draw_mistakes(images, labels, found, args, most=12):
         return
     texts = []
     for i in worst:
-        pairs = [[ATTRIBUTES[name][each[name][i]] for each in (labels, found)] for name in labels]
+        pairs = [[VALUES[name][each[name][i]] for each in (labels, found)] for name in labels]
         texts.append(", ".join(f"{true} taken for {other}" for true, other in pairs if true != other))
     plot.image_grid(images[worst], args.out / "mistakes.png", rows=len(worst), row_labels=texts, low=-1, high=1)
     print(f"{args.out / 'mistakes.png'}", file=sys.stderr)
@@ -99,7 +104,7 @@ def draw_mistakes(images, labels, found, args, most=12):
 
 def arguments():
     parser = common.parser(__doc__)
-    common.add_data(parser, "mnist")
+    common.add_data(parser, "mnist", scenes=True)
     parser.add_argument("--again", action="store_true", help="train the judge anew")
     common.add_seed_and_out(parser, "08_classifier", "of the order of the data")
     args = common.parse(parser)

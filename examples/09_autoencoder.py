@@ -5,6 +5,7 @@
     python examples/09_autoencoder.py --kind codebook --latent 4   latents that are words of a codebook
     python examples/09_autoencoder.py --data scenes                64x64 in colour, which has more to squeeze
     python examples/09_autoencoder.py --kl-weight 0.3              what the divergence does: compare prior.png
+    python examples/09_autoencoder.py --perceptual 0.1             pictures must also look alike to a judge
     python examples/09_autoencoder.py --draw-only                  the pictures again, from the finished run
 
 Of an image of 28x28 the tutorial's net keeps 10x10x4 numbers; ours, with the default of two channels, keeps 14x14x2,
@@ -27,21 +28,13 @@ import sys
 import common
 import numpy as np
 
-from tinydiff import Rng, data, plot, saving
+from tinydiff import Rng, data, plot
 from tinydiff.backend import to_device, to_host
-from tinydiff.latents import LatentSpace
-from tinydiff.models import tutorial
-from tinydiff.models.autoencoder import (
-    Autoencoder,
-    QuantisedAutoencoder,
-    VariationalAutoencoder,
-    autoencoder_loss,
-)
+from tinydiff.models.autoencoder import autoencoder_loss
 from tinydiff.ops import mse_loss
 from tinydiff.optim import Adam, constant, cosine, warmup
 from tinydiff.training import train
 
-KINDS = {"plain": Autoencoder, "variational": VariationalAutoencoder, "codebook": QuantisedAutoencoder}
 EPOCHS = {"mnist": 5, "glyphs": 15, "scenes": 10}  # of ours; the tutorial's had 50
 RESTARTS = 20  # times in the first half that the codes nobody uses are put elsewhere
 
@@ -49,15 +42,18 @@ RESTARTS = 20  # times in the first half that the codes nobody uses are put else
 def main() -> int:
     args = arguments()
     if args.draw_only:
-        space = finished(args)
+        space, kept = common.load_space(args.out / "latent_space.npz", "09_autoencoder.py")
+        vars(args).update(vars(kept))  # the options that it was trained with replace those of now
     else:
         images = pictures_of(args)
         args.shape = list(images.shape[1:])
-        net = new_net(args)
+        net = common.new_autoencoder(args)
         print(f"{net.count():,} parameters, {len(images):,} images; pictures go to {args.out}", file=sys.stderr)
         if not trained(net, images, args):
             return 130  # as a shell reports an interrupted program
-        space = keep(net, images, args)
+        space = common.new_space(net, args)
+        space.measure(images)
+        common.keep_space(space, args.out / "latent_space.npz", args)
     draw(space, args)
     return 0
 
@@ -77,28 +73,20 @@ def scaled(images, args):
     return data.to_float(images, *((0, 1) if args.kind == "tutorial" else (-1, 1)))
 
 
-def new_net(args):
-    rng = Rng(args.seed).child("model")
-    if args.kind == "tutorial":
-        return tutorial.Autoencoder(rng=rng)
-    options = {"kl_weight": args.kl_weight} if args.kind == "variational" else {}
-    options |= {"codes": args.codes} if args.kind == "codebook" else {}
-    channels = [min(32 * 2**i, 96) for i in range(args.levels)]
-    return KINDS[args.kind](args.shape[-1], channels, args.latent, rng=rng, **options)
-
-
 # ---------------------------------------------------------------- the training
 
 
 def trained(net, images, args):
     """Train. Was it finished?"""
     steps = args.epochs * -(-len(images) // args.batch_size)
+    judge = common.trained_judge(args) if args.perceptual else None
+    features = judge and judge.activations
 
     def loss(x, rng, sample_offset):
         x = scaled(x, args)
         if args.kind == "tutorial":
             return mse_loss(net(x), x)
-        return autoencoder_loss(net, x, rng, sample_offset=sample_offset)
+        return autoencoder_loss(net, x, rng, features=features, weight=args.perceptual, sample_offset=sample_offset)
 
     def on_record(state):
         if args.kind == "codebook":
@@ -131,30 +119,6 @@ def trained(net, images, args):
 
 # ---------------------------------------------------------------- the finished net
 
-SETTINGS = ("data", "kind", "latent", "levels", "kl_weight", "codes", "seed", "shape")  # kept beside its weights
-
-
-def keep(net, images, args):
-    """The latent space, with the mean and deviation of its latents; latent_space.npz."""
-    space = LatentSpace(net, tuple(args.shape))
-    space.measure(scaled(images[:10_000], args))
-    settings = {name: getattr(args, name) for name in SETTINGS}
-    saving.save(args.out / "latent_space.npz", {"space": space.state_dict(), "settings": settings})
-    return space
-
-
-def finished(args):
-    """The latent space of the run in --out; the options that it was trained with replace those of now."""
-    path = args.out / "latent_space.npz"
-    state = common.checkpoint_of(path, "09_autoencoder.py")
-    try:
-        vars(args).update({name: state["settings"][name] for name in SETTINGS})
-        space = LatentSpace(new_net(args), tuple(args.shape))
-        space.load_state_dict(state["space"])
-    except (LookupError, TypeError, ValueError) as error:
-        sys.exit(f"{path} is no latent space of this example: {error!r}")
-    return space
-
 
 def draw(space, args, count=10):
     """pairs.png, walk.png, prior.png; and print how near the test images come back."""
@@ -186,10 +150,12 @@ def arguments():
     add, integer = parser.add_argument, common.integer
     add("--data", choices=["mnist", "glyphs", "scenes"], default="mnist", help="MNIST, or digits or scenes drawn here")
     common.add_data_dir(parser)
-    add("--kind", choices=[*KINDS, "tutorial"], default="variational", help="of autoencoder")
+    add("--kind", choices=[*common.KINDS, "tutorial"], default="variational", help="of autoencoder")
     add("--latent", type=integer(1), default=2, metavar="N", help="channels of the latent")
     add("--levels", type=integer(1), default=1, metavar="N", help="resolutions, each half of the one before")
     add("--kl-weight", type=common.not_negative, default=1e-3, metavar="X", help="of the divergence; variational")
+    add("--perceptual", type=common.not_negative, default=0.0, metavar="X",
+        help="weight of the perceptual distance, in the features of the judge of 08_classifier.py")  # fmt: skip
     add("--codes", type=integer(2), default=256, metavar="N", help="of the codebook")
     add("--epochs", type=integer(1), metavar="N",
         help="rounds through the data (default: 5, of glyphs 15, of scenes 10; the tutorial's 50)")  # fmt: skip
@@ -202,6 +168,8 @@ def arguments():
     tutorials = args.kind == "tutorial"
     if tutorials and args.data == "scenes":
         parser.error("--kind tutorial is for images of 28x28 with one channel, not for --data scenes")
+    if tutorials and args.perceptual:
+        parser.error("--perceptual is not for --kind tutorial: the judge sees [-1, 1], that net gives [0, 1]")
     args.epochs = args.epochs or (50 if tutorials else EPOCHS[args.data])
     args.batch_size = args.batch_size or (2048 if tutorials else 64)
     args.lr = args.lr or (1e-3 if tutorials else 2e-3)

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from tinydiff import Rng, data, saving
 from tinydiff.backend import active
-from tinydiff.latents import digest
+from tinydiff.latents import LatentSpace, digest
+from tinydiff.models import tutorial
+from tinydiff.models.autoencoder import Autoencoder, QuantisedAutoencoder, VariationalAutoencoder
 from tinydiff.models.classifier import Classifier
 from tinydiff.training import CannotResume
 
@@ -42,8 +44,10 @@ def add_seed_and_out(parser, name, seed_help="of the weights, the order of the d
     )
 
 
-def add_data(parser, default):
-    parser.add_argument("--data", choices=["mnist", "glyphs"], default=default, help="MNIST, or digits drawn here")
+def add_data(parser, default, *, scenes=False):
+    choices = ["mnist", "glyphs", *["scenes"] * scenes]
+    also = ", or scenes of two shapes in colour" if scenes else ""
+    parser.add_argument("--data", choices=choices, default=default, help=f"MNIST, or digits drawn here{also}")
     add_data_dir(parser)
 
 
@@ -176,13 +180,16 @@ def labelled(args, split="train"):
 
 
 def pictures_for_judge(args, split="train"):
-    """Images (n, 28, 28, 1) in [-1, 1], and the labels of their attributes, {name: (n,)}."""
+    """Images, bytes (n, H, W, C), and the labels of their attributes, {name: (n,)}."""
     if args.data == "mnist":
         digits = mnist(args, split)
-        return data.to_float(digits.images, -1, 1), {"digit": digits.labels.astype("int64")}
+        return digits.images[..., None], {"digit": digits.labels.astype("int64")}
     # Drawn for it alone: no generator has learned from these.
+    if args.data == "scenes":
+        scenes = data.scenes(*((20_000, 1_000_001) if split == "train" else (5_000, 1_000_002)))
+        return scenes.images, scenes.labels
     glyphs = data.glyphs(*((45_000, 1_000_001) if split == "train" else (10_000, 1_000_002)))
-    return data.to_float(glyphs.images, -1, 1), glyphs.labels
+    return glyphs.images[..., None], glyphs.labels
 
 
 def new_judge(args):
@@ -190,7 +197,8 @@ def new_judge(args):
     whose name depends on them."""
     images, labels = pictures_for_judge(args)
     heads = {name: int(values.max()) + 1 for name, values in labels.items()}
-    judge = Classifier(images.shape[1:3], heads, images.shape[3], rng=Rng(0).child("judge"))
+    channels = (24, 48, 96) if max(images.shape[1:3]) <= 32 else (16, 32, 64, 96)
+    judge = Classifier(images.shape[1:3], heads, images.shape[3], channels, rng=Rng(0).child("judge"))
     return judge, images, labels, saving.cache_dir("judges") / f"{args.data}-{digest(images, *labels.values())}.npz"
 
 
@@ -214,6 +222,45 @@ def trained_judge(args):
     if not load_judge(judge, path, args):
         sys.exit(f"there is no judge yet: python examples/08_classifier.py --data {args.data}")
     return judge
+
+
+# ---------------------------------------------------------------- autoencoders
+
+KINDS = {"plain": Autoencoder, "variational": VariationalAutoencoder, "codebook": QuantisedAutoencoder}
+AUTOENCODER = ("data", "kind", "latent", "levels", "kl_weight", "codes", "seed", "shape")  # kept beside its weights
+
+
+def new_autoencoder(args):
+    """The net that these options (AUTOENCODER) mean."""
+    rng = Rng(args.seed).child("model")
+    if args.kind == "tutorial":
+        return tutorial.Autoencoder(rng=rng)
+    options = {"kl_weight": args.kl_weight} if args.kind == "variational" else {}
+    options |= {"codes": args.codes} if args.kind == "codebook" else {}
+    channels = [min(32 * 2**i, 96) for i in range(args.levels)]
+    return KINDS[args.kind](args.shape[-1], channels, args.latent, rng=rng, **options)
+
+
+def new_space(net, args):
+    """The latent space of an autoencoder; the tutorial's has a sigmoid at its end, and so works from 0 to 1."""
+    return LatentSpace(net, tuple(args.shape), 0.0 if args.kind == "tutorial" else -1.0)
+
+
+def keep_space(space, path, args):
+    settings = {name: getattr(args, name) for name in AUTOENCODER}
+    saving.save(path, {"space": space.state_dict(), "settings": settings})
+
+
+def load_space(path, example):
+    """The latent space in a file of keep_space, and the options of its autoencoder."""
+    state = checkpoint_of(path, example)
+    try:
+        args = argparse.Namespace(**{name: state["settings"][name] for name in AUTOENCODER})
+        space = new_space(new_autoencoder(args), args)
+        space.load_state_dict(state["space"])
+    except (LookupError, TypeError, ValueError) as error:
+        sys.exit(f"{path} is no autoencoder with its latent space: {error!r}")
+    return space, args
 
 
 # ---------------------------------------------------------------- runs

@@ -54,7 +54,9 @@ from tinydiff.models.unet import UNet
 from tinydiff.optim import EMA, Adam, cosine, warmup
 from tinydiff.training import train
 
-HELD_OUT = 0.1  # of the distinct captions of glyphs, of the pictures of other data
+DRAWN = {"glyphs": 60_000, "scenes": 20_000}  # pictures to learn from, unless --drawn says so
+DRAWN_OR_READ = (*DRAWN, "mnist")  # what --data may be, beside a folder
+HELD_OUT = 0.1  # of the distinct captions of glyphs, the combinations of scenes, the pictures of other data
 VALIDATED = 512  # pictures and noises in the validation loss
 # Mean and standard deviation of ln sigma in training. Karras et al. have -1.2 and 1.2, for pictures without words. But
 # what a picture shows, and so what its words mean, is decided at high noise levels. After 50,000 images the judge found
@@ -80,7 +82,11 @@ def main() -> int:
     check_prompts(tokenizer, args)
     with ema.applied():
         if args.judge:
-            judge_samples(denoiser, tokenizer, captions_to_judge(args), args)
+            judge_samples(
+                lambda tokens, weight: samples_of(denoiser, tokenizer, tokens, weight, args, args.steps),
+                tokenizer,
+                args,
+            )
             return 0
         paint(denoiser, tokenizer, prompts, args, args.steps)
         draw_words(denoiser, tokenizer, prompts, args)
@@ -110,8 +116,11 @@ class Captioned(NamedTuple):
 def captioned(args):
     """The pictures of --data. Ends the program if they cannot be used."""
     if args.data == "glyphs":
-        glyphs = data.glyphs(args.drawn, args.training_seed)
+        glyphs = data.glyphs(args.drawn or DRAWN["glyphs"], args.training_seed)
         return Captioned(glyphs.images[..., None], glyphs.captions, hold_out(glyphs.captions, HELD_OUT), glyphs.labels)
+    if args.data == "scenes":
+        scenes = data.scenes(args.drawn or DRAWN["scenes"], args.training_seed)
+        return Captioned(scenes.images, scenes.captions, hold_out(scenes.combinations, HELD_OUT), scenes.labels)
     if args.data == "mnist":
         digits = common.mnist(args)
         captions = [f"a {ATTRIBUTES['digit'][digit]}" for digit in digits.labels]
@@ -137,12 +146,12 @@ def one_in_ten(names):
         return np.arange(len(names)) == 0
 
 
-NO_JUDGE = "no judge knows what is in your own pictures: --judge is for --data glyphs and --data mnist"
+NO_JUDGE = "no judge knows what is in your own pictures: --judge is for --data glyphs, scenes and mnist"
 
 
 def captions_to_judge(args):
     """The pictures of --data, of which those are held out whose captions occur nowhere in training."""
-    if args.data not in ("glyphs", "mnist"):
+    if args.data not in DRAWN_OR_READ:
         sys.exit(NO_JUDGE)
     pictures = captioned(args)
     seen = {caption for caption, held in zip(pictures.captions, pictures.held) if not held}
@@ -167,7 +176,7 @@ def trained(args, path):
     check_prompts(tokenizer, args)  # now, and not after the training
     args.shape, args.preview = list(images.shape[1:]), PREVIEW if args.data == "glyphs" else some_of(captions)
     args.channels = args.channels or ([32, 64] if max(args.shape) <= 32 else [32, 64, 96])
-    check_shape(args)
+    check_shape(args.shape, args.channels, 2)
     tokens = tokenizer.encode(captions)  # (N, L)
     validation = images[held], tokens[held]
     images, tokens = images[~held], tokens[~held]  # (n, H, W, C) of bytes, (n, L)
@@ -180,7 +189,7 @@ def trained(args, path):
 
     def pictures(state):
         with ema.applied():
-            state.records[-1]["validation"] = validation_loss(denoiser, *validation, args.seed)
+            state.records[-1]["validation"] = validation_loss(denoiser, loss_of, *validation, args.seed)
             if state.step % 1000 == 0:  # a preview, with few steps
                 paint(denoiser, tokenizer, args.preview, args, steps=min(args.steps, 7))
         plot.loss_curve(
@@ -229,9 +238,9 @@ def loss_of(denoiser, x0, tokens, rng, sample_offset):
     return edm_loss(denoiser, x0, rng, mean=mean, std=std, sample_offset=sample_offset, tokens=tokens)
 
 
-def validation_loss(denoiser, images, tokens, seed):
-    """The EDM loss on pictures that are not learned from, always the same ones with the same noise; of few pictures
-    each is taken several times."""
+def validation_loss(denoiser, loss_of, images, tokens, seed):
+    """The loss on pictures that are not learned from, always the same ones with the same noise; of few pictures each is
+    taken several times."""
     rng = Rng(seed).child("validation")
     rows = np.resize(rng.permutation(len(images)), VALIDATED)
 
@@ -249,13 +258,13 @@ def validation_loss(denoiser, images, tokens, seed):
 SETTINGS = ("data", "size", "skip_broken", "drawn", "training_seed", "shape", "preview", "channels")
 
 
-def check_shape(args):
-    """End the program unless the net can halve the pictures as often as it has levels."""
-    unit = 2 * 2 ** (len(args.channels) - 1)
-    height, width, _ = args.shape
+def check_shape(shape, channels, patch):
+    """End the program unless the net can halve pictures of this shape (H, W, C) as often as it has levels."""
+    unit = patch * 2 ** (len(channels) - 1)
+    height, width, _ = shape
     if height % unit or width % unit:
         nearest = "x".join(str(max(unit, round(side / unit) * unit)) for side in (height, width))
-        sys.exit(f"{len(args.channels)} levels (--channels) need sides that are multiples of {unit}, not "
+        sys.exit(f"{len(channels)} levels (--channels) need sides that are multiples of {unit}, not "
                  f"{height}x{width}: --size {nearest} resizes and crops the pictures of a folder")  # fmt: skip
 
 
@@ -280,10 +289,14 @@ def load(path, args):
         ema.load_state_dict(state["ema"])
     except (LookupError, TypeError, ValueError) as error:
         sys.exit(f"{path} is no model of this example: {error!r}")
-    if args.data_was_given and args.data != kept.data:
-        sys.exit(f"the model in {args.out} was trained on {kept.data}, not on {args.data}: choose another --out")
+    check_same_data(args, kept.data)
     vars(args).update(found)
     return denoiser, tokenizer, ema
+
+
+def check_same_data(args, kept):
+    if args.data_was_given and args.data != kept:
+        sys.exit(f"the model in {args.out} was trained on {kept}, not on {args.data}: choose another --out")
 
 
 # ---------------------------------------------------------------- the pictures
@@ -301,8 +314,7 @@ def paint(denoiser, tokenizer, prompts, args, steps):
 
 def samples_of(denoiser, tokenizer, tokens, weight, args, steps):
     """A picture for each row of tokens (N, L), by guidance with that weight: (N, H, W, C) in [-1, 1], about."""
-    negative = denoiser.net.encode(tokenizer.encode(args.negative))
-    model = Guided(denoiser, weight, negative=negative, interval=args.interval)
+    model = guided(denoiser, tokenizer, weight, args)
     rng = Rng(args.seed).child("samples")
     shape = (len(tokens), *args.shape)
     x = sample(model, shape, KarrasSDE(), rng, method="heun", steps=steps, eps=0.002, microbatch=20,
@@ -310,14 +322,21 @@ def samples_of(denoiser, tokenizer, tokens, weight, args, steps):
     return to_host(x)
 
 
-def judge_samples(denoiser, tokenizer, drawn, args):
-    """Print how good samples are, by weight of guidance, for captions that were seen and held out: between new real
-    pictures of the same captions, which are as good as samples can be, and noise."""
-    judge, held = common.trained_judge(args), drawn.held
-    training = data.to_float(drawn.images[~held], -1, 1)
+def guided(denoiser, tokenizer, weight, args):
+    """The denoiser, pushed with that weight towards the words, and away from those of --negative."""
+    negative = denoiser.net.encode(tokenizer.encode(args.negative))
+    return Guided(denoiser, weight, negative=negative, interval=args.interval)
+
+
+def judge_samples(samples_of, tokenizer, args):
+    """Print how good samples_of(tokens, weight) are, by weight of guidance, for captions that were seen and held out:
+    between new real pictures of the same captions, which are as good as samples can be, and noise."""
+    judge, drawn = common.trained_judge(args), captions_to_judge(args)
+    held, training = drawn.held, small(data.to_float(drawn.images[~drawn.held], -1, 1))
     pictures, labels = common.pictures_for_judge(args, "test")
+    pictures = data.to_float(pictures, -1, 1)
     _, features = judge.predict(pictures)
-    shares = [*labels, *["all"] * (len(labels) > 1)]
+    shares = list(shares_right(labels, labels))
     print(f"| shares in % | {' | '.join(shares)} | Frechet distance | precision | recall | copies |")
     print(f"|---|{'---|' * (len(shares) + 4)}")
     shown = list(zip(*labels.values()))  # the values of all attributes, for each test picture
@@ -332,18 +351,34 @@ def judge_samples(denoiser, tokenizer, drawn, args):
         tokens = tokenizer.encode([caption[shown[i]] for i in rows])
         sets = {"real": pictures[rows]}
         for weight in args.sweep or [0.0, args.guidance]:
-            samples = samples_of(denoiser, tokenizer, tokens, weight, args, args.steps)
-            sets[f"guidance {weight:g}"] = np.clip(samples, -1, 1)
+            sets[f"guidance {weight:g}"] = np.clip(samples_of(tokens, weight), -1, 1)
         sets["noise"] = np.clip(to_host(Rng(args.seed).normal(pictures[rows].shape)), -1, 1)
         others, distances = np.delete(features, rows, axis=0), {}
         for name, images in sets.items():
             found, seen = judge.predict(images)
-            _, distances[name] = nearest(images, training)
-            right, among = conditional_accuracy(found, wanted).values(), precision_recall(others, seen)
+            _, distances[name] = nearest(small(images), training)
+            right, among = shares_right(found, wanted).values(), precision_recall(others, seen)
             copies = copied(distances[name], distances["real"])
             cells = [f"{100 * share.value:.1f} +- {100 * share.error:.1f}" for share in (*right, *among, copies)]
             cells.insert(len(right), f"{frechet_distance(seen, others):.1f}")
             print(f"| {name}, {len(rows):,} captions {kind} | {' | '.join(cells)} |", flush=True)
+
+
+def shares_right(found, wanted):
+    """How often each attribute is right, and all of them; of a scene also all but the sizes."""
+    shares = conditional_accuracy(found, wanted)
+    if "layout" in wanted:
+        parts = [name for name in wanted if not name.endswith("size")]
+        shares["scene"] = conditional_accuracy(found, {name: wanted[name] for name in parts})["all"]
+    return shares
+
+
+def small(images):
+    """Pictures of 64x64 as 32x32, each pixel the mean of four; smaller ones as they are: enough to find copies."""
+    n, height, width, channels = images.shape
+    if max(height, width) <= 32:
+        return images
+    return images.reshape(n, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
 
 
 def draw_maps(denoiser, tokenizer, prompt, args, columns=6):
@@ -386,45 +421,62 @@ def draw_words(denoiser, tokenizer, prompts, args, most=60):
 def arguments():
     parser = common.parser(__doc__)
     add, integer = parser.add_argument, common.integer
-    add("prompts", nargs="*", metavar="PROMPT", help="what to paint (default: some captions of the data)")
-    add("--data", metavar="DATA", help="glyphs, mnist, or a folder of pictures with captions (default: glyphs, or what "
-        "the model in --out has learned from)")  # fmt: skip
-    common.add_data_dir(parser)
-    add("--size", type=picture_size, metavar="N|HxW", help="resize and crop the pictures of a folder: 64, or 48x64")
-    add("--skip-broken", action="store_true", help="leave out pictures of a folder that cannot be used, with a warning")
-    add("--samples", type=integer(1), default=10, metavar="N", help="pictures for each prompt")
-    add("--guidance", type=common.finite, default=1.0, metavar="X", help="how far to push towards the words")
-    add("--interval", type=common.positive, nargs=2, default=None, metavar=("LOW", "HIGH"),
-        help="the noise levels between which to push (default: all)")  # fmt: skip
-    add("--sweep", type=common.finite, nargs="+", metavar="X", help="a row for each of these weights of guidance")
-    add("--negative", default="", metavar="PROMPT", help="what to push away from, in place of no words")
+    add_painting(parser, "text_to_image", "glyphs")
     add("--maps", action="store_true", help="draw maps.png, where the pixels look for each word of the first prompt")
-    add("--judge", type=integer(4), metavar="N", help="judge N samples for each weight, in place of painting")
-    add("--steps", type=integer(1), default=17, metavar="N",
-        help="steps of Heun's method, which are 2 N + 1 evaluations")  # fmt: skip
-    add("--drawn", type=integer(100), default=60_000, metavar="N", help="glyphs to draw for the training")
     add("--images", type=integer(1), metavar="N", help="images to learn from, in whole rounds (default: what about 15 "
         f"minutes on two cores are enough for, {WORK:,} of 28x28)")  # fmt: skip
     add("--channels", type=integer(8, multiple_of=8), nargs="+", metavar="N", help="of the U-Net, from fine to coarse, "
         "multiples of 8 (default: 32 64, and a third level of 96 above 32 pixels)")  # fmt: skip
     common.add_training(parser, batch_size=64)
     add("--lr", type=common.positive, default=1.5e-3, metavar="X", help="of Adam, after a warm-up, before a cosine")
-    add("--seed", type=common.seed, default=0, metavar="N", help="of the glyphs, the weights, the order of the data, "
-        "the noise, the samples")  # fmt: skip
-    add("--out", type=common.directory, metavar="DIR", help="directory of the run (default: runs/text_to_image, or "
-        "runs/text_to_image_ and mnist or the name of the folder)")  # fmt: skip
+    args = parse_painting(parser)
+    if args.data in ("glyphs", "mnist") and args.channels:
+        common.check_channels(parser, args.channels)
+    return args
+
+
+def add_painting(parser, name, default):
+    """The options about words, data and samples. name: of the run; default: of --data."""
+    add, integer = parser.add_argument, common.integer
+    parser.set_defaults(name=name, default_data=default)
+    add("prompts", nargs="*", metavar="PROMPT", help="what to paint (default: some captions of the data)")
+    add("--data", metavar="DATA", help=f"glyphs, scenes, mnist, or a folder of pictures with captions (default: "
+        f"{default}, or what the model in --out has learned from)")  # fmt: skip
+    common.add_data_dir(parser)
+    add("--size", type=picture_size, metavar="N|HxW", help="resize and crop the pictures of a folder: 64, or 48x64")
+    add("--skip-broken", action="store_true", help="leave out pictures of a folder that cannot be used, with a warning")
+    add("--drawn", type=integer(100), metavar="N", help="pictures to draw for the training (default: 60,000 glyphs, "
+        "20,000 scenes)")  # fmt: skip
+    add("--samples", type=integer(1), default=10, metavar="N", help="pictures for each prompt")
+    add("--guidance", type=common.finite, default=1.0, metavar="X", help="how far to push towards the words")
+    add("--interval", type=common.positive, nargs=2, default=None, metavar=("LOW", "HIGH"),
+        help="the noise levels between which to push (default: all)")  # fmt: skip
+    add("--sweep", type=common.finite, nargs="+", metavar="X", help="a row for each of these weights of guidance")
+    add("--negative", default="", metavar="PROMPT", help="what to push away from, in place of no words")
+    add("--judge", type=integer(4), metavar="N", help="judge N samples for each weight, in place of painting")
+    add("--steps", type=integer(1), default=17, metavar="N",
+        help="steps of Heun's method, which are 2 N + 1 evaluations")  # fmt: skip
+    add("--seed", type=common.seed, default=0, metavar="N", help="of the data drawn, the weights, the order of the "
+        "data, the noise, the samples")  # fmt: skip
+    add("--out", type=common.directory, metavar="DIR", help=f"directory of the run (default: runs/{name}, with the "
+        "name of the data if it is not the default)")  # fmt: skip
+
+
+def parse_painting(parser):
     args = common.parse(parser)
-    args.data_was_given, args.data, args.training_seed = args.data is not None, args.data or "glyphs", args.seed
-    if args.data not in ("glyphs", "mnist"):
+    args.data_was_given, args.data, args.training_seed = (
+        args.data is not None,
+        args.data or args.default_data,
+        args.seed,
+    )
+    if args.data not in DRAWN_OR_READ:
         args.data = os.path.abspath(args.data)  # so that it is found from elsewhere
         if args.judge:
             parser.error(NO_JUDGE)
     elif args.size or args.skip_broken:
         parser.error(f"--size and --skip-broken are for --data FOLDER, not for --data {args.data}")
-    elif args.channels:
-        common.check_channels(parser, args.channels)
-    end = {"glyphs": "", "mnist": "_mnist"}.get(args.data, f"_{Path(args.data).name}")
-    args.out = args.out or Path("runs") / f"text_to_image{end}"
+    end = "" if args.data == args.default_data else f"_{Path(args.data).name}"
+    args.out = args.out or Path("runs") / f"{args.name}{end}"
     common.check_checkpoint(args, "--resume")
     return args
 

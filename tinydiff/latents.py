@@ -1,7 +1,7 @@
 """The space in which latent diffusion works: an autoencoder's latents, shifted and scaled to mean 0 and deviation 1.
 
     space = LatentSpace(autoencoder, (64, 64, 3))
-    space.measure(images)                     # once, on images of the training set; kept in its state
+    space.measure(images)                     # once, on images of the training set, bytes; kept in its state
     z = space.encode(images)                  # float32 (N, h, w, C) on the host, standardised
     x = space.decode(z)                       # images again
 
@@ -21,6 +21,7 @@ import numpy as np
 
 from . import nn
 from .backend import to_device, to_host, xp
+from .data import to_float
 from .engine import Tensor
 from .microbatch import over_microbatches
 from .models.inputs import sizes
@@ -33,14 +34,17 @@ MEASURED = 4096  # images, at most
 
 class LatentSpace(nn.Module):
     """An autoencoder that is finished (any net with `encode` and `decode`), and the mean and deviation of each channel
-    of its latents. image: the shape of one image. It works in evaluation mode, because a batch norm in training would
-    make the latent of an image depend on its neighbours, and in microbatches, without recording nodes.
+    of its latents. It works in evaluation mode, because a batch norm in training would make the latent of an image
+    depend on its neighbours, and in microbatches, without recording nodes.
 
+    image: the shape of one image. low, high: what the autoencoder takes black and white to be. Images are given as it
+    takes them, or as bytes, of which 0 is black and 255 white.
     Errors: ValueError for an image that the autoencoder does not take.
     """
 
-    def __init__(self, autoencoder: Any, image: tuple[int, int, int]):
+    def __init__(self, autoencoder: Any, image: tuple[int, int, int], low: float = -1.0, high: float = 1.0):
         self.autoencoder, self.image = autoencoder.eval(), sizes("LatentSpace: image", image, 3)
+        self.low, self.high = low, high
         with no_grad():
             self.shape = tuple(autoencoder.encode(xp.zeros((1, *self.image), "float32")).shape[1:])  # (h, w, C)
         self.mean = Tensor(xp.zeros(self.shape[-1], "float32"))
@@ -84,7 +88,8 @@ class LatentSpace(nn.Module):
         self.autoencoder.eval()
 
         def of(rows: slice) -> np.ndarray:
-            return to_host(array_of(function(to_device(x[rows], "float32"))))
+            part = to_float(x[rows], self.low, self.high) if x.dtype == "uint8" else x[rows]
+            return to_host(array_of(function(to_device(part, "float32"))))
 
         # As many images at a time as a step of 28x28 has pixels in 64.
         at_a_time = max(1, 64 * 28 * 28 // math.prod(self.image[:2]))

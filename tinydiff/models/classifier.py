@@ -65,6 +65,18 @@ class Classifier(nn.Module):
             check_scale(x.data)
         return self._features(x)
 
+    def activations(self, x: Any) -> list[Tensor]:
+        """What each resolution makes of images (N, H, W, C), from fine to coarse, each (N, h, w, channels): the
+        `features` of models.autoencoder.autoencoder_loss. The scale is not checked: a decoder in training overshoots.
+        """
+        x = x if isinstance(x, Tensor) else Tensor(x)
+        self._check_shape(x)
+        found = []
+        for layer in self.layers:
+            x = layer(x)
+            found.append(x)
+        return found[5::6]  # after the second silu of each
+
     def _features(self, x: Tensor) -> Tensor:
         for layer in self.layers:
             x = layer(x)

@@ -1,0 +1,382 @@
+"""The whole of Stable Diffusion, trained from scratch on this machine: words, an autoencoder, diffusion of its latents.
+
+    python examples/latent_diffusion.py "a red circle above a blue square"     trains once, half an hour; then paints
+    python examples/latent_diffusion.py "a ring below a cross" --sweep 0 1 3   a row for each weight of guidance
+    python examples/latent_diffusion.py "a red ring above a blue cross" --story    everything in one picture
+    python examples/latent_diffusion.py --data glyphs "a bold seven"           digits; --data mnist, handwritten ones
+    python examples/latent_diffusion.py --data pets --size 64 "a cat"          your own pictures
+    python examples/latent_diffusion.py --judge 500                            how often is it what was asked for?
+    python examples/latent_diffusion.py --resume                               go on with an interrupted run
+    TINYDIFF_BACKEND=cupy python examples/latent_diffusion.py                  on a GPU
+
+The pictures to learn from are scenes of two shapes in colour, 64x64, with captions such as "a small red circle above a
+blue square" (data/scenes.py). One in ten of the combinations of shapes, colours and layout is held out.
+
+First a variational autoencoder learns to squeeze a picture to 16x16 vectors of 4 numbers, a twelfth of it, and back
+(models/autoencoder.py; 09_autoencoder.py shows more of it, and --autoencoder takes one that it has trained). Then the
+pictures are encoded once, each channel is brought to mean 0 and deviation 1 (latents.py), and a U-Net that attends to
+the words learns to take noise from these latents, exactly as text_to_image.py does with pixels: what is the same is
+imported from there. To paint is to sample a latent and to decode it.
+
+The directory of the run (runs/latent_diffusion) gets samples.png, words.png, loss.png, log.jsonl, checkpoint.npz and
+model.npz of the diffusion, and latent_space.npz and the directory autoencoder of the autoencoder. --story draws
+story.png: how one prompt becomes a picture, from the numbers of its words to the decoded latent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import common
+import numpy as np
+from text_to_image import (
+    CAPTION_DROPOUT,
+    WIDTH,
+    add_painting,
+    captioned,
+    check_prompts,
+    check_same_data,
+    check_shape,
+    draw_words,
+    guided,
+    judge_samples,
+    parse_painting,
+    some_of,
+    validation_loss,
+)
+
+from tinydiff import Rng, data, no_grad, plot, saving
+from tinydiff.backend import to_host
+from tinydiff.diffusion import Denoiser, KarrasSDE, edm_loss, sample
+from tinydiff.latents import cached_latents
+from tinydiff.models.attention_maps import attention_maps
+from tinydiff.models.autoencoder import autoencoder_loss
+from tinydiff.models.text import TextEncoder, TextToImage, Tokenizer, drop_prompts, split
+from tinydiff.models.unet import UNet
+from tinydiff.optim import EMA, Adam, cosine, warmup
+from tinydiff.training import train
+
+# Mean and standard deviation of ln sigma in training. Latents have deviation 1, the pixels of text_to_image.py 0.6, and
+# what is noise for them is less so for these: hence a little more than there.
+NOISE = 0.6, 1.4
+SQUEEZED, LEARNED = 60_000, 120_000  # pictures of 64x64 that the autoencoder and the diffusion learn from
+
+
+def main() -> int:
+    args = arguments()
+    path = args.out / "model.npz"
+    if not path.exists():
+        if any(args.out.rglob("checkpoint.npz")) and not args.resume:
+            sys.exit(f"the training in {args.out} was not finished: --resume goes on, or choose another --out")
+        if not trained(args, path):
+            return 130  # as a shell reports an interrupted program
+    space, denoiser, tokenizer, ema = load(path, args)
+    prompts = args.prompts or args.preview
+    check_prompts(tokenizer, args)
+    with ema.applied():
+        if args.judge:
+            judge_samples(
+                lambda tokens, weight: samples_of(space, denoiser, tokenizer, tokens, weight, args), tokenizer, args
+            )
+            return 0
+        paint(space, denoiser, tokenizer, prompts, args)
+        draw_words(denoiser, tokenizer, prompts, args)
+        if args.story:
+            tell_story(space, denoiser, tokenizer, prompts[0], args)
+    return 0
+
+
+# ---------------------------------------------------------------- the autoencoder
+
+
+def autoencoder(images, args):
+    """The latent space of --autoencoder, or of this run, which is trained if it is not there; None if the training was
+    interrupted. images: bytes (n, H, W, C)."""
+    path = args.autoencoder or args.out / "latent_space.npz"
+    if path.exists():
+        space, _ = common.load_space(path, "09_autoencoder.py")
+        if space.image != images.shape[1:]:
+            sys.exit(f"the autoencoder in {path} takes pictures of {space.image}, but those of {args.data} have the "
+                     f"shape {images.shape[1:]}: choose another --autoencoder")  # fmt: skip
+        return space
+    made_as = argparse.Namespace(
+        data=args.data,
+        kind="variational",
+        latent=args.latent or (4 if max(args.shape) > 32 else 8),
+        levels=2,
+        kl_weight=args.kl_weight,
+        codes=None,
+        seed=args.seed,
+        shape=args.shape,
+    )
+    net = common.new_autoencoder(made_as)
+    wanted = SQUEEZED * 64**2 / np.prod(args.shape[:2])
+    epochs = max(1, round(wanted / len(images)))
+    steps = epochs * -(-len(images) // args.batch_size)
+    print(f"the autoencoder: {net.count():,} parameters, {len(images):,} pictures", file=sys.stderr)
+    began = args.out / "autoencoder" / "checkpoint.npz"
+
+    def loss(x0, rng, sample_offset):
+        return autoencoder_loss(net, data.to_float(x0, -1, 1), rng, sample_offset=sample_offset)
+
+    state = train(
+        net,
+        loss,
+        images,
+        Adam(net.parameters(), lr=2e-3),
+        epochs=epochs,
+        batch_size=args.batch_size,
+        microbatch=args.microbatch,
+        threads=args.threads,
+        seed=args.seed,
+        schedule=warmup(min(100, -(-steps // 10)), cosine(steps)),
+        schedule_by="step",
+        out=began.parent,
+        resume=args.resume and began.exists(),
+        log_every=100,
+        save_every=500,
+    )
+    if not state.finished:
+        return None
+    space = common.new_space(net, made_as)
+    space.measure(images)
+    common.keep_space(space, path, made_as)
+    back = space.decode(space.encode(images[:8]))
+    pairs = np.concatenate([data.to_float(images[:8], -1, 1), back])
+    plot.image_grid(pairs, args.out / "pairs.png", rows=2, row_labels=["given", "back"], low=-1, high=1)
+    return space
+
+
+def unscaled(space):
+    """Leave the latents as the encoder gives them, to see what goes wrong."""
+    with no_grad():
+        space.mean[...], space.std[...] = 0.0, 1.0
+
+
+# ---------------------------------------------------------------- the diffusion
+
+
+def trained(args, path):
+    """Train, and leave the model. Was it finished?"""
+    images, captions, held, _ = captioned(args)
+    tokenizer = Tokenizer.fit(captions)
+    check_prompts(tokenizer, args)  # now, and not after the training
+    args.shape, args.preview = list(images.shape[1:]), some_of(captions)
+    space = autoencoder(images[~held], args)
+    if space is None:
+        return False
+    args.latents = list(space.shape)
+    args.channels = args.channels or ([64, 96] if min(space.shape[:2]) >= 12 else [96])
+    check_shape(args.latents, args.channels, 1)
+    if args.raw:
+        unscaled(space)
+    latents = cached_latents(space, images)  # (N, h, w, C), once
+    tokens = tokenizer.encode(captions)  # (N, L)
+    validation = latents[held], tokens[held]
+    latents, tokens = latents[~held], tokens[~held]
+    denoiser, ema = new_model(tokenizer, args)
+
+    def loss(z0, tokens, rng, sample_offset):
+        tokens = drop_prompts(tokens, CAPTION_DROPOUT, rng, sample_offset=sample_offset)
+        return loss_of(denoiser, z0, tokens, rng, sample_offset)
+
+    def pictures(state):
+        with ema.applied():
+            state.records[-1]["validation"] = validation_loss(denoiser, loss_of, *validation, args.seed)
+            if state.step % 1000 == 0:
+                paint(space, denoiser, tokenizer, args.preview, args)
+        plot.loss_curve(
+            state.records,
+            args.out / "loss.png",
+            x="step",
+            title=f"EDM loss of latents, {Path(args.data).name}",
+            reference={record["step"]: record["validation"] for record in state.records},
+            reference_label="validation, averaged weights",
+        )
+
+    wanted = args.images or LEARNED * 64**2 / np.prod(args.shape[:2])
+    epochs = max(1, round(wanted / len(latents)))
+    steps = epochs * -(-len(latents) // args.batch_size)
+    print(f"the diffusion: {denoiser.count():,} parameters, {len(tokenizer.words)} words, {len(latents):,} pictures, "
+          f"{len(validation[0]):,} held out; pictures go to {args.out}", file=sys.stderr)  # fmt: skip
+    began = args.out / "checkpoint.npz"
+    state = train(
+        denoiser,
+        loss,
+        (latents, tokens),
+        Adam(denoiser.parameters(), lr=args.lr),
+        epochs=epochs,
+        batch_size=args.batch_size,
+        microbatch=args.microbatch,
+        threads=args.threads,
+        seed=args.seed,
+        schedule=warmup(min(200, -(-steps // 10)), cosine(steps)),
+        schedule_by="step",
+        ema=ema,
+        out=args.out,
+        resume=args.resume and began.exists(),
+        log_every=100,
+        save_every=500,
+        on_record=pictures,
+    )
+    if state.finished:
+        settings = {name: getattr(args, name) for name in SETTINGS} | {"space": space.fingerprint()}
+        saving.save(path, {"model": denoiser.state_dict(), "ema": ema.state_dict(), "settings": settings})
+        print(f"validation loss {state.records[-1]['validation']:.4g}", file=sys.stderr)
+    return state.finished
+
+
+def loss_of(denoiser, z0, tokens, rng, sample_offset):
+    """The EDM loss of latents z0 (N, h, w, C)."""
+    mean, std = NOISE
+    return edm_loss(denoiser, z0, rng, mean=mean, std=std, sample_offset=sample_offset, tokens=tokens)
+
+
+# What is kept beside the weights, and the fingerprint of the latent space.
+SETTINGS = ("data", "size", "skip_broken", "drawn", "training_seed", "preview", "channels", "shape", "latents", "raw")
+
+
+def new_model(tokenizer, args):
+    rng = Rng(args.training_seed).child("model")
+    encoder = TextEncoder(tokenizer.size, tokenizer.length, WIDTH, rng=rng)
+    net = UNet(args.latents[-1], args.channels, patch=1, context=WIDTH, rng=rng)
+    denoiser = Denoiser(TextToImage(encoder, net, tokenizer), sigma_data=1.0)
+    return denoiser, EMA(denoiser, 0.998)
+
+
+def load(path, args):
+    """The latent space, the trained model, its tokenizer, and the average of its weights. The options of its training
+    replace those of now."""
+    state = common.checkpoint_of(path, "latent_diffusion.py")
+    try:
+        kept = state["settings"]
+        found = {name: kept[name] for name in SETTINGS}
+        tokenizer = Tokenizer.from_array(state["model"]["net.vocabulary"])
+        check_same_data(args, kept["data"])
+        vars(args).update(found)
+        denoiser, ema = new_model(tokenizer, args)
+        denoiser.load_state_dict(state["model"])
+        ema.load_state_dict(state["ema"])
+        wanted = kept["space"]
+    except (LookupError, TypeError, ValueError) as error:
+        sys.exit(f"{path} is no model of this example: {error!r}")
+    of_space = args.autoencoder or args.out / "latent_space.npz"
+    space, _ = common.load_space(of_space, "latent_diffusion.py")
+    if args.raw:
+        unscaled(space)
+    if space.fingerprint() != wanted:
+        sys.exit(
+            f"{path} was trained on the latents of another autoencoder than {of_space} (fingerprint {wanted}, not "
+            f"{space.fingerprint()}): give that one by --autoencoder, or train again with another --out"
+        )
+    return space, denoiser, tokenizer, ema
+
+
+# ---------------------------------------------------------------- the pictures
+
+
+def paint(space, denoiser, tokenizer, prompts, args):
+    """samples.png: a row for each prompt, or, of one prompt with --sweep, for each weight."""
+    began = time.monotonic()
+    tokens = np.repeat(tokenizer.encode(prompts), args.samples, axis=0)  # (prompts * samples, L)
+    weights = args.sweep or [args.guidance]
+    rows = [samples_of(space, denoiser, tokenizer, tokens, weight, args) for weight in weights]
+    labels = prompts if not args.sweep else [f"{p}, {w:g}" for w in args.sweep for p in prompts]
+    plot.image_grid(np.concatenate(rows), args.out / "samples.png", rows=len(labels), row_labels=labels, low=-1, high=1)
+    print(f"\n{args.out / 'samples.png'} painted in {time.monotonic() - began:.0f} s", file=sys.stderr)
+
+
+def samples_of(space, denoiser, tokenizer, tokens, weight, args):
+    """A picture for each row of tokens (N, L): a latent by guidance with that weight, decoded, (N, H, W, C)."""
+    model = guided(denoiser, tokenizer, weight, args)
+    rng = Rng(args.seed).child("samples")
+    z = sample(model, (len(tokens), *args.latents), KarrasSDE(), rng, method="heun", steps=args.steps, eps=0.002,
+               microbatch=20, **denoiser.net.encode(tokens))  # fmt: skip
+    return space.decode(z)
+
+
+def tell_story(space, denoiser, tokenizer, prompt, args, columns=6):
+    """story.png: one prompt, from top to bottom: the numbers of its words, their vectors, the latent from noise on,
+    what the denoiser takes it for, decoded, and where the pixels look for each word."""
+    words, tokens = split(prompt), tokenizer.encode(prompt)
+    encoded = denoiser.net.encode(tokens)
+    vectors = to_host(encoded["context"])[0, : len(words)]  # (words, WIDTH)
+    seen = []
+
+    def note(step, t, x, denoised):
+        seen.append((t, to_host(x)[0], to_host(denoised)[0]))
+
+    with attention_maps(denoiser) as maps:
+        sample(denoiser, (1, *args.latents), KarrasSDE(), Rng(args.seed).child("samples"), method="heun",
+               steps=args.steps, eps=0.002, callback=note, **encoded)  # fmt: skip
+    # Heun's step k has the passes 2 k and 2 k + 1. The first steps are all noise and the last ones all picture.
+    chosen = np.linspace(0.2, 0.85, columns - 1) * args.steps
+    chosen = [*chosen.round().astype(int), args.steps]
+    weights = np.stack([to_host(passes[min(2 * k, len(passes) - 1)])[0] for k in chosen for passes in maps.values()])
+    weights = weights.reshape(columns, len(maps), *weights.shape[1:]).mean(axis=1)  # (columns, pixels, words)
+    side = round((np.prod(args.latents[:2]) / weights.shape[1]) ** 0.5)
+    height, width = args.latents[0] // side, args.latents[1] // side
+    decoded = space.decode(np.stack([seen[k][2] for k in chosen]))
+
+    shown = [i for i, word in enumerate(words) if word not in ("a", "an", "the", "to", "of", ",")]
+    figure = plot.new_figure(2.0 + 1.25 * columns, 2.6 + 1.25 * (2 + len(shown)))
+    grid = figure.add_gridspec(3 + len(shown), columns, height_ratios=[1.1, 1, 1] + [1] * len(shown), hspace=0.12,
+                               wspace=0.06, left=0.2, right=0.98, top=0.93, bottom=0.02)  # fmt: skip
+    figure.text(0.5, 0.97, f'"{prompt}"', ha="center", va="center", fontsize=15, color=plot.INK)
+
+    def picture(row, column, image, label="", title="", **options):
+        axes = figure.add_subplot(grid[row, column])
+        axes.imshow(image, interpolation="nearest", **options)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+        axes.set_title(title, fontsize=9, color=plot.FAINT, pad=3)
+        if label:
+            axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10, color=plot.INK, labelpad=8)
+
+    of_words = figure.add_subplot(grid[0, :])
+    of_words.imshow(vectors, cmap="RdBu_r", vmin=-2.5, vmax=2.5, aspect="auto", interpolation="nearest")
+    of_words.set_yticks(range(len(words)), [f"{w}  {n}" for w, n in zip(words, tokens[0])], fontsize=8)
+    of_words.set_xticks([])
+    of_words.tick_params(length=0)
+    of_words.spines[:].set_visible(False)
+    of_words.set_title(f"each word is a number, then a vector of {WIDTH}", fontsize=9, color=plot.FAINT, pad=3)
+    for column, k in enumerate(chosen):
+        sigma, latent, _ = seen[k]
+        first = column == 0
+        shades = np.clip(latent[..., :3] / (2 * max(1.0, latent.std())) / 2 + 0.5, 0, 1)
+        picture(1, column, shades, "the latent" * first, f"noise {float(sigma):.2g}")
+        picture(2, column, np.clip(decoded[column] / 2 + 0.5, 0, 1).squeeze(), "what it is\ntaken for" * first,
+                **({"cmap": "gray"} if decoded.shape[-1] == 1 else {}))  # fmt: skip
+        for row, i in enumerate(shown, 3):
+            share = weights[column, :, i].reshape(height, width)
+            picture(row, column, share, f'who hears\n"{words[i]}"' * first, cmap="magma", vmin=0,
+                    vmax=weights[:, :, i].max())  # fmt: skip
+    plot.save(figure, args.out / "story.png")
+    print(f"{args.out / 'story.png'}", file=sys.stderr)
+
+
+def arguments():
+    parser = common.parser(__doc__)
+    add, integer = parser.add_argument, common.integer
+    add_painting(parser, "latent_diffusion", "scenes")
+    add("--story", action="store_true", help="draw story.png, how the first prompt becomes a picture")
+    add("--autoencoder", type=common.file, metavar="FILE", help="latent_space.npz of 09_autoencoder.py or another run")
+    add("--latent", type=integer(1), metavar="N", help="channels of the latent (default: 4; of 28x28 pictures 8)")
+    add("--kl-weight", type=common.not_negative, default=1e-4, metavar="X", help="of the autoencoder's divergence")
+    add("--raw", action="store_true", help="do not bring the latents to mean 0 and deviation 1, to see what goes wrong")
+    add("--images", type=integer(1), metavar="N", help="pictures that the diffusion learns from, in whole rounds "
+        f"(default: {LEARNED:,} of 64x64; of smaller ones more)")  # fmt: skip
+    add("--channels", type=integer(8, multiple_of=8), nargs="+", metavar="N", help="of the U-Net, from fine to coarse "
+        "(default: 64 96; one level of 96 for latents of less than 12x12)")  # fmt: skip
+    common.add_training(parser, batch_size=64)
+    add("--lr", type=common.positive, default=1e-3, metavar="X", help="of Adam in the diffusion, after a warm-up, "
+        "before a cosine")  # fmt: skip
+    return parse_painting(parser)
+
+
+if __name__ == "__main__":
+    common.run(main)
