@@ -73,14 +73,21 @@ def scaled(images, args):
     return data.to_float(images, *((0, 1) if args.kind == "tutorial" else (-1, 1)))
 
 
+def judge_of(args):
+    """The trained judge of --data, whose weights get no gradient: it only looks."""
+    judge = common.trained_judge(args)
+    for parameter in judge.parameters():
+        parameter.requires_grad = False
+    return judge
+
+
 # ---------------------------------------------------------------- the training
 
 
 def trained(net, images, args):
     """Train. Was it finished?"""
     steps = args.epochs * -(-len(images) // args.batch_size)
-    judge = common.trained_judge(args) if args.perceptual else None
-    features = judge and judge.activations
+    features = judge_of(args).activations if args.perceptual else None
 
     def loss(x, rng, sample_offset):
         x = scaled(x, args)

@@ -113,7 +113,7 @@ def autoencoder(images, args):
         shape=args.shape,
     )
     net = common.new_autoencoder(made_as)
-    wanted = SQUEEZED * 64**2 / np.prod(args.shape[:2])
+    wanted = args.autoencoder_images or SQUEEZED * 64**2 / np.prod(args.shape[:2])
     epochs = max(1, round(wanted / len(images)))
     steps = epochs * -(-len(images) // args.batch_size)
     print(f"the autoencoder: {net.count():,} parameters, {len(images):,} pictures", file=sys.stderr)
@@ -367,6 +367,8 @@ def arguments():
     add("--autoencoder", type=common.file, metavar="FILE", help="latent_space.npz of 09_autoencoder.py or another run")
     add("--latent", type=integer(1), metavar="N", help="channels of the latent (default: 4; of 28x28 pictures 8)")
     add("--kl-weight", type=common.not_negative, default=1e-4, metavar="X", help="of the autoencoder's divergence")
+    add("--autoencoder-images", type=integer(1), metavar="N", help="pictures that the autoencoder learns from, in "
+        f"whole rounds (default: {SQUEEZED:,} of 64x64; of smaller ones more)")  # fmt: skip
     add("--raw", action="store_true", help="do not bring the latents to mean 0 and deviation 1, to see what goes wrong")
     add("--images", type=integer(1), metavar="N", help="pictures that the diffusion learns from, in whole rounds "
         f"(default: {LEARNED:,} of 64x64; of smaller ones more)")  # fmt: skip

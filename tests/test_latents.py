@@ -60,6 +60,18 @@ def test_batch_norm_is_in_evaluation_mode_both_ways():
     np.testing.assert_allclose(made.decode(z[2:3])[0], made.decode(z)[2], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("low", [-1.0, 0.0])
+def test_bytes_are_brought_to_the_scale_of_the_autoencoder(low):
+    made = LatentSpace(Autoencoder(3, (8, 8), latent=2, rng=0), (16, 16, 3), low)
+    of_bytes = (255 * images()).round().astype("uint8")
+    x = low + (1 - low) * of_bytes / 255
+    made.measure(of_bytes)
+    z = made.encode(of_bytes)
+    np.testing.assert_allclose(z.std(axis=(0, 1, 2)), 1, atol=1e-5)
+    np.testing.assert_allclose(made.encode(x), z, rtol=1e-4, atol=1e-5)
+    assert made.decode(z).dtype == "float32"
+
+
 def test_what_does_not_fit_is_quoted():
     made = space()
     with pytest.raises(ValueError, match=r"latents must be \(N, 4, 4, 2\), not \(1, 4, 4, 3\)"):

@@ -31,6 +31,17 @@ def test_a_head_for_each_attribute_reads_the_features():
     np.testing.assert_array_equal(judge.heads["size"](features).numpy(), logits["size"].numpy())
 
 
+def test_activations_are_what_each_resolution_ends_in():
+    judge, x = small(), Tensor(pictures(2, 9, 12, 1))
+    fine, coarse = judge.activations(x)
+    assert fine.shape == (2, 5, 6, 8) and coarse.shape == (2, 3, 3, 16)
+    last = judge.last(coarse.reshape(2, -1))
+    np.testing.assert_array_equal(tinydiff.ops.silu(last).numpy(), judge.features(x).numpy())
+    np.testing.assert_array_equal(judge.activations(3 * x)[0].shape, fine.shape)  # another scale is not refused
+    with pytest.raises(ValueError, match=r"images must be \(N, \(9, 12, 1\)\), not \(2, 9, 13, 1\)"):
+        judge.activations(pictures(2, 9, 13, 1))
+
+
 def test_the_loss_is_the_sum_of_the_cross_entropies():
     judge, x = small(), pictures(4, 9, 12, 1)
     labels = {"digit": np.array([0, 9, 3, 3]), "size": np.array([0, 1, 2, 2])}
