@@ -5,6 +5,7 @@ order: engine, ops; then nn, optim, diffusion, models, training. The folder fast
 """
 
 import importlib.util
+from typing import TYPE_CHECKING, Any
 
 from . import backend, nn, ops, optim
 from .anomaly import detect_anomaly
@@ -18,6 +19,17 @@ from .rng import Rng
 if backend.wants_fast() and importlib.util.find_spec(".fast", __name__):
     from . import fast  # noqa: F401  which registers quicker versions of what the others define
 
+if TYPE_CHECKING:
+    from .study.exercise import exercise, exercises
+
+
+def __getattr__(name: str) -> Any:
+    """What is for study alone is imported when it is first used."""
+    if name in ("exercise", "exercises"):
+        return getattr(importlib.import_module(".study.exercise", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __version__ = "0.1.0"
 __all__ = [
     "GradcheckError",
@@ -26,6 +38,8 @@ __all__ = [
     "backend",
     "checkpoint",
     "detect_anomaly",
+    "exercise",
+    "exercises",
     "grad",
     "grad_enabled",
     "gradcheck",

@@ -50,6 +50,20 @@ class Element:
         )
 
 
+@dataclass(frozen=True)
+class Compared:
+    """One input, element by element: its gradient by the rule and numerically, where they differ, and what that looks
+    like. problem, k: for more derivatives of the same function by its input k."""
+
+    name: str
+    analytic: Any
+    numeric: Any
+    wrong: Any
+    finding: str
+    problem: Problem
+    k: int
+
+
 @dataclass
 class Report:
     """The result of gradcheck."""
@@ -64,6 +78,7 @@ class Report:
     kinks: list[Element] = field(default_factory=list)
     diagnosis: str = ""
     notes: list[str] = field(default_factory=list)
+    compared: list[Compared] = field(default_factory=list, repr=False)  # one per input that was compared by element
 
     @property
     def ok(self) -> bool:
@@ -353,8 +368,10 @@ def _compare_elements(
     for index, element in elements.items():
         if wrong[index] or index not in rough:
             report.keep_worst(element)
-    if wrong.any():
-        report.blame(name, diagnose(problem, k, a, numeric, wrong))
+    finding = diagnose(problem, k, a, numeric, wrong) if wrong.any() else ""
+    report.compared.append(Compared(name, a, numeric, wrong, finding, problem, k))
+    if finding:
+        report.blame(name, finding)
 
 
 def _compare_directions(

@@ -1,0 +1,1 @@
+"""To study gradients with: they look at the engine from outside."""
