@@ -1,9 +1,9 @@
 """The doctor: what gradcheck found, in plain words (`examine`) and in pictures (`draw`).
 
-    >>> try:
-    ...     tinydiff.gradcheck(f, x)
-    ... except tinydiff.GradcheckError as error:
-    ...     draw(error.report, "report.png")
+>>> try:
+...     tinydiff.gradcheck(f, x)
+... except tinydiff.GradcheckError as error:
+...     draw(error.report, "report.png")
 """
 
 from __future__ import annotations
@@ -27,7 +27,12 @@ Slip = tuple[str, Callable[..., Any]]  # what it forgets, in words, and the wron
 
 
 def examine(
-    error: GradcheckError, op: Op, inputs: Sequence[Any], params: dict[str, Any], names: list[str], slips: Sequence[Slip]
+    error: GradcheckError,
+    op: Op,
+    inputs: Sequence[Any],
+    params: dict[str, Any],
+    names: list[str],
+    slips: Sequence[Slip],
 ) -> str:
     """What is wrong with each adjoint, one line per input, and the worst element."""
     cause = error.__cause__
@@ -60,9 +65,7 @@ def examine(
     return "\n".join(lines)
 
 
-def known_slip(
-    compared: Compared, op: Op, inputs: Sequence[Any], params: dict[str, Any], slips: Sequence[Slip]
-) -> str:
+def known_slip(compared: Compared, op: Op, inputs: Sequence[Any], params: dict[str, Any], slips: Sequence[Slip]) -> str:
     """Is it the gradient that one of the usual slips gives?"""
     place = compared.problem.places[compared.k]
     out = compared.problem.outputs(compared.problem.arrays)[0]

@@ -84,7 +84,9 @@ class Exercise:
             except Unfit as error:
                 return Answer(False, str(error))
             except GradcheckError as error:
-                return Answer(False, examine(error, self.op, inputs, params, self.names, self._sheet.slips), error.report)
+                return Answer(
+                    False, examine(error, self.op, inputs, params, self.names, self._sheet.slips), error.report
+                )
             except (TypeError, ValueError) as error:  # the engine's, about what the rule handed back
                 return Answer(False, f"The rule cannot be used: {error}.")
         return Answer(True, f"Right. {self.name}: {report}", report)
@@ -118,7 +120,9 @@ class Exercise:
 
         @functools.wraps(rule)
         def guarded(*arguments: Any, **params: Any) -> Any:
-            before = [backend.to_host(a).copy() if hasattr(a, "dtype") and hasattr(a, "copy") else None for a in arguments]
+            before = [
+                backend.to_host(a).copy() if hasattr(a, "dtype") and hasattr(a, "copy") else None for a in arguments
+            ]
             try:
                 found = rule(*arguments, **params)
                 found = tuple(f() if callable(f) else f for f in (found if isinstance(found, tuple) else (found,)))
