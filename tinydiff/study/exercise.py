@@ -131,7 +131,7 @@ class Exercise:
             for name, a, was in zip(["g", "out", *self.names], arguments, before):
                 if was is not None and not np.array_equal(backend.to_host(a), was, equal_nan=True):
                     raise Unfit(f"The rule writes into {name}, which others still read: compute a new array.")
-            if found == (None,):
+            if len(found) == 1 and found[0] is None:
                 raise Unfit("The rule returns None: is a `return` missing?")
             if len(found) != len(self.names):
                 raise Unfit(
