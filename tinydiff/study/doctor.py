@@ -147,8 +147,7 @@ def heat(figure: Any, axes: Any, values: Any, title: str, colours: str, low: flo
     from matplotlib import colormaps
 
     shape = values.shape[-1] if values.ndim else 1
-    colour_map = colormaps[colours].copy()
-    colour_map.set_bad("magenta")
+    colour_map = colormaps[colours].with_extremes(bad="magenta")
     image = axes.imshow(values.reshape(-1, shape), cmap=colour_map, vmin=low, vmax=high, aspect="auto")
     figure.colorbar(image, ax=axes, label=label, extend="both" if colours == "PuOr" else "neither")
     frame(axes, title, x="last axis", y="the other axes")
