@@ -144,11 +144,9 @@ def draw(report: Report, path: str | os.PathLike[str]) -> None:
 
 def heat(figure: Any, axes: Any, values: Any, title: str, colours: str, low: float, high: float, label: str) -> None:
     """A matrix in colours that colour-blind readers can tell apart; what is no number is magenta."""
-    from matplotlib import colormaps
-
     shape = values.shape[-1] if values.ndim else 1
-    colour_map = colormaps[colours].with_extremes(bad="magenta")
-    image = axes.imshow(values.reshape(-1, shape), cmap=colour_map, vmin=low, vmax=high, aspect="auto")
+    axes.set_facecolor("magenta")  # what is no number is left transparent
+    image = axes.imshow(values.reshape(-1, shape), cmap=colours, vmin=low, vmax=high, aspect="auto")
     figure.colorbar(image, ax=axes, label=label, extend="both" if colours == "PuOr" else "neither")
     frame(axes, title, x="last axis", y="the other axes")
     for axis in (axes.xaxis, axes.yaxis):
