@@ -63,6 +63,7 @@ VALIDATED = 512  # pictures and noises in the validation loss
 NOISE = 0.3, 1.4
 WIDTH = 96  # of the vectors of the words
 CAPTION_DROPOUT = 0.1  # how often the words are left out in training
+DRAWN = 60_000  # glyphs to learn from, unless --drawn says so
 WORK = 270_000  # images of 28x28 to learn from, unless --images says so; of larger ones fewer, for the same time
 PREVIEW = ["a seven", "a small bold serif three", "a heavy mono zero leaning left", "a large five, at the top right"]
 
@@ -73,6 +74,8 @@ def main() -> int:
     if not path.exists():
         if (args.out / "checkpoint.npz").exists() and not args.resume:
             sys.exit(f"the training in {args.out} was not finished: --resume goes on, or choose another --out")
+        if args.judge:
+            common.trained_judge(args)  # there is one: else the program ends now, and not after the training
         if not trained(args, path):
             return 130  # as a shell reports an interrupted program
     denoiser, tokenizer, ema = load(path, args)
@@ -80,7 +83,7 @@ def main() -> int:
     check_prompts(tokenizer, args)
     with ema.applied():
         if args.judge:
-            judge_samples(denoiser, tokenizer, captions_to_judge(args), args)
+            judge_samples(denoiser, tokenizer, args)
             return 0
         paint(denoiser, tokenizer, prompts, args, args.steps)
         draw_words(denoiser, tokenizer, prompts, args)
@@ -140,15 +143,6 @@ def one_in_ten(names):
 NO_JUDGE = "no judge knows what is in your own pictures: --judge is for --data glyphs and --data mnist"
 
 
-def captions_to_judge(args):
-    """The pictures of --data, of which those are held out whose captions occur nowhere in training."""
-    if args.data not in ("glyphs", "mnist"):
-        sys.exit(NO_JUDGE)
-    pictures = captioned(args)
-    seen = {caption for caption, held in zip(pictures.captions, pictures.held) if not held}
-    return pictures._replace(held=np.array([caption not in seen for caption in pictures.captions]))
-
-
 def some_of(captions, most=4):
     """Different captions from all over the data, for previews."""
     different = [caption for caption in dict.fromkeys(captions) if caption]
@@ -162,6 +156,7 @@ def trained(args, path):
     """Train, and leave the model. Was it finished?"""
     if args.data_dir and args.data != "mnist":
         sys.exit("--data-dir is read with --data mnist only")
+    args.drawn = args.drawn or (DRAWN if args.data == "glyphs" else None)
     images, captions, held, _ = captioned(args)
     tokenizer = Tokenizer.fit(captions)
     check_prompts(tokenizer, args)  # now, and not after the training
@@ -173,6 +168,8 @@ def trained(args, path):
     images, tokens = images[~held], tokens[~held]  # (n, H, W, C) of bytes, (n, L)
     some = images[:: max(1, len(images) // 10_000)]
     denoiser, ema = new_model(tokenizer, args, float(data.to_float(some, -1, 1).std()))
+    if args.resume:
+        check_resumed(args.out / "checkpoint.npz", denoiser, tokenizer)
 
     def loss(x0, tokens, rng, sample_offset):
         tokens = drop_prompts(tokens, CAPTION_DROPOUT, rng, sample_offset=sample_offset)
@@ -223,6 +220,22 @@ def trained(args, path):
     return state.finished
 
 
+def check_resumed(path, denoiser, tokenizer):
+    """End the program if the checkpoint is of other words, whose numbers would take on another meaning, or of pictures
+    of another size or content. Everything else is compared by `train`."""
+    try:
+        learned = saving.load(path)["model"]
+        words, std = Tokenizer.from_array(learned["net.vocabulary"]), float(learned["data_std"])
+    except (LookupError, TypeError, ValueError):
+        return  # train says what is wrong
+    if changed := sorted({*words.words} ^ {*tokenizer.words}):
+        sys.exit(f"{path} is of other captions: only one of the two vocabularies has {', '.join(changed[:5])}")
+    if words.length != tokenizer.length:
+        sys.exit(f"{path} is of other captions: the longest has {words.length} words, not {tokenizer.length}")
+    if abs(std / denoiser.sigma_data - 1) > 1e-5:
+        sys.exit(f"{path} is of other pictures: their standard deviation is {std:.6g}, not {denoiser.sigma_data:.6g}")
+
+
 def loss_of(denoiser, x0, tokens, rng, sample_offset):
     """The EDM loss of pictures x0, bytes (N, H, W, C)."""
     x0, (mean, std) = data.to_float(x0, -1, 1), NOISE
@@ -268,8 +281,8 @@ def new_model(tokenizer, args, sigma_data):
 
 
 def load(path, args):
-    """The trained model, its tokenizer, and the average of its weights. The options of its training replace those of
-    now."""
+    """The trained model, its tokenizer, and the average of its weights. The options of its training are those of now.
+    Ends the program if other ones were given."""
     state = common.checkpoint_of(path, "text_to_image.py")
     try:
         found = {name: state["settings"][name] for name in SETTINGS}
@@ -282,6 +295,9 @@ def load(path, args):
         sys.exit(f"{path} is no model of this example: {error!r}")
     if args.data_was_given and args.data != kept.data:
         sys.exit(f"the model in {args.out} was trained on {kept.data}, not on {args.data}: choose another --out")
+    for name, learned in (("size", kept.shape[:2]), ("channels", kept.channels), ("drawn", kept.drawn)):
+        if (given := getattr(args, name)) and given != learned:
+            sys.exit(f"the model in {args.out} was trained with {name} {learned}, not {given}: choose another --out")
     vars(args).update(found)
     return denoiser, tokenizer, ema
 
@@ -310,11 +326,15 @@ def samples_of(denoiser, tokenizer, tokens, weight, args, steps):
     return to_host(x)
 
 
-def judge_samples(denoiser, tokenizer, drawn, args):
+def judge_samples(denoiser, tokenizer, args):
     """Print how good samples are, by weight of guidance, for captions that were seen and held out: between new real
     pictures of the same captions, which are as good as samples can be, and noise."""
-    judge, held = common.trained_judge(args), drawn.held
-    training = data.to_float(drawn.images[~held], -1, 1)
+    if args.data not in ("glyphs", "mnist"):
+        sys.exit(NO_JUDGE)
+    judge, drawn = common.trained_judge(args), captioned(args)
+    training = data.to_float(drawn.images[~drawn.held], -1, 1)
+    known = {caption for caption, held in zip(drawn.captions, drawn.held) if not held}
+    held = np.array([caption not in known for caption in drawn.captions])  # of handwriting, none: "a seven" is known
     pictures, labels = common.pictures_for_judge(args, "test")
     _, features = judge.predict(pictures)
     shares = [*labels, *["all"] * (len(labels) > 1)]
@@ -402,7 +422,7 @@ def arguments():
     add("--judge", type=integer(4), metavar="N", help="judge N samples for each weight, in place of painting")
     add("--steps", type=integer(1), default=17, metavar="N",
         help="steps of Heun's method, which are 2 N + 1 evaluations")  # fmt: skip
-    add("--drawn", type=integer(100), default=60_000, metavar="N", help="glyphs to draw for the training")
+    add("--drawn", type=integer(100), metavar="N", help=f"glyphs to draw for the training (default: {DRAWN:,})")
     add("--images", type=integer(1), metavar="N", help="images to learn from, in whole rounds (default: what about 15 "
         f"minutes on two cores are enough for, {WORK:,} of 28x28)")  # fmt: skip
     add("--channels", type=integer(8, multiple_of=8), nargs="+", metavar="N", help="of the U-Net, from fine to coarse, "
@@ -414,7 +434,8 @@ def arguments():
     add("--out", type=common.directory, metavar="DIR", help="directory of the run (default: runs/text_to_image, or "
         "runs/text_to_image_ and mnist or the name of the folder)")  # fmt: skip
     args = common.parse(parser)
-    args.data_was_given, args.data, args.training_seed = args.data is not None, args.data or "glyphs", args.seed
+    args.data_was_given = bool(args.data or args.drawn)  # --drawn is for glyphs
+    args.data, args.training_seed = args.data or "glyphs", args.seed
     if args.data not in ("glyphs", "mnist"):
         args.data = os.path.abspath(args.data)  # so that it is found from elsewhere
         if args.judge:
@@ -423,6 +444,8 @@ def arguments():
         parser.error(f"--size and --skip-broken are for --data FOLDER, not for --data {args.data}")
     elif args.channels:
         common.check_channels(parser, args.channels)
+    if args.drawn and args.data != "glyphs":
+        parser.error(f"--drawn is for --data glyphs, not for --data {args.data}")
     end = {"glyphs": "", "mnist": "_mnist"}.get(args.data, f"_{Path(args.data).name}")
     args.out = args.out or Path("runs") / f"text_to_image{end}"
     common.check_checkpoint(args, "--resume")

@@ -48,8 +48,8 @@ class Parameter(Tensor):
 
 
 class Setting(Tensor):
-    """A buffer of one number, in float64, that a module computes with as a Python float. Such a float takes the dtype of
-    what it meets; so `astype` need not convert the buffer, and the state keeps every digit.
+    """A buffer of one number, in float64, that a module computes with as a Python float. Such a float takes the dtype
+    of what it meets; so `astype` need not convert the buffer, and the state keeps every digit.
     """
 
     __slots__ = ()
