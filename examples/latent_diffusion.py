@@ -38,7 +38,8 @@ from text_to_image import (
     add_painting,
     captioned,
     check_prompts,
-    check_same_data,
+    check_resumed,
+    check_same,
     check_shape,
     draw_words,
     guided,
@@ -71,6 +72,8 @@ def main() -> int:
     if not path.exists():
         if any(args.out.rglob("checkpoint.npz")) and not args.resume:
             sys.exit(f"the training in {args.out} was not finished: --resume goes on, or choose another --out")
+        if args.judge:
+            common.trained_judge(args)  # there is one: else the program ends now, and not after the training
         if not trained(args, path):
             return 130  # as a shell reports an interrupted program
     space, denoiser, tokenizer, ema = load(path, args)
@@ -203,6 +206,8 @@ def trained(args, path):
     print(f"the diffusion: {denoiser.count():,} parameters, {len(tokenizer.words)} words, {len(latents):,} pictures, "
           f"{len(validation[0]):,} held out; pictures go to {args.out}", file=sys.stderr)  # fmt: skip
     began = args.out / "checkpoint.npz"
+    if args.resume and began.exists():
+        check_resumed(began, denoiser, tokenizer)
     state = train(
         denoiser,
         loss,
@@ -255,7 +260,7 @@ def load(path, args):
         kept = state["settings"]
         found = {name: kept[name] for name in SETTINGS}
         tokenizer = Tokenizer.from_array(state["model"]["net.vocabulary"])
-        check_same_data(args, kept["data"])
+        check_same(args, argparse.Namespace(**found))
         vars(args).update(found)
         denoiser, ema = new_model(tokenizer, args)
         denoiser.load_state_dict(state["model"])
