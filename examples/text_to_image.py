@@ -472,7 +472,7 @@ def add_painting(parser, name, default):
     add("--interval", type=common.positive, nargs=2, default=None, metavar=("LOW", "HIGH"),
         help="the noise levels between which to push (default: all)")  # fmt: skip
     add("--sweep", type=common.finite, nargs="+", metavar="X", help="a row for each of these weights of guidance")
-    add("--negative", default="", metavar="PROMPT", help="what to push away from, in place of no words")
+    add("--negative", default="", metavar="PROMPT", help="what to push away from, in place of no words (default: none)")
     add("--judge", type=integer(4), metavar="N", help="judge N samples for each weight, in place of painting")
     add("--steps", type=integer(1), default=17, metavar="N",
         help="steps of Heun's method, which are 2 N + 1 evaluations")  # fmt: skip

@@ -486,7 +486,13 @@ def test_the_quickstart_trains_goes_on_and_samples(tmp_path, data_dir):
     assert imread(out / "samples.png").shape[0] == (10 * 30 + 2) * 3  # one row per digit
     run(QUICKSTART, *options, "--sample-only")
     assert (out / "samples.png").read_bytes() == first
+    assert f"there is no {tmp_path / 'checkpoint.npz'}: train first, without --resume\n" == run(
+        QUICKSTART, "--out", tmp_path, "--resume", status=1
+    )
     run(QUICKSTART, *options, "--images", 48, "--resume")
+    assert "nothing is left to train: all 6 steps were done before" in run(
+        QUICKSTART, *options, "--images", 48, "--resume"
+    )
     records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [(r["epoch"], r["step"], r["images"]) for r in records] == [(0, 3, 24), (1, 6, 24)]
     assert (out / "samples.png").read_bytes() != first
@@ -753,6 +759,9 @@ def test_errors_are_a_line_or_two_and_no_traceback(monkeypatch, tmp_path, exampl
         (QUICKSTART, ["--images", -5], "argument --images: must be 1 or more, not -5"),
         (QUICKSTART, ["--channels", 8, 12], "argument --channels: must be 8 or more, a multiple of 8, not 12"),
         (QUICKSTART, ["--guidance", "nan"], "argument --guidance: must be a finite number, not nan"),
+        (QUICKSTART, ["--images", "many"], "argument --images: invalid number value: 'many'"),
+        (USING, ["--out", "x.gif"], "argument --out: must end in .png, .svg or .pdf, not 'x.gif'"),
+        (USING, ["--out", "/proc/x/y.png"], "argument --out: /proc/x/y.png cannot be made: "),
         (QUICKSTART, ["--lr", 0], "argument --lr: must be positive and finite, not 0"),
         (QUICKSTART, ["--data", "glyphs", "--data-dir", "x"], "--data-dir is read with --data mnist only"),
         (LIKELIHOOD, ["--bits", 0], "argument --bits: must be 1 or more, not 0"),
@@ -769,7 +778,8 @@ def test_errors_are_a_line_or_two_and_no_traceback(monkeypatch, tmp_path, exampl
 )
 def test_a_bad_argument_is_quoted_before_anything_is_done(monkeypatch, capsys, tmp_path, example, options, message):
     where = "--checkpoint" if example == JUDGE else "--out"
-    assert main(monkeypatch, example, where, tmp_path / "none", *options) == 2
+    name = "none.png" if example == USING else "none"
+    assert main(monkeypatch, example, where, tmp_path / name, *options) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
 
