@@ -103,6 +103,7 @@ def multiply_vjp(g, _z, x, y):
 
 # ---------------------------------------------------------------- the backward pass
 
+
 def backward_pass(output, g):
     """(leaf, adjoint) for each leaf that the output depends on."""
     # 1. Every node that the output was computed from, oldest first.

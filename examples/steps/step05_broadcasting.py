@@ -172,6 +172,7 @@ def softmax_vjp(g, z, _x):
 
 # ---------------------------------------------------------------- the backward pass
 
+
 def backward_pass(output, g):
     """(leaf, adjoint) for each leaf that the output depends on."""
     # 1. Every node that the output was computed from, oldest first.
@@ -201,7 +202,9 @@ def main():
     sum(z * w).backward()
     print("z̄ =", str(w).replace("\n", "\n    "))
     print(f"b̄ = {b.grad}, the sum over the rows")
-    print(f"add's rule alone gives b an adjoint of shape {add_vjp(w, None, X.data, b.data)[1].shape}, and b is {b.data.shape}")
+    print(
+        f"add's rule alone gives b an adjoint of shape {add_vjp(w, None, X.data, b.data)[1].shape}, and b is {b.data.shape}"
+    )
 
     column = tensor([[1], [2]])
     sum(column * b).backward()  # (2, 1) * (3,) -> (2, 3)

@@ -75,7 +75,9 @@ def main():
 
     x = np.array([[0.0, 1.0, 2.0], [-1.0, 0.5, 3.0]])
     print(f"softmax, random weights:     {gradcheck(softmax, x):.0e}")
-    print(f"the wrong one, weights 1:    {gradcheck(wrong_softmax, x, weights=np.ones((2, 3))):.0e}, as if it were right")
+    print(
+        f"the wrong one, weights 1:    {gradcheck(wrong_softmax, x, weights=np.ones((2, 3))):.0e}, as if it were right"
+    )
     print(f"the wrong one, random:       {gradcheck(wrong_softmax, x):.0e}")
 
     data = np.linspace(-3, 3, 8)[:, None]

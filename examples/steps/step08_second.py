@@ -262,6 +262,7 @@ def softmax_vjp(g, z, _x):
 
 # ---------------------------------------------------------------- the backward pass
 
+
 def backward_pass(output, g, create_graph):
     """(leaf, adjoint) for each leaf that the output depends on."""
     # 1. Every node that the output was computed from, oldest first.
@@ -319,7 +320,9 @@ def hessian(f, *numbers):
 def main():
     print("x^3 at 2, and its derivatives:", derivatives(lambda x: x * x * x, 2.0, 4))
     print("tanh at 0, and its derivatives:", derivatives(tanh, 0.0, 5))
-    print("the second derivatives of x^2 y at (2, 3), [[2 y, 2 x], [2 x, 0]]:", hessian(lambda x, y: x * x * y, 2.0, 3.0))
+    print(
+        "the second derivatives of x^2 y at (2, 3), [[2 y, 2 x], [2 x, 0]]:", hessian(lambda x, y: x * x * y, 2.0, 3.0)
+    )
     x = tensor(2.0)
     first = grad(x * x * x, [x])[0]  # without create_graph
     print(f"without create_graph: dL/dx = {first.data}, and its derivative {grad(first, [x])[0].data}, not 12")

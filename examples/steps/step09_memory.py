@@ -297,6 +297,7 @@ def softmax_vjp(g, z, _x):
 
 # ---------------------------------------------------------------- the backward pass
 
+
 def backward_pass(output, g, create_graph, keep):
     """(leaf, adjoint) for each leaf that the output depends on."""
     # 1. Every node that the output was computed from, oldest first.
