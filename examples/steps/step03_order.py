@@ -1,8 +1,8 @@
 """Step 3. From the newest node to the oldest: every rule is called once.
 
-A node used twice gets an adjoint from each use, and must have their whole sum before it passes anything on. When has it?
-All its uses are younger than it is, because an operation comes after its inputs. So number the nodes as they are made,
-and go from the newest to the oldest: when a node's turn comes, all its uses have had theirs.
+A node used twice gets an adjoint from each use, and must have their whole sum before it passes anything on. When has
+it? All its uses are younger than it is, because an operation comes after its inputs. So number the nodes as they are
+made, and go from the newest to the oldest: when a node's turn comes, all its uses have had theirs.
 
     x̄ = the sum, over all uses of x, of what the rules there hand to it
 
@@ -38,7 +38,7 @@ class Tensor:
 
 
 def origin(x):
-    """Where a Tensor stands in the graph: the node that made it, or, if it is a leaf, itself."""
+    """Its place in the graph: the node that made it, or, if it is a leaf, itself."""
     return x if x.node is None else x.node
 
 

@@ -39,7 +39,7 @@ class Tensor:
     def __mul__(self, y):
         return multiply(self, y)
 
-    __array_ufunc__ = None  # so that NumPy leaves array * Tensor to the next two
+    __array_ufunc__ = None  # so that NumPy leaves array * Tensor to __rmul__
     __radd__, __rmul__ = __add__, __mul__
 
 
@@ -49,7 +49,7 @@ def tensor(data):
 
 
 def origin(x):
-    """Where a Tensor stands in the graph: the node that made it, or, if it is a leaf, itself. A constant has no place."""
+    """Its place in the graph: the node that made it, or, if it is a leaf, itself. A constant has no place."""
     if not isinstance(x, Tensor):
         return None
     return x if x.node is None else x.node

@@ -43,7 +43,7 @@ class Tensor:
     def __mul__(self, y):
         return multiply(self, y)
 
-    __array_ufunc__ = None  # so that NumPy leaves array * Tensor to the next two
+    __array_ufunc__ = None  # so that NumPy leaves array * Tensor to __rmul__
     __radd__, __rmul__ = __add__, __mul__
 
 
@@ -53,7 +53,7 @@ def tensor(data):
 
 
 def origin(x):
-    """Where a Tensor stands in the graph: the node that made it, or, if it is a leaf, itself. A constant has no place."""
+    """Its place in the graph: the node that made it, or, if it is a leaf, itself. A constant has no place."""
     if not isinstance(x, Tensor):
         return None
     return x if x.node is None else x.node
@@ -83,8 +83,8 @@ def op(forward):
 
 
 class Node:
-    """One call, out = op(*values, **params). parents: for each input the node that made it, or itself if it is a leaf, or None.
-    time: its number."""
+    """One call, out = op(*values, **params). parents: for each input the node that made it, or itself if it is a leaf,
+    or None. time: its number."""
 
     def __init__(self, op, parents, values, params, out):
         self.op, self.parents, self.values, self.params, self.out = op, parents, values, params, out
@@ -208,7 +208,7 @@ def main():
 
     column = tensor([[1], [2]])
     sum(column * b).backward()  # (2, 1) * (3,) -> (2, 3)
-    print(f"(2, 1) * (3,): the column's adjoint is 10 + 20 + 30 = {column.grad.tolist()}, of shape {column.grad.shape}")
+    print(f"(2, 1) * (3,): each element of the column has the adjoint 10 + 20 + 30: {column.grad.tolist()}")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     central difference      f'(x) = (f(x + h) - f(x - h)) / (2 h)      the error is of the order h^2 + 1e-16 / h
     complex step            f'(x) = Im f(x + i h) / h                  the error is of the order h^2
 
-f(x + i h) = f(x) + i h f'(x) - h^2 f''(x) / 2 - ...: the imaginary part is the derivative, and nothing is subtracted, so
-no digits cancel. h may be 1e-30, and the derivative is right to the last digit. The forwards are NumPy's, and take
+f(x + i h) = f(x) + i h f'(x) - h^2 f''(x) / 2 - ...: the imaginary part is h f'(x), and nothing is subtracted, so no
+digits cancel. h may be 1e-30, and the derivative is right to the last digit. The forwards are NumPy's, and take
 complex numbers as they are (if they are analytic: |x| is not).
 
 `gradcheck` compares every element of the gradient of sum(r f(x)), where r is random. Why random? With r = 1, softmax

@@ -75,7 +75,7 @@ class Tensor:
     def __rmatmul__(self, y):
         return matmul(y, self)
 
-    __array_ufunc__ = None  # so that NumPy leaves array * Tensor to the next two
+    __array_ufunc__ = None  # so that NumPy leaves array * Tensor to __rmul__
     __radd__, __rmul__ = __add__, __mul__
 
 
@@ -85,7 +85,7 @@ def tensor(data, requires_grad=False):
 
 
 def origin(x):
-    """Where a Tensor stands in the graph: the node that made it, or, if it is a leaf, itself. What requires no gradient has no place."""
+    """Its place in the graph: the node that made it, or, if it is a leaf, itself. None if it requires no gradient."""
     if not isinstance(x, Tensor) or not x.requires_grad:
         return None
     return x if x.node is None else x.node
@@ -122,8 +122,8 @@ def op(forward):
 
 
 class Node:
-    """One call, out = op(*values, **params). parents: for each input the node that made it, or itself if it is a leaf, or None.
-    time: its number."""
+    """One call, out = op(*values, **params). parents: for each input the node that made it, or itself if it is a leaf,
+    or None. time: its number."""
 
     def __init__(self, op, parents, values, params, out):
         self.op, self.parents, self.params = op, parents, params

@@ -15,8 +15,8 @@ is sum(mean(h) dx). So
     x̄ = r (h - mean(h) - xhat mean(xhat h)),      w̄ = sum ȳ xhat,   b̄ = sum ȳ        (both sums are unbroadcast's)
 
 `composed_norm` is the same function in the ops that we have, without a rule. The engine differentiates it as well, and
-the gradient is the same. But it keeps c and xhat where the op keeps x alone, and each of its nodes is one more pass over
-memory. That is why tinydiff has one op for it, and why its page has this derivation.
+the gradient is the same. But it keeps c and xhat where the op keeps x alone, and each of its nodes is one more pass
+over memory. That is why tinydiff has one op for it, and why its page has this derivation.
 """
 
 import numpy as np

@@ -10,8 +10,8 @@ square of the pictures (Karras et al. 2022),
     D = c_skip x + c_out F(c_in x, ln σ),   c_skip = s^2 / (s^2 + σ^2),   c_out = c_skip σ √(s^2 + σ^2) / s,
     c_in = 1 / √(s^2 + σ^2);      F learns (x₀ - c_skip x) / c_out
 
-F is a U-Net: from 16x16 to 8x8 and back, what it knew at 16x16 added on the way back. Then a picture is drawn from noise
-alone, by small steps along dx/dσ = (x - D) / σ.
+F is a U-Net: from 16x16 to 8x8 and back, what it knew at 16x16 added on the way back. Then a picture is drawn from
+noise alone, by small steps along dx/dσ = (x - D) / σ.
 """
 
 import math
