@@ -202,9 +202,8 @@ def main():
     sum(z * w).backward()
     print("z̄ =", str(w).replace("\n", "\n    "))
     print(f"b̄ = {b.grad}, the sum over the rows")
-    print(
-        f"add's rule alone gives b an adjoint of shape {add_vjp(w, None, X.data, b.data)[1].shape}, and b is {b.data.shape}"
-    )
+    alone = add_vjp(w, None, X.data, b.data)[1]
+    print(f"add's rule alone gives b an adjoint of shape {alone.shape}, and b is {b.data.shape}")
 
     column = tensor([[1], [2]])
     sum(column * b).backward()  # (2, 1) * (3,) -> (2, 3)
