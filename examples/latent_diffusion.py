@@ -115,6 +115,7 @@ def autoencoder(images, args):
         seed=args.seed,
         shape=args.shape,
     )
+    check_shape(args.shape, args.channels, 2**made_as.levels)
     net = common.new_autoencoder(made_as)
     wanted = args.autoencoder_images or SQUEEZED * 64**2 / np.prod(args.shape[:2])
     epochs = max(1, round(wanted / len(images)))
@@ -168,12 +169,12 @@ def trained(args, path):
     tokenizer = Tokenizer.fit(captions)
     check_prompts(tokenizer, args)  # now, and not after the training
     args.shape, args.preview = list(images.shape[1:]), some_of(captions)
+    args.channels = args.channels or [96]
     space = autoencoder(images[~held], args)
     if space is None:
         return False
     args.latents = list(space.shape)
-    args.channels = args.channels or [96]
-    check_shape(args.latents, args.channels, 1)
+    check_shape(args.shape, args.channels, args.shape[0] // args.latents[0])
     if args.raw:
         unscaled(space)
     latents = cached_latents(space, images)  # (N, h, w, C), once

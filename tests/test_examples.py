@@ -441,21 +441,23 @@ def keep_a_judge(args):
 def test_words_become_latents_become_pictures(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     out = tmp_path / "run"
-    training = ["--drawn", 120, "--images", 100, "--autoencoder-images", 100, "--channels", 8, 8]
-    options = ["--out", out, "--steps", 2, "--samples", 2]
-    prompt = data.scenes(1, 0).captions[0]
+    training = ["--drawn", 120, "--images", 100, "--autoencoder-images", 100, "--channels", 8]
+    options = ["--data", "glyphs", "--out", out, "--steps", 2, "--samples", 2]
+    prompt = "a small bold seven"
+    message = main(monkeypatch, LATENT, *options, *training, 8)
+    assert "2 levels (--channels) need sides that are multiples of 8, not 28x28" in message and not out.exists()
     assert main(monkeypatch, LATENT, prompt, *options, *training, "--story") == 0
-    assert re.search(r"23 words, 1\d\d pictures, 1\d held out", capsys.readouterr().err)
-    assert imread(out / "samples.png").shape[0] == (66 + 2) * 3
+    assert re.search(r"30 words, 1\d\d pictures, 1\d held out", capsys.readouterr().err)
+    assert imread(out / "samples.png").shape[0] == (30 + 2) * 3
     assert imread(out / "story.png").ndim == imread(out / "pairs.png").ndim == 3
     kept = [*(tmp_path / "cache" / "tinydiff" / "latents").iterdir()]
-    assert len(kept) == 1 and saving.load(kept[0])["latents"].shape == (120, 16, 16, 4)
+    assert len(kept) == 1 and saving.load(kept[0])["latents"].shape == (120, 7, 7, 8)
     first = (out / "samples.png").read_bytes()
     assert main(monkeypatch, LATENT, prompt, *options) == 0 and (out / "samples.png").read_bytes() == first
-    assert main(monkeypatch, LATENT, prompt, *options, "--sweep", 0, 2, "--negative", "red") == 0
-    assert imread(out / "samples.png").shape[0] == (2 * 66 + 2) * 3
-    assert "the word 'pink'" in main(monkeypatch, LATENT, "a pink ring", *options)
-    assert "was trained on scenes, not on glyphs" in main(monkeypatch, LATENT, *options, "--data", "glyphs")
+    assert main(monkeypatch, LATENT, prompt, *options, "--sweep", 0, 2, "--negative", "light") == 0
+    assert imread(out / "samples.png").shape[0] == (2 * 30 + 2) * 3
+    assert "the word 'pink'" in main(monkeypatch, LATENT, "a pink seven", *options)
+    assert "was trained on glyphs, not on scenes" in main(monkeypatch, LATENT, *options, "--data", "scenes")
     assert "there is no judge yet" in main(monkeypatch, LATENT, *options, "--judge", 5)
 
     state = saving.load(out / "latent_space.npz")  # an autoencoder that this diffusion does not know
@@ -464,14 +466,14 @@ def test_words_become_latents_become_pictures(tmp_path, monkeypatch, capsys):
     message = main(monkeypatch, LATENT, *options, "--autoencoder", tmp_path / "other.npz")
     assert re.search(r"the latents of another autoencoder than .*other\.npz .*give that one by --autoencoder", message)
     (tmp_path / "pixels").mkdir()
-    saving.save(tmp_path / "pixels" / "model.npz", {"model": {}, "ema": {}, "settings": {"data": "glyphs"}})
+    saving.save(tmp_path / "pixels" / "model.npz", {"model": {}, "ema": {}, "settings": {"data": "scenes"}})
     assert "is no model of this example" in main(monkeypatch, LATENT, "--out", tmp_path / "pixels")
     saving.save(tmp_path / "other.npz", {"model": {}})
     message = main(monkeypatch, LATENT, *options, "--autoencoder", tmp_path / "other.npz")
     assert "other.npz is no autoencoder with its latent space" in message
-    message = main(monkeypatch, LATENT, "--data", "glyphs", "--drawn", 100, "--out", tmp_path / "new", "--autoencoder",
+    message = main(monkeypatch, LATENT, "--data", "scenes", "--drawn", 100, "--out", tmp_path / "new", "--autoencoder",
                    out / "latent_space.npz")  # fmt: skip
-    assert "takes pictures of (64, 64, 3), but those of glyphs have the shape (28, 28, 1)" in message
+    assert "takes pictures of (28, 28, 1), but those of scenes have the shape (64, 64, 3)" in message
 
 
 @pytest.mark.slow
