@@ -165,7 +165,7 @@ def arguments():
     add, integer = parser.add_argument, common.integer
     add("--checkpoint", type=common.file, default=Path("runs/quickstart/checkpoint.npz"), metavar="FILE",
         help="of examples/quickstart.py")  # fmt: skip
-    add("--out", type=common.file, default=Path("runs/04_using_a_model.png"), metavar="FILE", help="the figure")
+    add("--out", type=common.new_picture, default=Path("runs/04_using_a_model.png"), metavar="FILE", help="the figure")
     common.add_data_dir(parser)
     add("--unconditional", "--untold", action="store_true", help="do not give the model the digit as its condition")
     add("--steps", type=integer(2), default=40, metavar="N", help="of inpainting; half for the others")

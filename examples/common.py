@@ -83,8 +83,9 @@ def parse(parser):
 def check_checkpoint(args, *options):
     """End the program if one of these options is given, and there is no checkpoint in --out to start from."""
     path = args.out / "checkpoint.npz"
-    if any(getattr(args, option.strip("-").replace("-", "_")) for option in options) and not path.exists():
-        sys.exit(f"there is no {path}: train first, without {', '.join(options)}")
+    given = [option for option in options if getattr(args, option.strip("-").replace("-", "_"))]
+    if given and not path.exists():
+        sys.exit(f"there is no {path}: train first, without {' and '.join(given)}")
 
 
 def integer(least, multiple_of=1):
@@ -96,6 +97,7 @@ def integer(least, multiple_of=1):
             raise argparse.ArgumentTypeError(f"must be {least} or more{also}, not {text}")
         return int(text)
 
+    whole.__name__ = "number"  # in argparse's message about what is none
     return whole
 
 
@@ -125,6 +127,18 @@ def file(text):
     if Path(text).is_dir():
         raise argparse.ArgumentTypeError(f"must be a file, not a directory, {text!r}")
     return Path(text)
+
+
+def new_picture(text):
+    """The type of an argument that is a picture to be drawn: its directory is made now, and not after the work."""
+    path = file(text)
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise argparse.ArgumentTypeError(f"must end in .png, .svg or .pdf, not {text!r}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text} cannot be made: {error}") from error
+    return path
 
 
 def finite(text):
@@ -293,10 +307,11 @@ def show_bits(done, total, so_far):
 
 
 def run(main):
-    """Run the example; a checkpoint that cannot be resumed is an error of one line, and Ctrl-C needs no traceback."""
+    """Run the example; a checkpoint that cannot be resumed, or a file that cannot be opened, is an error of one line,
+    and Ctrl-C needs no traceback."""
     try:
         sys.exit(main())
-    except CannotResume as error:
+    except (CannotResume, OSError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)

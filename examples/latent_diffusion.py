@@ -12,7 +12,7 @@
 The pictures to learn from are scenes of two shapes in colour, 64x64, with captions such as "a small red circle above a
 blue square" (data/scenes.py). One in ten of the combinations of shapes, colours and layout is held out.
 
-First a variational autoencoder learns to squeeze a picture to 16x16 vectors of 4 numbers, a twelfth of it, and back
+First a variational autoencoder learns to squeeze a picture to 8x8 vectors of 8 numbers, a 24th of it, and back
 (models/autoencoder.py; 09_autoencoder.py shows more of it, and --autoencoder takes one that it has trained). Then the
 pictures are encoded once, each channel is brought to mean 0 and deviation 1 (latents.py), and a U-Net that attends to
 the words learns to take noise from these latents, exactly as text_to_image.py does with pixels: what is the same is
@@ -38,7 +38,8 @@ from text_to_image import (
     add_painting,
     captioned,
     check_prompts,
-    check_same_data,
+    check_resumed,
+    check_same,
     check_shape,
     draw_words,
     guided,
@@ -61,8 +62,8 @@ from tinydiff.training import train
 
 # Mean and standard deviation of ln sigma in training. Latents have deviation 1, the pixels of text_to_image.py 0.6, and
 # what is noise for them is less so for these: hence a little more than there.
-NOISE = 0.6, 1.4
-SQUEEZED, LEARNED = 60_000, 120_000  # pictures of 64x64 that the autoencoder and the diffusion learn from
+NOISE = 0.8, 1.4
+SQUEEZED, LEARNED = 54_000, 234_000  # pictures of 64x64 that the autoencoder and the diffusion learn from
 
 
 def main() -> int:
@@ -71,6 +72,8 @@ def main() -> int:
     if not path.exists():
         if any(args.out.rglob("checkpoint.npz")) and not args.resume:
             sys.exit(f"the training in {args.out} was not finished: --resume goes on, or choose another --out")
+        if args.judge:
+            common.trained_judge(args)  # there is one: else the program ends now, and not after the training
         if not trained(args, path):
             return 130  # as a shell reports an interrupted program
     space, denoiser, tokenizer, ema = load(path, args)
@@ -105,13 +108,14 @@ def autoencoder(images, args):
     made_as = argparse.Namespace(
         data=args.data,
         kind="variational",
-        latent=args.latent or (4 if max(args.shape) > 32 else 8),
-        levels=2,
+        latent=args.latent,
+        levels=3 if max(args.shape) > 32 else 2,
         kl_weight=args.kl_weight,
         codes=None,
         seed=args.seed,
         shape=args.shape,
     )
+    check_shape(args.shape, args.channels, 2**made_as.levels)
     net = common.new_autoencoder(made_as)
     wanted = args.autoencoder_images or SQUEEZED * 64**2 / np.prod(args.shape[:2])
     epochs = max(1, round(wanted / len(images)))
@@ -165,12 +169,12 @@ def trained(args, path):
     tokenizer = Tokenizer.fit(captions)
     check_prompts(tokenizer, args)  # now, and not after the training
     args.shape, args.preview = list(images.shape[1:]), some_of(captions)
+    args.channels = args.channels or [96]
     space = autoencoder(images[~held], args)
     if space is None:
         return False
     args.latents = list(space.shape)
-    args.channels = args.channels or ([64, 96] if min(space.shape[:2]) >= 12 else [96])
-    check_shape(args.latents, args.channels, 1)
+    check_shape(args.shape, args.channels, args.shape[0] // args.latents[0])
     if args.raw:
         unscaled(space)
     latents = cached_latents(space, images)  # (N, h, w, C), once
@@ -203,6 +207,8 @@ def trained(args, path):
     print(f"the diffusion: {denoiser.count():,} parameters, {len(tokenizer.words)} words, {len(latents):,} pictures, "
           f"{len(validation[0]):,} held out; pictures go to {args.out}", file=sys.stderr)  # fmt: skip
     began = args.out / "checkpoint.npz"
+    if args.resume and began.exists():
+        check_resumed(began, denoiser, tokenizer)
     state = train(
         denoiser,
         loss,
@@ -255,7 +261,7 @@ def load(path, args):
         kept = state["settings"]
         found = {name: kept[name] for name in SETTINGS}
         tokenizer = Tokenizer.from_array(state["model"]["net.vocabulary"])
-        check_same_data(args, kept["data"])
+        check_same(args, argparse.Namespace(**found))
         vars(args).update(found)
         denoiser, ema = new_model(tokenizer, args)
         denoiser.load_state_dict(state["model"])
@@ -365,7 +371,7 @@ def arguments():
     add_painting(parser, "latent_diffusion", "scenes")
     add("--story", action="store_true", help="draw story.png, how the first prompt becomes a picture")
     add("--autoencoder", type=common.file, metavar="FILE", help="latent_space.npz of 09_autoencoder.py or another run")
-    add("--latent", type=integer(1), metavar="N", help="channels of the latent (default: 4; of 28x28 pictures 8)")
+    add("--latent", type=integer(1), metavar="N", default=8, help="channels of the latent")
     add("--kl-weight", type=common.not_negative, default=1e-4, metavar="X", help="of the autoencoder's divergence")
     add("--autoencoder-images", type=integer(1), metavar="N", help="pictures that the autoencoder learns from, in "
         f"whole rounds (default: {SQUEEZED:,} of 64x64; of smaller ones more)")  # fmt: skip
@@ -373,8 +379,8 @@ def arguments():
     add("--images", type=integer(1), metavar="N", help="pictures that the diffusion learns from, in whole rounds "
         f"(default: {LEARNED:,} of 64x64; of smaller ones more)")  # fmt: skip
     add("--channels", type=integer(8, multiple_of=8), nargs="+", metavar="N", help="of the U-Net, from fine to coarse "
-        "(default: 64 96; one level of 96 for latents of less than 12x12)")  # fmt: skip
-    common.add_training(parser, batch_size=64)
+        "(default: one level of 96)")  # fmt: skip
+    common.add_training(parser, batch_size=32)
     add("--lr", type=common.positive, default=1e-3, metavar="X", help="of Adam in the diffusion, after a warm-up, "
         "before a cosine")  # fmt: skip
     return parse_painting(parser)

@@ -6,8 +6,8 @@
 
 A padded residual U-Net (models/unet.py) learns to remove noise of any strength (diffusion/predict.py). Its condition is
 the digit in the image. In training the condition is left out one time in ten, so that sampling can strengthen its
-effect (guidance). The directory of the run (runs/quickstart) gets samples.png, one row per digit, and loss.png,
-log.jsonl and checkpoint.npz.
+effect (guidance). The directory of the run (runs/quickstart, of MNIST runs/quickstart_mnist) gets samples.png, one row
+per digit, and loss.png, log.jsonl and checkpoint.npz.
 """
 
 from __future__ import annotations
@@ -137,6 +137,8 @@ def arguments():
     add("--sample-only", action="store_true", help="no training: draw samples.png from the checkpoint in --out")
     args = common.parse(parser)
     common.check_channels(parser, args.channels)
+    if args.data == "mnist" and args.out == parser.get_default("out"):
+        args.out = args.out.with_name("quickstart_mnist")
     common.check_checkpoint(args, "--resume", "--sample-only")
     args.images = args.images or {"glyphs": 60_000, "mnist": 180_000}[args.data]
     return args

@@ -75,6 +75,8 @@ def main() -> int:
     if not path.exists():
         if (args.out / "checkpoint.npz").exists() and not args.resume:
             sys.exit(f"the training in {args.out} was not finished: --resume goes on, or choose another --out")
+        if args.judge:
+            common.trained_judge(args)  # there is one: else the program ends now, and not after the training
         if not trained(args, path):
             return 130  # as a shell reports an interrupted program
     denoiser, tokenizer, ema = load(path, args)
@@ -115,11 +117,12 @@ class Captioned(NamedTuple):
 
 def captioned(args):
     """The pictures of --data. Ends the program if they cannot be used."""
+    args.drawn = args.drawn or DRAWN.get(args.data)
     if args.data == "glyphs":
-        glyphs = data.glyphs(args.drawn or DRAWN["glyphs"], args.training_seed)
+        glyphs = data.glyphs(args.drawn, args.training_seed)
         return Captioned(glyphs.images[..., None], glyphs.captions, hold_out(glyphs.captions, HELD_OUT), glyphs.labels)
     if args.data == "scenes":
-        scenes = data.scenes(args.drawn or DRAWN["scenes"], args.training_seed)
+        scenes = data.scenes(args.drawn, args.training_seed)
         return Captioned(scenes.images, scenes.captions, hold_out(scenes.combinations, HELD_OUT), scenes.labels)
     if args.data == "mnist":
         digits = common.mnist(args)
@@ -149,15 +152,6 @@ def one_in_ten(names):
 NO_JUDGE = "no judge knows what is in your own pictures: --judge is for --data glyphs, scenes and mnist"
 
 
-def captions_to_judge(args):
-    """The pictures of --data, of which those are held out whose captions occur nowhere in training."""
-    if args.data not in DRAWN_OR_READ:
-        sys.exit(NO_JUDGE)
-    pictures = captioned(args)
-    seen = {caption for caption, held in zip(pictures.captions, pictures.held) if not held}
-    return pictures._replace(held=np.array([caption not in seen for caption in pictures.captions]))
-
-
 def some_of(captions, most=4):
     """Different captions from all over the data, for previews."""
     different = [caption for caption in dict.fromkeys(captions) if caption]
@@ -182,6 +176,8 @@ def trained(args, path):
     images, tokens = images[~held], tokens[~held]  # (n, H, W, C) of bytes, (n, L)
     some = images[:: max(1, len(images) // 10_000)]
     denoiser, ema = new_model(tokenizer, args, float(data.to_float(some, -1, 1).std()))
+    if args.resume:
+        check_resumed(args.out / "checkpoint.npz", denoiser, tokenizer)
 
     def loss(x0, tokens, rng, sample_offset):
         tokens = drop_prompts(tokens, CAPTION_DROPOUT, rng, sample_offset=sample_offset)
@@ -232,6 +228,22 @@ def trained(args, path):
     return state.finished
 
 
+def check_resumed(path, denoiser, tokenizer):
+    """End the program if the checkpoint is of other words, whose numbers would take on another meaning, or of pictures
+    of another size or content. Everything else is compared by `train`."""
+    try:
+        learned = saving.load(path)["model"]
+        words, std = Tokenizer.from_array(learned["net.vocabulary"]), float(learned["data_std"])
+    except (LookupError, TypeError, ValueError):
+        return  # train says what is wrong
+    if changed := sorted({*words.words} ^ {*tokenizer.words}):
+        sys.exit(f"{path} is of other captions: only one of the two vocabularies has {', '.join(changed[:5])}")
+    if words.length != tokenizer.length:
+        sys.exit(f"{path} is of other captions: the longest has {words.length} words, not {tokenizer.length}")
+    if abs(std / denoiser.sigma_data - 1) > 1e-5:
+        sys.exit(f"{path} is of other pictures: their standard deviation is {std:.6g}, not {denoiser.sigma_data:.6g}")
+
+
 def loss_of(denoiser, x0, tokens, rng, sample_offset):
     """The EDM loss of pictures x0, bytes (N, H, W, C)."""
     x0, (mean, std) = data.to_float(x0, -1, 1), NOISE
@@ -277,8 +289,8 @@ def new_model(tokenizer, args, sigma_data):
 
 
 def load(path, args):
-    """The trained model, its tokenizer, and the average of its weights. The options of its training replace those of
-    now."""
+    """The trained model, its tokenizer, and the average of its weights. The options of its training are those of now.
+    Ends the program if other ones were given."""
     state = common.checkpoint_of(path, "text_to_image.py")
     try:
         found = {name: state["settings"][name] for name in SETTINGS}
@@ -289,14 +301,18 @@ def load(path, args):
         ema.load_state_dict(state["ema"])
     except (LookupError, TypeError, ValueError) as error:
         sys.exit(f"{path} is no model of this example: {error!r}")
-    check_same_data(args, kept.data)
+    check_same(args, kept)
     vars(args).update(found)
     return denoiser, tokenizer, ema
 
 
-def check_same_data(args, kept):
-    if args.data_was_given and args.data != kept:
-        sys.exit(f"the model in {args.out} was trained on {kept}, not on {args.data}: choose another --out")
+def check_same(args, kept):
+    """End the program if options were given that are not those of the kept model."""
+    if args.data_was_given and args.data != kept.data:
+        sys.exit(f"the model in {args.out} was trained on {kept.data}, not on {args.data}: choose another --out")
+    for name, learned in (("size", kept.shape[:2]), ("channels", kept.channels), ("drawn", kept.drawn)):
+        if (given := getattr(args, name)) and given != learned:
+            sys.exit(f"the model in {args.out} was trained with {name} {learned}, not {given}: choose another --out")
 
 
 # ---------------------------------------------------------------- the pictures
@@ -331,8 +347,12 @@ def guided(denoiser, tokenizer, weight, args):
 def judge_samples(samples_of, tokenizer, args):
     """Print how good samples_of(tokens, weight) are, by weight of guidance, for captions that were seen and held out:
     between new real pictures of the same captions, which are as good as samples can be, and noise."""
-    judge, drawn = common.trained_judge(args), captions_to_judge(args)
-    held, training = drawn.held, small(data.to_float(drawn.images[~drawn.held], -1, 1))
+    if args.data not in DRAWN_OR_READ:
+        sys.exit(NO_JUDGE)
+    judge, drawn = common.trained_judge(args), captioned(args)
+    training = small(data.to_float(drawn.images[~drawn.held], -1, 1))
+    known = {caption for caption, held in zip(drawn.captions, drawn.held) if not held}
+    held = np.array([caption not in known for caption in drawn.captions])  # of handwriting, none: "a seven" is known
     pictures, labels = common.pictures_for_judge(args, "test")
     pictures = data.to_float(pictures, -1, 1)
     _, features = judge.predict(pictures)
@@ -452,7 +472,7 @@ def add_painting(parser, name, default):
     add("--interval", type=common.positive, nargs=2, default=None, metavar=("LOW", "HIGH"),
         help="the noise levels between which to push (default: all)")  # fmt: skip
     add("--sweep", type=common.finite, nargs="+", metavar="X", help="a row for each of these weights of guidance")
-    add("--negative", default="", metavar="PROMPT", help="what to push away from, in place of no words")
+    add("--negative", default="", metavar="PROMPT", help="what to push away from, in place of no words (default: none)")
     add("--judge", type=integer(4), metavar="N", help="judge N samples for each weight, in place of painting")
     add("--steps", type=integer(1), default=17, metavar="N",
         help="steps of Heun's method, which are 2 N + 1 evaluations")  # fmt: skip
@@ -464,11 +484,10 @@ def add_painting(parser, name, default):
 
 def parse_painting(parser):
     args = common.parse(parser)
-    args.data_was_given, args.data, args.training_seed = (
-        args.data is not None,
-        args.data or args.default_data,
-        args.seed,
-    )
+    args.data_was_given, args.training_seed = bool(args.data or args.drawn), args.seed  # --drawn is for DRAWN
+    args.data = args.data or args.default_data
+    if args.drawn and args.data not in DRAWN:
+        parser.error(f"--drawn is for --data {' and '.join(DRAWN)}, not for --data {args.data}")
     if args.data not in DRAWN_OR_READ:
         args.data = os.path.abspath(args.data)  # so that it is found from elsewhere
         if args.judge:

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread, imsave
 
-from tinydiff import Rng, backend, data, saving, tensor
+from tinydiff import Rng, backend, data, metrics, no_grad, saving, tensor
+from tinydiff.diffusion import edm_loss
+from tinydiff.models.text import Tokenizer
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ONE_DIMENSION, TWO_DIMENSIONS = EXAMPLES / "01_one_dimension.py", EXAMPLES / "02_two_dimensions.py"
@@ -179,6 +181,8 @@ def test_words_become_pictures(tmp_path):
     run(WORDS, "a seven", *options, "--sweep", 0, 2, "--negative", "bold", "--interval", 0.1, 5, "--maps")
     assert imread(out / "samples.png").shape[0] == imread(out / "maps.png").shape[0] == (2 * 30 + 2) * 3
     assert imread(out / "words.png").ndim == 3
+    text = run(WORDS, "a seven", *options, "--drawn", 700, status=1)
+    assert text == f"the model in {out} was trained with drawn 600, not 700: choose another --out\n"
     text = run(WORDS, "a bald seven", *options, status=1)
     assert "the word 'bald' of the prompt 'a bald seven' is not among the 30 known ones: the nearest are 'bold'" in text
     assert "Traceback" not in text
@@ -218,7 +222,7 @@ def test_words_become_pictures_of_your_own(tmp_path, own_pictures, monkeypatch, 
     assert imread(out / "samples.png").shape[0] == (26 + 2) * 3  # a row of pictures 24 pixels high
     assert imread(out / "maps.png").shape[0] == (3 * 26 + 2) * 3
     (record,) = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    assert 0.1 < record["validation"] < 10  # learned next to nothing: about the mean square over the variance
+    assert record["validation"] == pytest.approx(validation_by_hand(own_pictures, out), rel=1e-4)
     for file in own_pictures.iterdir():  # painting needs the model alone
         file.unlink()
     assert main(monkeypatch, WORDS, "--out", out, "--steps", 1, "--samples", 2) == 0
@@ -227,8 +231,56 @@ def test_words_become_pictures_of_your_own(tmp_path, own_pictures, monkeypatch, 
         (["--judge", 10], "no judge knows what is in your own pictures"),
         (["--data", "glyphs"], f"was trained on {own_pictures}, not on glyphs"),
         (["a yellow cat"], "'yellow'"),
+        (["--data", own_pictures, "--size", "16x24"], f"{out} was trained with size [24, 16], not [16, 24]: choose"),
+        (["--channels", 16, 8], f"{out} was trained with channels [8, 8], not [16, 8]: choose another --out"),
+        (["--drawn", 600], f"was trained on {own_pictures}, not on glyphs"),
     ):
         assert message in main(monkeypatch, WORDS, "--out", out, *more)
+    same = ["--data", own_pictures, "--size", "24x16", "--channels", 8, 8]
+    assert main(monkeypatch, WORDS, "--out", out, *same, "--steps", 1, "--samples", 2) == 0
+
+
+def validation_by_hand(folder, out):
+    """The EDM loss of the averaged weights on the picture that was held out, in one batch."""
+    state = saving.load(out / "model.npz")
+    tokenizer = Tokenizer.from_array(state["model"]["net.vocabulary"])
+    args = Namespace(training_seed=0, shape=[24, 16, 3], channels=[8, 8])
+    denoiser, ema = runpy.run_path(str(WORDS))["new_model"](tokenizer, args, 1.0)
+    denoiser.load_state_dict(state["model"])
+    ema.load_state_dict(state["ema"])
+    pictures = data.folder(folder, size=(24, 16))  # of these the hash chooses none, so the first is held out
+    x0, tokens = data.to_float(pictures.images[[0] * 512], -1, 1), tokenizer.encode(pictures.captions[:1] * 512)
+    rng = Rng(0).child("validation")
+    rng.permutation(1)
+    with ema.applied(), no_grad():
+        x0, tokens = map(backend.to_device, (x0, tokens))
+        return edm_loss(denoiser, x0, rng, mean=0.3, std=1.4, tokens=tokens).item()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("cat", "rat", "is of other captions: only one of the two vocabularies has cat, rat"),
+        ("sits sits", "sits", "is of other captions: the longest has 5 words, not 4"),
+        (None, None, "is of other pictures: their standard deviation is "),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_captions_or_pictures(
+    tmp_path, own_pictures, monkeypatch, before, after, message
+):
+    """Even if there are as many words, captions and pictures as before, so that the net and the batches fit."""
+    table, out = own_pictures / "captions.csv", tmp_path / "run"
+    table.write_text(table.read_text() + " sits")  # the last caption is longer than the others
+    assert main(monkeypatch, WORDS, *own_options(own_pictures, out)) == 0
+    (out / "model.npz").unlink()
+    if before:
+        table.write_text(table.read_text().replace(before, after))
+    else:
+        imsave(own_pictures / "5.png", np.full((20, 24, 3), 0.5))
+    checkpoint = (out / "checkpoint.npz").read_bytes()
+    found = main(monkeypatch, WORDS, *own_options(own_pictures, out), "--resume")
+    assert found.startswith(f"{out / 'checkpoint.npz'} {message}") and "\n" not in found
+    assert (out / "checkpoint.npz").read_bytes() == checkpoint
 
 
 def test_broken_pictures_of_your_own_are_left_out_on_request(tmp_path, own_pictures, monkeypatch, capsys):
@@ -253,24 +305,36 @@ def test_pictures_of_your_own_that_say_nothing_are_refused(tmp_path, own_picture
     assert main(monkeypatch, WORDS, "--data", "mnist", "--size", 64) == 2
 
 
+def test_handwriting_is_not_drawn(monkeypatch, capsys):
+    assert main(monkeypatch, WORDS, "--data", "mnist", "--drawn", 600) == 2
+    assert "--drawn is for --data glyphs and scenes, not for --data mnist" in capsys.readouterr().err
+
+
 def test_words_become_handwriting_and_are_judged(tmp_path, data_dir, monkeypatch, capsys):
     out = tmp_path / "run"
     options = ["--data-dir", data_dir, "--out", out, "--steps", 1, "--samples", 2]
-    training = ["--images", 24, "--batch-size", 8, "--channels", 8, 8]
-    assert main(monkeypatch, WORDS, "a seven", "--data", "mnist", *options, *training) == 0
-    assert "11 words" in capsys.readouterr().err
-    assert imread(out / "samples.png").shape[0] == (30 + 2) * 3
+    training = ["--data", "mnist", "--images", 24, "--batch-size", 8, "--channels", 8, 8]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert "there is no judge yet: python examples/08_classifier.py --data mnist" in main(
-        monkeypatch, WORDS, *options, "--judge", 5
-    )
+    no_judge = "there is no judge yet: python examples/08_classifier.py --data mnist"
+    assert no_judge in main(monkeypatch, WORDS, *training, *options, "--judge", 5)
+    assert not out.exists()  # said before the training
+    assert main(monkeypatch, WORDS, "a seven", *training, *options) == 0
+    printed = capsys.readouterr().err
+    assert "11 words" in printed
+    assert imread(out / "samples.png").shape[0] == (30 + 2) * 3
+    assert no_judge in main(monkeypatch, WORDS, *options, "--judge", 5)
     common = runpy.run_path(str(EXAMPLES / "common.py"))
     judge, _, _, path = common["new_judge"](argparse.Namespace(data="mnist", data_dir=data_dir))
     path.parent.mkdir(parents=True)
     saving.save(path, judge.state_dict())
+    compared = []
+    nearest = metrics.nearest
+    monkeypatch.setattr(metrics, "nearest", lambda a, b: compared.append(len(b)) or nearest(a, b))
     assert main(monkeypatch, WORDS, *options, "--judge", 5, "--sweep", 0) == 0
     table = capsys.readouterr().out
     assert "| digit | Frechet" in table and "captions seen" in table and "held out" not in table
+    learned, held = map(int, re.search(r"(\d+) pictures, (\d+) held out", printed).groups())
+    assert learned + held == 24 and held and set(compared) == {learned}  # a copy is one of what was learned from
 
 
 @pytest.mark.slow
@@ -313,15 +377,17 @@ def test_samples_of_words_are_judged_between_real_pictures_and_noise(tmp_path, m
     out = ["--out", tmp_path / "run"]
     training = ["--drawn", 600, "--images", 600, "--batch-size", 64, "--channels", 8, 16, "--steps", 2]
     assert "there is no judge yet" in main(monkeypatch, WORDS, *out, *training, "--judge", 40)
+    assert not (tmp_path / "run").exists()  # said before the training
     assert main(monkeypatch, CLASSIFIER, "--data", "glyphs", *out) == 0
     capsys.readouterr()
-    assert main(monkeypatch, WORDS, *out, "--steps", 2, "--judge", 40) == 0
+    assert main(monkeypatch, WORDS, *out, *training, "--judge", 40) == 0
     header, _, *rows = (line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines())
     names = ["real", "guidance 0", "guidance 1", "noise"]
     assert [row[0] for row in rows] == [f"{a}, 40 captions {b}" for b in ("seen", "held out") for a in names]
     real, _, _, noise, *_ = ({name: float(cell.split()[0]) for name, cell in zip(header[1:], row[1:])} for row in rows)
     assert real["digit"] > 60 > 40 > noise["digit"] and real["Frechet distance"] < noise["Frechet distance"] / 10
-    assert real["precision"] > 80 and real["recall"] > 80 > noise["recall"] and real["copies"] < 6 > noise["copies"]
+    assert real["precision"] > 80 and real["recall"] > 80 > noise["recall"]
+    assert real["copies"] == 2.5 and noise["copies"] == 0  # below the quantile of 0.01 of 40 real pictures is one
 
 
 @pytest.mark.slow
@@ -375,21 +441,23 @@ def keep_a_judge(args):
 def test_words_become_latents_become_pictures(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     out = tmp_path / "run"
-    training = ["--drawn", 120, "--images", 100, "--autoencoder-images", 100, "--channels", 8, 8]
-    options = ["--out", out, "--steps", 2, "--samples", 2]
-    prompt = data.scenes(1, 0).captions[0]
+    training = ["--drawn", 120, "--images", 100, "--autoencoder-images", 100, "--channels", 8]
+    options = ["--data", "glyphs", "--out", out, "--steps", 2, "--samples", 2]
+    prompt = "a small bold seven"
+    message = main(monkeypatch, LATENT, *options, *training, 8)
+    assert "2 levels (--channels) need sides that are multiples of 8, not 28x28" in message and not out.exists()
     assert main(monkeypatch, LATENT, prompt, *options, *training, "--story") == 0
-    assert re.search(r"23 words, 1\d\d pictures, 1\d held out", capsys.readouterr().err)
-    assert imread(out / "samples.png").shape[0] == (66 + 2) * 3
+    assert re.search(r"30 words, 1\d\d pictures, 1\d held out", capsys.readouterr().err)
+    assert imread(out / "samples.png").shape[0] == (30 + 2) * 3
     assert imread(out / "story.png").ndim == imread(out / "pairs.png").ndim == 3
     kept = [*(tmp_path / "cache" / "tinydiff" / "latents").iterdir()]
-    assert len(kept) == 1 and saving.load(kept[0])["latents"].shape == (120, 16, 16, 4)
+    assert len(kept) == 1 and saving.load(kept[0])["latents"].shape == (120, 7, 7, 8)
     first = (out / "samples.png").read_bytes()
     assert main(monkeypatch, LATENT, prompt, *options) == 0 and (out / "samples.png").read_bytes() == first
-    assert main(monkeypatch, LATENT, prompt, *options, "--sweep", 0, 2, "--negative", "red") == 0
-    assert imread(out / "samples.png").shape[0] == (2 * 66 + 2) * 3
-    assert "the word 'pink'" in main(monkeypatch, LATENT, "a pink ring", *options)
-    assert "was trained on scenes, not on glyphs" in main(monkeypatch, LATENT, *options, "--data", "glyphs")
+    assert main(monkeypatch, LATENT, prompt, *options, "--sweep", 0, 2, "--negative", "heavy") == 0
+    assert imread(out / "samples.png").shape[0] == (2 * 30 + 2) * 3
+    assert "the word 'pink'" in main(monkeypatch, LATENT, "a pink seven", *options)
+    assert "was trained on glyphs, not on scenes" in main(monkeypatch, LATENT, *options, "--data", "scenes")
     assert "there is no judge yet" in main(monkeypatch, LATENT, *options, "--judge", 5)
 
     state = saving.load(out / "latent_space.npz")  # an autoencoder that this diffusion does not know
@@ -398,14 +466,14 @@ def test_words_become_latents_become_pictures(tmp_path, monkeypatch, capsys):
     message = main(monkeypatch, LATENT, *options, "--autoencoder", tmp_path / "other.npz")
     assert re.search(r"the latents of another autoencoder than .*other\.npz .*give that one by --autoencoder", message)
     (tmp_path / "pixels").mkdir()
-    saving.save(tmp_path / "pixels" / "model.npz", {"model": {}, "ema": {}, "settings": {"data": "glyphs"}})
+    saving.save(tmp_path / "pixels" / "model.npz", {"model": {}, "ema": {}, "settings": {"data": "scenes"}})
     assert "is no model of this example" in main(monkeypatch, LATENT, "--out", tmp_path / "pixels")
     saving.save(tmp_path / "other.npz", {"model": {}})
     message = main(monkeypatch, LATENT, *options, "--autoencoder", tmp_path / "other.npz")
     assert "other.npz is no autoencoder with its latent space" in message
-    message = main(monkeypatch, LATENT, "--data", "glyphs", "--drawn", 100, "--out", tmp_path / "new", "--autoencoder",
+    message = main(monkeypatch, LATENT, "--data", "scenes", "--drawn", 100, "--out", tmp_path / "new", "--autoencoder",
                    out / "latent_space.npz")  # fmt: skip
-    assert "takes pictures of (64, 64, 3), but those of glyphs have the shape (28, 28, 1)" in message
+    assert "takes pictures of (28, 28, 1), but those of scenes have the shape (64, 64, 3)" in message
 
 
 @pytest.mark.slow
@@ -420,7 +488,13 @@ def test_the_quickstart_trains_goes_on_and_samples(tmp_path, data_dir):
     assert imread(out / "samples.png").shape[0] == (10 * 30 + 2) * 3  # one row per digit
     run(QUICKSTART, *options, "--sample-only")
     assert (out / "samples.png").read_bytes() == first
+    assert f"there is no {tmp_path / 'checkpoint.npz'}: train first, without --resume\n" == run(
+        QUICKSTART, "--out", tmp_path, "--resume", status=1
+    )
     run(QUICKSTART, *options, "--images", 48, "--resume")
+    assert "nothing is left to train: all 6 steps were done before" in run(
+        QUICKSTART, *options, "--images", 48, "--resume"
+    )
     records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [(r["epoch"], r["step"], r["images"]) for r in records] == [(0, 3, 24), (1, 6, 24)]
     assert (out / "samples.png").read_bytes() != first
@@ -687,6 +761,9 @@ def test_errors_are_a_line_or_two_and_no_traceback(monkeypatch, tmp_path, exampl
         (QUICKSTART, ["--images", -5], "argument --images: must be 1 or more, not -5"),
         (QUICKSTART, ["--channels", 8, 12], "argument --channels: must be 8 or more, a multiple of 8, not 12"),
         (QUICKSTART, ["--guidance", "nan"], "argument --guidance: must be a finite number, not nan"),
+        (QUICKSTART, ["--images", "many"], "argument --images: invalid number value: 'many'"),
+        (USING, ["--out", "x.gif"], "argument --out: must end in .png, .svg or .pdf, not 'x.gif'"),
+        (USING, ["--out", "/proc/x/y.png"], "argument --out: /proc/x/y.png cannot be made: "),
         (QUICKSTART, ["--lr", 0], "argument --lr: must be positive and finite, not 0"),
         (QUICKSTART, ["--data", "glyphs", "--data-dir", "x"], "--data-dir is read with --data mnist only"),
         (LIKELIHOOD, ["--bits", 0], "argument --bits: must be 1 or more, not 0"),
@@ -703,7 +780,8 @@ def test_errors_are_a_line_or_two_and_no_traceback(monkeypatch, tmp_path, exampl
 )
 def test_a_bad_argument_is_quoted_before_anything_is_done(monkeypatch, capsys, tmp_path, example, options, message):
     where = "--checkpoint" if example == JUDGE else "--out"
-    assert main(monkeypatch, example, where, tmp_path / "none", *options) == 2
+    name = "none.png" if example == USING else "none"
+    assert main(monkeypatch, example, where, tmp_path / name, *options) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import weakref
+from operator import setitem
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from graph_tools import constant, equal, leaf
 import tinydiff as td
 from tinydiff import ops
 from tinydiff.operators import OPS
+from tinydiff.shape_dtype import ShapeDtype
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
@@ -323,6 +325,24 @@ def test_a_name_with_an_underscore_has_no_values(op: Any) -> None:
         lambda g, _z, _x: g * abs(_x),
         lambda g, _z, _x: g * float(_x),
         lambda g, _z, _x: g * len(_x),
+        lambda g, _z, _x: g * (2 // _x),
+        lambda g, _z, _x: g * (_x // 2),
+        lambda g, _z, _x: g * (2 % _x),
+        lambda g, _z, _x: g * (_x % 2),
+        lambda g, _z, _x: g * divmod(_x, 2)[0],
+        lambda g, _z, _x: g * divmod(2, _x)[0],
+        lambda g, _z, _x: g * round(_x),
+        lambda g, _z, _x: g * +_x,
+        lambda g, _z, _x: g * ~_x,
+        lambda g, _z, _x: g * (_x & True),
+        lambda g, _z, _x: g * (True | _x),
+        lambda g, _z, _x: g * (_x ^ True),
+        lambda g, _z, _x: g * _x[0],
+        lambda g, _z, _x: setitem(_x, 0, 1),
+        lambda g, _z, _x: g[_x],
+        lambda g, _z, _x: g[:_x],
+        lambda g, _z, _x: g * [1, 2, 3][_x],
+        lambda g, _z, _x: g * float(f"{_x:.3f}"),
         lambda g, _z, _x: g * _x.sum(),
         lambda g, _z, _x: g * _x.T,
         lambda g, _z, _x: g * td.backend.xp.sum(_x),
@@ -335,6 +355,10 @@ def test_a_name_with_an_underscore_has_no_values(op: Any) -> None:
             with pytest.raises((TypeError, AttributeError), match=says):
                 op(forward, rule)(x).sum().backward()
             OPS.pop("forward")
+
+
+def test_a_name_with_an_underscore_can_be_printed() -> None:
+    assert f"{ShapeDtype(np.zeros(3))}" == "a shape and dtype alone, (3,) float64 (a name with a leading underscore)"
 
 
 def test_a_name_with_an_underscore_is_no_adjoint(op: Any) -> None:

@@ -112,6 +112,7 @@ def test_copies_are_nearer_to_the_training_pictures_than_test_pictures_are():
     [
         (lambda: accuracy([1, 2], [1]), r"predicted \(2,\) and wanted \(1,\)"),
         (lambda: accuracy([], []), r"predicted \(0,\)"),
+        (lambda: conditional_accuracy({"all": [1]}, {"all": [1]}), 'no attribute can be called "all"'),
         (lambda: frechet_distance(np.ones((1, 2)), np.ones((3, 2))), r"2 or more rows .* not \[\(1, 2\), \(3, 2\)\]"),
         (lambda: frechet_distance(np.ones((4, 2)), np.ones((3, 3))), r"of one width in each set, not"),
         (lambda: frechet_distance(np.ones((4, 2)), [[1, 2], [np.nan, 1], [np.inf, 1]]),

@@ -104,8 +104,9 @@ def _fast(name: str) -> str | None:
 
 
 def wants_fast() -> bool:
-    """Shall fast/ be used? Errors: ValueError if TINYDIFF_FAST or TINYDIFF_CC is neither 0 nor 1."""
+    """Shall fast/ be used? Errors: ValueError if one of the three switches is neither 0 nor 1."""
     switch("TINYDIFF_CC")  # read when the first loop is compiled; a wrong one is said now
+    switch("TINYDIFF_KEEP_MEMORY")  # read before the first step in threads
     return switch("TINYDIFF_FAST")
 
 

@@ -60,8 +60,10 @@ def conditional_accuracy(found: Mapping[str, Any], wanted: Mapping[str, Any]) ->
 
     found: what a judge saw in N pictures, {attribute: (N,)}; wanted: what was asked for. A judge errs too, so print its
     accuracy for real pictures beside that for samples. Errors: those of accuracy; KeyError for an attribute that the
-    judge does not know.
+    judge does not know; ValueError for one called "all".
     """
+    if "all" in wanted:
+        raise ValueError('conditional_accuracy: no attribute can be called "all", the name of all attributes together')
     pairs = {name: (found[name], values) for name, values in wanted.items()}
     shares = {name: accuracy(*pair) for name, pair in pairs.items()}
     if len(pairs) > 1:

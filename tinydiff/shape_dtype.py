@@ -31,6 +31,9 @@ class ShapeDtype:
     def __repr__(self) -> str:
         return f"a shape and dtype alone, {self.shape} {self.dtype} (a name with a leading underscore)"
 
+    def __format__(self, spec: str) -> str:
+        return self.no_values() if spec else repr(self)
+
     def __getattr__(self, name: str) -> Any:  # only what is not found: a method of arrays, such as sum
         raise AttributeError(
             f"a name with a leading underscore is a shape and dtype alone in a rule, and has no {name}: "
@@ -42,5 +45,8 @@ class ShapeDtype:
     __hash__ = object.__hash__
     __len__ = __float__ = __int__ = no_values
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = no_values
-    __pow__ = __rpow__ = __matmul__ = __rmatmul__ = __neg__ = __abs__ = __getitem__ = __bool__ = no_values
+    __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __divmod__ = __rdivmod__ = __round__ = __index__ = no_values
+    __pow__ = __rpow__ = __matmul__ = __rmatmul__ = __neg__ = __pos__ = __abs__ = __bool__ = no_values
+    __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = __invert__ = no_values
+    __getitem__ = __setitem__ = no_values
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = no_values

@@ -75,6 +75,8 @@ class TrainLog:
             if self.files.set_aside:
                 names = ", ".join(kept.name for _, kept in self.files.set_aside)
                 self.progress.say(f"the run that was in {self.files.out} is kept: {names}")
+            if self.state.step >= self.steps:
+                self.progress.say(f"nothing is left to train: all {self.steps} steps were done before")
             try:
                 yield
             except KeyboardInterrupt:

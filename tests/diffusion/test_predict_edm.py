@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -227,6 +229,29 @@ def test_sigma_data_is_loaded_with_the_weights():
         other.load_state_dict(bad)
     assert other.sigma_data == SD  # nothing is changed
     np.testing.assert_array_equal(to_host(other(x, sigma).data), wanted)
+
+
+def test_what_is_refused_by_a_part_changes_nothing_in_the_whole():
+    right, other = (Denoiser(FourierInputs(Inner(), sd, (0, 1)), sd) for sd in (SD, 1.0))
+    with pytest.raises(ValueError, match="FourierInputs: data_std must be a number in .*-1"):
+        other.load_state_dict({**right.state_dict(), "net.data_std": np.array(-1.0)})
+    assert other.sigma_data == other.data_std.item() == 1.0 == other.net.sigma_data == other.net.data_std.item()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sigma_data_is_one_value_in_the_model_and_in_its_state(dtype):
+    """Set by hand it reaches the state, and the dtype of the weights does not round it."""
+    model, other = (Denoiser(FourierInputs(Inner(), 1.0), 1.0) for _ in range(2))
+    model.sigma_data = model.net.sigma_data = 0.1
+    names = list(model.state_dict())
+    model.astype(dtype)
+    other.astype(dtype).load_state_dict(model.state_dict())
+    assert model.sigma_data == other.sigma_data == other.net.sigma_data == 0.1
+    assert copy.deepcopy(other).astype(dtype).data_std.item() == 0.1 and list(other.state_dict()) == names
+    with pytest.raises(ValueError, match=r"Denoiser: sigma_data must be a number in \(0, inf\), not 0"):
+        model.sigma_data = 0
+    assert model.sigma_data == model.data_std.item() == 0.1
+    assert repr(model).startswith("Denoiser(0.1)")
 
 
 class Inner(nn.Module):

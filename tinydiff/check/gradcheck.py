@@ -234,7 +234,7 @@ def _check(
     except AdjointShapeError as error:
         kind = "transposed" if sorted(error.given) == sorted(error.wanted) else "missing unbroadcast"
         if math.prod(error.given) < math.prod(error.wanted):
-            kind = "summed over too many axes"
+            kind = "too few elements (a sum over too many axes, or a slice?)"
         report.diagnosis = f"{kind}: {error}"
         raise GradcheckError(report) from error
     noise = problem.noise()

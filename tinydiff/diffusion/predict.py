@@ -59,12 +59,35 @@ def _std_of_x(m: Any, s: Any, sigma_data: Any) -> Any:
     return sqrt(s * s + m * m * sigma_data**2)
 
 
-class ScoreModel(nn.Module):
+class HasSigmaData(nn.Module):
+    """A module whose net works for data of one standard deviation only: sigma_data, a float, which may be changed. The
+    state has it as "data_std", in float64 whatever the dtype of the weights, and loading a state sets it.
+    Errors: ValueError for a sigma_data that is not positive and finite.
+    """
+
+    _sigma_data: float | None = None  # of a ScoreModel that needs none
+
+    @property
+    def sigma_data(self) -> float | None:
+        return self._sigma_data
+
+    @sigma_data.setter
+    def sigma_data(self, value: Any) -> None:
+        self._sigma_data = number(f"{type(self).__name__}: sigma_data", value, "(0, inf)")
+        self.data_std = nn.Setting(self._sigma_data)
+
+    def after_load(self) -> None:
+        if self._sigma_data is not None:
+            value = float(to_host(self.data_std._data))
+            self._sigma_data = number(f"{type(self).__name__}: data_std", value, "(0, inf)")
+
+
+class ScoreModel(HasSigmaData):
     """A network and its kind of prediction, as a score: a model(x, t) for every loss and every method of sampling.
 
     net(x, t, **condition): x (N, ...) and t (N,) -> y (N, ...), which is what `predicts` names in the table above.
     With "edm" the inputs of the network are preconditioned as in that paper: x / q, of variance 1, and ln(s / m) / 4.
-    x (N, ...), an array or a Tensor; t: (N,) or a number. The state has sigma_data, as "data_std": it is loaded too.
+    x (N, ...), an array or a Tensor; t: (N,) or a number.
     Errors: ValueError for another name, a sigma_data that is not positive and finite, "edm" without one, a t that is
     none, the number t = 0 for a score or for "edm", where they are infinite, or a network whose output has another
     shape than x.
@@ -74,16 +97,9 @@ class ScoreModel(nn.Module):
         self, net: Callable[..., Any], process: Any, predicts: str = "score", *, sigma_data: float | None = None
     ):
         by_name("prediction", TARGETS, predicts)
+        self.net, self.process, self.predicts = net, process, predicts
         if predicts == "edm" or sigma_data is not None:
-            sigma_data = number(f"{type(self).__name__}: sigma_data", sigma_data, "(0, inf)")
-        self.net, self.process, self.predicts, self.sigma_data = net, process, predicts, sigma_data
-        if sigma_data is not None:
-            self.data_std = Tensor(xp.asarray(sigma_data, "float64"))  # sigma_data in the state: no net works without
-
-    def after_load(self) -> None:
-        if self.sigma_data is not None:
-            value = float(to_host(self.data_std._data))
-            self.sigma_data = number(f"{type(self).__name__}: data_std", value, "(0, inf)")
+            self.sigma_data = sigma_data
 
     def forward(self, x: Any, t: Any, **condition: Any) -> Any:
         return self.score(x, t, **condition)

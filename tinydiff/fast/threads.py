@@ -24,6 +24,7 @@ import numpy
 
 from .. import microbatch
 from ..arguments import integer
+from ..backend import switch
 from ..microbatch import microbatches, working_on
 from ..modes import grad_enabled
 from ..observers import observers
@@ -126,7 +127,7 @@ def _keep_memory() -> None:
     4 KiB: a fifth of the time of a training step. The request holds for the whole process, up to 1 GiB, until it ends.
     It is made on Linux with glibc only, and not if TINYDIFF_KEEP_MEMORY=0 is in the environment.
     """
-    if sys.platform != "linux" or os.environ.get("TINYDIFF_KEEP_MEMORY") == "0":
+    if sys.platform != "linux" or not switch("TINYDIFF_KEEP_MEMORY"):
         return
     library = ctypes.CDLL(None)
     if not hasattr(library, "mallopt"):  # another C library

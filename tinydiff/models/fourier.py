@@ -10,7 +10,8 @@ from typing import Any
 
 from .. import nn, ops
 from ..arguments import integer, number
-from ..backend import to_device, to_host, xp
+from ..backend import to_device
+from ..diffusion.predict import HasSigmaData
 from ..engine import Tensor
 from ..rng import Rng, as_rng
 
@@ -48,7 +49,7 @@ class ScoreMLP(nn.Module):
         return self.layer3(h) / self.marginal_std(t).reshape((-1, 1))  # -> (N, D)
 
 
-class FourierInputs(nn.Module):
+class FourierInputs(HasSigmaData):
     """Fourier-feature inputs: net(y, noise, **condition) with y = x and, for w = 2^n pi of each n, a cos(w x) and
     a sin(w x), side by side: (N, H, W, C) -> (N, H, W, C (1 + 2 len(powers))).
 
@@ -70,12 +71,8 @@ class FourierInputs(nn.Module):
     """
 
     def __init__(self, net: nn.Module, sigma_data: float, powers: Sequence[int] = (1, 2, 3, 4, 5, 6)):
-        self.net, self.sigma_data = net, number("FourierInputs: sigma_data", sigma_data, "(0, inf)")
-        self.data_std = Tensor(xp.asarray(self.sigma_data, "float64"))  # in the state, as in a ScoreModel
+        self.net, self.sigma_data = net, sigma_data
         self.powers = tuple(number(f"FourierInputs: powers[{i}]", n) for i, n in enumerate(powers))
-
-    def after_load(self) -> None:
-        self.sigma_data = number("FourierInputs: data_std", float(to_host(self.data_std._data)), "(0, inf)")
 
     def forward(self, x: Any, noise: Any, **condition: Any) -> Any:
         x, noise = (v if isinstance(v, Tensor) else Tensor(to_device(v)) for v in (x, noise))

@@ -47,6 +47,17 @@ class Parameter(Tensor):
         super().__init__(array.copy(), requires_grad=True)
 
 
+class Setting(Tensor):
+    """A buffer of one number, in float64, that a module computes with as a Python float. Such a float takes the dtype
+    of what it meets; so `astype` need not convert the buffer, and the state keeps every digit.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, value: float):
+        super().__init__(xp.asarray(value, "float64"))
+
+
 class Module:
     """A part of a network: assign parameters, buffers and modules to attributes, and write `forward`.
 
@@ -132,14 +143,14 @@ class Module:
             p.grad = None
 
     def astype(self, dtype: Any) -> Any:
-        """Convert every floating parameter and buffer, here and below, in place;
+        """Convert every floating parameter and buffer but a Setting, here and below, in place;
         returns the module. Gradients are dropped. Errors: TypeError for a dtype that is not floating.
         """
         if xp.dtype(dtype).kind != "f":
             raise TypeError(f"{type(self).__name__}.astype: parameters are floating numbers, not {dtype!r}")
         check_precision(f"{type(self).__name__}.astype", xp.dtype(dtype))
         for _, tensor in self.named_tensors():
-            if tensor.dtype.kind == "f":
+            if tensor.dtype.kind == "f" and not isinstance(tensor, Setting):
                 tensor._data = tensor._data.astype(dtype)
                 tensor.grad = None
         return self
@@ -191,6 +202,8 @@ class Module:
                 module.after_load()
         except ValueError:
             self._copy(before)
+            for module in listening:  # some may have taken over what was refused in another
+                module.after_load()
             raise
 
     def _copy(self, state: Mapping[str, Any]) -> None:
@@ -311,7 +324,7 @@ def _arguments(module: Module) -> str:
     """The arguments of the constructor that are attributes too and not at their default: "(1, 32, 3, stride=2)"."""
     shown = []
     for p in list(inspect.signature(type(module).__init__).parameters.values())[1:]:
-        value = vars(module).get(p.name, inspect.Parameter.empty)
+        value = getattr(module, p.name, inspect.Parameter.empty)
         if p.name == "bias":  # the argument is a bool, the attribute the Parameter or None
             value = value is not None
         if isinstance(value, (int, float, str, tuple)) and value != p.default:

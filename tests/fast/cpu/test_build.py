@@ -94,7 +94,7 @@ def goes_on(found: tuple[bool, float, str], value: float, why: str) -> None:
     """There is no library, the result is right, and one line says why."""
     there, got, said = found
     assert not there and got == pytest.approx(value, rel=1e-5)
-    assert re.fullmatch(rf"tinydiff: no compiled kernels, NumPy goes on \({why}\)\n", said), said
+    assert re.fullmatch(rf"tinydiff: no compiled kernels, NumPy goes on, slower \({why}\)\n", said), said
 
 
 def compiler(folder: Path, script: str) -> str:
@@ -269,7 +269,7 @@ def test_a_full_disk(tmp_path: Path, value: float) -> None:
     before = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))"
     there, got, said = run(tmp_path, before)
     assert not there and got == pytest.approx(value, rel=1e-5)
-    assert re.fullmatch(r"tinydiff: no compiled kernels, NumPy goes on \(.* failed: .*\)\n", said), said
+    assert re.fullmatch(r"tinydiff: no compiled kernels, NumPy goes on, slower \(.* failed: .*\)\n", said), said
     assert kept(tmp_path) == []
     goes_on(
         run(
@@ -402,7 +402,7 @@ def test_a_compiler_that_hangs_is_stopped_with_what_it_has_started(tmp_path: Pat
     assert not there and got == pytest.approx(value, rel=1e-5)
     assert re.fullmatch(
         r"tinydiff: \S+ takes long; 1.5 s after it began, NumPy goes on without it\n"
-        r"tinydiff: no compiled kernels, NumPy goes on \(\S+ took more than 1.5 s\)\n",
+        r"tinydiff: no compiled kernels, NumPy goes on, slower \(\S+ took more than 1.5 s\)\n",
         said,
     ), said
     assert kept(tmp_path) == [] and not alive(tmp_path / "number")
@@ -438,9 +438,10 @@ def test_nobody_listens(tmp_path: Path) -> None:
     assert done.stdout.startswith(b"True ")
 
 
-def test_the_switch_is_0_or_1(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["TINYDIFF_CC", "TINYDIFF_KEEP_MEMORY"])
+def test_the_switch_is_0_or_1(tmp_path: Path, name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM.format(before="")],
-        capture_output=True, text=True, env=environment(tmp_path, TINYDIFF_CC="no"), timeout=120,
+        capture_output=True, text=True, env=environment(tmp_path, **{name: "no"}), timeout=120,
     )  # fmt: skip
-    assert done.returncode == 1 and "ValueError: TINYDIFF_CC must be 0 or 1, not 'no'" in done.stderr
+    assert done.returncode == 1 and f"ValueError: {name} must be 0 or 1, not 'no'" in done.stderr

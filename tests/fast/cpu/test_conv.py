@@ -98,8 +98,13 @@ def test_any_geometry(at: Geometry, dtype: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("channels", [2, 3, 8, 15, 16, 17, 40])
 def test_depthwise(channels: int, dtype: str) -> None:
-    """One channel in a group. Classes of one pixel and of many, fewer taps than are added together, and more."""
-    for at in (*GEOMETRIES, geometry((9, 8), 3, padding=1), geometry((12, 4), (5, 3), padding=2)):
+    """One channel in a group. Classes of one pixel and of many, fewer taps than are added together, and more. A pixel
+    too many shows only in the last class, because the next one writes over it, and only if the first pixel of the image
+    is in another: so there are last classes of any number of pixels, for conv2d and for its gradient by the input."""
+    more = [geometry((9, 8), 3, padding=1), geometry((12, 4), (5, 3), padding=2), geometry((5, 17), (5, 3))]
+    for pixels, sides in itertools.product(range(8, 16), ((1, 0), (0, 2))):
+        more.append(geometry((1, pixels + 2), (1, 3), 1, (0, sides)))
+    for at in (*GEOMETRIES, *more):
         at = replace(at, groups=channels)
         given = arrays(at, 3, channels, channels, dtype)
         assert conv.way_of(at, "xy", given["x"].shape, given["y"].shape) == "depthwise"

@@ -103,7 +103,7 @@ def _found_or_made(real: str) -> ctypes.CDLL | None:
         _say(f"tinydiff: compiled {names} for {real} in {time.monotonic() - start:.1f} s, kept in {folder}")
         return found
     except (CannotCompile, OSError, ValueError, RuntimeError) as reason:
-        _say(f"tinydiff: no compiled kernels, NumPy goes on ({reason})")
+        _say(f"tinydiff: no compiled kernels, NumPy goes on, slower ({reason})")
         return None
 
 
