@@ -30,7 +30,7 @@ def diagnose(problem: Problem, k: int | None, a: Any, n: Any, wrong: Any) -> str
         return f"NaN in {np.isnan(a).sum()} of {a.size} elements"
     if not a.any():
         return "zero: the rule gives no gradient, and there is one"
-    if _close(a, -n):
+    if close(a, -n):
         return "sign: it is the negative of the right gradient"
     if k is not None and a.size <= MANY:
         for experiment in (_some_uses, _some_repetitions):
@@ -39,7 +39,7 @@ def diagnose(problem: Problem, k: int | None, a: Any, n: Any, wrong: Any) -> str
                 return found
     factor = float((a * n).sum() / (n * n).sum()) if n.any() else 0.0
     # If only a small element is wrong, the factor is close to 1, but it does not explain the error.
-    if factor and _close(a, factor * n) and np.abs(a - factor * n).max() < 0.1 * np.abs(a - n).max():
+    if factor and close(a, factor * n) and np.abs(a - factor * n).max() < 0.1 * np.abs(a - n).max():
         return f"constant factor {factor:.6g}{_meaning(factor)}"
     if k is None:
         return "no pattern that random directions could show: check a smaller example"
@@ -47,7 +47,7 @@ def diagnose(problem: Problem, k: int | None, a: Any, n: Any, wrong: Any) -> str
     return found or f"no known pattern: {wrong.sum()} of {wrong.size} elements are wrong"
 
 
-def _close(a: Any, b: Any) -> bool:
+def close(a: Any, b: Any) -> bool:
     """Equal up to CLOSE times the largest element."""
     return a.shape == b.shape and float(np.abs(a - b).max(initial=0.0)) <= CLOSE * float(np.abs(b).max(initial=0.0))
 
@@ -106,12 +106,12 @@ def _some_uses(problem: Problem, k: int, a: Any, n: Any) -> str:
         h[index] = 1e-5 * max(1.0, abs(float(problem.arrays[k][index])))
         sides = [problem.phi(with_use(at, problem.arrays[k] + s * h)[0]) for s in (1, -1)]
         parts[at][index] = (sides[0] - sides[1]) / (2 * h[index])
-    if not _close(parts.sum(axis=0), n):
+    if not close(parts.sum(axis=0), n):
         return ""
     used = [at for at in range(uses) if np.abs(parts[at]).max() > CLOSE * np.abs(n).max()]
     for count in range(1, len(used)):
         for some in itertools.combinations(used, count):
-            if _close(parts[list(some)].sum(axis=0), a):
+            if close(parts[list(some)].sum(axis=0), a):
                 lost = ", ".join(str(used.index(at) + 1) for at in used if at not in some)
                 return (
                     f"missing accumulation: the input is used {len(used)} times, "
@@ -168,21 +168,21 @@ def _some_repetitions(problem: Problem, k: int, a: Any, n: Any) -> str:
             unit[index] = 0
     except Exception:  # the function takes only the small shape
         return ""
-    if not _close(full.sum(axis=tuple(stretched)).reshape(a.shape), n):
+    if not close(full.sum(axis=tuple(stretched)).reshape(a.shape), n):
         return ""
     about = f"missing unbroadcast: the input of shape {a.shape} was stretched to {out}, and its gradient is"
-    if _close(full.mean(axis=tuple(stretched)).reshape(a.shape), a):
+    if close(full.mean(axis=tuple(stretched)).reshape(a.shape), a):
         return f"{about} averaged over the repetitions instead of summed"
     for axes in _subsets(len(out)):
         total = full.sum(axis=axes, keepdims=True)
-        if axes != tuple(stretched) and total.size == a.size and _close(total.reshape(a.shape), a):
+        if axes != tuple(stretched) and total.size == a.size and close(total.reshape(a.shape), a):
             return f"{about} summed over the axes {axes} instead of {tuple(stretched)}"
         if not set(axes) <= set(stretched):
             continue
         rest = tuple(ax for ax in stretched if ax not in axes)
         parts = np.moveaxis(total, rest, range(len(rest))).reshape(-1, *a.shape)  # one part per repetition along rest
         for some in _subsets(len(parts)) if len(parts) <= 8 else ((at,) for at in range(len(parts))):
-            if some and _close(parts[list(some)].sum(axis=0), a):
+            if some and close(parts[list(some)].sum(axis=0), a):
                 return f"{about} that of {len(some)} of {len(parts)} repetitions"
     return ""
 
@@ -198,10 +198,10 @@ def _subsets(n: int) -> Iterator[tuple[int, ...]]:
 def _misplaced(problem: Problem, k: int, a: Any, n: Any) -> str:
     if n.ndim <= 5:
         for order in itertools.permutations(range(n.ndim)):
-            if order != tuple(range(n.ndim)) and _close(a, n.transpose(order).reshape(n.shape)):
+            if order != tuple(range(n.ndim)) and close(a, n.transpose(order).reshape(n.shape)):
                 return "transposed" + (f": its axes are in the order {order}" if n.ndim > 2 else "")
         for axes in _subsets(n.ndim):
-            if axes and _close(a, np.flip(n, axes)):
+            if axes and close(a, np.flip(n, axes)):
                 return f"flipped along the axes {axes}"
     for other, x in enumerate(problem.arrays):
         if other == k or x.shape != a.shape:
@@ -211,6 +211,6 @@ def _misplaced(problem: Problem, k: int, a: Any, n: Any) -> str:
             unit = np.zeros(a.shape)
             unit[index] = 1
             theirs[index] = problem.by_central_differences(other, unit, 1.0, 0.0, 1e-9).value
-        if _close(a, theirs):
+        if close(a, theirs):
             return f"exchanged: it is the gradient of {problem.names[problem.places[other]]}"
     return ""

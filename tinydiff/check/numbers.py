@@ -81,9 +81,9 @@ class Problem:
 
     def by_central_differences(self, k: int, d: Any, scale: float, noise: float, goal: float) -> Derivative:
         """The steps are tried from large to small until the error is at most `goal`."""
-        return central(lambda t: float(self.phi(self.outputs(self._moved(k, t * d)))), scale, noise, goal)
+        return central(lambda t: float(self.phi(self.outputs(self.moved(k, t * d)))), scale, noise, goal)
 
-    def _moved(self, k: int, by: Any) -> list[Any]:
+    def moved(self, k: int, by: Any) -> list[Any]:
         return [x + by if j == k else x for j, x in enumerate(self.arrays)]
 
 

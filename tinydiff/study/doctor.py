@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from .. import backend
 from ..check import GradcheckError, Report
-from ..check.diagnosis import _close
+from ..check.diagnosis import close
 from ..check.gradcheck import Compared
 from ..engine import AdjointShapeError, Op, unbroadcast
 from ..plot import BLUE, FAINT, INK, frame, new_figure, save
@@ -54,15 +55,15 @@ def examine(
             finding = known_slip(compared, op, inputs, params, slips) or (
                 finding if finding.startswith("constant") else factor(compared, names) or finding
             )
-        for i, name in enumerate(names):
-            finding = finding.replace(f"the gradient of input {i}", f"the gradient of {name}")
         lines.append(f"Not yet. The adjoint of {names[place]}: {finding}.")
     if error.report.worst is not None:
-        worst = str(error.report.worst)
-        for i, name in enumerate(names):
-            worst = worst.replace(f"input {i} ", f"{name} ")
-        lines.append(f"worst: {worst}".replace("analytic", "yours").replace("numeric", "right"))
-    return "\n".join(lines)
+        lines.append(f"worst: {error.report.worst}".replace("analytic", "yours").replace("numeric", "right"))
+    return with_names("\n".join(lines), names)
+
+
+def with_names(text: str, names: list[str]) -> str:
+    """gradcheck numbers the inputs; an op names them."""
+    return re.sub(r"\binput (\d+)", lambda found: names[int(found[1])], text)
 
 
 def known_slip(compared: Compared, op: Op, inputs: Sequence[Any], params: dict[str, Any], slips: Sequence[Slip]) -> str:
@@ -76,7 +77,7 @@ def known_slip(compared: Compared, op: Op, inputs: Sequence[Any], params: dict[s
         adjoint = (found if isinstance(found, tuple) else (found,))[place]
         if adjoint is None:
             continue
-        if _close(compared.analytic, backend.to_host(unbroadcast(adjoint, arrays[place], op.name, place))):
+        if close(compared.analytic, backend.to_host(unbroadcast(adjoint, arrays[place], op.name, place))):
             return words
     return ""
 
@@ -89,9 +90,9 @@ def factor(compared: Compared, names: list[str]) -> str:
             q = np.broadcast_to(q, a.shape)
         except ValueError:
             continue
-        if _close(a * q, n):
+        if close(a * q, n):
             return f"the factor {name} is missing"
-        if _close(a, n * q):
+        if close(a, n * q):
             return f"there is a factor {name} too many"
     return ""
 
@@ -135,7 +136,7 @@ def draw(report: Report, path: str | os.PathLike[str]) -> None:
         with np.errstate(all="ignore"):
             ratio = np.where(np.abs(n) > 1e-12 * size, a / n, np.nan)
         error = np.log10(np.maximum(np.abs(a - n) / size, 1e-17))
-        heat(figure, places[0], error, f"{compared.name}: error, of the largest", "cividis", -17, 0, "log10")
+        heat(figure, places[0], error, f"{compared.name}: error, of the largest", "cividis", -12, 0, "log10")
         heat(figure, places[1], ratio, "analytic / numeric", "PuOr", 0, 2, "1 is right")
         steps(places[2], compared)
     figure.set_layout_engine("tight")
@@ -163,7 +164,7 @@ def step_errors(compared: Compared) -> tuple[Any, dict[str, Any]]:
     h = 10.0 ** -np.arange(1, 16)
 
     def differences(step: float) -> float:
-        sides = [problem.phi(problem.outputs(problem._moved(k, s * step * unit))) for s in (1, -1)]
+        sides = [problem.phi(problem.outputs(problem.moved(k, s * step * unit))) for s in (1, -1)]
         return float(sides[0] - sides[1]) / (2 * step)
 
     def complex_step(step: float) -> float:

@@ -25,7 +25,7 @@ from .. import backend
 from ..check import GradcheckError, Report, gradcheck
 from ..engine import Op
 from .catalogue import CATALOGUE, Sheet
-from .doctor import examine
+from .doctor import examine, with_names
 
 MACRON = "\u0304"  # what makes x̄ of x
 
@@ -89,7 +89,7 @@ class Exercise:
                 )
             except (TypeError, ValueError) as error:  # the engine's, about what the rule handed back
                 return Answer(False, f"The rule cannot be used: {error}.")
-        return Answer(True, f"Right. {self.name}: {report}", report)
+        return Answer(True, with_names(f"Right. {self.name}: {report}", self.names), report)
 
     def answer(self, rule: Callable[..., Any]) -> Callable[..., Any]:
         """Decorator: try the rule below it, and print what the doctor says."""
@@ -186,7 +186,8 @@ def shown(op: Op) -> list[str]:
 
 def forward_page(op: Op) -> str:
     """The source of the forward, with those paragraphs of its docstring."""
-    text = '"""' + "\n\n".join(shown(op)) + '\n"""'
+    text = "\n\n".join(shown(op))
+    text = f'"""{text}' + ("\n" if "\n" in text else "") + '"""'
     return without_docstring(op.forward, textwrap.indent(text, "    "))
 
 
