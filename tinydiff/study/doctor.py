@@ -51,10 +51,7 @@ def examine(
         place = compared.problem.places[compared.k]
         finding = compared.finding
         if finding.startswith(("no known pattern", "constant factor")):
-            # A constant factor is what the numbers say; a known slip says where it comes from.
-            finding = known_slip(compared, op, inputs, params, slips) or (
-                finding if finding.startswith("constant") else factor(compared, names) or finding
-            )
+            finding = known_slip(compared, op, inputs, params, slips) or factor(compared, names) or finding
         lines.append(f"Not yet. The adjoint of {names[place]}: {finding}.")
     if error.report.worst is not None:
         lines.append(f"worst: {error.report.worst}".replace("analytic", "yours").replace("numeric", "right"))

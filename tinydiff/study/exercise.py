@@ -70,25 +70,23 @@ class Exercise:
         return "\n\n".join(parts) + "\ng is the adjoint of the output; broadcasting is undone for you."
 
     def check(self, rule: Callable[..., Any]) -> Answer:
-        """Try a rule on the example inputs."""
-        report = None
-        for inputs, params in self._sheet.examples():
-            try:
-                trial = Op(self.op.forward, self.op.holomorphic)
-                trial.vjp(self._guarded(rule))
-            except Exception as error:  # whatever was given
-                return Answer(False, f"This is no rule of {self.name}: {error}.")
-            params = {name: on_device(value) for name, value in params.items()}
-            try:
-                report = gradcheck(functools.partial(trial, **params), *inputs)
-            except Unfit as error:
-                return Answer(False, str(error))
-            except GradcheckError as error:
-                return Answer(
-                    False, examine(error, self.op, inputs, params, self.names, self._sheet.slips), error.report
-                )
-            except (TypeError, ValueError) as error:  # the engine's, about what the rule handed back
-                return Answer(False, f"The rule cannot be used: {error}.")
+        """Try a rule on the example."""
+        inputs, params = self._sheet.example()
+        try:
+            trial = Op(self.op.forward, self.op.holomorphic)
+            trial.vjp(self._guarded(rule))
+        except Exception as error:  # whatever was given
+            return Answer(False, f"This is no rule of {self.name}: {error}.")
+        params = {name: on_device(value) for name, value in params.items()}
+        try:
+            report = gradcheck(functools.partial(trial, **params), *inputs)
+        except Unfit as error:
+            return Answer(False, str(error))
+        except GradcheckError as error:
+            text = examine(error, self.op, inputs, params, self.names, self._sheet.slips)
+            return Answer(False, text, error.report)
+        except (TypeError, ValueError) as error:  # the engine's, about what the rule handed back
+            return Answer(False, f"The rule cannot be used: {error}.")
         return Answer(True, with_names(f"Right. {self.name}: {report}", self.names), report)
 
     def answer(self, rule: Callable[..., Any]) -> Callable[..., Any]:
@@ -104,13 +102,14 @@ class Exercise:
 
     def solution(self) -> None:
         """Print the derivation and the rule that stand in tinydiff/ops."""
-        module = inspect.getmodule(self.op.forward)
+        rule = self.op.rule or self.op.forward
+        module = inspect.getmodule(rule)
         story = inspect.getdoc(module) or ""
         derivation = [p for p in paragraphs(self.op) if p not in shown(self.op)]
         parts = [f"From {(module and module.__name__ or '').replace('.', '/')}.py:"]
         if re.search(rf"x{MACRON}\S* =", story):
             parts.append(textwrap.indent(story, "    "))
-        parts += [textwrap.indent(p, "    ") for p in derivation] + [inspect.getsource(self.op.rule or self.op.forward)]
+        parts += [textwrap.indent(p, "    ") for p in derivation] + [inspect.getsource(rule)]
         print("\n\n".join(parts).rstrip())
 
     def _guarded(self, rule: Callable[..., Any]) -> Callable[..., Any]:
