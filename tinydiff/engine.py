@@ -229,7 +229,7 @@ class Op:
 
     def vjp(self, rule: Callable[..., Any]) -> Callable[..., Any]:
         """Decorator: the rule (g, out, *inputs, **params) -> one adjoint per input."""
-        positional = [p for p in inspect.signature(rule).parameters.values() if p.kind is not p.KEYWORD_ONLY]
+        positional = [p for p in inspect.signature(rule).parameters.values() if p.kind < p.KEYWORD_ONLY]
         _, self.keeps_out, *keeps = [not p.name.startswith("_") for p in positional]  # of g, out, inputs
         self.unread = tuple(i for i, keep in enumerate(keeps) if not keep)
         if positional[-1].kind is inspect.Parameter.VAR_POSITIONAL and len(keeps) == 1:  # *xs, or *_xs

@@ -49,9 +49,12 @@ def examine(
         if not compared.wrong.any():
             continue
         place = compared.problem.places[compared.k]
-        finding = compared.finding
-        if finding.startswith(("no known pattern", "constant factor")):
-            finding = known_slip(compared, op, inputs, params, slips) or factor(compared, names) or finding
+        finding = known_slip(
+            compared, op, inputs, params, slips
+        )  # it says what went wrong; the numbers say how it looks
+        if not finding and compared.finding.startswith(("no known pattern", "constant factor")):
+            finding = factor(compared, names)
+        finding = finding or compared.finding
         lines.append(f"Not yet. The adjoint of {names[place]}: {finding}.")
     if error.report.worst is not None:
         lines.append(f"worst: {error.report.worst}".replace("analytic", "yours").replace("numeric", "right"))
