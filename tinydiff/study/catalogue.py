@@ -12,7 +12,7 @@ from .. import ops
 from ..backend import xp
 from ..engine import Op
 from ..operators import OPS
-from ..ops import conv, linalg, loss, norm
+from ..ops import conv, linalg, norm
 from ..ops.attention import attention_weights
 
 Case = tuple[tuple[Any, ...], dict[str, Any]]
@@ -218,7 +218,7 @@ CATALOGUE = (
                  ("that is the rule of softmax", lambda g, z, x, *, axis: z * (g - total(g * z, axis))))),
     Sheet("mse_loss", 3, lambda N, P: ((N(2, 3), N(2, 3)), {"reduction": "mean"}),
           ("The mean of n squares; g is a number.", "dz = 2 mean((prediction - target) (dprediction - dtarget)).",
-           "Do not forget 1 / n, and g."), shows=(loss._reduced,), rule=mse_loss_rule,
+           "Do not forget 1 / n, and g."), rule=mse_loss_rule,
           slips=(("the mean is missing: divide by the number of elements",
                   lambda g, z, x, y, **p: (2 * g * (x - y), 2 * g * (y - x))),
                  ("the difference itself is missing: each element has its own", lambda g, z, x, y, **p:
@@ -226,7 +226,7 @@ CATALOGUE = (
     Sheet("cross_entropy", 3, lambda N, P: ((N(3, 4), np.array([0, 2, 2])), {"reduction": "mean"}),
           ("One row: z = -x[label] + log sum e^x.", "dz = -dx[label] + sum(softmax(x) dx).",
            "softmax(x) - one_hot(label), times g / rows. The labels get None."),
-          shows=(loss._reduced,), rule=cross_entropy_rule,
+          rule=cross_entropy_rule,
           slips=(("the 1 at the label is missing", lambda g, z, x, y, **p: (g / y.size * ops.softmax(x), None)),
                  ("the softmax is missing", lambda g, z, x, y, **p: (-g / y.size * one_hot(y, x), None)),
                  ("the mean is missing: divide by the number of rows",

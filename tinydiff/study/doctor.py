@@ -49,9 +49,7 @@ def examine(
         if not compared.wrong.any():
             continue
         place = compared.problem.places[compared.k]
-        finding = known_slip(
-            compared, op, inputs, params, slips
-        )  # it says what went wrong; the numbers say how it looks
+        finding = known_slip(compared, op, inputs, params, slips)
         if not finding and compared.finding.startswith(("no known pattern", "constant factor")):
             finding = factor(compared, names)
         finding = finding or compared.finding

@@ -67,7 +67,13 @@ class Exercise:
             forward_page(self.op),
             f"Write its rule: ({signature}) -> {'one adjoint' if len(self.names) == 1 else 'an adjoint per input'}.",
         ]
-        return "\n\n".join(parts) + "\ng is the adjoint of the output; broadcasting is undone for you."
+        inputs, params = self._sheet.example()
+        tried = [f"{name} {x.shape}" for name, x in zip(self.names, inputs)]
+        tried += [f"{name}={value!r}" for name, value in params.items()]
+        return (
+            "\n\n".join(parts) + "\ng is the adjoint of the output; broadcasting is undone for you.\n"
+            f"It is tried on {', '.join(tried)}."
+        )
 
     def check(self, rule: Callable[..., Any]) -> Answer:
         """Try a rule on the example."""
