@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
 
 import numpy as np
@@ -120,9 +121,9 @@ WRONG = [
     ("conv2d", halved_input_grad, "constant factor 0.5"),
     ("conv2d", conv_weight(lambda w: w[::-1, ::-1]), "flipped along the axes (0, 1)"),
     ("conv2d", conv_weight(T), "transposed: its axes are in the order (0, 1, 3, 2)"),
-    ("conv2d", lambda g, y, x, w, b, **_: (None, None, g.mean((0, 1, 2))), "constant factor 0.03125"),
+    ("conv2d", lambda g, y, x, w, b, **_: (None, None, g.mean((0, 1, 2))), "averaged over the repetitions"),
     ("conv_transpose2d", lambda g, x, y, w, b, *, geometry: (g, None, g), "no known pattern"),
-    ("conv_transpose2d", lambda g, x, y, w, b, **_: (None, None, g[0, 0, 0]), "missing unbroadcast"),
+    ("conv_transpose2d", lambda g, x, y, w, b, **_: (None, None, g[0, 0, 0]), "that of 1 of 32 repetitions"),
     ("attention", lambda g, y, q, k, v, m, **_: (None, None, None, g), "has shape (3, 2), and must have that of mask"),
 ]
 
@@ -152,13 +153,13 @@ def test_there_are_enough() -> None:
 def test_the_right_rule_passes(name: str) -> None:
     answer = EXERCISES[name].check(EXERCISES[name].op.rule)
     assert answer.ok and str(answer).startswith(f"Right. {name}"), answer.text
-    assert f"{EXERCISES[name].names[0]} at" in answer.text or "input" not in answer.text
+    assert re.search(rf"relative error \S+, ({'|'.join(EXERCISES[name].names)}) at \(", answer.text), answer.text
 
 
 @pytest.mark.parametrize("name, rule, words", WRONG + SLIPS + SPOILT)
 def test_a_wrong_rule_is_named(name: str, rule: Any, words: str) -> None:
     answer = EXERCISES[name].check(rule)
-    assert not answer.ok and words in answer.text and "input" not in answer.text.split("no known")[0], answer.text
+    assert not answer.ok and words in answer.text and not re.search(r"input \d", answer.text), answer.text
 
 
 MISFITS = [
@@ -185,7 +186,7 @@ def test_the_op_is_never_touched(name: str) -> None:
     found = OPS[EXERCISES[name]._sheet.op_name or name]
     before = dict(vars(found)), list(OPS.items())
 
-    def interrupted(g, out, *inputs, **params):
+    def interrupted(adjoint: Any) -> Any:
         raise KeyboardInterrupt
 
     EXERCISES[name].check(spoilt(EXERCISES[name], lambda a: -a))
@@ -197,7 +198,7 @@ def test_the_op_is_never_touched(name: str) -> None:
 @pytest.mark.parametrize("name", EXERCISES)
 def test_the_page_hides_the_derivation_and_the_rule(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     ex = tinydiff.exercise(name)
-    page = capsys.readouterr().out
+    page = re.sub(r" +At (0|ties): .*(\n {4}\S.*)*", "", capsys.readouterr().out)  # what holds at kinks may be told
     assert ex.op.forward.__name__ in page and "Write its rule: (g, out, " in page
     assert "\u0304" not in page and "vjp" not in page and "d" + ex.names[0] not in page.replace("padded", "")
     if isinstance(OPS[ex._sheet.op_name or name], Op):

@@ -133,8 +133,7 @@ def scores(p: Any, h: Any) -> Any:
 CATALOGUE = (
     Sheet("multiply", 1, lambda N, P: ((N(2, 3), N(2, 3)), {}), (PRODUCT, "dz = y dx + x dy.")),
     Sheet("subtract", 1, lambda N, P: ((N(2, 3), N(3)), {}), (PRODUCT, "dz = dx - dy.")),
-    Sheet("divide", 1, lambda N, P: ((N(2, 3), P(2, 3)), {}), (PRODUCT, "dz = dx / y - x dy / y^2."),
-          slips=(("y must be squared", lambda g, z, x, y: (g / y, -g * x / y)),)),
+    Sheet("divide", 1, lambda N, P: ((N(2, 3), P(2, 3)), {}), (PRODUCT, "dz = dx / y - x dy / y^2.")),
     Sheet("square", 1, lambda N, P: ((N(2, 3),), {}), (CHAIN, "x^2 is x x: x is used twice.")),
     Sheet("exp", 1, lambda N, P: ((N(2, 3),), {}), (CHAIN, "The exponential is its own derivative.")),
     Sheet("log", 1, lambda N, P: ((P(2, 3),), {}), (CHAIN, "log' x = 1 / x.")),
