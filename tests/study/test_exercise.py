@@ -33,12 +33,6 @@ def spoilt(ex: Any, spoil: Any) -> Any:
     def rule(g, out, *inputs, **params):
         return tuple(None if a is None else spoil(a) for a in adjoints(ex, g, out, *inputs, **params))
 
-    rule.__signature__ = inspect.signature(rule).replace(  # as many inputs as the op has
-        parameters=[
-            *(inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY) for name in ["g", "out", *ex.names]),
-            inspect.Parameter("params", inspect.Parameter.VAR_KEYWORD),
-        ]
-    )
     return rule
 
 
