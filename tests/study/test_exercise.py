@@ -130,7 +130,7 @@ def assigned(g: Any, x: Any, index: Any) -> Any:
 
 # What can be done to every right rule.
 EVERYWHERE = [(lambda a: -a, "sign"), (lambda a: 2 * a, "constant factor 2"), (lambda a: 0 * a, "zero")]
-SLIPS = [(ex.name, rule, words) for ex in EXERCISES.values() for words, rule in ex._sheet.slips]
+SLIPS = [(ex.name, rule, words) for ex in EXERCISES.values() for words, rule in ex.sheet.slips]
 SPOILT = [(ex.name, spoilt(ex, spoil), words) for ex in EXERCISES.values() for spoil, words in EVERYWHERE]
 
 
@@ -138,7 +138,7 @@ def test_there_are_enough() -> None:
     assert len(EXERCISES) >= 24
     for name, ex in EXERCISES.items():
         assert sum(name == case[0] for case in WRONG + SLIPS) >= 3, name
-        assert 2 <= len(ex._sheet.hints) <= 4, name
+        assert 2 <= len(ex.sheet.hints) <= 4, name
     levels = [ex.level for ex in EXERCISES.values()]
     assert levels == sorted(levels) and set(levels) == {1, 2, 3, 4}
 
@@ -177,7 +177,7 @@ def test_what_is_no_rule_gets_one_sentence(rule: Any, words: str) -> None:
 @pytest.mark.parametrize("name", EXERCISES)
 def test_the_op_is_never_touched(name: str) -> None:
     """After a wrong rule, a right one, and an exception."""
-    found = OPS[EXERCISES[name]._sheet.op_name or name]
+    found = OPS[EXERCISES[name].sheet.op_name or name]
     before = dict(vars(found)), list(OPS.items())
 
     def interrupted(adjoint: Any) -> Any:
@@ -195,7 +195,7 @@ def test_the_page_hides_the_derivation_and_the_rule(name: str, capsys: pytest.Ca
     page = re.sub(r" +At (0|ties): .*(\n {4}\S.*)*", "", capsys.readouterr().out)  # what holds at kinks may be told
     assert ex.op.forward.__name__ in page and "Write its rule: (g, out, " in page
     assert "\u0304" not in page and "vjp" not in page and "d" + ex.names[0] not in page.replace("padded", "")
-    if isinstance(OPS[ex._sheet.op_name or name], Op):
+    if isinstance(OPS[ex.sheet.op_name or name], Op):
         derivation = inspect.getdoc(ex.op.forward).split("\n\n")[1]
         assert derivation.startswith("At ") or derivation.splitlines()[0] not in page
     ex.solution()

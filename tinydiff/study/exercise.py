@@ -51,7 +51,7 @@ class Exercise:
 
     def __init__(self, number: int, sheet: Sheet):
         self.number, self.name, self.level, self.op = number, sheet.name, sheet.level, sheet.op
-        self._sheet, self._hints = sheet, iter(enumerate(sheet.hints, 1))
+        self.sheet, self._hints = sheet, iter(enumerate(sheet.hints, 1))
         parameters = inspect.signature(self.op.forward).parameters.values()
         self.names = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
         self.options = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
@@ -63,11 +63,11 @@ class Exercise:
         signature = ", ".join(["g", "out", *self.names, *(["*", *self.options] if self.options else [])])
         parts = [
             f"Exercise {self.number}: {self.name} (level {self.level} of 4)",
-            *(without_docstring(f) for f in self._sheet.shows),
+            *(without_docstring(f) for f in self.sheet.shows),
             forward_page(self.op),
             f"Write its rule: ({signature}) -> {'one adjoint' if len(self.names) == 1 else 'an adjoint per input'}.",
         ]
-        inputs, params = self._sheet.example()
+        inputs, params = self.sheet.example()
         tried = [f"{name} {x.shape}" for name, x in zip(self.names, inputs)]
         tried += [f"{name}={value!r}" for name, value in params.items()]
         return (
@@ -77,7 +77,7 @@ class Exercise:
 
     def check(self, rule: Callable[..., Any]) -> Answer:
         """Try a rule on the example."""
-        inputs, params = self._sheet.example()
+        inputs, params = self.sheet.example()
         try:
             trial = Op(self.op.forward, self.op.holomorphic)
             trial.vjp(self._guarded(rule))
@@ -89,7 +89,7 @@ class Exercise:
         except Unfit as error:
             return Answer(False, str(error))
         except GradcheckError as error:
-            text = examine(error, self.op, inputs, params, self.names, self._sheet.slips)
+            text = examine(error, self.op, inputs, params, self.names, self.sheet.slips)
             return Answer(False, text, error.report)
         except (TypeError, ValueError) as error:  # the engine's, about what the rule handed back
             return Answer(False, f"The rule cannot be used: {error}.")
@@ -102,7 +102,7 @@ class Exercise:
 
     def hint(self) -> None:
         """Print the next hint."""
-        count = len(self._sheet.hints)
+        count = len(self.sheet.hints)
         number, text = next(self._hints, (0, "There are no more hints: ex.solution() shows the rule."))
         print(f"Hint {number} of {count}: {text}" if number else text)
 
