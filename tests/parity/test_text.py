@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinydiff import backend, interop, tensor
+from tinydiff import Rng, backend, interop, tensor
+from tinydiff.diffusion import Denoiser, edm_loss
+from tinydiff.models.text import TextEncoder, TextToImage
 from tinydiff.models.unet import UNet
 
 torch = pytest.importorskip("torch")
@@ -89,3 +91,75 @@ def test_unet(name: str, dtype: str) -> None:
     if c is not None:
         close(c.grad, d.grad, tolerance, "gradient of the context")
     compare_gradients(ours, theirs, tolerance)
+
+
+# ---------------------------------------------------------------- words
+
+TOKENS = np.array([[0, 0, 0, 0], [3, 1, 0, 0], [5, 2, 4, 6]])  # the null prompt, one that is shorter, a full one
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_text_encoder(dtype: str) -> None:
+    ours = TextEncoder(7, 5, 12, blocks=2, heads=3, rng=0)
+    theirs = twins.TextEncoder(7, 5, 12, 2, 3)
+    close(ours.positions.table, theirs.positions.table, 1e-6, "positions")
+    ours, theirs = ours.astype(dtype), theirs.to(getattr(torch, dtype))
+    move(theirs, ours)
+    y, counts = ours(TOKENS)
+    z, their_counts = theirs(torch.tensor(TOKENS))
+    g = np.random.default_rng(1).normal(size=z.shape).astype(dtype)
+    y.backward(backend.to_device(g))
+    z.backward(torch.tensor(g))
+    close(y, z, TOLERANCE[dtype], "output")
+    assert np.array_equal(backend.to_host(counts), their_counts.numpy())
+    compare_gradients(ours, theirs, TOLERANCE[dtype])
+
+
+def denoisers(dtype: str) -> tuple[Any, Any]:
+    """A small text-to-image net within the denoiser, and its twin."""
+    net = UNet(3, (8, 16), labels={"digit": 5}, embedding=24, groups=4, heads=2, context=12, rng=0)
+    ours = Denoiser(TextToImage(TextEncoder(7, 5, 12, blocks=1, heads=3, rng=0), net), 0.5).astype(dtype)
+    their_net = twins.ResidualUNet(
+        (8, 16), {"digit": 5}, embedding=24, groups=4, heads=2, context=12, channels=3, attention=(1,)
+    )
+    theirs = twins.Denoiser(twins.TextToImage(twins.TextEncoder(7, 5, 12, 1, 3), their_net), 0.5)
+    theirs = theirs.to(getattr(torch, dtype))
+    move(theirs, ours)
+    return ours, theirs
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_denoiser_of_text(dtype: str) -> None:
+    ours, theirs = denoisers(dtype)
+    rng, tolerance = np.random.default_rng(1), TOLERANCE[dtype]
+    x, sigma = rng.normal(size=(3, 8, 12, 3)).astype(dtype), np.array([0.01, 0.5, 20.0], dtype)
+    digits = np.array([1, -1, 4])
+    a, b = tensor(x, requires_grad=True), torch.tensor(channels_first(x), requires_grad=True)
+    y = ours(a, backend.to_device(sigma), tokens=TOKENS, digit=digits)
+    z = theirs(b, torch.tensor(sigma), {"digit": torch.tensor(digits)}, torch.tensor(TOKENS))
+    g = rng.normal(size=y.shape).astype(dtype)
+    y.backward(backend.to_device(g))
+    z.backward(torch.tensor(channels_first(g)))
+    close(channels_first(y), z, tolerance, "output")
+    close(channels_first(a.grad), b.grad, tolerance, "gradient of x")
+    compare_gradients(ours, theirs, tolerance)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_loss_of_text(dtype: str) -> None:
+    """Karras et al. 2022, equations 2 and 8, at the noise levels and with the noise that our loss has drawn."""
+    ours, theirs = denoisers(dtype)
+    x0, digits = np.random.default_rng(1).normal(size=(3, 8, 12, 3)).astype(dtype), np.array([1, -1, 4])
+    loss = edm_loss(ours, x0, Rng(7), tokens=TOKENS, digit=digits)
+
+    rng, images = Rng(7), torch.tensor(channels_first(x0))
+    sigma = torch.tensor(backend.to_host(rng.normal(3, dtype))).mul(1.2).sub(1.2).exp()
+    noise = torch.tensor(channels_first(rng.normal(x0.shape, dtype)))
+    wide = sigma[:, None, None, None]
+    denoised = theirs(images + wide * noise, sigma, {"digit": torch.tensor(digits)}, torch.tensor(TOKENS))
+    their_loss = ((wide**2 + 0.5**2) / (wide * 0.5) ** 2 * (denoised - images) ** 2).mean()
+
+    close(loss, their_loss, TOLERANCE[dtype], "loss")
+    loss.backward()
+    their_loss.backward()
+    compare_gradients(ours, theirs, TOLERANCE[dtype])

@@ -287,6 +287,35 @@ def shuffle(x: Any, patch: int) -> Any:
     return F.pixel_shuffle(x.unflatten(1, (patch**2, -1)).transpose(1, 2).flatten(1, 2), patch)
 
 
+class TextEncoder(torch.nn.Module):
+    """A transformer of PyTorch on words and places; padding, the number 0, counts at the first place alone."""
+
+    def __init__(self, size: int, length: int, features: int, blocks: int, heads: int):
+        super().__init__()
+        self.embedding, self.norm = torch.nn.Embedding(size, features), torch.nn.LayerNorm(features)
+        angle = torch.outer(torch.arange(length), 10000.0 ** -(torch.arange(0, features, 2) / features))
+        self.positions = torch.nn.Module()
+        self.positions.register_buffer("table", torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1))
+        self.blocks = torch.nn.ModuleList(SpatialTransformer(features, None, heads).block for _ in range(blocks))
+
+    def forward(self, tokens: Any) -> tuple[Any, Any]:
+        counts = tokens > 0
+        counts[:, 0] = True
+        x = self.embedding(tokens) + self.positions.table[: tokens.shape[1]]
+        for block in self.blocks:
+            x = block(x, src_key_padding_mask=~counts)
+        return self.norm(x), counts
+
+
+class TextToImage(torch.nn.Module):
+    def __init__(self, encoder: Any, net: Any):
+        super().__init__()
+        self.encoder, self.net = encoder, net
+
+    def forward(self, x: Any, noise: Any, labels: dict[str, Any], tokens: Any) -> Any:
+        return self.net(x, noise, labels, *self.encoder(tokens))
+
+
 class Denoiser(torch.nn.Module):
     """The preconditioning of Karras et al. 2022, equation 7."""
 
