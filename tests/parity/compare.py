@@ -1,4 +1,4 @@
-"""Comparing with PyTorch: numbers, and the gradient of every parameter."""
+"""Comparing with PyTorch: weights that both have, numbers, and the gradient of every parameter."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import numpy as np
+import torch
 
 from tinydiff import Tensor, backend, interop
 
@@ -16,6 +17,15 @@ def host(x: Any) -> np.ndarray:
 
 def channels_first(x: Any) -> np.ndarray:
     return np.moveaxis(host(x), -1, 1)
+
+
+def move(theirs: Any, ours: Any) -> None:
+    """The twin's weights, made other than the zeros that many begin with, which would hide what comes before them."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    interop.from_torch(ours, theirs.state_dict())
 
 
 def close(ours: Any, theirs: Any, tolerance: float, what: str, least: float = 0.0) -> None:

@@ -8,27 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinydiff import Rng, backend, interop, tensor
+from tinydiff import Rng, backend, tensor
 from tinydiff.diffusion import Denoiser, edm_loss
 from tinydiff.models.text import TextEncoder, TextToImage
 from tinydiff.models.unet import UNet
 
 torch = pytest.importorskip("torch")
 import twins  # noqa: E402  after the check that PyTorch is here
-from compare import channels_first, close, compare_gradients  # noqa: E402
+from compare import channels_first, close, compare_gradients, move  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("each_backend")]
 
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4}
-
-
-def move(theirs: Any, ours: Any) -> None:
-    """The twin's weights, made other than the zeros that many begin with, which would hide what comes before them."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for p in theirs.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    interop.from_torch(ours, theirs.state_dict())
 
 
 # ---------------------------------------------------------------- the U-Net

@@ -316,6 +316,47 @@ class TextToImage(torch.nn.Module):
         return self.net(x, noise, labels, *self.encoder(tokens))
 
 
+class Classifier(torch.nn.Module):
+    """For images whose last resolution has so many pixels."""
+
+    def __init__(
+        self,
+        heads: dict[str, int],
+        in_channels: int,
+        channels: tuple[int, ...],
+        pixels: int,
+        width: int,
+        groups: int,
+    ):
+        super().__init__()
+        conv, norm, silu = torch.nn.Conv2d, torch.nn.GroupNorm, torch.nn.SiLU
+        self.layers = torch.nn.ModuleList()
+        for before, c in zip((in_channels, *channels), channels):
+            self.layers.extend([conv(before, c, 3, padding=1), norm(groups, c), silu()])
+            self.layers.extend([conv(c, c, 3, 2, 1), norm(groups, c), silu()])
+        self.last = torch.nn.Linear(pixels * channels[-1], width)
+        self.heads = torch.nn.ModuleDict({name: torch.nn.Linear(width, n) for name, n in heads.items()})
+
+    def activations(self, x: Any) -> list[Any]:
+        """What comes out of each resolution."""
+        found = []
+        for i in range(0, len(self.layers), 6):
+            x = torch.nn.Sequential(*self.layers[i : i + 6])(x)
+            found.append(x)
+        return found
+
+    def forward(self, x: Any) -> dict[str, Any]:
+        rows = self.activations(x)[-1].permute(0, 2, 3, 1).flatten(1)  # our order of (h, w, C)
+        features = F.silu(self.last(rows))
+        return {name: head(features) for name, head in self.heads.items()}
+
+
+def perceptual_distance(layers: list[Any], others: list[Any]) -> Any:
+    """The mean over pictures, places and layers of |a / |a| - b / |b||^2."""
+    unit = lambda a: a / torch.linalg.vecdot(a, a, dim=1).add(1e-10).sqrt()[:, None]  # noqa: E731
+    return torch.stack([(unit(a) - unit(b)).square().sum(1).mean() for a, b in zip(layers, others)]).mean()
+
+
 class Denoiser(torch.nn.Module):
     """The preconditioning of Karras et al. 2022, equation 7."""
 
