@@ -10,6 +10,9 @@ import torch
 
 from tinydiff import Tensor, backend, interop
 
+TOLERANCE = {"float64": 1e-10, "float32": 1e-4}
+torch.set_num_threads(1)  # the nets and the arrays are small
+
 
 def host(x: Any) -> np.ndarray:
     return backend.to_host(x._data if isinstance(x, Tensor) else x)

@@ -11,7 +11,7 @@ from tinydiff import backend, nn, tensor
 from tinydiff.models import autoencoder, classifier
 
 torch = pytest.importorskip("torch")
-from compare import channels_first, close, compare_gradients, move  # noqa: E402  after the check that PyTorch is here
+from compare import TOLERANCE, channels_first, close, compare_gradients, move  # noqa: E402  after the check that PyTorch is here
 from twins import Classifier, SelfAttention, perceptual_distance  # noqa: E402
 
 F = torch.nn.functional
@@ -81,13 +81,13 @@ class Fixed:
         return backend.to_device(self.noise)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-10), ("float32", 3e-4)])
+@pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(
     ("kind", "judged"),
     [(kind, False) for kind in KINDS] + [("Autoencoder", True)],
     ids=[*KINDS, "judged Autoencoder"],
 )
-def test_it_is_its_twin(kind: str, judged: bool, dtype: str, tolerance: float) -> None:
+def test_it_is_its_twin(kind: str, judged: bool, dtype: str) -> None:
     ours = getattr(autoencoder, kind)(
         3, WIDTHS, LATENT, patch=1, attention=True, groups=GROUPS, rng=0, **KINDS[kind]
     ).astype(dtype)  # fmt: skip
@@ -95,7 +95,7 @@ def test_it_is_its_twin(kind: str, judged: bool, dtype: str, tolerance: float) -
     move(theirs, ours)
     rng = np.random.default_rng(0)
     x, noise = rng.normal(size=(4, 8, 12, 3)).astype(dtype), rng.normal(size=(4, 4, 6, LATENT)).astype(dtype)
-    images, features = torch.tensor(channels_first(x)), None
+    images, features, tolerance = torch.tensor(channels_first(x)), None, TOLERANCE[dtype]
     y, their_loss = theirs.loss(images, torch.tensor(channels_first(noise)))
     if judged:
         judge = classifier.Classifier((8, 12), {"digit": 5}, 3, (8, 16), width=10, groups=GROUPS, rng=1).astype(dtype)

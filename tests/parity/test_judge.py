@@ -13,11 +13,9 @@ from tinydiff.models.classifier import Classifier, judge_loss
 
 torch = pytest.importorskip("torch")
 import twins  # noqa: E402  after the check that PyTorch is here
-from compare import channels_first, close, compare_gradients, move  # noqa: E402
+from compare import TOLERANCE, channels_first, close, compare_gradients, move  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("each_backend")]
-
-TOLERANCE = {"float64": 1e-10, "float32": 1e-4}
 
 
 def pair(dtype: str) -> tuple[Any, Any, np.ndarray]:

@@ -11,11 +11,9 @@ import pytest
 from tinydiff import Rng, backend, interop, nn, optim, tensor
 
 torch = pytest.importorskip("torch")
-from compare import channels_first, close, compare_gradients, host  # noqa: E402  after the check that PyTorch is here
+from compare import TOLERANCE, channels_first, close, compare_gradients, host  # noqa: E402  after the check that PyTorch is here
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("each_backend")]
-
-TOLERANCE = {"float64": 1e-10, "float32": 1e-4}
 
 
 def channels_last(x: np.ndarray) -> np.ndarray:

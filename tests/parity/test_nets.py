@@ -15,12 +15,11 @@ from tinydiff.diffusion import VESDE
 from tinydiff.models import tutorial
 
 torch = pytest.importorskip("torch")
-from compare import channels_first, close, compare_gradients  # noqa: E402  after the check that PyTorch is here
+from compare import TOLERANCE, channels_first, close, compare_gradients  # noqa: E402  after the check that PyTorch is here
 from twins import Coder, Conditional, Latent, UNet, std  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("each_backend")]
 
-TOLERANCE = {"float64": 1e-10, "float32": 1e-4}
 STD = VESDE(25.0).marginal_std
 
 
