@@ -49,7 +49,7 @@ from text_to_image import (
     validation_loss,
 )
 
-from tinydiff import Rng, data, no_grad, plot, saving
+from tinydiff import Rng, data, plot, saving
 from tinydiff.backend import to_host
 from tinydiff.diffusion import Denoiser, KarrasSDE, edm_loss, sample
 from tinydiff.latents import cached_latents
@@ -154,12 +154,6 @@ def autoencoder(images, args):
     return space
 
 
-def unscaled(space):
-    """Leave the latents as the encoder gives them, to see what goes wrong."""
-    with no_grad():
-        space.mean[...], space.std[...] = 0.0, 1.0
-
-
 # ---------------------------------------------------------------- the diffusion
 
 
@@ -176,7 +170,7 @@ def trained(args, path):
     args.latents = list(space.shape)
     check_shape(args.shape, args.channels, args.shape[0] // args.latents[0])
     if args.raw:
-        unscaled(space)
+        common.leave_unscaled(space)
     latents = cached_latents(space, images)  # (N, h, w, C), once
     tokens = tokenizer.encode(captions)  # (N, L)
     validation = latents[held], tokens[held]
@@ -272,7 +266,7 @@ def load(path, args):
     of_space = args.autoencoder or args.out / "latent_space.npz"
     space, _ = common.load_space(of_space, "latent_diffusion.py")
     if args.raw:
-        unscaled(space)
+        common.leave_unscaled(space)
     if space.fingerprint() != wanted:
         sys.exit(
             f"{path} was trained on the latents of another autoencoder than {of_space} (fingerprint {wanted}, not "

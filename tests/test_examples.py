@@ -25,8 +25,9 @@ USING, JUDGE = EXAMPLES / "04_using_a_model.py", EXAMPLES / "05_judge.py"
 LIKELIHOOD, CONDITIONAL = EXAMPLES / "06_likelihood.py", EXAMPLES / "07_conditional_unet.py"
 CLASSIFIER, WORDS = EXAMPLES / "08_classifier.py", EXAMPLES / "text_to_image.py"
 AUTOENCODER, LATENT = EXAMPLES / "09_autoencoder.py", EXAMPLES / "latent_diffusion.py"
+LATENT_UNET = EXAMPLES / "10_latent_unet.py"
 ALL = [ONE_DIMENSION, TWO_DIMENSIONS, QUICKSTART, SCORE_UNET, USING, JUDGE, LIKELIHOOD, CONDITIONAL, CLASSIFIER]
-ALL += [AUTOENCODER, WORDS, LATENT]
+ALL += [AUTOENCODER, LATENT_UNET, WORDS, LATENT]
 sys.path.insert(0, str(EXAMPLES))  # as Python does for a script: what they share lies beside them
 
 
@@ -435,6 +436,36 @@ def keep_a_judge(args):
     judge, _, _, path = common["new_judge"](args)
     path.parent.mkdir(parents=True)
     saving.save(path, judge.state_dict())
+
+
+@pytest.mark.slow
+def test_the_tutorials_latent_unet_learns_from_raw_and_from_standardised_latents(
+    tmp_path, data_dir, monkeypatch, capsys
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    kept = ["--data-dir", data_dir, "--autoencoder", tmp_path / "a" / "latent_space.npz"]
+    assert "train a model first, python examples/09_autoencoder.py --kind" in main(monkeypatch, LATENT_UNET, *kept)
+    for kind in ("variational", "tutorial"):
+        train = ["--data-dir", data_dir, "--out", tmp_path / "a", "--epochs", 1, "--batch-size", 8]
+        assert main(monkeypatch, AUTOENCODER, "--kind", kind, *train) == 0
+        if kind == "variational":
+            assert "has latents of (14, 14, 2), but this net is for (10, 10, 4)" in main(
+                monkeypatch, LATENT_UNET, *kept
+            )
+    assert "there is no judge yet" in main(monkeypatch, LATENT_UNET, *kept)
+    keep_a_judge(argparse.Namespace(data="mnist", data_dir=data_dir))
+    for raw in ([], ["--raw"]):
+        capsys.readouterr()
+        options = [*kept, "--epochs", 1, "--steps", 2, "--out", tmp_path / "run", *raw]
+        done = main(monkeypatch, LATENT_UNET, *options)
+        printed = capsys.readouterr()
+        if raw:
+            assert done == 0 and re.search(r"the digit is right in \d+\.\d\d \+- ", printed.out)
+        else:  # after one step nothing is dark in what it decodes
+            assert "the samples cannot be judged: Classifier: the numbers of the images" in done
+        standard = "latents of deviation [1. 1. 1. 1.] around" in printed.err.replace("  ", " ")
+        assert "285,284 parameters, 24" in printed.err and standard == (not raw)
+        assert imread(tmp_path / "run" / "samples.png").shape[0] == (10 * 30 + 2) * 3
 
 
 @pytest.mark.slow

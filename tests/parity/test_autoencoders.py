@@ -7,15 +7,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinydiff import backend, interop, tensor
-from tinydiff.models import autoencoder
+from tinydiff import backend, nn, tensor
+from tinydiff.models import autoencoder, classifier
 
 torch = pytest.importorskip("torch")
-from twins import SelfAttention  # noqa: E402  after the check that PyTorch is here
+from compare import TOLERANCE, channels_first, close, compare_gradients, move  # noqa: E402  after the check that PyTorch is here
+from twins import Classifier, SelfAttention, perceptual_distance  # noqa: E402
 
 F = torch.nn.functional
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("each_backend")]
 WIDTHS, LATENT, CODES, GROUPS = (8, 16), 3, 7, 4
+KINDS: dict[str, dict[str, Any]] = {
+    "Autoencoder": {},
+    "VariationalAutoencoder": {"kl_weight": 0.1},
+    "QuantisedAutoencoder": {"codes": CODES},
+}
 
 
 class Block(torch.nn.Module):
@@ -75,42 +81,35 @@ class Fixed:
         return backend.to_device(self.noise)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-9), ("float32", 2e-3)])
-@pytest.mark.parametrize("kind", ["Autoencoder", "VariationalAutoencoder", "QuantisedAutoencoder"])
-def test_it_is_its_twin(kind: str, dtype: str, tolerance: float) -> None:
-    torch.manual_seed(0)
-    options: dict[str, Any] = {
-        "VariationalAutoencoder": {"kl_weight": 0.1},
-        "QuantisedAutoencoder": {"codes": CODES},
-    }.get(kind, {})
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(
+    ("kind", "judged"),
+    [(kind, False) for kind in KINDS] + [("Autoencoder", True)],
+    ids=[*KINDS, "judged Autoencoder"],
+)
+def test_it_is_its_twin(kind: str, judged: bool, dtype: str) -> None:
     ours = getattr(autoencoder, kind)(
-        3, WIDTHS, LATENT, patch=1, attention=True, groups=GROUPS, rng=0, **options
+        3, WIDTHS, LATENT, patch=1, attention=True, groups=GROUPS, rng=0, **KINDS[kind]
     ).astype(dtype)  # fmt: skip
     theirs = Twin(kind).to(getattr(torch, dtype))
-    with torch.no_grad():
-        for p in theirs.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    interop.from_torch(ours, theirs.state_dict())
+    move(theirs, ours)
     rng = np.random.default_rng(0)
     x, noise = rng.normal(size=(4, 8, 12, 3)).astype(dtype), rng.normal(size=(4, 4, 6, LATENT)).astype(dtype)
-    first = lambda a: torch.tensor(a.transpose(0, 3, 1, 2))  # noqa: E731
-    loss = autoencoder.autoencoder_loss(ours, tensor(x), Fixed(noise))
-    y, their_loss = theirs.loss(first(x), first(noise))
+    images, features, tolerance = torch.tensor(channels_first(x)), None, TOLERANCE[dtype]
+    y, their_loss = theirs.loss(images, torch.tensor(channels_first(noise)))
+    if judged:
+        judge = classifier.Classifier((8, 12), {"digit": 5}, 3, (8, 16), width=10, groups=GROUPS, rng=1).astype(dtype)
+        their_judge = Classifier({"digit": 5}, 3, (8, 16), 2 * 3, 10, GROUPS).to(getattr(torch, dtype))
+        move(their_judge, judge)
+        features = judge.activations
+        layers = their_judge.activations(y), their_judge.activations(images)
+        their_loss = their_loss + 0.1 * perceptual_distance(*layers)
+    loss = autoencoder.autoencoder_loss(ours, tensor(x), Fixed(noise), features=features)
     loss.backward()
     their_loss.backward()
-    assert loss.item() == pytest.approx(their_loss.item(), rel=tolerance)
+    close(loss, their_loss, tolerance, "loss")
     z, _ = ours.bottleneck(tensor(x), Fixed(noise))
-    np.testing.assert_allclose(
-        backend.to_host(ours.decode(z)._data).transpose(0, 3, 1, 2),
-        y.detach().numpy(),
-        rtol=tolerance,
-        atol=tolerance,
-    )
-    for p in ours.parameters():
-        p.data = p.grad.data
-    found = interop.to_torch(ours)
-    wanted = {name: p.grad.numpy() for name, p in theirs.named_parameters()}
-    assert set(found) == set(wanted)
-    largest = max(np.abs(g).max() for g in wanted.values())
-    for name, g in wanted.items():
-        assert np.abs(found[name] - g).max() <= tolerance * max(np.abs(g).max(), 1e-3 * largest), name
+    close(channels_first(ours.decode(z)), y, tolerance, "output")
+    compare_gradients(ours, theirs, tolerance)
+    if judged:
+        compare_gradients(nn.Sequential(*judge.layers), torch.nn.Sequential(*their_judge.layers), tolerance)

@@ -8,20 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinydiff import Rng, Tensor, backend, interop, nn, optim, tensor
+from tinydiff import Rng, backend, interop, nn, optim, tensor
 
 torch = pytest.importorskip("torch")
+from compare import TOLERANCE, channels_first, close, compare_gradients, host  # noqa: E402  after the check that PyTorch is here
+
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("each_backend")]
-
-TOLERANCE = {"float64": 1e-10, "float32": 1e-4}
-
-
-def host(x: Any) -> np.ndarray:
-    return backend.to_host(x._data if isinstance(x, Tensor) else x)
-
-
-def channels_first(x: np.ndarray) -> np.ndarray:
-    return np.moveaxis(x, -1, 1)
 
 
 def channels_last(x: np.ndarray) -> np.ndarray:
@@ -30,14 +22,6 @@ def channels_last(x: np.ndarray) -> np.ndarray:
 
 def same(x: Any, _first: Any = None) -> Any:
     return x
-
-
-def close(ours: Any, theirs: Any, dtype: str, what: str) -> None:
-    ours, theirs = host(ours), theirs.detach().numpy()
-    assert ours.shape == theirs.shape, what
-    assert ours.dtype == theirs.dtype == dtype, what
-    error, size = abs(ours - theirs).max(initial=0), abs(theirs).max(initial=0)
-    assert error <= TOLERANCE[dtype] * max(size, 1e-3), f"{what}: {error} of {size}"
 
 
 # name: (ours, theirs, shape of the input, is there a channel axis to move)
@@ -162,24 +146,13 @@ def test_layer(name: str, dtype: str) -> None:
     y.backward(backend.to_device(last(g)))
     z.backward(torch.tensor(g))
 
-    close(first(host(y)), z, dtype, "output")
-    close(first(host(a.grad)), b.grad, dtype, "gradient of the input")
+    close(first(y), z, TOLERANCE[dtype], "output")
+    close(first(a.grad), b.grad, TOLERANCE[dtype], "gradient of the input")
     state = interop.to_torch(ours)
     for key, value in theirs.state_dict().items():  # batch norm's running statistics have moved
         if not key.endswith("num_batches_tracked"):
-            close(state[key], value, dtype, key)
-    compare_gradients(ours, theirs, dtype)
-
-
-def compare_gradients(ours: Any, theirs: Any, dtype: str) -> None:
-    """Every parameter's gradient, brought to PyTorch's layout by interop like a weight."""
-    wanted = {name: p.grad for name, p in theirs.named_parameters()}
-    for p in ours.parameters():
-        p.data = p.grad.data
-    found = interop.to_torch(ours)
-    assert {name for name, _ in ours.named_parameters()} == set(wanted)
-    for name, g in wanted.items():
-        close(found[name], g, dtype, f"gradient of {name}")
+            close(state[key], value, TOLERANCE[dtype], key)
+    compare_gradients(ours, theirs, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -191,8 +164,8 @@ def test_embedding(dtype: str) -> None:
     g = np.random.default_rng(1).normal(size=z.shape).astype(dtype)
     y.backward(backend.to_device(g))
     z.backward(torch.tensor(g))
-    close(y, z, dtype, "output")
-    compare_gradients(ours, theirs, dtype)
+    close(y, z, TOLERANCE[dtype], "output")
+    compare_gradients(ours, theirs, TOLERANCE[dtype])
 
 
 ATTENTION: dict[str, tuple[dict[str, Any], str, str | None]] = {  # options of the layer, which inputs differ, mask
@@ -237,10 +210,10 @@ def test_attention(name: str, dtype: str) -> None:
     g = rng.normal(size=z.shape).astype(dtype)
     y.backward(backend.to_device(g))
     z.backward(torch.tensor(g))
-    close(y, z, dtype, "output")
+    close(y, z, TOLERANCE[dtype], "output")
     for i, (ours_x, theirs_x) in enumerate(zip(a, b)):
-        close(ours_x.grad, theirs_x.grad, dtype, f"gradient of input {i}")
-    compare_gradients(ours, theirs, dtype)
+        close(ours_x.grad, theirs_x.grad, TOLERANCE[dtype], f"gradient of input {i}")
+    compare_gradients(ours, theirs, TOLERANCE[dtype])
 
 
 # ---------------------------------------------------------------- initial weights
@@ -269,10 +242,10 @@ def test_transformer_block(context: bool, dtype: str) -> None:
     g = rng.normal(size=z.shape).astype(dtype)
     y.backward(backend.to_device(g))
     z.backward(torch.tensor(g))
-    close(y, z, dtype, "output")
+    close(y, z, TOLERANCE[dtype], "output")
     for ours_x, theirs_x in zip(a, b):
-        close(ours_x.grad, theirs_x.grad, dtype, "gradient of an input")
-    compare_gradients(ours, theirs, dtype)
+        close(ours_x.grad, theirs_x.grad, TOLERANCE[dtype], "gradient of an input")
+    compare_gradients(ours, theirs, TOLERANCE[dtype])
 
 
 INITIAL = {

@@ -177,43 +177,184 @@ class SelfAttention(torch.nn.Module):
         return x + self.project(attended)[:, 0].transpose(1, 2).reshape(x.shape)
 
 
-class ResidualUNet(torch.nn.Module):
-    """With two levels, on images of one channel after pixel_unshuffle."""
+class SpatialTransformer(torch.nn.Module):
+    """PyTorch's own layer, with the pixels as its sequence; `key_padding_mask` is True where a word does not count."""
 
-    def __init__(self, widths: tuple[int, int], labels: dict[str, int], embedding: int = 192, groups: int = 8):
+    def __init__(self, width: int, context: int | None, heads: int):
         super().__init__()
-        conv, lin, (fine, coarse) = torch.nn.Conv2d, torch.nn.Linear, widths
+        kind = torch.nn.TransformerEncoderLayer if context is None else torch.nn.TransformerDecoderLayer
+        self.block = kind(width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+        if context is not None:
+            self.block.multihead_attn = torch.nn.MultiheadAttention(
+                width, heads, kdim=context, vdim=context, batch_first=True
+            )
+
+    def forward(self, x: Any, words: Any, counts: Any) -> Any:
+        tokens = x.flatten(2).mT  # (N, C, H, W) -> (N, HW, C)
+        seen = () if words is None else (words,)
+        masks = {} if counts is None else {"memory_key_padding_mask": ~counts}
+        return self.block(tokens, *seen, **masks).mT.reshape(x.shape)
+
+
+class ResidualUNet(torch.nn.Module):
+    """Each level, on either way, is a list of pairs: a residual block, and the transformer that follows it or None."""
+
+    def __init__(
+        self,
+        widths: tuple[int, ...],
+        labels: dict[str, int],
+        embedding: int = 192,
+        groups: int = 8,
+        *,
+        channels: int = 1,
+        out_channels: int | None = None,
+        patch: int = 2,
+        blocks: int = 1,
+        context: int | None = None,
+        attention: tuple[int, ...] = (),
+        heads: int = 4,
+        pooled: bool = True,
+    ):
+        super().__init__()
+        conv, tconv, lin = torch.nn.Conv2d, torch.nn.ConvTranspose2d, torch.nn.Linear
+        self.patch, fine, coarse, count = patch, widths[0], widths[-1], len(widths)
         self.frequencies = torch.nn.Module()
         self.frequencies.register_buffer("W", torch.randn(32))
         self.noise = torch.nn.Sequential(lin(64, embedding), torch.nn.SiLU(), lin(embedding, embedding))
         self.labels = torch.nn.ModuleDict({name: torch.nn.Embedding(n + 1, embedding) for name, n in labels.items()})
-        self.first, self.last = conv(4, fine, 3, padding=1), zero(conv(fine, 4, 3, padding=1))
-        self.down = torch.nn.ModuleList(
-            [ResidualBlock(fine, fine, embedding, groups), conv(fine, coarse, 2, 2),
-             ResidualBlock(coarse, coarse, embedding, groups)]
-        )  # fmt: skip
+        self.pooled = lin(context, embedding) if context is not None and pooled else None
+        self.first = conv(channels * patch**2, fine, 3, padding=1)
+        self.last = zero(conv(fine, (out_channels or channels) * patch**2, 3, padding=1))
+        self.norm = torch.nn.GroupNorm(groups, fine)
+
+        def level(i: int, inside: int) -> list[Any]:
+            def pair() -> tuple[Any, Any]:
+                block = ResidualBlock(inside, widths[i], embedding, groups)
+                return block, SpatialTransformer(widths[i], context, heads) if i in attention else None
+
+            return [pair() for _ in range(blocks)]
+
+        # Plain lists, which PyTorch does not look into; the names are those of the flat lists `down` and `up`.
+        self.falling = [level(i, width) for i, width in enumerate(widths)]
+        self.halve = [conv(a, b, 2, 2) for a, b in zip(widths, widths[1:])]
+        self.rising = [level(i, 2 * width) for i, width in enumerate(widths)]
+        self.double = [tconv(b, a, 2, 2) for a, b in zip(widths, widths[1:])]
+        self.down, self.up = torch.nn.ModuleList(), torch.nn.ModuleList()
+        for i in range(count):
+            self.down.extend([m for pair in self.falling[i] for m in pair if m is not None] + self.halve[i : i + 1])
+        for i in reversed(range(count)):
+            self.up.extend([m for pair in self.rising[i] for m in pair if m is not None])
+            self.up.extend([self.double[i - 1]] if i > 0 else [])
         self.middle = torch.nn.ModuleList(
             [SelfAttention(coarse, groups), ResidualBlock(coarse, coarse, embedding, groups)]
         )
-        self.up = torch.nn.ModuleList(
-            [ResidualBlock(2 * coarse, coarse, embedding, groups), torch.nn.ConvTranspose2d(coarse, fine, 2, 2),
-             ResidualBlock(2 * fine, fine, embedding, groups)]
-        )  # fmt: skip
-        self.norm = torch.nn.GroupNorm(groups, fine)
 
-    def forward(self, x: Any, noise: Any, labels: dict[str, Any]) -> Any:
+    def forward(self, x: Any, noise: Any, labels: dict[str, Any], words: Any = None, counts: Any = None) -> Any:
+        """words: (N, S, features); counts: (N, S), which of them count."""
         angle = noise[:, None] * self.frequencies.W * (2 * math.pi)
         e = self.noise(torch.cat([angle.sin(), angle.cos()], dim=1))
         for name, table in self.labels.items():
             values = labels[name]
             e = e + table(torch.where(values < 0, table.num_embeddings - 1, values))  # -1: the null class
+        if self.pooled is not None:
+            rows = zip(words, [...] * len(words) if counts is None else counts)
+            e = e + self.pooled(torch.stack([sentence[kept].mean(0) for sentence, kept in rows]))
         e = F.silu(e)
-        fine = self.down[0](self.first(F.pixel_unshuffle(x, 2)), e)
-        coarse = self.down[2](self.down[1](fine), e)
-        h = self.middle[1](self.middle[0](coarse), e)
-        h = self.up[1](self.up[0](torch.cat([h, coarse], dim=1), e))
-        h = self.up[2](torch.cat([h, fine], dim=1), e)
-        return F.pixel_shuffle(self.last(F.silu(self.norm(h))), 2)
+
+        def through(pair: tuple[Any, Any], h: Any) -> Any:
+            block, transformer = pair
+            h = block(h, e)
+            return h if transformer is None else transformer(h, words, counts)
+
+        h, skips = self.first(unshuffle(x, self.patch)), []
+        for i, level in enumerate(self.falling):
+            h = self.halve[i - 1](h) if i > 0 else h
+            skips.append([h := through(pair, h) for pair in level])
+        h = self.middle[1](self.middle[0](h), e)
+        for i in reversed(range(len(self.rising))):
+            for pair, skip in zip(self.rising[i], reversed(skips[i])):
+                h = through(pair, torch.cat([h, skip], dim=1))
+            h = self.double[i - 1](h) if i > 0 else h
+        return shuffle(self.last(F.silu(self.norm(h))), self.patch)
+
+
+def unshuffle(x: Any, patch: int) -> Any:
+    """PyTorch's pixel_unshuffle puts the channels before the places in a patch, (N, C p p, h, w); ours behind them."""
+    return F.pixel_unshuffle(x, patch).unflatten(1, (x.shape[1], patch**2)).transpose(1, 2).flatten(1, 2)
+
+
+def shuffle(x: Any, patch: int) -> Any:
+    return F.pixel_shuffle(x.unflatten(1, (patch**2, -1)).transpose(1, 2).flatten(1, 2), patch)
+
+
+class TextEncoder(torch.nn.Module):
+    """A transformer of PyTorch on words and places; padding, the number 0, counts at the first place alone."""
+
+    def __init__(self, size: int, length: int, features: int, blocks: int, heads: int):
+        super().__init__()
+        self.embedding, self.norm = torch.nn.Embedding(size, features), torch.nn.LayerNorm(features)
+        angle = torch.outer(torch.arange(length), 10000.0 ** -(torch.arange(0, features, 2) / features))
+        self.positions = torch.nn.Module()
+        self.positions.register_buffer("table", torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1))
+        self.blocks = torch.nn.ModuleList(SpatialTransformer(features, None, heads).block for _ in range(blocks))
+
+    def forward(self, tokens: Any) -> tuple[Any, Any]:
+        counts = tokens > 0
+        counts[:, 0] = True
+        x = self.embedding(tokens) + self.positions.table[: tokens.shape[1]]
+        for block in self.blocks:
+            x = block(x, src_key_padding_mask=~counts)
+        return self.norm(x), counts
+
+
+class TextToImage(torch.nn.Module):
+    def __init__(self, encoder: Any, net: Any):
+        super().__init__()
+        self.encoder, self.net = encoder, net
+
+    def forward(self, x: Any, noise: Any, labels: dict[str, Any], tokens: Any) -> Any:
+        return self.net(x, noise, labels, *self.encoder(tokens))
+
+
+class Classifier(torch.nn.Module):
+    """For images whose last resolution has so many pixels."""
+
+    def __init__(
+        self,
+        heads: dict[str, int],
+        in_channels: int,
+        channels: tuple[int, ...],
+        pixels: int,
+        width: int,
+        groups: int,
+    ):
+        super().__init__()
+        conv, norm, silu = torch.nn.Conv2d, torch.nn.GroupNorm, torch.nn.SiLU
+        self.layers = torch.nn.ModuleList()
+        for before, c in zip((in_channels, *channels), channels):
+            self.layers.extend([conv(before, c, 3, padding=1), norm(groups, c), silu()])
+            self.layers.extend([conv(c, c, 3, 2, 1), norm(groups, c), silu()])
+        self.last = torch.nn.Linear(pixels * channels[-1], width)
+        self.heads = torch.nn.ModuleDict({name: torch.nn.Linear(width, n) for name, n in heads.items()})
+
+    def activations(self, x: Any) -> list[Any]:
+        """What comes out of each resolution."""
+        found = []
+        for i in range(0, len(self.layers), 6):
+            x = torch.nn.Sequential(*self.layers[i : i + 6])(x)
+            found.append(x)
+        return found
+
+    def forward(self, x: Any) -> dict[str, Any]:
+        rows = self.activations(x)[-1].permute(0, 2, 3, 1).flatten(1)  # our order of (h, w, C)
+        features = F.silu(self.last(rows))
+        return {name: head(features) for name, head in self.heads.items()}
+
+
+def perceptual_distance(layers: list[Any], others: list[Any]) -> Any:
+    """The mean over pictures, places and layers of |a / |a| - b / |b||^2."""
+    unit = lambda a: a / torch.linalg.vecdot(a, a, dim=1).add(1e-10).sqrt()[:, None]  # noqa: E731
+    return torch.stack([(unit(a) - unit(b)).square().sum(1).mean() for a, b in zip(layers, others)]).mean()
 
 
 class Denoiser(torch.nn.Module):
@@ -224,10 +365,10 @@ class Denoiser(torch.nn.Module):
         self.net, self.sigma_data = net, sigma_data
         self.register_buffer("data_std", torch.tensor(sigma_data))  # ours has it in its state
 
-    def forward(self, x: Any, sigma: Any, labels: dict[str, Any]) -> Any:
+    def forward(self, x: Any, sigma: Any, *condition: Any) -> Any:
         s, sd = sigma[:, None, None, None], self.sigma_data
         total = s**2 + sd**2
-        return x * (sd**2 / total) + self.net(x / total.sqrt(), sigma.log() / 4, labels) * (s * sd / total.sqrt())
+        return x * (sd**2 / total) + self.net(x / total.sqrt(), sigma.log() / 4, *condition) * (s * sd / total.sqrt())
 
 
 def zero(layer: Any) -> Any:

@@ -1,0 +1,121 @@
+"""The tutorial's latent diffusion, exactly: its autoencoder, its latent U-Net, its loss; and what it lacks.
+
+    python examples/09_autoencoder.py --kind tutorial --out runs/tutorial    first: the autoencoder, 10 minutes
+    python examples/10_latent_unet.py                                        20 epochs with latents in standard units
+    python examples/10_latent_unet.py --raw --out runs/raw                   as published: latents as they come
+    python examples/10_latent_unet.py --raw --epochs 250 --out runs/raw      as long as published; an hour or more
+    python examples/10_latent_unet.py --resume                               go on with a run that was interrupted
+
+The autoencoder squeezes a digit to 10x10x4 numbers, and the score of these, noised, is learned by a conditional U-Net
+with transformer blocks (models/tutorial.py, LatentUNet, 285,284 parameters). The published recipe takes the latents as
+they are: each channel has a mean and a deviation of its own, so it is the noise of another strength for each, and what
+the loss weighs equally is not. With the latents in standard units (latents.py) every channel is treated alike. The loss
+is a sum over 400 numbers, of which a net that knows nothing has 400.
+
+The directory of the run (runs/10_latent_unet) gets samples.png, decoded, one row per digit, loss.png, log.jsonl and
+checkpoint.npz. At the end it prints how often the judge of 08_classifier.py finds the digit that was asked for.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import common
+import numpy as np
+
+from tinydiff import Rng, plot
+from tinydiff.backend import to_device
+from tinydiff.data.glyphs import ATTRIBUTES
+from tinydiff.diffusion import VESDE, sample, score_matching_loss
+from tinydiff.latents import cached_latents
+from tinydiff.metrics import conditional_accuracy
+from tinydiff.models.tutorial import LatentUNet
+from tinydiff.optim import EMA, Adam, exponential
+from tinydiff.training import train
+
+SIGMA = 25.0
+KNOWS_NOTHING = {"zero score": 400.0}
+
+
+def main() -> int:
+    args = arguments()
+    space, _ = common.load_space(args.autoencoder, "09_autoencoder.py --kind tutorial --out runs/tutorial")
+    if space.shape != (10, 10, 4):
+        sys.exit(f"{args.autoencoder} has latents of {space.shape}, but this net is for (10, 10, 4): train it by "
+                 "09_autoencoder.py --kind tutorial")  # fmt: skip
+    if args.raw:
+        common.leave_unscaled(space)
+    judge = common.trained_judge(args)  # now, and not after the training
+    sde = VESDE(SIGMA)
+    net = LatentUNet(sde.marginal_std, rng=Rng(args.seed).child("model"))
+    ema = EMA(net, 0.999)
+
+    def loss(z0, labels, rng, sample_offset):
+        return score_matching_loss(net, z0, sde, rng, sample_offset=sample_offset, labels=labels)
+
+    def pictures(state):
+        title = f"latent U-Net, {'raw' if args.raw else 'standardised'} latents"
+        plot.loss_curve(state.records, args.out / "loss.png", levels=KNOWS_NOTHING, title=title)
+        plot.image_grid(samples(net, sde, space, args, 4, min(args.steps, 100)), args.out / "samples.png", rows=10,
+                        row_labels=ATTRIBUTES["digit"])  # fmt: skip
+
+    images, labels = common.labelled(args)
+    latents = cached_latents(space, images[..., None])
+    print(f"{net.count():,} parameters, {len(latents):,} latents of deviation {latents.std(axis=(0, 1, 2)).round(2)} "
+          f"around {latents.mean(axis=(0, 1, 2)).round(2)}; pictures go to {args.out}", file=sys.stderr)  # fmt: skip
+    state = train(
+        net,
+        loss,
+        (latents, labels),
+        Adam(net.parameters(), lr=1e-4),
+        epochs=args.epochs,
+        batch_size=1024,
+        microbatch=args.microbatch,
+        threads=args.threads,
+        seed=args.seed,
+        schedule=exponential(0.995, floor=0.5),
+        ema=ema,
+        out=args.out,
+        resume=args.resume,
+        on_record=pictures,
+    )
+    if not state.finished:
+        return 130  # as a shell reports an interrupted program
+    with ema.applied():
+        x = samples(net, sde, space, args, 10, args.steps)
+    plot.image_grid(x, args.out / "samples.png", rows=10, row_labels=ATTRIBUTES["digit"])
+    try:
+        found, _ = judge.predict(np.clip(2 * x - 1, -1, 1))
+    except ValueError as error:  # of a decoder that has learned nothing
+        sys.exit(f"the samples cannot be judged: {error}")
+    print(f"the digit is right in {conditional_accuracy(found, {'digit': np.repeat(np.arange(10), 10)})['digit']}")
+    return 0
+
+
+def samples(net, sde, space, args, each, steps):
+    """Decoded samples, `each` of every digit: (10 each, 28, 28, 1) in [0, 1]."""
+    digits = to_device(np.repeat(np.arange(10), each))
+    rng = Rng(args.seed).child("samples")
+    z = sample(net, (10 * each, *space.shape), sde, rng, method="euler_maruyama", steps=steps, labels=digits)
+    return space.decode(z)
+
+
+def arguments():
+    parser = common.parser(__doc__)
+    add, integer = parser.add_argument, common.integer
+    common.add_data(parser, "mnist")
+    add("--autoencoder", type=common.file, default=Path("runs/tutorial/latent_space.npz"), metavar="FILE",
+        help="latent_space.npz of 09_autoencoder.py --kind tutorial")  # fmt: skip
+    add("--raw", action="store_true", help="leave the latents as the encoder gives them, as published")
+    add("--epochs", type=integer(1), default=20, metavar="N", help="how often to go through the data; published: 250")
+    common.add_training(parser, batch_size=None)
+    add("--steps", type=integer(1), default=500, metavar="N", help="steps of Euler-Maruyama")
+    common.add_seed_and_out(parser, "10_latent_unet")
+    args = common.parse(parser)
+    common.check_checkpoint(args, "--resume")
+    return args
+
+
+if __name__ == "__main__":
+    common.run(main)
