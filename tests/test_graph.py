@@ -298,6 +298,12 @@ def test_a_name_is_registered_once(op: Any) -> None:
         op(exp)
 
 
+def test_a_rule_may_take_its_options_together(op: Any) -> None:
+    made = op(lambda x, *, times, more=0: times * x, lambda g, _z, _x, **options: g * options["times"])
+    x = td.tensor([1.0], requires_grad=True)
+    assert td.grad(made(x, times=3.0).sum(), x)[0].item() == 3
+
+
 @pytest.mark.parametrize(
     "rule", [lambda g, _z, _x: g, lambda g, _z: g, lambda g, _z, x, y, z: (g, g, g), lambda g, _z, _x, y, *zs: g]
 )

@@ -6,18 +6,18 @@ import inspect
 import re
 from typing import Any
 
-import numpy as np
 import pytest
 
 import tinydiff
 from tinydiff import ops
+from tinydiff.backend import xp
 from tinydiff.engine import Op
 from tinydiff.operators import OPS
 from tinydiff.ops import conv, norm
 from tinydiff.ops.linalg import transposed as T
 from tinydiff.study.doctor import draw
 
-pytestmark = pytest.mark.usefixtures("numpy_backend")
+pytestmark = pytest.mark.usefixtures("each_backend")
 EXERCISES = {ex.name: ex for ex in tinydiff.exercises()}
 
 
@@ -80,10 +80,10 @@ WRONG = [
     ("relu", lambda g, z, x: g * z, "there is a factor out too many"),
     ("softplus", lambda g, z, x: ops.sigmoid(x), "the factor g is missing"),
     ("silu", lambda g, z, x: g * x * (ops.sigmoid(x) * (1 + x * (1 - ops.sigmoid(x)))), "there is a factor x too many"),
-    ("power", lambda g, z, x, y: (g * x ** (y - 1), g * z * np.log(x)), "the factor y is missing"),
-    ("power", lambda g, z, x, y: (g * y * z, g * z * np.log(x)), "there is a factor x too many"),
+    ("power", lambda g, z, x, y: (g * x ** (y - 1), g * z * ops.log(x)), "the factor y is missing"),
+    ("power", lambda g, z, x, y: (g * y * z, g * z * ops.log(x)), "there is a factor x too many"),
     ("power", lambda g, z, x, y: (g * y * x ** (y - 1), g * z), "the factor log x is missing"),
-    ("power", lambda g, z, x, y: (g * y * x ** (y - 1), g * np.log(x)), "the factor out is missing"),
+    ("power", lambda g, z, x, y: (g * y * x ** (y - 1), g * ops.log(x)), "the factor out is missing"),
     ("maximum", lambda g, z, x, y: (g * (x < y), g * (x > y)), "it is the gradient of y"),
     ("maximum", lambda g, z, x, y: (g * z * (x > y), g * (x < y)), "a factor out too many"),
     ("sum", lambda g, z, x, *, axis, keepdims: g, "has shape (2,), and must have that of x"),
@@ -110,8 +110,8 @@ WRONG = [
     ("mse_loss", lambda g, z, x, y, **_: (2 / 6 * (x - y), 2 / 6 * (y - x)), "the factor g is missing"),
     ("mse_loss", lambda g, z, x, y, **_: (g / 6 * (x - y), g / 6 * (y - x)), "constant factor 0.5"),
     ("mse_loss", lambda g, z, x, y, **_: (g / 3 * (x - y), g / 3 * (x - y)), "of target: sign"),
-    ("cross_entropy", lambda g, z, x, y, **_: ((np.eye(4)[y] - ops.softmax(x)) * g / 3, None), "sign"),
-    ("cross_entropy", lambda g, z, x, y, **_: ((ops.softmax(x) - np.eye(4)[y]) / 3, None), "the factor g is missing"),
+    ("cross_entropy", lambda g, z, x, y, **_: ((xp.eye(4)[y] - ops.softmax(x)) * g / 3, None), "sign"),
+    ("cross_entropy", lambda g, z, x, y, **_: ((ops.softmax(x) - xp.eye(4)[y]) / 3, None), "the factor g is missing"),
     ("conv2d", halved_input_grad, "constant factor 0.5"),
     ("conv2d", conv_weight(lambda w: w[::-1, ::-1]), "flipped along the axes (0, 1)"),
     ("conv2d", conv_weight(T), "transposed: its axes are in the order (0, 1, 3, 2)"),
@@ -123,8 +123,9 @@ WRONG = [
 
 
 def assigned(g: Any, x: Any, index: Any) -> Any:
-    z = np.zeros(x.shape)
-    z[index] = g
+    """z[index] = g for the index 0, 2, 2: the last one stays."""
+    z = xp.zeros(x.shape)
+    z[0], z[2] = g[0], g[2]
     return z
 
 
@@ -245,6 +246,7 @@ def test_the_report_is_drawn(tmp_path: Any) -> None:
     for name, report in [("wrong", wrong.report), ("right", EXERCISES["exp"].check(EXERCISES["exp"].op.rule).report)]:
         draw(report, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+    assert [compared.name for compared in wrong.report.compared] == ["x", "y"]
     with pytest.raises(ValueError, match="no elements to draw"):
         draw(EXERCISES["log"].check(lambda g, z, x: g.sum(0)).report, tmp_path / "none.png")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,11 @@ def examine(
 def with_names(text: str, names: list[str]) -> str:
     """gradcheck numbers the inputs; an op names them."""
     return re.sub(r"\binput (\d+)", lambda found: names[int(found[1])], text)
+
+
+def name_inputs(report: Report, names: list[str]) -> None:
+    """The same for the pictures."""
+    report.compared = [replace(c, name=with_names(c.name, names)) for c in report.compared]
 
 
 def known_slip(compared: Compared, op: Op, inputs: Sequence[Any], params: dict[str, Any], slips: Sequence[Slip]) -> str:

@@ -25,7 +25,7 @@ from .. import backend
 from ..check import GradcheckError, Report, gradcheck
 from ..engine import Op
 from .catalogue import CATALOGUE, Sheet
-from .doctor import examine, with_names
+from .doctor import examine, name_inputs, with_names
 
 MACRON = "\u0304"  # what makes x̄ of x
 
@@ -90,9 +90,11 @@ class Exercise:
             return Answer(False, str(error))
         except GradcheckError as error:
             text = examine(error, self.op, inputs, params, self.names, self.sheet.slips)
+            name_inputs(error.report, self.names)
             return Answer(False, text, error.report)
         except (TypeError, ValueError) as error:  # the engine's, about what the rule handed back
             return Answer(False, f"The rule cannot be used: {error}.")
+        name_inputs(report, self.names)
         return Answer(True, with_names(f"Right. {self.name}: {report}", self.names), report)
 
     def answer(self, rule: Callable[..., Any]) -> Callable[..., Any]:
