@@ -151,6 +151,8 @@ def test_the_right_rule_passes(name: str) -> None:
     assert re.search(rf"relative error \S+, ({'|'.join(EXERCISES[name].names)}) at \(", answer.text), answer.text
 
 
+# On CuPy the right rules run; the words for wrong ones come from arithmetic on the host, the same with every backend.
+@pytest.mark.skipif(tinydiff.backend.name == "cupy", reason="hundreds of small cases, slow on an emulated device")
 @pytest.mark.parametrize("name, rule, words", WRONG + SLIPS + SPOILT)
 def test_a_wrong_rule_is_named(name: str, rule: Any, words: str) -> None:
     answer = EXERCISES[name].check(rule)
