@@ -5,6 +5,7 @@ order: engine, ops; then nn, optim, diffusion, models, training. The folder fast
 """
 
 import importlib.util
+from typing import TYPE_CHECKING, Any
 
 from . import backend, nn, ops, optim
 from .anomaly import detect_anomaly
@@ -14,6 +15,9 @@ from .modes import grad_enabled, no_grad
 from .profile import profile
 from .recompute import checkpoint
 from .rng import Rng
+
+if TYPE_CHECKING:
+    from .study.explain import explain
 
 if backend.wants_fast() and importlib.util.find_spec(".fast", __name__):
     from . import fast  # noqa: F401  which registers quicker versions of what the others define
@@ -26,6 +30,7 @@ __all__ = [
     "backend",
     "checkpoint",
     "detect_anomaly",
+    "explain",
     "grad",
     "grad_enabled",
     "gradcheck",
@@ -36,3 +41,12 @@ __all__ = [
     "profile",
     "tensor",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What few programs need is imported when it is first asked for."""
+    if name == "explain":
+        from .study.explain import explain
+
+        return explain
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,6 +6,7 @@ The values are distinct and between 1/2 and 2, so that logarithms and roots exis
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 import numpy as np
@@ -91,13 +92,15 @@ def example(name: str, dtype: str = "float32") -> tuple[Tensor, dict[str, Any]]:
     """The result of the op's small call, with its graph, and the inputs by the names of the op's own parameters."""
     given, params = CALLS[name]
     places = iter(inspect.signature(OPS[name]).parameters.values())
-    draw, made, place = np.random.default_rng(0), {}, next(places)
+    draw, place = np.random.default_rng(0), next(places)
+    made: dict[str, Any] = {}
 
     def made_of(value: Any, name: str) -> Any:
         if isinstance(value, list):
-            return [made_of(v, f"{name}{i}") for i, v in enumerate(value)]
+            return [made_of(v, f"x{i}") for i, v in enumerate(value)]
         if isinstance(value, tuple):
-            value = Tensor(to_device(draw.permutation(np.linspace(0.5, 2, int(np.prod(value)))).reshape(value).astype(dtype)), True)
+            numbers = draw.permutation(np.linspace(0.5, 2, math.prod(value)))
+            value = Tensor(to_device(numbers.reshape(value).astype(dtype)), True)
         elif isinstance(value, np.ndarray):
             value = to_device(value.astype(dtype) if value.dtype.kind == "f" else value)
         else:
@@ -106,9 +109,9 @@ def example(name: str, dtype: str = "float32") -> tuple[Tensor, dict[str, Any]]:
         return value
 
     inputs = []
-    for i, value in enumerate(given):
+    for value in given:
         several = place.kind is place.VAR_POSITIONAL
-        inputs.append(made_of(value, f"{place.name}{i}" if several else place.name))
+        inputs.append(made_of(value, f"x{len(made)}" if several else place.name))
         place = place if several else next(places, place)
     device = {k: to_device(v) if isinstance(v, np.ndarray) else v for k, v in params.items()}
     result = OPS[name](*inputs, **device)

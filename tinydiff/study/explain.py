@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import re
 import textwrap
 import warnings
 from collections.abc import Mapping
@@ -173,7 +174,7 @@ def _step(node: Node, called: Mapping[Any, str], tracer: Tracer, arrives: list[s
         kept = hasattr(value, "shape") and not isinstance(value, ShapeDtype)
         values.append(Named(value, named, tracer) if kept else value)
     options = {} if node.op is recompute else node.params
-    forward = tracer.make(node.op.name, tuple(inputs), options, node.shape) if True else None
+    forward = tracer.call(node.op.name, tuple(inputs), options, node.shape)
     name = called[node]
     step = Step(
         node.op.name,
@@ -245,8 +246,11 @@ def _short(value: Any) -> str:
 
 
 def _wrapped(line: str) -> str:
+    """The line in lines, broken at spaces, but not inside a shape."""
+    line = re.sub(r"\(\d+(, \d+)+\)", lambda shape: shape[0].replace(" ", "\0"), line)
     indent = " " * (len(line) - len(line.lstrip()) + 8)
-    return textwrap.fill(line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    text = textwrap.fill(line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return text.replace("\0", " ")
 
 
 # ---------------------------------------------------------------- one op
@@ -255,9 +259,10 @@ def _wrapped(line: str) -> str:
 def page(name: str) -> str:
     """What there is to know of an op: its page in the source, and its rule run on a small example."""
     op = OPS[name]
-    parts = [inspect.getsource(getattr(op, "forward", op))]
-    if getattr(op, "rule", None) is not None:
-        parts.append(inspect.getsource(op.rule))  # type: ignore[attr-defined]
+    rule = getattr(op, "rule", None)
+    parts = [inspect.getsource(f) for f in (getattr(op, "forward", op), rule) if f is not None]
     result, names = example(name)
+    said = list(inspect.signature(rule).parameters)[1] if rule else "z"  # what the rule calls the result
+    names = {**names, said.lstrip("_"): result}
     parts.append(f"On a small example:\n\n{explain(result, names=names)}\n")
-    return f"{op.__module__}.{name}\n\n" + "\n\n".join(map(textwrap.dedent, parts))
+    return f"{name}, from {op.__module__}\n\n" + "\n\n".join(map(textwrap.dedent, parts))

@@ -1,4 +1,4 @@
-"""A rule of an op as text: it is run on Tensors that carry names, and the expressions that it computes are written down.
+"""A rule of an op as text: run on Tensors that carry names, it leaves the expressions that it computes.
 
 A rule takes arrays or Tensors, and uses only operators and functions of tinydiff.ops. So here it is given `Named`
 Tensors, a `Tracer` observes every op that it calls, and each result carries the expression that made it:
@@ -90,13 +90,20 @@ class Tracer(Observer):
         return Named(array, self.intern(Expr("name", (name,), {}, array.shape)), self)
 
     def make(self, op: str, inputs: tuple[Any, ...], params: dict[str, Any], shape: tuple[int, ...]) -> Expr:
+        """The result of a call, in its short form."""
+        e = self.call(op, inputs, params, shape)
+        first = e.args[0] if e.args else None
+        if isinstance(first, Expr):
+            if op in ("reshape", "broadcast_to") and first.shape == shape:
+                return first
+            if op == "divide" and first.op == "sum" and type(n := e.args[1]) is int:
+                if n * math.prod(shape) == math.prod(first.args[0].shape):  # as ops.mean computes it
+                    return self.intern(Expr("mean", first.args, first.params, shape))
+        return e
+
+    def call(self, op: str, inputs: tuple[Any, ...], params: dict[str, Any], shape: tuple[int, ...]) -> Expr:
+        """The call as it was made, without the options that were not given and mean nothing."""
         args = tuple(map(self.term, inputs))
-        first = args[0] if args else None
-        if op in ("reshape", "broadcast_to") and isinstance(first, Expr) and first.shape == shape:
-            return first
-        if op == "divide" and isinstance(first, Expr) and first.op == "sum" and type(args[1]) is int:
-            if args[1] * math.prod(shape) == math.prod(first.args[0].shape):  # as ops.mean computes it
-                return self.intern(Expr("mean", first.args, first.params, shape))
         if op == "reshape":
             params = {"shape": shape}  # where -1 stood for a length
         defaults = getattr(OPS.get(op), "defaults", {})
@@ -114,8 +121,8 @@ class Tracer(Observer):
 
     def term(self, x: Any) -> Any:
         """An input of an op as an expression; numbers and None stay as they are."""
-        if isinstance(x, Named):
-            return x.expr
+        if isinstance(x, (Named, Expr)):
+            return x.expr if isinstance(x, Named) else x
         array = array_of(x)
         if not hasattr(array, "shape"):
             return x
@@ -136,6 +143,8 @@ class Tracer(Observer):
         if isinstance(value, (Tensor, ShapeDtype)) or backend.active().is_array(value):
             return self.name(array_of(value), "c")
         if isinstance(value, (tuple, list)):
+            if name in ("axis", "axes") and len(value) == 1:
+                return repr(value[0])
             if any(isinstance(v, slice) or v is Ellipsis for v in value):
                 return f"s_[{self.index(value)}]"
             return f"({', '.join(self.literal(v, name) for v in value)}{',' if len(value) == 1 else ''})"
@@ -153,7 +162,7 @@ class Tracer(Observer):
             return ":".join(ends if v.step is None else [*ends, str(v.step)])
 
         if isinstance(value, tuple):
-            return ", ".join(map(part, value)) + ("," if len(value) == 1 else "") if value else "()"
+            return ", ".join(map(part, value)) or "()"
         return part(value)
 
 
