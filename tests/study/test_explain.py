@@ -30,7 +30,7 @@ def scatter_add(x: Any, *, index: Any, shape: Any) -> Any:
 
 
 def conv(x: Any, w: Any, y: Any, geometry: Any) -> Any:
-    """The trilinear form of ops/conv.py, term by term: yields (n, the pixel of x, the tap, the pixel of y, channels)."""
+    """The trilinear form of ops/conv.py, term by term: where x, w and y meet."""
     (top, _), (left, _) = geometry.padding
     (s, t), (d, e), groups = geometry.stride, geometry.dilation, geometry.groups
     for i, j, u, v, group in np.ndindex(*geometry.out, *geometry.kernel, groups):
@@ -288,8 +288,11 @@ def test_names_of_a_module_are_paths(each_backend: str) -> None:
 def test_brackets_only_where_they_are_needed(text: str, numpy_backend: str) -> None:
     a, b = (td.tensor(np.full(2, v), requires_grad=True) for v in (2.0, 3.0))
     product = td.engine.Op(lambda a, b: a * b)
-    product.vjp(lambda _g, _z, a, b: eval(text, {"where": ops.where}, {"a": a, "b": b}))
+    product.vjp(lambda _g, _z, a, b: (eval(text, {"where": ops.where}, {"a": a, "b": b}), None))
     assert explain(product(a, b), names={"a": a, "b": b}).nodes[0].rules[0].expression == text
+    product.vjp(lambda g, _z, _a, _b: g)
+    with pytest.raises(ValueError, match="gave 1 adjoints for 2 inputs"):
+        explain(product(a, b))
 
 
 # ---------------------------------------------------------------- it changes nothing, and says what it cannot do

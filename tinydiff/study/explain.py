@@ -51,23 +51,18 @@ class Rule:
 
 @dataclass
 class Step:
-    """A node of the graph, as the backward pass meets it.
-
-    result, inputs: their names (an input that is a number is that number). arrives: what the adjoint of the result is
-    the sum of. constants: names for what has none in the program: arrays, and options such as a geometry. lets:
-    subexpressions that the rules use more than once, [("t1", text), ...].
-    """
+    """A node of the graph, as the backward pass meets it: result = forward, and the rules."""
 
     op: str
-    result: str
-    adjoint: str
-    inputs: list[str]
+    result: str  # its name
+    adjoint: str  # the name of its adjoint
+    inputs: list[str]  # their names; an input that is a number is that number
     input_shapes: list[tuple[int, ...] | None]
     shape: tuple[int, ...]
     forward: str
-    arrives: list[str]
-    constants: dict[str, Any] = field(default_factory=dict)
-    lets: list[tuple[str, str]] = field(default_factory=list)
+    arrives: list[str]  # the parts whose sum is the adjoint
+    constants: dict[str, Any] = field(default_factory=dict)  # what the program has no name for: arrays, a geometry
+    lets: list[tuple[str, str]] = field(default_factory=list)  # ("t1", text): what the rules use more than once
     rules: list[Rule] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -116,7 +111,7 @@ def explain(loss: Tensor, module: Module | None = None, *, names: Mapping[str, A
         for node in reversed(order):
             if node in uses:  # else no adjoint arrives, and the backward pass does not run its rule
                 arrives = [f"part of {step.result} ({step.op})" for step, _ in uses[node]]
-                step, results = _step(node, called, tracer, arrives)
+                step = _step(node, called, tracer, arrives)
                 steps.append(step)
                 for rule in step.rules:
                     uses.setdefault(node.parents[rule.input], []).append((step, rule))
@@ -162,66 +157,55 @@ def _names(order: list[Node], loss: Tensor, module: Any, names: Any) -> tuple[Tr
     return tracer, called
 
 
-def _step(node: Node, called: Mapping[Any, str], tracer: Tracer, arrives: list[str]) -> tuple[Step, list[Any]]:
+def _step(node: Node, called: Mapping[Any, str], tracer: Tracer, arrives: list[str]) -> Step:
     before, tracer.known = set(tracer.constants), {}
     inputs, values = [], []
     for parent, value in zip(node.parents, node.values):
-        if parent is not None:
-            named = tracer.intern(Expr("name", (called[parent],), {}, value.shape))
-        else:
-            named = tracer.term(value)
-        inputs.append(named)
+        name = None if parent is None else Expr("name", (called[parent],), {}, value.shape)
+        inputs.append(tracer.term(value) if name is None else tracer.intern(name))
         kept = hasattr(value, "shape") and not isinstance(value, ShapeDtype)
-        values.append(Named(value, named, tracer) if kept else value)
-    options = {} if node.op is recompute else node.params
-    forward = tracer.call(node.op.name, tuple(inputs), options, node.shape)
-    name = called[node]
+        values.append(Named(value, inputs[-1], tracer) if kept else value)
+    forward = tracer.call(node.op.name, tuple(inputs), {} if node.op is recompute else node.params, node.shape)
     step = Step(
         node.op.name,
-        name,
-        barred(name),
+        called[node],
+        barred(called[node]),
         [e.args[0] if isinstance(e, Expr) else repr(e) for e in inputs],
         [getattr(value, "shape", None) for value in node.values],
         node.shape,
         written([forward])[1][0],
         arrives,
     )
-    found = []
-    if node.op is recompute:
-        step.rules = [
-            Rule(i, barred(called[p]), f"checkpoint_vjp({step.adjoint})", ["the function is run again, recorded"])
-            for i, p in enumerate(node.parents)
-        ]
+    if node.op is recompute:  # its rule runs the function again, on the Tensors that it had
+        call, note = f"checkpoint_vjp({step.adjoint})", "the function is run again, recorded this time"
+        step.rules = [Rule(i, barred(called[x]), call, [note]) for i, x in enumerate(node.parents)]
     else:
-        found = _adjoints(node, values, step, called, tracer)
+        _run_rule(node, values, step, called, tracer)
     step.constants = {k: v for k, v in tracer.constants.items() if k not in before}
-    return step, found
+    return step
 
 
-def _adjoints(node: Node, values: list[Any], step: Step, called: Any, tracer: Tracer) -> list[Any]:
-    """Run the rule as Node.pull_back does, and enter the adjoints that it gives."""
+def _run_rule(node: Node, values: list[Any], step: Step, called: Mapping[Any, str], tracer: Tracer) -> None:
+    """Run the rule as Node.pull_back does, but on Named Tensors, and enter the adjoints that it gives."""
     if node.op.rule is None:
         raise NotImplementedError(f"{node.op.name} has no rule, so no gradient passes through it")
     g = tracer.named(xp.ones(node.shape, node.dtype), step.adjoint)
     out = node if node.out is None else tracer.named(node.out, step.result)
-    given = node.op.rule(g, out, *values, **node.params)
-    given = given if isinstance(given, tuple) else (given,)
+    found = node.op.rule(g, out, *values, **node.params)
+    found = found if isinstance(found, tuple) else (found,)
+    if len(found) != len(values):
+        raise ValueError(f"the rule of {node.op.name} gave {len(found)} adjoints for {len(values)} inputs")
     roots = []
-    for i, (parent, adjoint) in enumerate(zip(node.parents, given, strict=True)):
-        if parent is None:
-            continue
-        adjoint = adjoint() if callable(adjoint) else adjoint
-        if adjoint is None:
-            continue
-        x, notes = node.values[i], []
-        if adjoint.shape != x.shape:
-            notes.append(_summed(adjoint.shape, x.shape))
-        roots.append(tracer.term(unbroadcast(adjoint, x, node.op.name, i)))
-        step.rules.append(Rule(i, barred(called[parent]), "", notes))
+    for i, (parent, adjoint) in enumerate(zip(node.parents, found)):
+        adjoint = adjoint() if callable(adjoint) and parent is not None else adjoint
+        if parent is not None and adjoint is not None:
+            x = node.values[i]
+            roots.append(tracer.term(unbroadcast(adjoint, x, node.op.name, i)))
+            notes = [] if adjoint.shape == x.shape else [_summed(adjoint.shape, x.shape)]
+            step.rules.append(Rule(i, barred(called[parent]), "", notes))
     step.lets, texts = written(roots)
     for rule, text in zip(step.rules, texts):
         rule.expression = text
-    return roots
 
 
 def _summed(given: tuple[int, ...], shape: tuple[int, ...]) -> str:
