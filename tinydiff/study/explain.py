@@ -97,7 +97,7 @@ def explain(loss: Tensor, module: Module | None = None, *, names: Mapping[str, A
     the name with a bar, x̄. A part of x̄ that is not the last is marked `1 of 2`; the adjoint of x is their sum.
 
     Nothing is changed: the graph is still there for `backward`. Each rule is run once, on ones, as it stands on its
-    page: this takes about as long as a backward pass. Hooks do not run. What is inside `checkpoint` is one node.
+    page: this takes a few times as long as a backward pass. Hooks do not run. What is inside `checkpoint` is one node.
     Errors: RuntimeError for a Tensor without a graph, or whose graph was freed by `backward` or has changed since.
     """
     if not isinstance(loss, Tensor) or loss.node is None:
