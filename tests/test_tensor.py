@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import io
 import pickle
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 import tinydiff as td
-from tinydiff import backend, changes, ops
+from tinydiff import backend, changes, ops, summary
 from tinydiff.operators import OPS
 
 pytestmark = pytest.mark.usefixtures("each_backend")
@@ -63,6 +65,42 @@ def test_what_it_says_of_itself() -> None:
     assert repr(td.tensor([1])) == "tensor([1], dtype=int64)"
     assert repr(td.tensor([[1.0], [2.0]])) == "tensor([[1.]\n        [2.]])"
     assert f"{td.tensor(2.0):.3f} {td.tensor([1.0])}" == "2.000 tensor([1.])"
+
+
+def test_a_large_one_gives_its_figures_in_one_line() -> None:
+    x = td.tensor(np.arange(12.0).reshape(3, 4), dtype="float32", requires_grad=True)
+    figures = "tensor(shape (3, 4), float32, 0 to 11, mean 5.5, deviation 3.45"
+    assert repr(x) == f"{figures}, requires_grad=True)"
+    y = ops.tanh(x * 0)
+    ops.sum(x * 2).backward()
+    assert repr(x) == f"{figures}, |grad| 6.93, requires_grad=True)"  # 2 sqrt 12
+    assert repr(y) == "tensor(shape (3, 4), float32, 0 to 0, mean 0, deviation 0, node=tanh)"
+    assert str(x.detach()).startswith("tensor([[ 0.  1.  2.  3.]\n        [ 4."), "print shows the values"
+    z = x.numpy().copy()
+    z[0, :3] = np.nan, np.inf, -np.inf
+    assert repr(td.tensor(z)) == "tensor(shape (3, 4), float32, 3 to 11, mean 7, deviation 2.58, NaN 1, Inf 2)"
+    assert repr(td.tensor(np.full(11, np.nan))) == "tensor(shape (11,), float64, NaN 11)"
+    assert repr(td.tensor(np.zeros((0, 3)))) == "tensor([], dtype=float64)"
+    assert "bool, 0 to 1, mean 0.99" in repr(td.tensor(np.arange(100) > 0))
+    small = td.tensor([3.0, 4.0], requires_grad=True)
+    ops.sum(small * small).backward()
+    assert repr(small) == "tensor([3. 4.], |grad|=10, requires_grad=True)"
+
+
+def test_a_notebook_shows_a_table_and_a_picture() -> None:
+    image = np.linspace(0, 1, 12).reshape(2, 3, 2)[..., :1].repeat(3, axis=2)[None]  # (1, 2, 3, 3)
+    image[0, 0, 0, 0] = np.nan
+    shown = td.tensor(image, requires_grad=True)._repr_html_()
+    for text in ("<td>(1, 2, 3, 3)</td>", "<td>float64</td>", "<td>requires_grad=True</td>", "<th", "NaN"):
+        assert text in shown
+    png = base64.b64decode(shown.split("base64,")[1].split("'")[0])
+    pixels = pytest.importorskip("matplotlib.image").imread(io.BytesIO(png), format="png")  # (H, W, 3), in 0 .. 1
+    np.testing.assert_allclose(pixels[0, 0] * 255, summary.MAGENTA, atol=0.5)
+    wanted = image[0, 1, 1] / image[0, 1, 2]  # the darkest is 0, the brightest the last
+    np.testing.assert_allclose(pixels[1, 1], wanted, atol=1 / 255)
+    assert "<img" in td.tensor(np.full((300, 5), np.nan))._repr_html_()
+    for shape in ((3,), (2, 3, 3), (2, 3, 3, 2), (0, 3), (1, 3, 3, 3, 3)):
+        assert "<img" not in td.tensor(np.ones(shape))._repr_html_()
 
 
 def test_out_as_numbers() -> None:

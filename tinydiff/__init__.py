@@ -16,19 +16,12 @@ from .profile import profile
 from .recompute import checkpoint
 from .rng import Rng
 
-if backend.wants_fast() and importlib.util.find_spec(".fast", __name__):
-    from . import fast  # noqa: F401  which registers quicker versions of what the others define
-
 if TYPE_CHECKING:
     from .study.exercise import exercise, exercises
+    from .study.explain import explain
 
-
-def __getattr__(name: str) -> Any:
-    """What is for study alone is imported when it is first used."""
-    if name in ("exercise", "exercises"):
-        return getattr(importlib.import_module(".study.exercise", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
+if backend.wants_fast() and importlib.util.find_spec(".fast", __name__):
+    from . import fast  # noqa: F401  which registers quicker versions of what the others define
 
 __version__ = "0.1.0"
 __all__ = [
@@ -40,6 +33,7 @@ __all__ = [
     "detect_anomaly",
     "exercise",
     "exercises",
+    "explain",
     "grad",
     "grad_enabled",
     "gradcheck",
@@ -50,3 +44,13 @@ __all__ = [
     "profile",
     "tensor",
 ]
+
+
+# What few programs need is imported when it is first asked for.
+LATER = {"exercise": ".study.exercise", "exercises": ".study.exercise", "explain": ".study.explain"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in LATER:
+        return getattr(importlib.import_module(LATER[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

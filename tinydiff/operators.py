@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from . import backend
+from . import backend, summary
 from .changes import note_change
 from .hooks import Handle, Hooks
 from .modes import grad_enabled
@@ -224,15 +224,26 @@ class Operators:
         return restored, (type(self), self._data, self._requires_grad, grad), getattr(self, "__dict__", None)
 
     def __repr__(self) -> str:
-        about = f", dtype={self.dtype}" if str(self.dtype) != "float32" else ""
-        about += (
-            f", node={self.node.op.name}"
-            if self.node is not None
-            else ", requires_grad=True"
-            if self._requires_grad
-            else ""
+        """The values if they are few, else one line about them. Waits for the device."""
+        return str(self) if self.size <= summary.FEW else summary.one_line(self._data, *self._about())
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return summary.table(self._data, *self._about())
+
+    def __str__(self) -> str:
+        grad, history = self._about()
+        about = [f"dtype={self.dtype}"] if str(self.dtype) != "float32" else []
+        about += [] if grad is None else [f"|grad|={summary.norm(grad)}"]
+        return f"tensor({', '.join([str(self.numpy()), *about, *filter(None, [history])])})".replace(
+            "\n", "\n" + " " * 7
         )
-        return f"tensor({str(self.numpy())}{about})".replace("\n", "\n" + " " * 7)
+
+    def _about(self) -> tuple[Any, str]:
+        """The array of the gradient, and where this Tensor comes from."""
+        needs = "requires_grad=True" if self._requires_grad else ""
+        history = needs if self.node is None else f"node={self.node.op.name}"
+        return None if self._grad is None else self._grad._data, history
 
     def __format__(self, spec: str) -> str:
         return format(self.item(), spec) if spec else str(self)

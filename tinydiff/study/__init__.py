@@ -1,1 +1,1 @@
-"""To study gradients with: they look at the engine from outside."""
+"""To study gradients: explain writes out the rules that a backward pass runs. They look at the engine from outside."""
