@@ -16,6 +16,7 @@ import pytest
 import tinydiff
 from tinydiff import ops
 
+pytestmark = pytest.mark.usefixtures("numpy_backend")  # the steps are NumPy's
 STEPS = Path(__file__).parent.parent / "examples" / "steps"
 FILES = sorted(STEPS.glob("*.py"))
 sys.path.insert(0, str(STEPS))  # as Python does for a script

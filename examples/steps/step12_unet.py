@@ -24,8 +24,10 @@ if "--steps" in sys.argv:
     from step10_convolution import conv2d, conv_transpose2d
     from step11_group_norm import group_norm, silu
 else:
-    from tinydiff import no_grad, tensor
+    from tinydiff import backend, no_grad, tensor
     from tinydiff.ops import conv2d, conv_transpose2d, group_norm, matmul, mean, reshape, silu
+
+    backend.use("numpy")  # as everything else here; the examples outside this folder run on a GPU too
 
 S = 1.0  # all pixels are -1 or 1
 
