@@ -323,7 +323,7 @@ def tell_story(space, denoiser, tokenizer, prompt, args, columns=6):
 
     shown = [i for i, word in enumerate(words) if word not in ("a", "an", "the", "to", "of", ",")]
     figure = plot.new_figure(2.0 + 1.25 * columns, 2.6 + 1.25 * (2 + len(shown)))
-    grid = figure.add_gridspec(3 + len(shown), columns, height_ratios=[1.1, 1, 1] + [1] * len(shown), hspace=0.12,
+    grid = figure.add_gridspec(3 + len(shown), columns, height_ratios=[1.1, 1, 1] + [1] * len(shown), hspace=0.2,
                                wspace=0.06, left=0.2, right=0.98, top=0.93, bottom=0.02)  # fmt: skip
     figure.text(0.5, 0.97, f'"{prompt}"', ha="center", va="center", fontsize=15, color=plot.INK)
 
