@@ -1,16 +1,16 @@
 """The tutorial's latent diffusion, exactly: its autoencoder, its latent U-Net, its loss; and what it lacks.
 
-    python examples/09_autoencoder.py --kind tutorial --out runs/tutorial    first: the autoencoder, 10 minutes
+    python examples/09_autoencoder.py --kind tutorial --out runs/tutorial    first: the autoencoder
     python examples/10_latent_unet.py                                        20 epochs with latents in standard units
     python examples/10_latent_unet.py --raw --out runs/raw                   as published: latents as they come
-    python examples/10_latent_unet.py --raw --epochs 250 --out runs/raw      as long as published; an hour or more
+    python examples/10_latent_unet.py --raw --epochs 250 --out runs/raw      as long as published
     python examples/10_latent_unet.py --resume                               go on with a run that was interrupted
 
 The autoencoder squeezes a digit to 10x10x4 numbers, and the score of these, noised, is learned by a conditional U-Net
 with transformer blocks (models/tutorial.py, LatentUNet, 285,284 parameters). The published recipe takes the latents as
-they are: each channel has a mean and a deviation of its own, so it is the noise of another strength for each, and what
-the loss weighs equally is not. With the latents in standard units (latents.py) every channel is treated alike. The loss
-is a sum over 400 numbers, of which a net that knows nothing has 400.
+they are. Each channel then has a mean and a deviation of its own, so the same noise is strong for one channel and weak
+for another. In standard units (latents.py) all channels are alike. The loss is a sum over 400 numbers, and is 400 for a
+net that knows nothing.
 
 The directory of the run (runs/10_latent_unet) gets samples.png, decoded, one row per digit, loss.png, log.jsonl and
 checkpoint.npz. At the end it prints how often the judge of 08_classifier.py finds the digit that was asked for.

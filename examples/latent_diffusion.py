@@ -1,6 +1,6 @@
 """The whole of Stable Diffusion, trained from scratch on this machine: words, an autoencoder, diffusion of its latents.
 
-    python examples/latent_diffusion.py "a red circle above a blue square"     trains once, half an hour; then paints
+    python examples/latent_diffusion.py "a red circle above a blue square"     trains once; then paints
     python examples/latent_diffusion.py "a ring below a cross" --sweep 0 1 3   a row for each weight of guidance
     python examples/latent_diffusion.py "a red ring above a blue cross" --story    everything in one picture
     python examples/latent_diffusion.py --data glyphs "a bold seven"           digits; --data mnist, handwritten ones

@@ -15,9 +15,7 @@ import numpy as np
 from . import backend
 
 FEW = 10  # so many numbers are shown themselves
-PIXELS = (
-    256  # a side of a picture is no longer than that; of a larger image every second pixel is shown, or every third
-)
+PIXELS = 256  # the longest side of a picture; of a larger image every second pixel is shown, or every third
 IMAGES = 8  # of a batch
 MAGENTA = (214, 0, 214)  # NaN and Inf
 
