@@ -76,6 +76,8 @@ def main() -> int:
             common.trained_judge(args)  # there is one: else the program ends now, and not after the training
         if not trained(args, path):
             return 130  # as a shell reports an interrupted program
+    else:
+        refuse_options(args, path)
     space, denoiser, tokenizer, ema = load(path, args)
     prompts = args.prompts or args.preview
     check_prompts(tokenizer, args)
@@ -92,6 +94,14 @@ def main() -> int:
     return 0
 
 
+def refuse_options(args, path):
+    """End the program if options of an autoencoder were given where there is one already."""
+    names = ("latent", "kl_weight", "autoencoder_images")
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is not None]
+    if given:
+        sys.exit(f"{path} is there already, so {' and '.join(given)} cannot change its autoencoder")
+
+
 # ---------------------------------------------------------------- the autoencoder
 
 
@@ -99,6 +109,8 @@ def autoencoder(images, args):
     """The latent space of --autoencoder, or of this run, which is trained if it is not there; None if the training was
     interrupted. images: bytes (n, H, W, C)."""
     path = args.autoencoder or args.out / "latent_space.npz"
+    if args.autoencoder:
+        refuse_options(args, path)
     if path.exists():
         space, _ = common.load_space(path, "09_autoencoder.py")
         if space.image != images.shape[1:]:
@@ -108,9 +120,9 @@ def autoencoder(images, args):
     made_as = argparse.Namespace(
         data=args.data,
         kind="variational",
-        latent=args.latent,
+        latent=args.latent or 8,
         levels=3 if max(args.shape) > 32 else 2,
-        kl_weight=args.kl_weight,
+        kl_weight=1e-4 if args.kl_weight is None else args.kl_weight,
         codes=None,
         seed=args.seed,
         shape=args.shape,
@@ -365,8 +377,8 @@ def arguments():
     add_painting(parser, "latent_diffusion", "scenes")
     add("--story", action="store_true", help="draw story.png, how the first prompt becomes a picture")
     add("--autoencoder", type=common.file, metavar="FILE", help="latent_space.npz of 09_autoencoder.py or another run")
-    add("--latent", type=integer(1), metavar="N", default=8, help="channels of the latent")
-    add("--kl-weight", type=common.not_negative, default=1e-4, metavar="X", help="of the autoencoder's divergence")
+    add("--latent", type=integer(1), metavar="N", help="channels of the latent (default: 8)")
+    add("--kl-weight", type=common.not_negative, metavar="X", help="of the autoencoder's divergence (default: 1e-4)")
     add("--autoencoder-images", type=integer(1), metavar="N", help="pictures that the autoencoder learns from, in "
         f"whole rounds (default: {SQUEEZED:,} of 64x64; of smaller ones more)")  # fmt: skip
     add("--raw", action="store_true", help="do not bring the latents to mean 0 and deviation 1, to see what goes wrong")

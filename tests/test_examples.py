@@ -485,6 +485,8 @@ def test_words_become_latents_become_pictures(tmp_path, monkeypatch, capsys):
     assert len(kept) == 1 and saving.load(kept[0])["latents"].shape == (120, 7, 7, 8)
     first = (out / "samples.png").read_bytes()
     assert main(monkeypatch, LATENT, prompt, *options) == 0 and (out / "samples.png").read_bytes() == first
+    message = main(monkeypatch, LATENT, prompt, *options, "--kl-weight", 0)
+    assert "model.npz is there already, so --kl-weight cannot change its autoencoder" in message
     assert main(monkeypatch, LATENT, prompt, *options, "--sweep", 0, 2, "--negative", "heavy") == 0
     assert imread(out / "samples.png").shape[0] == (2 * 30 + 2) * 3
     assert "the word 'pink'" in main(monkeypatch, LATENT, "a pink seven", *options)
