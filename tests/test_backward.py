@@ -182,6 +182,21 @@ def test_gradients_have_memory_of_their_own(create_graph: bool) -> None:
     equal(gx, 5 * np.ones(3))
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_reshaped_gradients_have_memory_of_their_own(create_graph: bool) -> None:
+    """reshape's rule hands on the adjoint as a view: here of one array for x and y, and of the caller's for z."""
+    x, y, z = leaf(4), leaf(4, seed=1), leaf(4, seed=2)
+    given = backend.to_device(np.ones((2, 2)))
+    (x.reshape(2, 2) + y.reshape(2, 2)).backward(given.copy(), create_graph=create_graph)
+    z.reshape(2, 2).backward(given, create_graph=create_graph)
+    with td.no_grad():
+        x.grad *= 2
+        z.grad *= 3
+    equal(x.grad, 2 * np.ones(4))
+    equal(y.grad, np.ones(4))
+    equal(given, np.ones((2, 2)))
+
+
 # ---------------------------------------------------------------- deep and wide graphs
 
 

@@ -494,12 +494,23 @@ def seed(output: Any, g: Any, create_graph: bool) -> Any:
 def owned(pairs: list[Any], given: Any) -> Iterator[tuple[Tensor, Tensor]]:
     """The pairs (target, gradient), each gradient in memory of its own: a rule may hand one array to two inputs, or a
     view, or the adjoint that the caller gave, and none of these may change when a gradient is scaled in place."""
-    taken = {id(array_of(given))}
+    taken = {id(whole(array_of(given)))}
     for x, g in pairs:
-        if g._data.base is not None or id(g._data) in taken:
+        memory = whole(g._data)
+        if memory is None or id(memory) in taken:
             g = OPS["copy"](g)
-        taken.add(id(g._data))
+        taken.add(id(memory))
         yield x, g
+
+
+def whole(a: Any) -> Any:
+    """The array whose memory `a` has: itself, or the one that it shows whole in another shape, as a reshape does. None
+    for any other view, such as a broadcast one."""
+    base = getattr(a, "base", None)
+    if base is None:
+        return a
+    all_of_it = type(base) is type(a) and base.base is None and base.size == a.size and a.flags.c_contiguous
+    return base if all_of_it and getattr(a.flags, "writeable", True) else None  # CuPy has no read-only arrays
 
 
 def grad(
