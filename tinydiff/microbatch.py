@@ -127,15 +127,13 @@ def working_on(rows: slice, n: int, enabled: bool) -> Iterator[None]:
 
 
 def microbatch_size(n: int, numbers: int = 1024) -> int:
-    """The default size of a microbatch of n samples of so many numbers: all of them on a GPU. On a CPU, 32 of up to 128
-    samples; of more, the power of two that has at most 2^16 numbers, whose activations about fit into the cache, from
-    16 to 128, but at most half of the samples, rounded up. The size must not depend on the number of cores, because the
-    last digits of the gradient depend on the size."""
-    if backend.active().name == "cupy":
+    """The default size of a microbatch of n samples of so many numbers: all of them on a GPU, or if there are no more
+    than 16. On a CPU, 32 of up to 128 samples; of more, the power of two that has at most 2^16 numbers, whose
+    activations about fit into the cache, from 16 to 128; and at most half of the samples, rounded up, so that two cores
+    are busy. The size must not depend on the number of cores, because the last digits of the gradient depend on it."""
+    if backend.active().name == "cupy" or n <= 16:
         return max(n, 1)
-    if n <= 128:
-        return 32
-    fitting = 2 ** min(7, max(4, int(math.log2(2**16 / max(numbers, 1)))))
+    fitting = 32 if n <= 128 else 2 ** min(7, max(4, int(math.log2(2**16 / max(numbers, 1)))))
     return min(fitting, (n + 1) // 2)
 
 

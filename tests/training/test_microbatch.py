@@ -191,8 +191,9 @@ def test_a_source_made_in_a_microbatch_may_draw_there(each_backend):
 
 
 def test_the_size_on_a_gpu_is_the_batch_and_on_a_cpu_what_a_cache_holds(each_backend):
-    sizes = [microbatch.microbatch_size(n) for n in (1, 128, 129, 4096)]
-    assert sizes == ([1, 128, 129, 4096] if each_backend == "cupy" else [32, 32, 64, 64])
+    batches = [1, 16, 17, 32, 64, 128, 129, 4096]
+    sizes = [microbatch.microbatch_size(n) for n in batches]
+    assert sizes == (batches if each_backend == "cupy" else [1, 16, 9, 16, 32, 32, 64, 64])
     images = [
         microbatch.microbatch_size(256, height * height * colours) for height, colours in ((10, 4), (32, 3), (256, 3))
     ]
