@@ -31,8 +31,9 @@ from typing import Any, Literal, TextIO
 import numpy as np
 
 from ..arguments import integer
-from ..saving import cache_dir, write_atomically
+from ..saving import cache_dir
 from .captions import Fault, captioned, class_of, composed, some
+from .files import keep, read_npz
 from .held_out import validation_mask
 from .picture_file import Size, Unreadable, read_picture, stored_size
 
@@ -146,17 +147,19 @@ def folder(
     if not by_file and not skipped:
         raise ValueError(f"folder: there is no picture in {root}. There: {some(sorted(os.listdir(root))) or 'nothing'}")
 
-    keep = Path()
+    kept = Path()
     if cache:
         arguments = json.dumps([os.path.abspath(root), size, colour, backdrop])
-        keep = cache_dir("pictures") / f"{hashlib.blake2b(arguments.encode(), digest_size=12).hexdigest()}.npz"
+        kept = cache_dir("pictures") / f"{hashlib.blake2b(arguments.encode(), digest_size=12).hexdigest()}.npz"
     key = _key(root, list(by_file))
-    decoded = _load(keep, key, len(by_file)) if cache else None
+    decoded = _load(kept, key, len(by_file)) if cache else None
     if decoded is None:
         decoded = _decoded(root, list(by_file), size, colour, backdrop, stop, stream)
         # A failure of the disk, or of permissions, may be gone the next time.
         if cache and decoded.lasting:
-            _save(keep, key, decoded)
+            entries: dict[str, Any] = {"key": key, "faults": json.dumps(decoded.faults), "images": decoded.images}
+            # Not compressed: photographs hardly shrink, and it takes longer than to decode them again.
+            keep(kept, lambda file: np.savez(file, **entries), "the pictures are")
     if stop:
         _refuse(root, decoded.faults)  # of the cache, written by a run that skipped them
     bad = dict(decoded.faults)
@@ -361,22 +364,12 @@ def _key(root: Path, files: list[str]) -> str:
 def _load(path: Path, key: str, n: int) -> Decoded | None:
     """What is in the cache; None if there is nothing, or it is damaged, or of other files."""
     try:
-        # np.load leaves a damaged file open
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            if str(file["key"]) != key:
-                return None
-            faults = [(name, reason) for name, reason in json.loads(str(file["faults"]))]
-            images = file["images"]
+        if str(read_npz(path, {"key": None})["key"]) != key:
+            return None
+        found = read_npz(path, {"faults": None, "images": None})
+        faults = [(name, reason) for name, reason in json.loads(str(found["faults"]))]
+        images = found["images"]
     except Exception:  # files, zip, NumPy and json each have errors of their own; after any of them, decode again
         return None
     sound = images.dtype == np.uint8 and images.ndim == 4 and len(images) + len(faults) == n
     return Decoded(images, faults, True) if sound else None
-
-
-def _save(path: Path, key: str, decoded: Decoded) -> None:
-    entries: dict[str, Any] = {"key": key, "faults": json.dumps(decoded.faults), "images": decoded.images}
-    try:
-        # Not compressed: photographs hardly shrink, and it takes longer than to decode them again.
-        write_atomically(path, lambda file: np.savez(file, **entries))
-    except OSError as error:  # a read-only home is no reason to refuse the pictures
-        warnings.warn(f"the pictures are not cached in {path}: {error}", stacklevel=3)
