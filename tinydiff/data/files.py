@@ -44,7 +44,7 @@ def read_bytes(path: Path, most: int) -> bytes:
 
 
 def read_npz(path: Path, most: Mapping[str, int | None]) -> dict[str, np.ndarray]:
-    """The named arrays of an .npz file, each of at most so many bytes; None: not compressed, so no larger than the file.
+    """The named arrays of an .npz file, each of at most so many bytes; None: it must not be compressed.
 
     Errors: OSError, and whatever else zipfile, zlib and NumPy raise for a damaged file.
     """
@@ -103,7 +103,7 @@ def filling(folder: Path) -> Iterator[None]:
 
 
 def _remove_parts(folder: Path, older_than: float = 0) -> None:
-    for part in folder.glob("*.part"):
+    for name in os.listdir(folder):
         with contextlib.suppress(OSError):
-            if time.time() - part.lstat().st_mtime >= older_than:
-                part.unlink()
+            if name.endswith(".part") and time.time() - os.lstat(folder / name).st_mtime >= older_than:
+                os.unlink(folder / name)

@@ -39,6 +39,7 @@ from .picture_file import Size, Unreadable, read_picture, stored_size
 
 DECODING = 1  # raise it if a change makes a file give other pixels, so that old caches are not used
 THREADS = min(16, os.cpu_count() or 1)  # each holds one picture in its full size
+VISITS = 100  # of one folder, by several links: folders full of links to each other have more ways than can be walked
 BLOCK = 1000  # pictures handed to the threads at a time
 
 
@@ -223,26 +224,34 @@ def _walk(root: Path, skipped: list[Fault]) -> list[str]:
     """All files that are not hidden, as paths relative to the root with "/", sorted: no file system has its own order.
     A folder that cannot be read is a fault."""
     names: list[str] = []
-
-    def visit(directory: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> None:
+    visits: Counter[tuple[int, int]] = Counter()
+    waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]  # not yet read, with the folders around each
+    while waiting:
+        prefix, above = waiting.pop()
         try:
-            status = os.stat(directory)
+            status = os.stat(root / prefix)
             here = (status.st_dev, status.st_ino)
             if here in above:  # a link to a folder that it lies in
-                return
-            entries = list(os.scandir(directory))
+                continue
+            visits[here] += 1
+            if visits[here] > VISITS:
+                skipped.append((prefix, f"links lead to this folder in more than {VISITS} ways"))
+                continue
+            entries = list(os.scandir(root / prefix))
         except OSError as error:
             skipped.append((prefix, f"the folder cannot be read: {error.strerror}"))
-            return
+            continue
         for entry in entries:
             if entry.name.startswith(".") or entry.name == "__MACOSX":  # what macOS adds to a zip
                 continue
-            if entry.is_dir():
-                visit(Path(entry.path), f"{prefix}{entry.name}/", (*above, here))
+            try:
+                inside = entry.is_dir()
+            except OSError:  # a link to itself: reading it will say so
+                inside = False
+            if inside:
+                waiting.append((f"{prefix}{entry.name}/", (*above, here)))
             else:
                 names.append(prefix + entry.name)
-
-    visit(root, "", ())
     return sorted(names, key=composed)
 
 
