@@ -7,7 +7,8 @@ import inspect
 from contextvars import ContextVar
 from typing import Any
 
-recording: ContextVar[tuple[bool, ...]] = ContextVar("recording", default=(True,))  # now, and outside each `with`
+# Are they now; which `with` said so; and the same of what is around it.
+recording: ContextVar[tuple[Any, ...]] = ContextVar("recording", default=(True, None, None))
 
 
 def grad_enabled() -> bool:
@@ -24,10 +25,21 @@ class set_grad_enabled:
         self.enabled = enabled
 
     def __enter__(self) -> None:
-        recording.set((self.enabled, *recording.get()))
+        before = recording.get()
+        try:
+            recording.set((self.enabled, self, before))
+        except BaseException:  # Ctrl-C, just when it was set: then there is no __exit__
+            recording.set(before)
+            raise
 
     def __exit__(self, *_error: Any) -> None:
-        recording.set(recording.get()[1:] or (True,))  # or: a generator may be closed in another context
+        # Its own entry, which is not the last one if an inner `with` was cut short by Ctrl-C. In another context, where
+        # a generator may be closed, there is none.
+        entry: tuple[Any, ...] | None = recording.get()
+        while entry is not None and entry[1] is not self:
+            entry = entry[2]
+        if entry is not None:
+            recording.set(entry[2])
 
     def __call__(self, fn: Any) -> Any:
         if not callable(fn):
