@@ -3,7 +3,7 @@
     python tests/trust/readers.py --count 20000
 
 A sound file is damaged at random: bits flipped, parts cut out, doubled or replaced by zeros, 255s and digits. Then idx
-files, tables of captions and pictures must be read, or refused by a ValueError that names the file; and caches must give
+files, tables of captions and pictures must be read, or refused by a ValueError that names the file; caches must give
 the very data that they would without the damage. Case i of a seed can be run again: --seed 0 --only i.
 """
 
