@@ -22,7 +22,7 @@ import numpy as np
 from . import nn
 from .backend import to_device, to_host, xp
 from .data import to_float
-from .data.files import filling, read_npz
+from .data.limits import filling, read_npz
 from .engine import Tensor
 from .microbatch import over_microbatches
 from .models.inputs import sizes

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
-from .files import read_bytes
+from .limits import read_bytes
 from .picture_file import ENDINGS
 
 FILE_COLUMNS = ("file_name", "filename", "file", "image", "path")  # the first of these that the table has

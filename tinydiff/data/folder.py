@@ -33,8 +33,8 @@ import numpy as np
 from ..arguments import integer
 from ..saving import cache_dir
 from .captions import Fault, captioned, class_of, composed, some
-from .files import keep, read_npz
 from .held_out import validation_mask
+from .limits import keep, read_npz
 from .picture_file import Size, Unreadable, read_picture, stored_size
 
 DECODING = 1  # raise it if a change makes a file give other pixels, so that old caches are not used

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..saving import cache_dir
-from .files import keep, read_npz
+from .limits import keep, read_npz
 
 if TYPE_CHECKING:
     from matplotlib.path import Path as Outline

@@ -25,7 +25,7 @@ import numpy as np
 
 from ..backend import Array, active, xp
 from ..saving import cache_dir
-from .files import check_size, keep, read_bytes
+from .limits import check_size, keep, read_bytes
 
 log = logging.getLogger(__name__)
 

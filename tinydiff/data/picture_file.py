@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .files import check_size
+from .limits import check_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from tinydiff.data import DownloadError, folder, glyphs, mnist
-from tinydiff.data.files import filling, keep, read_npz
+from tinydiff.data.limits import filling, keep, read_npz
 from tinydiff.data.mnist import FILES, Source, read_idx
 
 module = importlib.import_module("tinydiff.data.mnist")
@@ -311,7 +311,7 @@ def test_pictures_behind_a_pipe_in_the_cache_are_decoded(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from tinydiff.data.files import keep
+from tinydiff.data.limits import keep
 os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 keep(Path(sys.argv[1]), lambda file: file.write(b"x"), "it is")
 """
