@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Are they now; which `with` said so; and the same of what is around it.
 recording: ContextVar[tuple[Any, ...]] = ContextVar("recording", default=(True, None, None))
@@ -14,6 +17,21 @@ recording: ContextVar[tuple[Any, ...]] = ContextVar("recording", default=(True, 
 def grad_enabled() -> bool:
     """Are nodes being recorded here?"""
     return recording.get()[0]
+
+
+def keeps_mode(fn: Function) -> Function:
+    """Decorator: afterwards the mode is as before, also if Ctrl-C comes at an unlucky instant inside. (It may come on
+    the way into an `__exit__`, before its first line, but not on the way into a `finally`.)"""
+
+    @functools.wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        before = recording.get()
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            recording.set(before)
+
+    return call  # type: ignore[return-value]
 
 
 class set_grad_enabled:
@@ -57,8 +75,12 @@ class set_grad_enabled:
     def _of_function(self, fn: Any) -> Any:
         @functools.wraps(fn)
         def call(*args: Any, **kwargs: Any) -> Any:  # not contextlib's, whose file would look like the user's
-            with self:
+            before = recording.get()
+            try:  # and no `with`, as in keeps_mode
+                recording.set((self.enabled, self, before))
                 return fn(*args, **kwargs)
+            finally:
+                recording.set(before)
 
         return call
 
