@@ -90,9 +90,13 @@ def read_captions(path):
     assert all(path.name in where for where, _ in faults)
 
 
+def read_packed(path):
+    assert np.array_equal(read_idx(path, 3), DIGITS), "the checksum of gzip was not compared"
+
+
 READERS = {
     "images": (idx(DIGITS), lambda path: read_idx(path, 3)),
-    "images.gz": (gzip.compress(idx(DIGITS)), lambda path: read_idx(path, 3)),
+    "images.gz": (gzip.compress(idx(DIGITS)), read_packed),
     "captions.csv": (TABLE.encode(), read_captions),
     "captions.jsonl": (LINES.encode(), read_captions),
     **{f"a.{kind}": (picture(kind), read_picture) for kind in ("png", "jpeg", "gif", "bmp", "tiff", "webp", "ppm")},

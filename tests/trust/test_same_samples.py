@@ -42,6 +42,8 @@ def some(x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_seed_means_one_image_in_any_batch_and_thread(each_backend: str, method: str) -> None:
+    if each_backend == "strict" and method != "heun":
+        pytest.skip("strict is slow, and has the sampler's arithmetic in common with numpy")
     whole = samples(method)
     assert np.isfinite(whole).all() and whole.std() > 0.1 and np.abs(np.diff(whole, axis=0)).min(0).max() > 0.01
     np.testing.assert_allclose(samples(method, 1, 33), whole[33:34], **CLOSE)

@@ -20,7 +20,7 @@ pytestmark = [
 
 def test_damaged_files_are_read_or_refused_by_name():
     with readers.cases() as cases:
-        for number in range(200):
+        for number in range(120):
             try:
                 cases.run(0, number)
             except AssertionError as error:
