@@ -11,7 +11,7 @@ import pytest
 from graph_tools import constant, equal, leaf
 
 import tinydiff as td
-from tinydiff import backend, ops
+from tinydiff import backend, changes, ops
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
@@ -300,3 +300,32 @@ def test_threads_lose_no_gradient_of_a_shared_leaf() -> None:
     finally:
         sys.setswitchinterval(interval)
     assert p.grad.numpy().tolist() == [4 * count] * 4
+
+
+def test_a_change_in_one_thread_is_not_forgotten_for_an_earlier_one_in_another(monkeypatch: Any) -> None:
+    """The other thread makes a node and changes its input while this one is about to note a change of its own."""
+    x = td.tensor([2.0, 3.0], requires_grad=True)
+    found: list[Any] = []
+    threads: list[threading.Thread] = []
+
+    def other() -> None:
+        found.append((x * x).sum())
+        with td.no_grad():
+            x[...] = 1.0
+
+    class Clock:
+        def __next__(self) -> int:
+            now = next(clock)
+            if not threads:
+                threads.append(threading.Thread(target=other))
+                threads[0].start()
+                threads[0].join(0.3)
+            return now
+
+    clock = changes.clock
+    monkeypatch.setattr(changes, "clock", Clock())
+    constant = td.tensor([1.0])
+    constant += 1.0
+    threads[0].join()
+    with pytest.raises(RuntimeError, match="changed in place"):
+        found[0].backward()

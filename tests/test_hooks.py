@@ -13,6 +13,7 @@ import pytest
 from graph_tools import constant, equal, leaf
 
 import tinydiff as td
+from tinydiff import observers as observers_module
 from tinydiff import ops
 from tinydiff.observers import Observer, observers, observing
 
@@ -350,3 +351,30 @@ def test_what_a_hook_returns_is_checked(found: Any, quoted: str) -> None:
     x.register_hook(found)
     with pytest.raises(TypeError, match="a hook must return None, or a Tensor of shape .*" + quoted):
         x.sum().backward()
+
+
+def test_threads_that_stop_observing_at_the_same_time_take_out_their_own(monkeypatch: Any) -> None:
+    """The other thread ends just when this one has found the place of its observer."""
+    first, second = Observer(), Observer()
+    inside, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with observing(first):
+            inside.set()
+            leave.wait(10)
+
+    class Slow(list):
+        def __delitem__(self, at: Any) -> None:
+            if not leave.is_set():
+                leave.set()
+                thread.join(0.3)
+            super().__delitem__(at)
+
+    monkeypatch.setattr(observers_module, "observers", Slow())
+    thread = threading.Thread(target=other)
+    thread.start()
+    inside.wait(10)
+    with observing(second):
+        pass
+    thread.join()
+    assert not observers_module.observers

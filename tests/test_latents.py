@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -103,6 +105,26 @@ def test_latents_are_kept_by_data_and_weights(tmp_path, monkeypatch):
         path.write_bytes(path.read_bytes()[:100])
     np.testing.assert_array_equal(cached_latents(made, images()), first)
     assert calls[3:] == [40]
+
+
+@pytest.mark.parametrize("damage", ["a number", "float64", "a bomb"])
+def test_latents_of_another_kind_in_the_cache_are_made_again(tmp_path, monkeypatch, damage):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made = space()
+    first = cached_latents(made, images())
+    (path,) = tmp_path.rglob("*.npz")
+    if damage == "a bomb":
+        np.savez_compressed(path, latents=np.zeros(50 * 2**20, "uint8"))
+    else:
+        saving.save(path, {"latents": 3 if damage == "a number" else first.astype("float64")})
+    (path.parent / "killed.part").write_text("half")
+    tracemalloc.start()
+    try:
+        np.testing.assert_array_equal(cached_latents(made, images()), first)
+        assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
+    finally:
+        tracemalloc.stop()
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_cache_that_cannot_be_written_only_costs_the_time(monkeypatch):

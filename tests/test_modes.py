@@ -211,3 +211,34 @@ def test_detach_cuts_the_history_and_shares_the_array() -> None:
     assert not cut.requires_grad and cut.node is None and cut.data is y.data
     (cut * x).sum().backward()
     equal(x.grad, y.numpy())
+
+
+def test_what_an_inner_with_left_behind_ends_with_the_outer_one() -> None:
+    """As when Ctrl-C comes on the way into its `__exit__`."""
+    with td.no_grad():
+        modes.set_grad_enabled(True).__enter__()
+        assert td.grad_enabled()
+        td.no_grad().__enter__()
+    assert td.grad_enabled() and modes.recording.get()[2] is None
+    td.no_grad().__exit__(None, None, None)  # of another context: there is nothing to take back here
+    with td.no_grad():
+        td.no_grad().__exit__(None, None, None)
+        assert not td.grad_enabled()
+
+
+def test_an_interrupt_while_the_mode_is_set_takes_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted:
+        get = modes.recording.get
+        calls = 0
+
+        def set(self, value: Any) -> None:
+            modes_recording.set(value)
+            self.calls += 1
+            if self.calls == 1:
+                raise KeyboardInterrupt
+
+    modes_recording = modes.recording
+    monkeypatch.setattr(modes, "recording", Interrupted())
+    with pytest.raises(KeyboardInterrupt), td.no_grad():
+        pass
+    assert td.grad_enabled()

@@ -7,6 +7,8 @@ so the engine asks here first, and raises an error instead.
 from __future__ import annotations
 
 import itertools
+import os
+import threading
 import weakref
 from typing import Any
 
@@ -25,6 +27,19 @@ class Changes(dict[int, tuple[int, Any]]):
 changes = Changes()
 
 
+_noting = threading.RLock()
+
+
+def _after_fork() -> None:
+    """Another thread of the parent may have held the lock; nobody in a child would free it."""
+    global _noting
+    _noting = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def memory_of(array: Array) -> Array:
     """The array that owns the memory; views share it. (Between a view of NumPy's stride tricks and its array lies an
     object that is no array.)"""
@@ -38,7 +53,8 @@ def note_change(array: Array) -> None:
     """Note that an array was changed in place."""
     memory = memory_of(array)
     key = id(memory)
-    changes.latest = now = next(clock)
+    with _noting:  # in the order of the clock: the latest of two threads must not be forgotten for an earlier one
+        changes.latest = now = next(clock)
     changes[key] = now, weakref.ref(memory, lambda _: changes.pop(key, None))
 
 

@@ -36,7 +36,7 @@ from .arguments import check_floating, check_precision
 from .backend import Array, HostArray
 from .changes import changes, check_unchanged, clock, note_change
 from .hooks import Hooks
-from .modes import recording, set_grad_enabled
+from .modes import keeps_mode, recording, set_grad_enabled
 from .observers import observed, observers, tell
 from .operators import OPS, Operators, array_of, register
 from .shape_dtype import ShapeDtype
@@ -107,6 +107,7 @@ class Tensor(Operators):
         """The same array without its history."""
         return Tensor(self._data)
 
+    @keeps_mode
     def backward(self, grad: Any = None, create_graph: bool = False, retain_graph: bool | None = None) -> None:
         """Add d(self)/d(leaf), weighted with grad, to `.grad` of every leaf that requires a gradient.
 
@@ -513,6 +514,7 @@ def whole(a: Any) -> Any:
     return base if all_of_it and getattr(a.flags, "writeable", True) else None  # CuPy has no read-only arrays
 
 
+@keeps_mode
 def grad(
     output: Tensor,
     inputs: Tensor | Sequence[Tensor],

@@ -4,15 +4,34 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
-recording: ContextVar[tuple[bool, ...]] = ContextVar("recording", default=(True,))  # now, and outside each `with`
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# Are they now; which `with` said so; and the same of what is around it.
+recording: ContextVar[tuple[Any, ...]] = ContextVar("recording", default=(True, None, None))
 
 
 def grad_enabled() -> bool:
     """Are nodes being recorded here?"""
     return recording.get()[0]
+
+
+def keeps_mode(fn: Function) -> Function:
+    """Decorator: afterwards the mode is as before, also if Ctrl-C comes at an unlucky instant inside. (It may come on
+    the way into an `__exit__`, before its first line, but not on the way into a `finally`.)"""
+
+    @functools.wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        before = recording.get()
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            recording.set(before)
+
+    return call  # type: ignore[return-value]
 
 
 class set_grad_enabled:
@@ -24,10 +43,21 @@ class set_grad_enabled:
         self.enabled = enabled
 
     def __enter__(self) -> None:
-        recording.set((self.enabled, *recording.get()))
+        before = recording.get()
+        try:
+            recording.set((self.enabled, self, before))
+        except BaseException:  # Ctrl-C, just when it was set: then there is no __exit__
+            recording.set(before)
+            raise
 
     def __exit__(self, *_error: Any) -> None:
-        recording.set(recording.get()[1:] or (True,))  # or: a generator may be closed in another context
+        # Its own entry, which is not the last one if an inner `with` was cut short by Ctrl-C. In another context, where
+        # a generator may be closed, there is none.
+        entry: tuple[Any, ...] | None = recording.get()
+        while entry is not None and entry[1] is not self:
+            entry = entry[2]
+        if entry is not None:
+            recording.set(entry[2])
 
     def __call__(self, fn: Any) -> Any:
         if not callable(fn):
@@ -45,8 +75,12 @@ class set_grad_enabled:
     def _of_function(self, fn: Any) -> Any:
         @functools.wraps(fn)
         def call(*args: Any, **kwargs: Any) -> Any:  # not contextlib's, whose file would look like the user's
-            with self:
+            before = recording.get()
+            try:  # and no `with`, as in keeps_mode
+                recording.set((self.enabled, self, before))
                 return fn(*args, **kwargs)
+            finally:
+                recording.set(before)
 
         return call
 

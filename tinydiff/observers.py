@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -46,12 +47,28 @@ def tell(x: Any, name: str, value: Any) -> None:
             observer.on_set(x, name, value)
 
 
+_changing = threading.RLock()
+
+
+def _after_fork() -> None:
+    """Another thread of the parent may have held the lock; nobody in a child would free it."""
+    global _changing
+    _changing = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 @contextlib.contextmanager
 def observing(observer: Any) -> Iterator[Any]:
     """Inside, the observer is one of the observers."""
-    observers.append(observer)
     try:
+        with _changing:  # or threads that begin and end at the same time would take out each other's
+            observers.append(observer)
         yield observer
     finally:
-        at = next(i for i, other in enumerate(observers) if other is observer)  # not one that is equal
-        del observers[at]
+        with _changing:
+            at = next((i for i, other in enumerate(observers) if other is observer), None)  # not one that is equal
+            if at is not None:
+                del observers[at]

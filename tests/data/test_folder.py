@@ -68,7 +68,7 @@ def test_a_flat_folder_has_empty_captions_and_no_classes(tmp_path):
     put(tmp_path / "b.png", BLUE)
     put(tmp_path / "a.png", RED)
     data = folder(tmp_path)
-    assert data.files == ["a.png", "b.png"] and data.captions == ["", ""]
+    assert data.limits == ["a.png", "b.png"] and data.captions == ["", ""]
     assert data.labels == {} and data.classes == () and data.skipped == [] and len(data) == 2
     assert data.images.shape == (2, 8, 8, 3) and data.images.dtype == np.uint8
     np.testing.assert_array_equal(data.images[:, 0, 0], [RED, BLUE])
@@ -79,7 +79,7 @@ def test_folders_are_classes(tmp_path):
     for file in ("wild_cat/1.png", "wild_cat/more/2.png", "dog/1.png"):
         put(tmp_path / file)
     data = folder(tmp_path)
-    assert data.files == ["dog/1.png", "wild_cat/1.png", "wild_cat/more/2.png"]
+    assert data.limits == ["dog/1.png", "wild_cat/1.png", "wild_cat/more/2.png"]
     assert data.classes == ("dog", "wild_cat") and data.captions == ["dog", "wild cat", "wild cat"]
     assert data.labels["class"].tolist() == [0, 1, 1] and data.labels["class"].dtype == np.int64
     assert "2 classes" in repr(data)
@@ -189,7 +189,7 @@ def test_a_bad_row_is_named_with_its_line(tmp_path, table, message):
     assert message in said and "on_error='skip' leaves out what cannot be used" in said
     data, warned = skipping(tmp_path)
     assert message in warned and data.skipped and 1 <= len(data) <= 2
-    assert len(data.images) == len(data.captions) == len(data.files)
+    assert len(data.images) == len(data.captions) == len(data.limits)
 
 
 def test_nothing_outside_the_folder_is_read(tmp_path):
@@ -218,6 +218,7 @@ def test_nothing_outside_the_folder_is_read(tmp_path):
             "captions.csv, line 3: the byte 0xe9 is not utf-8. Save the file as UTF-8, or .* encoding='cp1252'",
         ),
         ("captions.csv", "file,caption\n".encode("utf-16"), "line 1: the byte 0xff is not utf-8.* encoding='utf-16'"),
+        ("captions.csv", b"file,caption,caption\na.png,x,y\n", "its first line names the column 'caption' twice"),
         ("captions.csv", "file,caption\na".encode("utf-16-le"), "line 1: there is a NUL in the text"),
     ],
 )
@@ -246,6 +247,10 @@ def test_other_encodings(tmp_path, encoding):
         ("[1]", "metadata.jsonl, line 2: must be an object"),
         ('{"text": "x"}', r"metadata.jsonl, line 2: has none of file_name, .* but \['text'\]"),
         ('{"file_name": "b.png", "title": "x"}', "metadata.jsonl, line 2: has none of caption, text, prompt"),
+        ("[" * 100_000, "metadata.jsonl, line 2: is not JSON: maximum recursion depth"),
+        ('{"file_name": "b.png", "text": "x", "text": "y"}', "metadata.jsonl, line 2: has 'text' twice"),
+        (r'{"file_name": "b.png", "text": "half a \ud83d"}', "metadata.jsonl, line 2: has .* which is no character"),
+        (r'{"file_name": "b.png", "text": "\u0000"}', "metadata.jsonl, line 2: has .* which is no character"),
         ('{"file_name": "b.png", "text": null}', "line 2: the file and the caption must be strings, not 'b.png' and N"),
     ],
 )
@@ -302,6 +307,59 @@ def test_a_named_pipe_is_not_waited_for(tmp_path):
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "b.png")
         assert "b.png: is not a file" in refused(tmp_path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="this system has no such files")
+@pytest.mark.parametrize("name", ["captions.csv", "captions.jsonl", "a.txt", "a.png"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "sparse"])
+def test_files_without_an_end_are_not_read(tmp_path, name, kind):
+    if name != "a.png":
+        put(tmp_path / "a.png")
+    if kind == "pipe":
+        os.mkfifo(tmp_path / name)
+    elif kind == "device":
+        os.symlink("/dev/zero", tmp_path / name)
+    else:
+        with open(tmp_path / name, "wb") as file:
+            file.truncate(10 * 2**30)
+    reason = "has 10737418240 bytes, more than the limit" if kind == "sparse" else "is not a file, but"
+    message = refused(tmp_path)
+    assert name in message and reason in message
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows asks for a privilege to make links")
+def test_links_in_all_directions_and_to_themselves(tmp_path):
+    names = [str(i) for i in range(9)]
+    for name in names:
+        put(tmp_path / name / "a.png")
+        for other in names:
+            if other != name:
+                os.symlink(tmp_path / other, tmp_path / name / f"to{other}")
+    assert "links lead to this folder in more than 100 ways" in refused(tmp_path, captions=False)
+    put(tmp_path / "pets/a.png")
+    os.symlink("b.png", tmp_path / "pets/b.png")
+    assert "b.png: cannot be opened: Too many levels" in refused(tmp_path / "pets", captions=False)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no paths as long as this")
+def test_folders_deeper_than_a_stack(tmp_path, monkeypatch):
+    put(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    for _ in range(1200):
+        os.mkdir("d")
+        os.chdir("d")
+    try:
+        assert folder(tmp_path, captions=False).files == ["a.png"]
+    finally:
+        for _ in range(1200):  # what pytest's own way of removing it cannot do
+            os.chdir("..")
+            os.rmdir("d")
+
+
+def test_a_huge_field_of_a_table_is_named_with_its_line(tmp_path):
+    put(tmp_path / "a.png")
+    write(tmp_path / "captions.csv", "file,caption\na.png," + "x" * 200_000)
+    assert "captions.csv, line 2: field larger than field limit" in refused(tmp_path)
 
 
 def test_no_folder_and_nothing_in_it(tmp_path):
@@ -364,7 +422,7 @@ def test_a_bad_picture_is_named(tmp_path, name):
     (tmp_path / name).write_bytes(blob)
     assert f"{name}: {reason}" in refused(tmp_path) or reason in refused(tmp_path)
     data, warned = skipping(tmp_path)
-    assert data.files == ["good.png"] and [file for file, _ in data.skipped] == [name] and reason in warned
+    assert data.limits == ["good.png"] and [file for file, _ in data.skipped] == [name] and reason in warned
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.webp", "x.gif", "x.bmp", "x.tif", "x.ppm"])
@@ -875,7 +933,7 @@ def test_split(tmp_path):
         put(tmp_path / f"{i}.png", (i, 9, 9))
     data = folder(tmp_path)
     training, validation = data.split(0.2, seed=1)
-    assert sorted(training.files + validation.files) == data.files and 3 <= len(validation) <= 15
+    assert sorted(training.files + validation.files) == data.limits and 3 <= len(validation) <= 15
     assert [int(file[:-4]) for file in validation.files] == validation.images[:, 0, 0, 0].tolist()
     assert data.split(0.2, seed=1)[1].files == validation.files != data.split(0.2, seed=2)[1].files
     assert set(validation.files) < set(data.split(0.5, seed=1)[1].files)

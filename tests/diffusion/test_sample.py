@@ -1,6 +1,9 @@
 """The contract of `sample` for every method: the timesteps, the last step, seeds, microbatches, and errors at the call.
 The laws of the methods are in test_methods_ode.py and test_methods_noise.py."""
 
+import copy
+import pickle
+
 import kolmogorov
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from tinydiff.diffusion import (
     Guided,
     KarrasSDE,
     Method,
+    heun,
     karras_times,
     method,
     process,
@@ -27,7 +31,9 @@ from tinydiff.diffusion import (
     steps_for,
     uniform_times,
 )
+from tinydiff.diffusion import methods as process_methods
 from tinydiff.diffusion.exact import Exact
+from tinydiff.diffusion.loss import log_normal, logit_normal, uniform
 from tinydiff.diffusion.predict import flow_velocity
 from tinydiff.engine import array_of
 
@@ -536,3 +542,30 @@ def test_sixteen_steps_on_the_line_of_flow(timesteps):
         found.append(kolmogorov.distance(x, MIXTURE.cdf))
     print(timesteps.__name__, *(f"{distance:.3f}" for distance in found), sep=" | ")  # pytest -rP
     assert found == pytest.approx(ON_A_LINE[timesteps], abs=0.001)
+
+
+# ---------------------------------------------------------------- pickle
+
+
+def shifted(state, *, shift=0.0):
+    return state.x + shift
+
+
+SHIFTED = method(steps=3)(shifted)
+
+
+def test_methods_and_times_can_be_pickled_and_copied():
+    """For other processes: by the name of the rule, with the options."""
+    for name in METHODS:
+        again = pickle.loads(pickle.dumps(process_methods.as_method(name)(steps=7)))
+        assert again.rule is process_methods.as_method(name).rule and again.steps == 7
+    for given in (heun(s_churn=10.0), Method(shifted, shift=2.0), SHIFTED(shift=2.0)):
+        for again in (pickle.loads(pickle.dumps(given)), copy.deepcopy(given), copy.copy(given)):
+            assert again.rule is given.rule and again.options == given.options and repr(again) == repr(given)
+    local = Method(lambda state: state.x)
+    assert copy.deepcopy(local).rule is local.rule
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        pickle.dumps(local)
+    for times in (uniform(0.1), logit_normal(), log_normal()):
+        found = [t(4, 1.0, Rng(0), "float32", 0) for t in (times, pickle.loads(pickle.dumps(times)))]
+        np.testing.assert_array_equal(*map(backend.to_host, found))

@@ -14,11 +14,13 @@ import csv
 import io
 import json
 import os
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
+from .limits import read_bytes
 from .picture_file import ENDINGS
 
 FILE_COLUMNS = ("file_name", "filename", "file", "image", "path")  # the first of these that the table has
@@ -26,6 +28,7 @@ CAPTION_COLUMNS = ("caption", "text", "prompt")
 TABLE_ENDINGS = (".csv", ".tsv", ".jsonl")
 TABLES = [name + ending for name in ("captions", "metadata") for ending in TABLE_ENDINGS]
 DELIMITERS = ",;\t"
+TABLE, TEXT = 2**28, 2**20  # bytes of a table of captions, and of the text beside one picture
 
 Fault = tuple[str, str]  # (file, reason)
 
@@ -120,7 +123,7 @@ def _from_texts(
             )
             continue
         try:
-            found[name] = read_text(root / text, encoding).strip()
+            found[name] = read_text(root / text, encoding, TEXT).strip()
         except (OSError, ValueError) as error:
             skipped.append((name, str(error)))
     with_picture = {_stem(name) for name in pictures}
@@ -177,10 +180,14 @@ def read_table(path: Path, encoding: str) -> tuple[list[Row], list[Fault]]:
     return rows, faults
 
 
-def read_text(path: Path, encoding: str) -> str:
+def read_text(path: Path, encoding: str, most: int = TABLE) -> str:
     """The text of a file, without the mark (BOM) that some editors put before UTF-8.
-    Errors: ValueError, which names the line and the byte, if it is not in this encoding."""
-    data = path.read_bytes()
+    Errors: ValueError, which names the file, if it is larger than `most`, or no file but a device or a pipe; and which
+    names the line and the byte, if it is not in this encoding."""
+    try:
+        data = read_bytes(path, most)
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from None
     try:
         if codecs.lookup(encoding).name == "utf-8":
             data = data.removeprefix(codecs.BOM_UTF8)
@@ -215,6 +222,8 @@ def _csv(path: Path, text: str) -> Iterator[Row | Fault]:
     delimiter = fitting[0] if fitting else max(DELIMITERS, key=lambda mark: len(headers[mark]))
     header = headers[delimiter]
     file, caption = _columns(header)
+    if twice := _twice(header):
+        raise ValueError(f"{path}: its first line names the column {twice!r} twice: which one is meant?")
     if file is None or caption is None:
         lacks = " and ".join(
             f"no column of {what} ({', '.join(names)})"
@@ -258,19 +267,29 @@ def _columns(header: list[str]) -> tuple[int | None, int | None]:
     return file, caption
 
 
+def _twice(header: list[str]) -> str | None:
+    """A column of files or captions that is there twice."""
+    chosen = [header[column] for column in _columns(header) if column is not None]
+    return next((name for name in chosen if header.count(name) > 1), None)
+
+
 def _json_lines(path: Path, text: str) -> Iterator[Row | Fault]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path.name}, line {number}"
         try:
-            entry = json.loads(line)
-        except ValueError as error:
+            pairs = json.loads(line, object_pairs_hook=tuple)
+        except (ValueError, RecursionError) as error:
             yield where, f"is not JSON: {error}"
             continue
-        if not isinstance(entry, dict):
-            yield where, f'must be an object, {{"file_name": ..., "text": ...}}, not a {type(entry).__name__}'
+        if not isinstance(pairs, tuple):
+            yield where, f'must be an object, {{"file_name": ..., "text": ...}}, not a {type(pairs).__name__}'
             continue
+        if twice := _twice([name for name, _ in pairs]):
+            yield where, f"has {twice!r} twice: which one is meant?"
+            continue
+        entry = dict(pairs)
         file, caption = _columns(list(entry))
         if file is None or caption is None:
             lacking = " and ".join(
@@ -283,5 +302,8 @@ def _json_lines(path: Path, text: str) -> Iterator[Row | Fault]:
         values = list(entry.values())
         if not isinstance(values[file], str) or not isinstance(values[caption], str):
             yield where, f"the file and the caption must be strings, not {values[file]!r} and {values[caption]!r}"
+            continue
+        if odd := re.search("[\0\ud800-\udfff]", values[file] + values[caption]):
+            yield where, f"has {odd[0]!r} in it, which is no character of a text"
             continue
         yield Row(where, values[file].strip(), values[caption].strip())

@@ -31,13 +31,15 @@ from typing import Any, Literal, TextIO
 import numpy as np
 
 from ..arguments import integer
-from ..saving import cache_dir, write_atomically
+from ..saving import cache_dir
 from .captions import Fault, captioned, class_of, composed, some
 from .held_out import validation_mask
+from .limits import keep, read_npz
 from .picture_file import Size, Unreadable, read_picture, stored_size
 
 DECODING = 1  # raise it if a change makes a file give other pixels, so that old caches are not used
 THREADS = min(16, os.cpu_count() or 1)  # each holds one picture in its full size
+VISITS = 100  # of one folder, by several links: folders full of links to each other have more ways than can be walked
 BLOCK = 1000  # pictures handed to the threads at a time
 
 
@@ -146,17 +148,19 @@ def folder(
     if not by_file and not skipped:
         raise ValueError(f"folder: there is no picture in {root}. There: {some(sorted(os.listdir(root))) or 'nothing'}")
 
-    keep = Path()
+    kept = Path()
     if cache:
         arguments = json.dumps([os.path.abspath(root), size, colour, backdrop])
-        keep = cache_dir("pictures") / f"{hashlib.blake2b(arguments.encode(), digest_size=12).hexdigest()}.npz"
+        kept = cache_dir("pictures") / f"{hashlib.blake2b(arguments.encode(), digest_size=12).hexdigest()}.npz"
     key = _key(root, list(by_file))
-    decoded = _load(keep, key, len(by_file)) if cache else None
+    decoded = _load(kept, key, len(by_file)) if cache else None
     if decoded is None:
         decoded = _decoded(root, list(by_file), size, colour, backdrop, stop, stream)
         # A failure of the disk, or of permissions, may be gone the next time.
         if cache and decoded.lasting:
-            _save(keep, key, decoded)
+            entries: dict[str, Any] = {"key": key, "faults": json.dumps(decoded.faults), "images": decoded.images}
+            # Not compressed: photographs hardly shrink, and it takes longer than to decode them again.
+            keep(kept, lambda file: np.savez(file, **entries), "the pictures are")
     if stop:
         _refuse(root, decoded.faults)  # of the cache, written by a run that skipped them
     bad = dict(decoded.faults)
@@ -220,26 +224,34 @@ def _walk(root: Path, skipped: list[Fault]) -> list[str]:
     """All files that are not hidden, as paths relative to the root with "/", sorted: no file system has its own order.
     A folder that cannot be read is a fault."""
     names: list[str] = []
-
-    def visit(directory: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> None:
+    visits: Counter[tuple[int, int]] = Counter()
+    waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]  # not yet read, with the folders around each
+    while waiting:
+        prefix, above = waiting.pop()
         try:
-            status = os.stat(directory)
+            status = os.stat(root / prefix)
             here = (status.st_dev, status.st_ino)
             if here in above:  # a link to a folder that it lies in
-                return
-            entries = list(os.scandir(directory))
+                continue
+            visits[here] += 1
+            if visits[here] > VISITS:
+                skipped.append((prefix, f"links lead to this folder in more than {VISITS} ways"))
+                continue
+            entries = list(os.scandir(root / prefix))
         except OSError as error:
             skipped.append((prefix, f"the folder cannot be read: {error.strerror}"))
-            return
+            continue
         for entry in entries:
             if entry.name.startswith(".") or entry.name == "__MACOSX":  # what macOS adds to a zip
                 continue
-            if entry.is_dir():
-                visit(Path(entry.path), f"{prefix}{entry.name}/", (*above, here))
+            try:
+                inside = entry.is_dir()
+            except OSError:  # a link to itself: reading it will say so
+                inside = False
+            if inside:
+                waiting.append((f"{prefix}{entry.name}/", (*above, here)))
             else:
                 names.append(prefix + entry.name)
-
-    visit(root, "", ())
     return sorted(names, key=composed)
 
 
@@ -361,22 +373,12 @@ def _key(root: Path, files: list[str]) -> str:
 def _load(path: Path, key: str, n: int) -> Decoded | None:
     """What is in the cache; None if there is nothing, or it is damaged, or of other files."""
     try:
-        # np.load leaves a damaged file open
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            if str(file["key"]) != key:
-                return None
-            faults = [(name, reason) for name, reason in json.loads(str(file["faults"]))]
-            images = file["images"]
+        if str(read_npz(path, {"key": None})["key"]) != key:
+            return None
+        found = read_npz(path, {"faults": None, "images": None})
+        faults = [(name, reason) for name, reason in json.loads(str(found["faults"]))]
+        images = found["images"]
     except Exception:  # files, zip, NumPy and json each have errors of their own; after any of them, decode again
         return None
     sound = images.dtype == np.uint8 and images.ndim == 4 and len(images) + len(faults) == n
     return Decoded(images, faults, True) if sound else None
-
-
-def _save(path: Path, key: str, decoded: Decoded) -> None:
-    entries: dict[str, Any] = {"key": key, "faults": json.dumps(decoded.faults), "images": decoded.images}
-    try:
-        # Not compressed: photographs hardly shrink, and it takes longer than to decode them again.
-        write_atomically(path, lambda file: np.savez(file, **entries))
-    except OSError as error:  # a read-only home is no reason to refuse the pictures
-        warnings.warn(f"the pictures are not cached in {path}: {error}", stacklevel=3)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import operator
 import os
-import warnings
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +20,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..saving import cache_dir, write_atomically
+from ..saving import cache_dir
+from .limits import keep, read_npz
 
 if TYPE_CHECKING:
     from matplotlib.path import Path as Outline
@@ -117,7 +117,8 @@ def glyphs(n: int, seed: int = 0, *, variety: str = "wide", cache: bool = True) 
     if images is None:
         images = _draw(labels, jitter)
         if cache:
-            _save(path, images)
+            # A read-only home is no reason to refuse the images: they take seconds to draw.
+            keep(path, lambda file: np.savez_compressed(file, images=images), "glyphs are")
     return Glyphs(images, labels, captions)
 
 
@@ -223,19 +224,10 @@ def _outlines(file: str) -> list[Outline]:
 def _load(path: Path, n: int) -> np.ndarray | None:
     """The images in the cache, or None if there are none or the file is damaged."""
     try:
-        # np.load leaves a damaged file open
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            images = file["images"]
+        images = read_npz(path, {"images": n * SIDE * SIDE})["images"]
     except Exception:  # files, zip, zlib and NumPy each have errors of their own; after any of them, draw again
         return None
     return images if images.shape == (n, SIDE, SIDE) and images.dtype == np.uint8 else None
-
-
-def _save(path: Path, images: np.ndarray) -> None:
-    try:
-        write_atomically(path, lambda file: np.savez_compressed(file, images=images))
-    except OSError as error:  # a read-only home is no reason to refuse the images: they take seconds to draw
-        warnings.warn(f"glyphs are not cached in {path}: {error}", stacklevel=3)
 
 
 def _natural(name: str, value: int) -> int:

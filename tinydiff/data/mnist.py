@@ -1,28 +1,37 @@
 """MNIST and Fashion-MNIST: 70,000 grey pictures of 28x28, from idx files on disk or from the network.
 
 Read from the top: `mnist` finds the two files of a split, `parse_idx` turns bytes into an array, and
-the rest fetches a file from the first mirror that has the right bytes.
+the rest fetches a file from the first mirror that has the right bytes. Nothing here trusts a file or a mirror: what is
+read is bounded by what it says it has (and that by LIMIT), and a download in bytes and in time.
 """
 
 from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import logging
 import math
 import os
+import threading
+import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 
 from ..backend import Array, active, xp
-from ..saving import cache_dir, write_atomically
+from ..saving import cache_dir
+from .limits import check_size, keep, read_bytes
 
 log = logging.getLogger(__name__)
+
+LIMIT = 2**30  # bytes of an idx file of yours; the largest relative of MNIST, EMNIST by class, has 640 MB
+PUBLISHED = 2**26  # bytes of a file that is downloaded, packed or not; the largest has 47 MB
+PATIENCE, SLOWEST = 30, 20_000  # a mirror must answer within so many seconds, and then send so many bytes a second
 
 FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -56,8 +65,12 @@ class Source:
     md5_of: Literal["idx", "gz"]
 
     def digest(self, blob: bytes) -> str:
-        """The md5, to be compared with `md5[file]`, of a file's bytes."""
-        return hashlib.md5(gunzip(blob) if self.md5_of == "idx" else blob, usedforsecurity=False).hexdigest()
+        """The md5, to be compared with `md5[file]`, of a file's bytes. Errors: ValueError if they unpack to more than
+        any published file, or are damaged."""
+        found = hashlib.md5(b"" if self.md5_of == "idx" else blob, usedforsecurity=False)
+        if self.md5_of == "idx":
+            found.update(read_unpacked(unpacked(io.BytesIO(blob)), PUBLISHED))
+        return found.hexdigest()
 
 
 SOURCES = {
@@ -126,14 +139,14 @@ def mnist(
     mirrors = source.mirrors if mirrors is None else mirrors
     directory = root if root is not None else os.environ.get("TINYDIFF_DATA") or None
     if directory is None:
-        paths = [_download(file, name, source, mirrors) for file in FILES[split]]
+        image_path, label_path = (cache_dir(name) / f"{file}.gz" for file in FILES[split])
+        images = _parsed(image_path, io.BytesIO(_published(image_path, source, mirrors)), ndim=3)
+        labels = _parsed(label_path, io.BytesIO(_published(label_path, source, mirrors)), ndim=1)
     else:
-        paths = _find(
-            Path(directory), split, name, f"{source.title}: {'the directory' if root is not None else 'TINYDIFF_DATA'}"
-        )
-    image_path, label_path = paths
-    images, labels = read_idx(image_path, ndim=3), read_idx(label_path, ndim=1)
-    _refuse_other(label_path, FILES[split][1], source)
+        given_by = f"{source.title}: {'the directory' if root is not None else 'TINYDIFF_DATA'}"
+        image_path, label_path = _find(Path(directory), split, name, given_by)
+        images, labels = read_idx(image_path, ndim=3), read_idx(label_path, ndim=1)
+        _refuse_other(label_path, FILES[split][1], source)
     if images.shape[1:] != (28, 28):
         raise ValueError(f"{image_path}: expected images of shape (N, 28, 28), found {images.shape}")
     if len(images) != len(labels):
@@ -160,41 +173,65 @@ def to_float(images: Array, low: float = 0.0, high: float = 1.0) -> Array:
 
 
 def read_idx(path: str | os.PathLike[str], ndim: int) -> np.ndarray:
-    """The uint8 array of `ndim` axes in an idx file, gzipped or not. Raises ValueError if it is malformed."""
+    """The uint8 array of `ndim` axes in an idx file, gzipped or not. Raises ValueError if it is malformed, or has more
+    than LIMIT bytes."""
     try:
-        return parse_idx(gunzip(Path(path).read_bytes()), ndim)
+        check_size(path, LIMIT)
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)}: {error}") from error
+    with open(path, "rb") as file:
+        return _parsed(path, file, ndim)
+
+
+def _parsed(path: str | os.PathLike[str], file: BinaryIO, ndim: int) -> np.ndarray:
+    try:
+        return parse_idx(unpacked(file), ndim)
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)}: {error}") from error
 
 
-def parse_idx(data: bytes, ndim: int) -> np.ndarray:
-    """The array in the bytes of an idx file: 0, 0, type (8 is uint8), ndim, each size as a big-endian
-    32-bit integer, then the elements, last axis fastest."""
+def parse_idx(file: BinaryIO, ndim: int) -> np.ndarray:
+    """The array in an idx file: 0, 0, type (8 is uint8), ndim, each size as a big-endian 32-bit integer, then the
+    elements, last axis fastest."""
+    start = 4 + 4 * ndim
+    header = read_unpacked(file, start, more=True)
     magic = bytes([0, 0, 8, ndim])
-    if data[:4] != magic:
+    if header[:4] != magic:
         raise ValueError(
             f"expected the magic 0x{magic.hex()} of an idx file of uint8 with {ndim} axes, "
-            f"found {'0x' + data[:4].hex() if data else 'an empty file'}"
+            f"found {'0x' + header[:4].hex() if header else 'an empty file'}"
         )
-    start = 4 + 4 * ndim
-    if len(data) < start:
-        raise ValueError(f"truncated: expected a header of {start} bytes, found {len(data)} bytes")
-    shape = tuple(int(size) for size in np.frombuffer(data, ">u4", ndim, offset=4))
-    expected = start + math.prod(shape)
+    if len(header) < start:
+        raise ValueError(f"truncated: expected a header of {start} bytes, found {len(header)} bytes")
+    shape = tuple(int(size) for size in np.frombuffer(header, ">u4", ndim, offset=4))
+    expected = math.prod(shape)
+    if start + expected > LIMIT:
+        raise ValueError(f"a file of shape {shape} has {start + expected} bytes, more than the limit of {LIMIT}")
+    # A little more than it should have, to see its end, where the checksum is compared; a bomb is not unpacked further.
+    data = read_unpacked(file, expected + 2**16, more=True)
     if len(data) != expected:
         what = "truncated" if len(data) < expected else "too long"
-        raise ValueError(f"{what}: a file of shape {shape} has {expected} bytes, found {len(data)}")
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy()  # a copy can be written to
+        found = f"{'at least ' if len(data) == expected + 2**16 else ''}{start + len(data)}"
+        raise ValueError(f"{what}: a file of shape {shape} has {start + expected} bytes, found {found}")
+    return np.frombuffer(data, np.uint8).reshape(shape).copy()  # a copy can be written to
 
 
-def gunzip(blob: bytes) -> bytes:
-    """`blob` uncompressed, or itself if it is not gzip. The name is no guide: browsers unpack files and keep it."""
-    if blob[:2] != b"\x1f\x8b":
-        return blob
+def unpacked(file: BinaryIO) -> BinaryIO:
+    """The file unpacked if it is gzip, else itself. The name is no guide: browsers unpack files and keep it."""
+    packed = file.read(2) == b"\x1f\x8b"
+    file.seek(0)
+    return gzip.GzipFile(fileobj=file) if packed else file  # type: ignore[return-value]
+
+
+def read_unpacked(file: BinaryIO, most: int, more: bool = False) -> bytes:
+    """At most so many bytes. Errors: ValueError if there are `more`, unless that is all right, or they are damaged."""
     try:
-        return gzip.decompress(blob)
-    except (EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"truncated or damaged gzip file of {len(blob)} bytes: {error}") from error
+        data = file.read(most)
+        if more or not file.read(1):
+            return data
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"truncated or damaged gzip file: {error}") from error
+    raise ValueError(f"unpacks to more than {most} bytes")
 
 
 def _find(root: Path, split: str, name: str, given_by: str) -> list[Path]:
@@ -219,17 +256,23 @@ def _find(root: Path, split: str, name: str, given_by: str) -> list[Path]:
 
 def _refuse_other(path: Path, file: str, source: Source) -> None:
     """The two data sets have the same file names: reading one as the other must not go unnoticed."""
+    if path.stat().st_size > PUBLISHED:
+        return
     blob = path.read_bytes()
     for other in SOURCES.values():
-        if other is not source and other.digest(blob) == other.md5[file]:
+        if other is not source and not _damage(blob, file, other):
             raise ValueError(f"{path} is of {other.title}, but {source.title} was asked for")
 
 
-def _download(file: str, name: str, source: Source, mirrors: Sequence[str]) -> Path:
-    """The path of `file` in the cache; if it is not there, or damaged, from the first mirror that has it."""
-    path = cache_dir(name) / f"{file}.gz"
-    if path.is_file() and not _damage(path.read_bytes(), file, source):
-        return path
+def _published(path: Path, source: Source, mirrors: Sequence[str]) -> bytes:
+    """The bytes of a file from the cache; if it is not there, or damaged, from the first mirror that has it."""
+    file = path.name.removesuffix(".gz")
+    try:
+        blob = read_bytes(path, PUBLISHED)
+        if not _damage(blob, file, source):
+            return blob
+    except (OSError, ValueError):  # it is not there, or is none that was published
+        pass
     failures = []
     for mirror in mirrors:
         url = f"{mirror.rstrip('/')}/{file}.gz"
@@ -245,20 +288,49 @@ def _download(file: str, name: str, source: Source, mirrors: Sequence[str]) -> P
             f"Put the files {', '.join(ALL_FILES)} (with or without .gz) in a directory, and pass it to mnist, or as "
             "--data-dir to an example, or set TINYDIFF_DATA to it."
         )
-    write_atomically(path, lambda out: out.write(blob))
-    return path
+    keep(path, lambda out: out.write(blob), f"{file}.gz is")
+    return blob
 
 
 def _fetch(url: str) -> tuple[bytes, str]:
-    """The bytes at `url`, and the reason why they could not be read ("" if they could)."""
-    import http.client  # here, because these two take a fifth of the time that importing this package may take
-    import urllib.request
+    """The bytes at `url`, and the reason why they could not be read ("" if they could).
 
+    A thread reads, and this one waits. A timeout of a socket counts anew with every byte, and a mirror may send a byte
+    now and then, in the header too; so the time is limited here: PATIENCE seconds, and 1 / SLOWEST for each byte.
+    """
+    blob, failure, ended = bytearray(), "it was given up", threading.Event()
+
+    def read() -> None:
+        nonlocal failure
+        import http.client  # here, because these two take a fifth of the time that importing this package may take
+        import urllib.request
+
+        try:
+            with urllib.request.urlopen(url, timeout=PATIENCE) as response:
+                while len(blob) <= PUBLISHED and not ended.is_set() and (part := response.read1(2**16)):
+                    blob.extend(part)
+                if len(blob) > PUBLISHED:
+                    raise ValueError(f"it sends more than {PUBLISHED} bytes")
+                if getattr(response, "length", None):
+                    raise http.client.IncompleteRead(bytes(blob), response.length)
+            failure = ""
+        except Exception as error:  # URLError, timeouts, no URL, cut short; and what a strange reply makes them raise
+            failure = f"{type(error).__name__}: {error}"
+        ended.set()
+
+    start = said = time.monotonic()
+    threading.Thread(target=read, name=f"tinydiff: {url}", daemon=True).start()
     try:
-        with urllib.request.urlopen(url, timeout=30) as response:
-            return response.read(), ""
-    except (OSError, ValueError, http.client.HTTPException) as error:  # URLError, timeouts; no URL; cut short
-        return b"", f"{type(error).__name__}: {error}"
+        while not ended.is_set() and (left := start + PATIENCE + len(blob) / SLOWEST - time.monotonic()) > 0:
+            ended.wait(min(left, 1))
+            if time.monotonic() - said > PATIENCE:
+                said = time.monotonic()
+                log.warning("%s: %d bytes in %.0f s so far", url, len(blob), said - start)
+        if not ended.is_set():
+            return b"", f"too slow: it sent {len(blob)} bytes in {time.monotonic() - start:.0f} s"
+        return bytes(blob), failure
+    finally:
+        ended.set()  # the thread stops at its next byte, after Ctrl-C too
 
 
 def _damage(blob: bytes, file: str, source: Source) -> str:

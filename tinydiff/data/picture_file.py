@@ -8,11 +8,12 @@ it decodes and resizes, so several files are read at a time by as many threads.
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from .limits import check_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -90,9 +91,12 @@ def stored_size(path: Path) -> Size | None:
 def _open(path: Path) -> Image:
     from PIL import Image as pillow
 
-    os.stat(path)  # raises for a link to nothing
-    if not path.is_file():  # opening a named pipe would wait for ever
-        raise Unreadable("is not a file")
+    limit = pillow.MAX_IMAGE_PIXELS
+    try:
+        # A picture of that many pixels takes no more than this as it is: four channels of 16 bits.
+        check_size(path, 2**62 if limit is None else 8 * limit + 2**20)
+    except ValueError as error:
+        raise Unreadable(str(error), lasting=False) from None
     data = path.read_bytes()
     if not data:
         raise Unreadable("is empty (0 bytes)")
@@ -101,7 +105,6 @@ def _open(path: Path) -> Image:
     # From bytes, not from the path: Pillow 13 would map an uncompressed TIFF into memory, with rows of the wrong length
     # if its orientation is sideways.
     image = pillow.open(io.BytesIO(data), formats=[name for name in pillow.ID if name != "EPS"])
-    limit = pillow.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:  # Pillow itself only warns, up to twice the limit
         image.close()
         raise _too_large(f"{image.width}x{image.height} pixels")

@@ -14,6 +14,7 @@ sample is the same alone, in a batch, or in a microbatch. All return a Tensor of
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -120,12 +121,12 @@ def uniform(eps: float = 1e-5) -> Times:
 
     Errors: ValueError, when it draws, for eps outside (0, t_max).
     """
+    return functools.partial(_uniform, eps)  # and no function within this one, which could not be pickled
 
-    def times(n: int, t_max: float, rng: Rng, dtype: Any, sample_offset: int) -> Array:
-        least = number("eps", eps, f"(0, {t_max!r})")
-        return rng.uniform(n, dtype, sample_offset=sample_offset) * (t_max - least) + least
 
-    return times
+def _uniform(eps: float, n: int, t_max: float, rng: Rng, dtype: Any, sample_offset: int) -> Array:
+    least = number("eps", eps, f"(0, {t_max!r})")
+    return rng.uniform(n, dtype, sample_offset=sample_offset) * (t_max - least) + least
 
 
 def logit_normal(mean: float = 0.0, std: float = 1.0) -> Times:
@@ -134,11 +135,11 @@ def logit_normal(mean: float = 0.0, std: float = 1.0) -> Times:
     Source: Esser et al. 2024, "Scaling rectified flow transformers". Errors: ValueError unless std > 0.
     """
     mean, std = number("logit_normal: mean", mean), number("logit_normal: std", std, "(0, inf)")
+    return functools.partial(_logit_normal, mean, std)
 
-    def times(n: int, t_max: float, rng: Rng, dtype: Any, sample_offset: int) -> Array:
-        return ops.sigmoid(rng.normal(n, dtype, sample_offset=sample_offset) * std + mean) * t_max
 
-    return times
+def _logit_normal(mean: float, std: float, n: int, t_max: float, rng: Rng, dtype: Any, sample_offset: int) -> Array:
+    return ops.sigmoid(rng.normal(n, dtype, sample_offset=sample_offset) * std + mean) * t_max
 
 
 def log_normal(mean: float = -1.2, std: float = 1.2) -> Times:
@@ -148,11 +149,11 @@ def log_normal(mean: float = -1.2, std: float = 1.2) -> Times:
     Source: Karras et al. 2022, table 1. Errors: ValueError unless std > 0.
     """
     mean, std = number("log_normal: mean", mean), number("log_normal: std", std, "(0, inf)")
+    return functools.partial(_log_normal, mean, std)
 
-    def times(n: int, t_max: float, rng: Rng, dtype: Any, sample_offset: int) -> Array:
-        return xp.exp(rng.normal(n, dtype, sample_offset=sample_offset) * std + mean)
 
-    return times
+def _log_normal(mean: float, std: float, n: int, _t_max: float, rng: Rng, dtype: Any, sample_offset: int) -> Array:
+    return xp.exp(rng.normal(n, dtype, sample_offset=sample_offset) * std + mean)
 
 
 def noised(

@@ -41,8 +41,11 @@ and nearly straight:
 
 from __future__ import annotations
 
+import functools
+import importlib
 import inspect
 import math
+import sys
 from collections.abc import Callable
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
@@ -113,12 +116,34 @@ class Method:
 
     def __call__(self, **options: Any) -> Method:
         """The same method with other options, or another default of steps or timesteps."""
+        return Method(self.rule, **{**self._arguments(), **options})
+
+    def _arguments(self) -> dict[str, Any]:
         kept = {"steps": self.steps, "timesteps": self.timesteps, "evaluations": self.evaluations}
-        return Method(self.rule, **{**kept, **self.options, **options})
+        return {**kept, **self.options}
+
+    def __reduce__(self) -> Any:
+        """For pickle and copy: by the place of its rule, as a function is pickled. The decorator has put a Method
+        there."""
+        place = getattr(self.rule, "__module__", ""), getattr(self.rule, "__qualname__", "")
+        by_place = getattr(_at(*place), "rule", None) is self.rule
+        return _restored, (place if by_place else self.rule, self._arguments())
 
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
         return f"{self.name}({options})" if options else self.name
+
+
+def _at(module: str, name: str) -> Any:
+    """What has that name now; None if there is nothing."""
+    return functools.reduce(lambda x, part: getattr(x, part, None), name.split("."), sys.modules.get(module))
+
+
+def _restored(rule: Any, arguments: dict[str, Any]) -> Method:
+    if isinstance(rule, tuple):
+        importlib.import_module(rule[0])
+        rule = _at(*rule).rule
+    return Method(rule, **arguments)
 
 
 def _plain_number(x: Any) -> Any:

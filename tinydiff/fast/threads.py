@@ -14,10 +14,11 @@ import functools
 import os
 import sys
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import numpy
@@ -67,19 +68,41 @@ def _in_threads(
 ) -> Iterator[Result]:
     """The microbatches in threads. When this ends, also by an error or early, no thread is at work any more."""
 
-    def work(rows: slice) -> Result:
-        with working_on(rows, n, enabled):
-            return fn(rows)
+    left = deque(enumerate(parts))  # what nobody has begun
+    found: list[SimpleQueue] = [SimpleQueue() for _ in parts]  # (result, error) of each
+    ended: SimpleQueue = SimpleQueue()
 
-    with blas_threads(1):
-        waiting = deque(_pool(workers).submit(work, rows) for rows in parts)
+    def work() -> None:
         try:
-            while waiting:
-                yield waiting.popleft().result()  # not kept, or memory would grow with the batch
+            while left:
+                i, rows = left.popleft()
+                try:
+                    with working_on(rows, n, enabled):
+                        found[i].put((fn(rows), None))
+                except BaseException as error:
+                    found[i].put((None, error))
+        except IndexError:  # another thread has taken the last one
+            pass
         finally:
-            for future in waiting:
-                future.cancel()
-            wait(waiting)
+            ended.put(None)
+
+    at_work = 0
+    with blas_threads(1):
+        try:
+            for _ in range(workers):
+                _pool(workers).put(work)
+                at_work += 1
+            for each in found:
+                result, error = each.get()
+                if error is not None:
+                    raise error
+                yield result
+                del result  # not kept, or memory would grow with the batch
+        finally:
+            error = None  # it holds this frame, which holds it
+            left.clear()
+            for _ in range(at_work):
+                ended.get()
 
 
 def cores() -> int:
@@ -88,9 +111,22 @@ def cores() -> int:
 
 
 @functools.cache
-def _pool(workers: int) -> ThreadPoolExecutor:
-    """Threads that are kept: a new thread would start with memory of its own, none of it in the cache."""
-    return ThreadPoolExecutor(workers, "tinydiff-microbatches")
+def _pool(workers: int) -> SimpleQueue:
+    """Where to put work for so many threads. They are kept: a new thread would start with memory of its own, none of it
+    in the cache.
+
+    SimpleQueue is written in C, so Ctrl-C finds it done or not begun. A ThreadPoolExecutor it may leave with a lock
+    held, and then every later call waits for ever.
+    """
+    jobs: SimpleQueue = SimpleQueue()
+    for i in range(workers):
+        threading.Thread(target=_work_off, args=(jobs,), name=f"tinydiff-microbatches_{i}", daemon=True).start()
+    return jobs
+
+
+def _work_off(jobs: SimpleQueue) -> None:
+    while True:
+        jobs.get()()  # not in a variable, which would keep it until the next one comes
 
 
 _WORTH_A_THREAD = 2**21  # bytes of arrays: for fewer, waking a thread takes as long as the work
@@ -110,13 +146,30 @@ def at_once(work: Callable[[int], Result], parts: int) -> list[Result]:
     """[work(0), ..., work(parts - 1)], each in a thread, the first in this one. Errors come after all have ended."""
     if parts == 1:
         return [work(0)]
-    others = [_pool(parts).submit(work, i) for i in range(1, parts)]
+    results: list[Any] = [None] * parts
+    errors: list[BaseException] = []
+    ended: SimpleQueue = SimpleQueue()
+
+    def other(i: int) -> None:
+        try:
+            results[i] = work(i)
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            ended.put(None)
+
+    at_work = 0
     try:
-        first = work(0)
+        for i in range(1, parts):
+            _pool(parts).put(functools.partial(other, i))
+            at_work += 1
+        results[0] = work(0)
     finally:
-        for future in others:
-            future.exception()  # waits for it, in half the time that `wait` takes
-    return [first, *(future.result() for future in others)]
+        for _ in range(at_work):
+            ended.get()
+    if errors:
+        raise errors.pop()
+    return results
 
 
 @functools.cache
@@ -154,8 +207,16 @@ def _blas() -> Any:
     return None
 
 
-_limits: list[int] = []  # the counts of all blas_threads blocks that are active; the smallest holds for the process
-_limits_lock = threading.Lock()
+class _Limit:
+    """The count of an active blas_threads block, which alone refers to it: so the limit is gone when the block is, also
+    if Ctrl-C came between two lines."""
+
+    def __init__(self, count: int):
+        self.count = count
+
+
+_limits: list[weakref.ref[_Limit]] = []  # of all active blocks; the smallest count holds for the process
+_limits_lock = threading.RLock()  # a limit may be dropped by the very thread that holds it
 _unlimited = 0  # threads of the BLAS when no block is active
 
 
@@ -165,32 +226,48 @@ def blas_threads(count: int | None) -> Iterator[None]:
     """The number belongs to the whole process: if several blocks are active, nested or in other threads, the smallest
     number holds."""
     count = None if count is None else integer("blas_threads: count", count)  # a plain int, as ctypes wants it
-    blas = None if count is None else _blas()
-    if blas is None or count is None:
+    if count is None or _blas() is None:
         yield
         return
-    get, set_to = blas
-
-    def change(add: bool) -> None:
-        global _unlimited
-        with _limits_lock:
-            if not _limits:
-                _unlimited = get()
-            (_limits.append if add else _limits.remove)(count)
-            set_to(min([_unlimited, *_limits]))
-
-    change(add=True)
+    limit = _Limit(count)
+    active = weakref.ref(limit, _end)
     try:
+        _begin(active)
         yield
     finally:
-        change(add=False)
+        _end(active)
+        del active  # before `limit`: it is not called once more
+
+
+def _begin(limit: weakref.ref[_Limit]) -> None:
+    global _unlimited
+    with _limits_lock:
+        if not _limits:
+            _unlimited = _blas()[0]()
+        _limits.append(limit)
+        _set_blas(_limits)
+
+
+def _end(limit: weakref.ref[_Limit]) -> None:
+    with _limits_lock:
+        others = [other for other in _limits if other is not limit]
+        if len(others) < len(_limits):
+            _set_blas(
+                others
+            )  # before it is forgotten: if Ctrl-C comes between, it is done again when the limit is dropped
+            _limits[:] = others
+
+
+def _set_blas(limits: list[weakref.ref[_Limit]]) -> None:
+    active = [limit.count for ref in limits if (limit := ref()) is not None]
+    _blas()[1](min([_unlimited, *active]))
 
 
 def _after_fork() -> None:
     """A child has none of its parent's threads: none of the blocks they were in, and nobody who would free the lock."""
     global _limits_lock
     _pool.cache_clear()
-    _limits_lock = threading.Lock()
+    _limits_lock = threading.RLock()
     if _limits and (blas := _blas()):
         blas[1](_unlimited)
     _limits.clear()
