@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import threading
 
 import numpy as np
@@ -207,7 +208,7 @@ def test_what_cannot_be_saved_is_found_before_the_first_step_and_the_older_run_s
         raise PermissionError(13, "Permission denied", str(tmp_path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(saving.tempfile, "mkstemp", denied)
+        patch.setattr(tempfile, "mkstemp", denied)
         refused(PermissionError)
     replace = os.replace
     for nth in range(1, 5):  # of the checkpoint, the two that make room, and the new one
