@@ -74,8 +74,8 @@ def main() -> int:
             sys.exit(f"the training in {args.out} was not finished: --resume goes on, or choose another --out")
         if args.judge:
             common.trained_judge(args)  # there is one: else the program ends now, and not after the training
-        if not trained(args, path):
-            return 130  # as a shell reports an interrupted program
+        if code := trained(args, path):
+            return code  # 130: Ctrl-C, 143: SIGTERM, 74: not saved
     else:
         refuse_options(args, path)
     space, denoiser, tokenizer, ema = load(path, args)
@@ -155,7 +155,7 @@ def autoencoder(images, args):
         log_every=100,
         save_every=500,
     )
-    if not state.finished:
+    if state.exit_code:
         return None
     space = common.new_space(net, made_as)
     space.measure(images)
@@ -170,7 +170,7 @@ def autoencoder(images, args):
 
 
 def trained(args, path):
-    """Train, and leave the model. Was it finished?"""
+    """Train, and leave the model. The exit code: 0 if it was finished."""
     images, captions, held, _ = captioned(args)
     tokenizer = Tokenizer.fit(captions)
     check_prompts(tokenizer, args)  # now, and not after the training
@@ -238,7 +238,7 @@ def trained(args, path):
         settings = {name: getattr(args, name) for name in SETTINGS} | {"space": space.fingerprint()}
         saving.save(path, {"model": denoiser.state_dict(), "ema": ema.state_dict(), "settings": settings})
         print(f"validation loss {state.records[-1]['validation']:.4g}", file=sys.stderr)
-    return state.finished
+    return state.exit_code
 
 
 def loss_of(denoiser, z0, tokens, rng, sample_offset):

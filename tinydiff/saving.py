@@ -192,6 +192,21 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def not_finite(state: Any, path: str = "") -> list[tuple[str, str]]:
+    """The names of the arrays of a state that hold a NaN or an Inf, and which of both: ("weight", "NaN")."""
+    if isinstance(state, Mapping):
+        return [flaw for key, part in state.items() for flaw in not_finite(part, f"{path}/{key}" if path else key)]
+    if isinstance(state, (list, tuple)):
+        return [flaw for i, part in enumerate(state) for flaw in not_finite(part, f"{path}/{i}")]
+    array = array_of(state)
+    if not isinstance(array, np.ndarray) and not backend.active().is_array(array):
+        return []
+    array = backend.to_host(array)
+    if array.dtype.kind not in "fc" or np.isfinite(array).all():
+        return []
+    return [(path, "NaN" if np.isnan(array).any() else "Inf")]
+
+
 def _split(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
     """The value with each array replaced by {ARRAY: its path}; the arrays go into `arrays`."""
     if isinstance(value, Mapping):
