@@ -106,8 +106,8 @@ def refuse_options(args, path):
 
 
 def autoencoder(images, args):
-    """The latent space of --autoencoder, or of this run, which is trained if it is not there; None if the training was
-    interrupted. images: bytes (n, H, W, C)."""
+    """The latent space of --autoencoder, or of this run, which is trained if it is not there; if that is interrupted,
+    the program ends. images: bytes (n, H, W, C)."""
     path = args.autoencoder or args.out / "latent_space.npz"
     if args.autoencoder:
         refuse_options(args, path)
@@ -156,7 +156,7 @@ def autoencoder(images, args):
         save_every=500,
     )
     if state.exit_code:
-        return None
+        sys.exit(state.exit_code)  # 130: Ctrl-C, 143: SIGTERM, 74: not saved
     space = common.new_space(net, made_as)
     space.measure(images)
     common.keep_space(space, path, made_as)
@@ -177,8 +177,6 @@ def trained(args, path):
     args.shape, args.preview = list(images.shape[1:]), some_of(captions)
     args.channels = args.channels or [96]
     space = autoencoder(images[~held], args)
-    if space is None:
-        return False
     args.latents = list(space.shape)
     check_shape(args.shape, args.channels, args.shape[0] // args.latents[0])
     if args.raw:
