@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from test_training import N, Task, X, Y, log_of
 
-from tinydiff import Rng, backend, nn, ops, saving, tensor, training_files
+from tinydiff import Rng, nn, ops, saving, tensor, training_files
 from tinydiff.files import InUse
 from tinydiff.optim import SGD, Adam
 from tinydiff.training import CannotResume, train
@@ -70,7 +70,7 @@ def test_a_finite_loss_with_a_gradient_of_nan_never_touches_the_weights(each_bac
 
 def test_what_was_learned_before_a_loss_of_nan_is_saved(each_backend, tmp_path):
     task = poisoned(Task(tmp_path), 7, 8)
-    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 7 \(epoch 2\): multiply made NaN"):
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 7 \(epoch 2\): multiply passed on NaN"):
         task.train()
     assert checkpoint(tmp_path)["run"]["step"] == 7
     assert len(log_of(tmp_path)) == 2
@@ -82,7 +82,7 @@ def test_a_step_that_is_skipped_leaves_everything_as_it_was_and_counts(each_back
     task = poisoned(Task(tmp_path), 4, 5)  # step 4, and the look at it
     run = task.train(nonfinite="skip")
     assert run.finished and run.step == 12 and task.optimizer.counts == [11, 11]
-    assert "the loss is nan at step 4 (epoch 1): multiply made NaN" in task.stream.getvalue()
+    assert "the loss is nan at step 4 (epoch 1): multiply passed on NaN" in task.stream.getvalue()
     assert "This step is skipped" in task.stream.getvalue()
     assert [record.get("skipped", 0) for record in log_of(tmp_path)] == [0, 4, 0, 0]
     assert [record["images"] for record in log_of(tmp_path)] == [10, 6, 10, 10]
@@ -106,15 +106,15 @@ def test_a_run_that_skips_resumes_as_if_nothing_had_happened(tmp_path):
     """Also from the middle of an epoch in which a step was skipped."""
     whole = poisoned(Task(tmp_path / "whole"), 4, 5)
     whole.train(nonfinite="skip")
-    first = poisoned(Task(tmp_path / "parts", lambda calls: calls == 6 and signal.raise_signal(signal.SIGINT)), 4, 5)
-    assert first.train(nonfinite="skip").step == 6 - 1 + 1 - 0 or True
+    first = poisoned(Task(tmp_path / "parts", lambda calls: calls == 5 and signal.raise_signal(signal.SIGINT)), 4, 5)
+    assert first.train(nonfinite="skip").step == 5
     state = checkpoint(tmp_path / "parts")["run"]
     second = Task(tmp_path / "parts")
     assert second.train(resume=True, nonfinite="skip").finished
     assert whole.weights().tobytes() == second.weights().tobytes()
     strip = lambda records: [{k: v for k, v in r.items() if k != "seconds"} for r in records]  # noqa: E731
     assert strip(log_of(tmp_path / "parts")) == strip(log_of(tmp_path / "whole"))
-    assert state["step"] in (5, 6)
+    assert (state["step"], state["images"], state["skipped"]) == (5, 4, 4)
 
 
 def test_after_a_stated_number_of_such_steps_it_gives_up(tmp_path):
@@ -154,7 +154,7 @@ def test_rolling_back_goes_on_from_the_last_good_weights(each_backend, tmp_path)
 def test_weights_that_an_update_made_infinite_are_not_saved(tmp_path):
     """A finite gradient, and a learning rate that is too large; after the last step nobody looks at a loss."""
     task = Task(tmp_path, optimizer=SGD, ema=False)
-    schedule = lambda step: 1.0 if step < 11 else 1e39  # noqa: E731
+    schedule = lambda step: 1.0 if step < 11 else 1e40  # noqa: E731
     with pytest.raises(FloatingPointError, match="step 12 is not saved, because model/weight has (Inf|NaN)"):
         task.train(schedule=schedule, schedule_by="step")
     assert checkpoint(tmp_path)["run"]["step"] == 9 and not checkpoint(tmp_path)["run"]["finished"]
@@ -169,8 +169,8 @@ class Stateful(nn.Module):
         self.end = nn.Linear(4, 1, rng=Rng(3))
 
     def forward(self, x):
-        y = self.norm(ops.reshape(self.layer(x), (len(x), 1, 1, 4)))
-        return self.end(self.drop(ops.reshape(y, (len(x), 4))))
+        y = self.norm(self.layer(x).reshape(len(x), 1, 1, 4))
+        return self.end(self.drop(y.reshape(len(x), 4)))
 
 
 def test_statistics_and_masks_are_those_before_the_step_that_failed(each_backend, tmp_path):
@@ -190,11 +190,10 @@ def test_statistics_and_masks_are_those_before_the_step_that_failed(each_backend
     assert len(seen) == 10 + 2 and len(set(repeated)) >= 2, "the look at a batch drew what the batch drew"
 
 
-def test_looking_late_waits_for_nothing_and_still_saves_nothing_spoiled(tmp_path):
-    before, task = backend.syncs, poisoned(Task(tmp_path), 4)
+def test_looking_late_still_saves_nothing_spoiled(tmp_path):
+    task = poisoned(Task(tmp_path), 4)
     with pytest.raises(FloatingPointError, match=r"the loss is nan at step 4 \(epoch 1\).*detect_anomaly"):
         task.train(nonfinite="late")
-    assert backend.syncs - before < 12
     assert checkpoint(tmp_path)["run"]["step"] == 3 and not saving.not_finite(checkpoint(tmp_path))
 
 
@@ -261,7 +260,8 @@ net, x = nn.Linear(4, 4, rng=0), np.ones((32, 4), 'f4')
 def loss(b, *, rng, sample_offset):
     {inside}
     return ops.mean(ops.square(net(Tensor(b))))
-run = train(net, loss, (x,), Adam(net.parameters()), epochs=10**5, batch_size=4, out={out!r}, save_every=10**9, {options})
+run = train(net, loss, (x,), Adam(net.parameters()), epochs=10**5, batch_size=4, out={out!r},
+            save_every=10**9, {options})
 sys.exit(run.exit_code)
 """
 
@@ -367,14 +367,17 @@ def test_two_runs_in_one_directory_are_refused(tmp_path):
 
 def full(monkeypatch, when):
     """From now on the disk is full while when() is true."""
-    for name, module in (("save", saving), ("append_line", training_files)):
 
-        def write(path, *args, real=getattr(module, name), **options):
+    def failing(real):
+        def write(path, *args, **options):
             if when():
                 raise OSError(errno.ENOSPC, "No space left on device", str(path))
             return real(path, *args, **options)
 
-        monkeypatch.setattr(module, name, write)
+        return write
+
+    monkeypatch.setattr(saving, "save", failing(saving.save))
+    monkeypatch.setattr(training_files, "append_line", failing(training_files.append_line))
 
 
 def test_a_full_disk_is_said_once_and_everything_is_written_later(tmp_path, monkeypatch):
@@ -402,7 +405,7 @@ def test_what_could_not_be_written_is_tried_again_after_a_minute(tmp_path, monke
     now = [0.0]
     monkeypatch.setattr(training_files.time, "monotonic", lambda: now[0])
     task = Task(tmp_path)
-    task.at = lambda calls: (now.__setitem__(0, 25.0 * calls), calls == 8 and look())
+    task.at = lambda calls: (now.__setitem__(0, 25.0 * calls), calls == 7 and look())
     seen = []
     look = lambda: seen.append(checkpoint(tmp_path)["run"]["step"])  # noqa: E731
     full(monkeypatch, lambda: 2 <= task.calls < 6)
