@@ -74,12 +74,15 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The saved state, with NumPy arrays in place of arrays and Tensors. Errors: ValueError, which names the file, if
-    it is truncated, damaged, or was not written by `save`; FileNotFoundError, or what else `open` raises."""
+    it is truncated, damaged, or was not written by `save`; MemoryError if a good one is too large for the memory;
+    FileNotFoundError, or what else `open` raises."""
     name = os.fspath(path)
     with open(name, "rb") as file:
         try:
             return _read(file)
-        # A damaged file makes zipfile, zlib, struct, NumPy and json raise what they like, MemoryError too.
+        except MemoryError as error:  # no array is larger than the file
+            raise MemoryError(f"there is not enough memory to read {name!r}") from error
+        # A damaged file makes zipfile, struct, NumPy and json raise what they like.
         except Exception as error:
             why = str(error) if isinstance(error, ValueError) else repr(error)
             raise ValueError(f"{name!r} is no checkpoint of tinydiff, or it is damaged: {why}") from error
@@ -155,7 +158,10 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
         length = int.from_bytes(entry.read(2 if version == b"\1\0" else 4), "little")
         if length > 2**16:
             raise ValueError(f"its entry {info.filename!r} has a header of {length} bytes")
-        header = ast.literal_eval(entry.read(length).decode("utf8" if version == b"\3\0" else "latin1"))
+        try:
+            header = ast.literal_eval(entry.read(length).decode("utf8" if version == b"\3\0" else "latin1"))
+        except (MemoryError, RecursionError) as error:  # brackets in brackets
+            raise ValueError(f"the header of its entry {info.filename!r} is nested too deep") from error
         if set(header) != {"descr", "fortran_order", "shape"} or not isinstance(header["fortran_order"], bool):
             raise ValueError(f"the header of its entry {info.filename!r} is {header!r:.200}")
         dtype, shape = np.lib.format.descr_to_dtype(header["descr"]), header["shape"]

@@ -27,6 +27,7 @@ from .rng import Rng
 
 Record = dict[str, Any]
 SAVED = ("step", "records", "finished", "seconds", "loss_sum", "images", "skipped")  # of a TrainState
+LINKING = ".linking.part"  # the end of a second name that is not finished
 TRY_AGAIN_AFTER = 60.0  # seconds, if a file could not be written
 
 
@@ -87,6 +88,8 @@ class Files:
             raise NotADirectoryError(f"train: out must be a directory, but {self.out} is a file")
         self.out.mkdir(parents=True, exist_ok=True)
         with one_at_a_time(self.out / "run.lock", f"the directory {self.out}"):
+            for litter in self.out.glob(f"*{LINKING}"):  # of a run that was killed: now nobody else is here
+                litter.unlink(missing_ok=True)
             yield
 
     def start(self) -> TrainState:
@@ -169,7 +172,7 @@ class Files:
         """Inside, something is written. If that fails, it is said once, and noted."""
         try:
             yield
-        except OSError as error:
+        except (OSError, MemoryError) as error:  # a checkpoint needs a copy of everything
             if not self.troubles:
                 self.say(f"WARNING: {name} cannot be written: {error}. The training goes on, and tries again")
             self.troubles[name] = str(error)
@@ -349,7 +352,7 @@ def _line(record: Record) -> str:
 
 def _link(source: Path, target: Path) -> None:
     """Give a file a second name. The file behind the first one is never written again, only replaced."""
-    temporary = target.with_name(f"{target.name}.linking.part")
+    temporary = target.with_name(target.name + LINKING)
     temporary.unlink(missing_ok=True)
     try:
         os.link(source, temporary)
@@ -358,6 +361,7 @@ def _link(source: Path, target: Path) -> None:
             raise
         shutil.copyfile(source, temporary)  # a file system without such names
     os.replace(temporary, target)
+    temporary.unlink(missing_ok=True)  # it stays if the target was this very file
 
 
 class Sources:
