@@ -385,7 +385,7 @@ def test_a_checkpoint_of_the_first_version_loads(tmp_path: Path) -> None:
         ("[" * 100_000 + "]" * 100_000, [], "RecursionError"),
         ('{"a": ' * 50_000 + "1" + "}" * 50_000, [], "RecursionError"),
         ('{"a": 1' + "0" * 5000 + "}", [], ""),
-        ("[" + "{}," * 2**22 + "0]", [], "which is too much"),
+        ("[" + "{}," * 2**20 + "0]", [], "which is too much"),
         ("nonsense", [], ""),
     ],
     ids=lambda value: str(value)[:30] if isinstance(value, str) else "",
@@ -445,7 +445,7 @@ def test_an_interrupt_inside_the_zip_is_that_interrupt(tmp_path: Path, monkeypat
 
 
 def test_what_load_would_refuse_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saving, "MOST_OBJECTS", 1000)
+    monkeypatch.setattr(saving, "MOST_VALUES", 1000)
     with pytest.raises(ValueError, match="too much"):
         saving.save(tmp_path / "run.npz", {"a": list(range(1001))})
     with pytest.raises(TypeError, match="'a' cannot be an array of .*whose elements have no bytes"):
@@ -509,3 +509,10 @@ def test_weights_are_arrays_in_a_file_of_a_known_kind(tmp_path: Path, monkeypatc
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
     with pytest.raises(ImportError, match=r"pip install 'tinydiff\[weights\]'"):
         saving.save_weights(tmp_path / "w.safetensors", {"a": np.ones(1)})
+
+
+def test_a_log_of_a_million_steps_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "MOST_VALUES", 2**10)  # so that it need not be a million
+    record = {"epoch": 12, "step": 12345, "loss": 0.12345678, "lr": 1e-3, "images": 128, "seconds": 123.4}
+    saving.save(tmp_path / "run.npz", {"records": [record] * 5000})
+    assert saving.load(tmp_path / "run.npz")["records"] == [record] * 5000
