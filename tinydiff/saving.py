@@ -183,8 +183,8 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
 
 
 def _text(array: np.ndarray) -> bytes:
-    """The structure as JSON. Errors: ValueError if it would become very many objects for its length, each of which takes
-    some 100 bytes of memory. A record of a log has one value in seven bytes; "[[],[],[]" has one in three."""
+    """The structure as JSON. Errors: ValueError if it would become very many objects for its length, of some 100 bytes
+    of memory each. A record of a log has one value in seven bytes; "[[],[],[]" has one in three."""
     text = array.tobytes()
     values = sum(text.count(c) for c in (b",", b":", b"{", b"["))
     if len(text) > MOST_TEXT or values > max(MOST_VALUES, len(text) // 5):
