@@ -186,8 +186,8 @@ def test_statistics_and_masks_are_those_before_the_step_that_failed(each_backend
     run = train(model, loss, (data, Y), optimizer, epochs=2, batch_size=2, nonfinite="skip", stream=io.StringIO(),
                 out=tmp_path)  # fmt: skip
     assert run.finished and optimizer.counts == [8] * 6 and not saving.not_finite(model.state_dict())
-    repeated = [step for step in seen if seen.count(step) > 1]
-    assert len(seen) == 10 + 2 and len(set(repeated)) >= 2, "the look at a batch drew what the batch drew"
+    # Eight steps drew a mask each; the two others, and the looks at them, began where the next step began.
+    assert len(seen) == 10 + 2 and max(seen) <= 8 and sum(seen.count(step) - 1 for step in set(seen)) >= 3
 
 
 def test_looking_late_still_saves_nothing_spoiled(tmp_path):
