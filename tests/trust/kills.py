@@ -78,7 +78,10 @@ def main() -> int:
         process = os.fork()
         if process == 0:
             os.close(read)
-            child(out, epochs, rng.randrange(1, 8000) if by_line else 0, write)
+            try:
+                child(out, epochs, rng.randrange(1, 8000) if by_line else 0, write)
+            finally:
+                os._exit(1)  # a signal that came before the training began
         os.close(write)
         if not by_line:
             time.sleep(rng.uniform(0.02, 0.2) if number == signal.SIGKILL else rng.uniform(0.06, 0.2))
