@@ -25,7 +25,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import common
+import harness
 import numpy as np
 
 from tinydiff import saving
@@ -77,12 +77,12 @@ def same(a: Any, b: Any) -> bool:
 
 
 def main() -> int:
-    args = common.arguments(__doc__, 240, 9000, "files")
+    args = harness.arguments(__doc__, 240, 9000, "files")
     rng, warned = random.Random(args.seed), warnings.simplefilter("ignore")
     assert warned is None
     resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, resource.getrlimit(resource.RLIMIT_AS)[1]))
     out = Path(tempfile.mkdtemp(prefix="checkpoints-"))
-    common.Task(16).train(2, out)
+    harness.Task(16).train(2, out)
     path = out / "checkpoint.npz"
     sealed, state = path.read_bytes(), saving.load(path)
     buffer = io.BytesIO()
@@ -114,7 +114,7 @@ def main() -> int:
         if end == "loaded as another state":
             if kind != "of a stranger":
                 failures.append(f"{i}, {kind}: loaded as another state")
-            task = common.Task(16)
+            task = harness.Task(16)
             weights = task.weights()
             try:
                 task.train(3, out, resume=True)
@@ -134,7 +134,9 @@ def main() -> int:
     for end, count in sorted(counts.items()):
         print(f"  {end:60} {count}")
     shutil.rmtree(out)
-    return common.report(args, files=args.count, most_memory_in_sizes_of_the_file=f"{most:.1f}", failures=len(failures))
+    return harness.report(
+        args, files=args.count, most_memory_in_sizes_of_the_file=f"{most:.1f}", failures=len(failures)
+    )
 
 
 if __name__ == "__main__":

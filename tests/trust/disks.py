@@ -25,18 +25,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import common
+import harness
 
 from tinydiff import saving
 
 
 def main() -> int:
-    args = common.arguments(__doc__, 10, 300, "disks")
+    args = harness.arguments(__doc__, 10, 300, "disks")
     rng = random.Random(args.seed)
     top = Path(tempfile.mkdtemp(prefix="disks-"))
-    whole = common.Task(500)
+    whole = harness.Task(500)
     losses = [record["loss"] for record in whole.train(6).records]
-    common.Task(500).train(1, top / "measured")
+    harness.Task(500).train(1, top / "measured")
     size = (top / "measured" / "checkpoint.npz").stat().st_size
     real = (
         os.geteuid() == 0 and not subprocess.run(["mount", "-t", "tmpfs", "tmpfs", top], capture_output=True).returncode
@@ -63,7 +63,7 @@ def main() -> int:
         print(f"  {end:60} {count}")
     shutil.rmtree(top, ignore_errors=True)
     how = "file systems of their own" if real else "the limit on the size of a file"
-    return common.report(args, disks=args.count, made_with=how, failures=len(failures))
+    return harness.report(args, disks=args.count, made_with=how, failures=len(failures))
 
 
 def one(out: Path, rng: random.Random, real: bool, size: int, weights: bytes, losses: list[float],
@@ -86,7 +86,7 @@ def one(out: Path, rng: random.Random, real: bool, size: int, weights: bytes, lo
         except (OSError, ValueError) as error:
             failures.append(f"{i}: in the middle: {error}")
 
-    task, stream = common.Task(500), io.StringIO()
+    task, stream = harness.Task(500), io.StringIO()
     try:
         run = task.train(6, out, log_every=1, save_every=1, on_record=disturb, keep=rng.choice([1, 1, 3]),
                          stream=stream)  # fmt: skip

@@ -23,7 +23,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import common
+import harness
 
 from tinydiff import files, saving, training_files
 
@@ -48,7 +48,7 @@ def kill_at_line(n: int) -> None:
 
 def child(out: Path, epochs: int, line: int, report: int) -> None:
     """Go on with the run, and report every step that is saved."""
-    task = common.Task()
+    task = harness.Task()
     resume = (out / "checkpoint.npz").exists()
     if line:
         kill_at_line(line)
@@ -64,13 +64,13 @@ def child(out: Path, epochs: int, line: int, report: int) -> None:
 
 
 def main() -> int:
-    args = common.arguments(__doc__, 24, 400, "kills")
+    args = harness.arguments(__doc__, 24, 400, "kills")
     rng = random.Random(args.seed)
     out = Path(tempfile.mkdtemp(prefix="kills-"))
     epochs = 20 * args.count  # so many that no child comes to the end before it is killed
     step, failures, ends, steps = 0, [], Counter[str](), Counter[str]()
     for i in range(args.count):
-        if (step + 1) // common.STEPS_PER_EPOCH >= epochs:
+        if (step + 1) // harness.STEPS_PER_EPOCH >= epochs:
             break
         by_line = i % 2 == 0
         number = signal.SIGKILL if by_line or rng.random() > 1 / 3 else rng.choice([signal.SIGTERM, signal.SIGINT])
@@ -105,10 +105,10 @@ def main() -> int:
             failures.append(f"{i}: step {now} after {max([step, *said])}")
         steps["forward" if now > step else "none"] += 1
         step = now
-    last = common.Task()
-    epochs_done = -(-max(step, 1) // common.STEPS_PER_EPOCH)
+    last = harness.Task()
+    epochs_done = -(-max(step, 1) // harness.STEPS_PER_EPOCH)
     last.train(epochs_done, out, resume=(out / "checkpoint.npz").exists(), keep=2, keep_best=True)
-    same = common.Task()
+    same = harness.Task()
     records = same.train(epochs_done).records
     if last.weights() != same.weights():
         failures.append("the weights are others than without the kills")
@@ -122,7 +122,7 @@ def main() -> int:
     print(*failures, sep="\n", end="\n" if failures else "")
     for end, count in sorted(ends.items()):
         print(f"  {end:42} {count}")
-    status = common.report(args, kills=sum(ends.values()), kills_after_which_it_had_come_further=steps["forward"],
+    status = harness.report(args, kills=sum(ends.values()), kills_after_which_it_had_come_further=steps["forward"],
                            steps_done=step, failures=len(failures))  # fmt: skip
     if not failures:
         shutil.rmtree(out)

@@ -21,7 +21,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import common
+import harness
 import numpy as np
 
 from tinydiff import Rng, nn, ops, saving
@@ -83,7 +83,7 @@ def child(out: str, limit: int, report: int) -> None:
 
 
 def main() -> int:
-    args = common.arguments(__doc__, 5, 100, "limits")
+    args = harness.arguments(__doc__, 5, 100, "limits")
     rng, counts, failures = random.Random(args.seed), Counter[str](), []
     for i in range(args.count):
         limit = rng.randrange(2, 60)
@@ -107,7 +107,7 @@ def main() -> int:
     print(*failures, sep="\n", end="\n" if failures else "")
     for end, count in sorted(counts.items()):
         print(f"  {end:60} {count}")
-    return common.report(args, limits=args.count, failures=len(failures))
+    return harness.report(args, limits=args.count, failures=len(failures))
 
 
 if __name__ == "__main__":
