@@ -75,8 +75,8 @@ def main() -> int:
         on_record=pictures,
         reference=reference,
     )
-    if not state.finished:
-        return 130  # as a shell reports an interrupted program
+    if state.exit_code:
+        return state.exit_code  # 130: Ctrl-C, 143: SIGTERM, 74: not saved
     with ema.applied():
         draw_samples(model, sde, args, args.steps)
     return 0

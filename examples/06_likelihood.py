@@ -81,8 +81,8 @@ def main() -> int:
             save_every=500,
             on_record=pictures,
         )
-        if not state.finished:
-            return 130  # as a shell reports an interrupted program
+        if state.exit_code:
+            return state.exit_code  # 130: Ctrl-C, 143: SIGTERM, 74: not saved
     with ema.applied():
         draw_samples(model, sde, args)
         measure(model, sde, images, test[: args.bits], args)

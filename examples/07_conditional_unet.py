@@ -97,8 +97,8 @@ def main() -> int:
             on_record=pictures,
             reference=reference,
         )
-        if not state.finished:
-            return 130  # as a shell reports an interrupted program
+        if state.exit_code:
+            return state.exit_code  # 130: Ctrl-C, 143: SIGTERM, 74: not saved
     with ema.applied():
         draw_cosines(model, args)
         draw_samples(model, sde, args, args.steps, each=10)

@@ -35,8 +35,8 @@ def main() -> int:
     args = arguments()
     judge, images, labels, path = common.new_judge(args)
     if args.again or not common.load_judge(judge, path, args):
-        if not trained(judge, images, labels, args):
-            return 130  # as a shell reports an interrupted program
+        if code := trained(judge, images, labels, args):
+            return code  # 130: Ctrl-C, 143: SIGTERM, 74: not saved
         keep(judge, path)
     images, labels = common.pictures_for_judge(args, "test")
     images = data.to_float(images, -1, 1)
@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def trained(judge, images, labels, args):
-    """Train the judge. Was it finished?"""
+    """Train the judge. The exit code: 0 if it was finished."""
     most = 2 if args.data == "mnist" else 0  # a place is an attribute of the others, so all stays where it is
     print(f"training a judge for {args.data}: {judge.count():,} parameters, {len(images):,} pictures", file=sys.stderr)
 
@@ -77,7 +77,7 @@ def trained(judge, images, labels, args):
         schedule_by="step",
         seed=args.seed,
     )
-    return state.finished
+    return state.exit_code
 
 
 def keep(judge, path):

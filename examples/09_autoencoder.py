@@ -49,8 +49,8 @@ def main() -> int:
         args.shape = list(images.shape[1:])
         net = common.new_autoencoder(args)
         print(f"{net.count():,} parameters, {len(images):,} images; pictures go to {args.out}", file=sys.stderr)
-        if not trained(net, images, args):
-            return 130  # as a shell reports an interrupted program
+        if code := trained(net, images, args):
+            return code  # 130: Ctrl-C, 143: SIGTERM, 74: not saved
         space = common.new_space(net, args)
         space.measure(images)
         common.keep_space(space, args.out / "latent_space.npz", args)
@@ -85,7 +85,7 @@ def judge_of(args):
 
 
 def trained(net, images, args):
-    """Train. Was it finished?"""
+    """Train. The exit code: 0 if it was finished."""
     steps = args.epochs * -(-len(images) // args.batch_size)
     features = judge_of(args).activations if args.perceptual else None
 
@@ -121,7 +121,7 @@ def trained(net, images, args):
         log_every=None if tutorials else max(1, steps // (2 * RESTARTS)),
         on_record=on_record,
     )
-    return state.finished
+    return state.exit_code
 
 
 # ---------------------------------------------------------------- the finished net

@@ -80,8 +80,8 @@ def main() -> int:
         resume=args.resume,
         on_record=pictures,
     )
-    if not state.finished:
-        return 130  # as a shell reports an interrupted program
+    if state.exit_code:
+        return state.exit_code  # 130: Ctrl-C, 143: SIGTERM, 74: not saved
     with ema.applied():
         x = samples(net, sde, space, args, 10, args.steps)
     plot.image_grid(x, args.out / "samples.png", rows=10, row_labels=ATTRIBUTES["digit"])

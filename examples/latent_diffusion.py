@@ -74,8 +74,8 @@ def main() -> int:
             sys.exit(f"the training in {args.out} was not finished: --resume goes on, or choose another --out")
         if args.judge:
             common.trained_judge(args)  # there is one: else the program ends now, and not after the training
-        if not trained(args, path):
-            return 130  # as a shell reports an interrupted program
+        if code := trained(args, path):
+            return code  # 130: Ctrl-C, 143: SIGTERM, 74: not saved
     else:
         refuse_options(args, path)
     space, denoiser, tokenizer, ema = load(path, args)
@@ -106,8 +106,8 @@ def refuse_options(args, path):
 
 
 def autoencoder(images, args):
-    """The latent space of --autoencoder, or of this run, which is trained if it is not there; None if the training was
-    interrupted. images: bytes (n, H, W, C)."""
+    """The latent space of --autoencoder, or of this run, which is trained if it is not there; if that is interrupted,
+    the program ends. images: bytes (n, H, W, C)."""
     path = args.autoencoder or args.out / "latent_space.npz"
     if args.autoencoder:
         refuse_options(args, path)
@@ -155,8 +155,8 @@ def autoencoder(images, args):
         log_every=100,
         save_every=500,
     )
-    if not state.finished:
-        return None
+    if state.exit_code:
+        sys.exit(state.exit_code)  # 130: Ctrl-C, 143: SIGTERM, 74: not saved
     space = common.new_space(net, made_as)
     space.measure(images)
     common.keep_space(space, path, made_as)
@@ -170,15 +170,13 @@ def autoencoder(images, args):
 
 
 def trained(args, path):
-    """Train, and leave the model. Was it finished?"""
+    """Train, and leave the model. The exit code: 0 if it was finished."""
     images, captions, held, _ = captioned(args)
     tokenizer = Tokenizer.fit(captions)
     check_prompts(tokenizer, args)  # now, and not after the training
     args.shape, args.preview = list(images.shape[1:]), some_of(captions)
     args.channels = args.channels or [96]
     space = autoencoder(images[~held], args)
-    if space is None:
-        return False
     args.latents = list(space.shape)
     check_shape(args.shape, args.channels, args.shape[0] // args.latents[0])
     if args.raw:
@@ -238,7 +236,7 @@ def trained(args, path):
         settings = {name: getattr(args, name) for name in SETTINGS} | {"space": space.fingerprint()}
         saving.save(path, {"model": denoiser.state_dict(), "ema": ema.state_dict(), "settings": settings})
         print(f"validation loss {state.records[-1]['validation']:.4g}", file=sys.stderr)
-    return state.finished
+    return state.exit_code
 
 
 def loss_of(denoiser, z0, tokens, rng, sample_offset):

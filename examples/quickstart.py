@@ -82,8 +82,8 @@ def main() -> int:
             save_every=500,
             on_record=pictures,
         )
-        if not state.finished:
-            return 130  # as a shell reports an interrupted program
+        if state.exit_code:
+            return state.exit_code  # 130: Ctrl-C, 143: SIGTERM, 74: not saved
     with ema.applied():
         draw_samples(denoiser, args, args.steps)
     print(f"{args.out / 'samples.png'} after {time.monotonic() - began:.0f} s", file=sys.stderr)

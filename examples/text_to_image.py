@@ -77,8 +77,8 @@ def main() -> int:
             sys.exit(f"the training in {args.out} was not finished: --resume goes on, or choose another --out")
         if args.judge:
             common.trained_judge(args)  # there is one: else the program ends now, and not after the training
-        if not trained(args, path):
-            return 130  # as a shell reports an interrupted program
+        if code := trained(args, path):
+            return code  # 130: Ctrl-C, 143: SIGTERM, 74: not saved
     denoiser, tokenizer, ema = load(path, args)
     prompts = args.prompts or args.preview
     check_prompts(tokenizer, args)
@@ -162,7 +162,7 @@ def some_of(captions, most=4):
 
 
 def trained(args, path):
-    """Train, and leave the model. Was it finished?"""
+    """Train, and leave the model. The exit code: 0 if it was finished."""
     if args.data_dir and args.data != "mnist":
         sys.exit("--data-dir is read with --data mnist only")
     images, captions, held, _ = captioned(args)
@@ -225,7 +225,7 @@ def trained(args, path):
         settings = {name: getattr(args, name) for name in SETTINGS}
         saving.save(path, {"model": denoiser.state_dict(), "ema": ema.state_dict(), "settings": settings})
         print(f"validation loss {state.records[-1]['validation']:.4g}", file=sys.stderr)
-    return state.finished
+    return state.exit_code
 
 
 def check_resumed(path, denoiser, tokenizer):

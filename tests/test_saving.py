@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
+import pickle
+import sys
 import threading
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -316,3 +322,197 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
                       "text": "it is no .npz", "array.npy": "it is no .npz"}.items():  # fmt: skip
         with pytest.raises(ValueError, match=f"{name}' is no checkpoint of tinydiff, or it is damaged: {why}"):
             saving.load(tmp_path / name)
+
+
+# ---------------------------------------------------------------- checkpoints of strangers
+
+
+def npy(header: str, payload: bytes = b"") -> bytes:
+    text = header.encode() + b" " * (-(11 + len(header)) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + payload
+
+
+def header(shape: str, descr: str = "'<f4'", order: str = "False") -> str:
+    return f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}}}"
+
+
+def crafted(path: Path, structure: str, entries: list[tuple[str, bytes]], method: int = zipfile.ZIP_STORED) -> Path:
+    """A zip of these entries, without a checksum of the whole, as the first version wrote them."""
+    text = structure.encode()
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w", method) as archive:
+        warnings.simplefilter("ignore")  # of names that come twice
+        for name, data in [("json.npy", npy(header(f"({len(text)},)", "'|u1'"), text)), *entries]:
+            archive.writestr(name, data)
+    return path
+
+
+ONE = '{"w": {"/array": "w"}}'
+FOUR = b"\0\0\x80?"  # 1.0
+
+
+def test_a_checkpoint_of_the_first_version_loads(tmp_path: Path) -> None:
+    path = crafted(tmp_path / "old.npz", ONE, [("w.npy", npy(header("(1,)"), FOUR))])
+    assert saving.load(path)["w"].tolist() == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("structure", "entries", "why"),
+    [
+        (ONE, [("w.npy", npy(header("(1,)"), FOUR)), ("w.npy", npy(header("(1,)"), FOUR))], "two entries 'w'"),
+        (ONE, [("w.npy", npy(header("(1,)"), FOUR)), ("x.npy", npy(header("(1,)"), FOUR))], "that belong nowhere: x"),
+        (ONE, [("w.npy", b"hello")], "is no .npy"),
+        (ONE, [("w.npy", pickle.dumps({"a": 1}))], "is no .npy"),
+        (ONE, [("w.pkl", pickle.dumps({"a": 1}))], "'w.pkl' is no array"),
+        (ONE, [("w.npy", npy(header("(2,)"), FOUR))], r"shape \(2,\) needs 8 bytes, but has 4"),
+        (ONE, [("w.npy", npy(header("(1,)"), FOUR + FOUR))], r"shape \(1,\) needs 4 bytes, but has 8"),
+        (ONE, [("w.npy", npy(header("(10**12,)"), FOUR))], ""),
+        (ONE, [("w.npy", npy(header("(1000000000000,)"), FOUR))], "needs 4000000000000 bytes, but has 4"),
+        (ONE, [("w.npy", npy(header("(18446744073709551616,)"), FOUR))], "bytes, but has 4"),
+        (ONE, [("w.npy", npy(header("(-1, -1)"), FOUR))], "the shape"),
+        (ONE, [("w.npy", npy(header("(True,)"), FOUR))], "the shape"),
+        (ONE, [("w.npy", npy(header("[1]"), FOUR))], "the shape"),
+        (ONE, [("w.npy", npy(header("(1000000000000,)", "'<U0'")))], "which is not read"),
+        (ONE, [("w.npy", npy(header("(1,)", "'|O'"), pickle.dumps(1)))], "which is not read"),
+        (ONE, [("w.npy", npy(header("(1,)", "[('x', '|O')]"), b"\0" * 8))], "which is not read"),
+        (ONE, [("w.npy", npy(header("(1,)", "'nonsense'"), FOUR))], ""),
+        (ONE, [("w.npy", npy(header("(1,)", order="1"), FOUR))], "the header of its entry"),
+        (ONE, [("w.npy", npy("[" * 5000 + "]" * 5000))], ""),
+        (ONE, [("w.npy", npy("__import__('os').system('true')"))], ""),
+        (f'{{"a": [{", ".join([ONE] * 3)}]}}', [("w.npy", npy(header("(1,)"), FOUR))], "more than one place"),
+        (ONE, [], "it has no entry 'w'"),
+        ('{"a": 1, "a": 2}', [], "a name comes twice among a, a"),
+        ('[{"a": 1}]', [], "its state is a list, not a dict"),
+        ("[" * 100_000 + "]" * 100_000, [], "RecursionError"),
+        ('{"a": ' * 50_000 + "1" + "}" * 50_000, [], "RecursionError"),
+        ('{"a": 1' + "0" * 5000 + "}", [], ""),
+        ("[" + "{}," * 2**20 + "0]", [], "which is too much"),
+        ("nonsense", [], ""),
+    ],
+    ids=lambda value: str(value)[:30] if isinstance(value, str) else "",
+)
+def test_what_a_stranger_may_have_written_is_refused(
+    tmp_path: Path, structure: str, entries: list[tuple[str, bytes]], why: str
+) -> None:
+    path = crafted(tmp_path / "run.npz", structure, entries)
+    with pytest.raises(ValueError, match=f"run.npz' is no checkpoint of tinydiff, or it is damaged: .*{why}"):
+        saving.load(path)
+
+
+def test_a_small_file_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    path = crafted(tmp_path / "run.npz", ONE, [("w.npy", bytes(10**6))], zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < 10_000
+    with pytest.raises(ValueError, match="is compressed"):
+        saving.load(path)
+    # One megabyte to which a hundred names in the directory of the zip lead.
+    many = ", ".join(f'"{i:02}": {{"/array": "{i:02}"}}' for i in range(100))
+    entry = npy(header("(250000,)"), bytes(10**6))
+    path = crafted(tmp_path / "run.npz", f"{{{many}}}", [(f"{i:02}.npy", entry if i == 0 else b"") for i in range(100)])
+    with zipfile.ZipFile(path, "a") as archive:
+        first = archive.getinfo("00.npy")
+        for info in archive.infolist()[2:]:
+            info.header_offset, info.CRC = first.header_offset, first.CRC
+            info.file_size = info.compress_size = first.file_size
+        archive._didModify = True  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="its entries are larger than the file"):
+        saving.load(path)
+
+
+def test_one_checksum_is_over_everything(tmp_path: Path) -> None:
+    path = tmp_path / "run.npz"
+    saving.save(path, {"w": np.zeros(1000)})
+    whole = path.read_bytes()
+    assert hashlib.sha256(whole[:-64]).hexdigest().encode() == whole[-64:]
+    for i in (8, 10, 12, len(whole) - 90, len(whole) - 1):  # flags, method, time: nothing else would notice some
+        damaged = bytearray(whole)
+        damaged[i] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="run.npz' is no checkpoint of tinydiff, or it is damaged"):
+            saving.load(path)
+    for cut in (whole[:-1], whole[:-64], whole[:-100], whole + b"\0"):
+        path.write_bytes(cut)
+        with pytest.raises(ValueError, match="run.npz' is no checkpoint of tinydiff, or it is damaged"):
+            saving.load(path)
+
+
+def test_an_interrupt_inside_the_zip_is_that_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np.lib.format, "write_array", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        saving.save(tmp_path / "run.npz", {"w": np.zeros(3)})
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_load_would_refuse_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "MOST_VALUES", 1000)
+    with pytest.raises(ValueError, match="too much"):
+        saving.save(tmp_path / "run.npz", {"a": list(range(1001))})
+    with pytest.raises(TypeError, match="'a' cannot be an array of .*whose elements have no bytes"):
+        saving.save(tmp_path / "run.npz", {"a": np.zeros(3, "V0")})
+    assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------- weights
+
+
+@pytest.mark.parametrize("ending", [".npz", ".safetensors"])
+def test_weights_go_out_and_come_back(tmp_path: Path, ending: str) -> None:
+    if ending == ".safetensors":
+        pytest.importorskip("safetensors")
+    net, other = (nn.Sequential(nn.Linear(2, 3, rng=seed), nn.Linear(3, 1, rng=seed + 1)) for seed in (0, 2))
+    path = tmp_path / f"net{ending}"
+    saving.save_weights(path, net.state_dict())
+    other.load_state_dict(saving.load_weights(path))
+    for p, q in zip(net.parameters(), other.parameters()):
+        np.testing.assert_array_equal(p.numpy(), q.numpy())
+    arrays = {
+        "a": np.arange(6.0).reshape(2, 3).T,
+        "b": np.array([True]),
+        "c": np.arange(3, dtype=">i2"),
+        "d": tensor(2),
+    }
+    saving.save_weights(path, arrays)
+    found = saving.load_weights(path)
+    for name, array in {**arrays, "d": np.array(2)}.items():
+        np.testing.assert_array_equal(found[name], array)
+        assert found[name].shape == np.shape(array) and found[name].flags.writeable
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=f"net{ending}' is no "):
+        saving.load_weights(path)
+
+
+def test_other_programs_read_and_write_those_weights(tmp_path: Path) -> None:
+    package = pytest.importorskip("safetensors.numpy")
+    a = np.arange(6, dtype="float32").reshape(2, 3).T
+    saving.save_weights(tmp_path / "a.safetensors", {"a": a})
+    np.testing.assert_array_equal(package.load_file(tmp_path / "a.safetensors")["a"], a)
+    header = json.dumps({"b": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}).encode()
+    bits = np.array([0x3FC0, 0xC000], "<u2").tobytes()  # 1.5, -2
+    (tmp_path / "b.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bits)
+    found = saving.load_weights(tmp_path / "b.safetensors")["b"]
+    assert found.dtype == np.float32 and found.tolist() == [1.5, -2.0]
+
+
+def test_weights_are_arrays_in_a_file_of_a_known_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for wrong in ("w.pt", "w"):
+        with pytest.raises(ValueError, match="weights are kept in .safetensors or .npz, not in .*w"):
+            saving.save_weights(tmp_path / wrong, {"a": np.ones(1)})
+        with pytest.raises(ValueError, match="weights are kept in"):
+            saving.load_weights(tmp_path / wrong)
+    with pytest.raises(TypeError, match="'a' is no array but a int"):
+        saving.save_weights(tmp_path / "w.npz", {"a": 5})
+    saving.save(tmp_path / "w.npz", {"step": 3})
+    with pytest.raises(ValueError, match="w.npz' has not only weights: step"):
+        saving.load_weights(tmp_path / "w.npz")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    with pytest.raises(ImportError, match=r"pip install 'tinydiff\[weights\]'"):
+        saving.save_weights(tmp_path / "w.safetensors", {"a": np.ones(1)})
+
+
+def test_a_log_of_a_million_steps_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "MOST_VALUES", 2**10)  # so that it need not be a million
+    record = {"epoch": 12, "step": 12345, "loss": 0.12345678, "lr": 1e-3, "images": 128, "seconds": 123.4}
+    saving.save(tmp_path / "run.npz", {"records": [record] * 5000})
+    assert saving.load(tmp_path / "run.npz")["records"] == [record] * 5000

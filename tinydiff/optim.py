@@ -163,6 +163,13 @@ class Optimizer:
                 wrong.append(
                     f"parameter {i} of shape {p.shape} needs {needed} of that shape, not {shapes or 'nothing'}"
                 )
+        if not wrong:
+            wrong = [
+                f"parameter {i} has made no step, but its {name} is not zero"
+                for i, p in owners.items()
+                for name, a in arrays[i].items()
+                if counts[int(i)] == 0 and bool((a != 0).any())
+            ]
         if wrong:
             raise ValueError("; ".join(wrong))
         return lr, counts, arrays

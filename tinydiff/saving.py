@@ -1,20 +1,25 @@
-"""Checkpoints on disk, and files that are written whole or not at all. (The name `tinydiff.checkpoint` belongs to the
-function that computes again to save memory.)
+"""Checkpoints on disk, and weights for other programs. (The name `tinydiff.checkpoint` belongs to the function that
+computes again to save memory.)
 
     save("run.npz", {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": 1000})
     state = load("run.npz")
     model.load_state_dict(state["model"])
 
 The file is an ordinary .npz without pickles: numpy.load(path)["model/conv1.weight"] reads a weight, and the entry
-"json" holds all that is not an array.
+"json" holds all that is not an array. Its last 64 characters, in the comment of the zip, are the SHA-256 of all before
+them, so no byte of it can change unnoticed. A checksum says nothing about who wrote the file, so what is inside is
+checked as if a stranger had: the size of everything is known, and compared with that of the file, before memory is
+asked for.
 """
 
 from __future__ import annotations
 
-import io
+import ast
+import hashlib
+import importlib
 import json
+import math
 import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,66 +29,189 @@ import numpy as np
 
 from . import backend
 from .engine import Tensor
+from .files import cache_dir, write_atomically, write_in_little_room
 from .operators import array_of
+
+__all__ = ["cache_dir", "load", "load_weights", "save", "save_weights", "write_atomically"]
 
 STRUCTURE = "json"  # the entry for what is not an array
 ARRAY = "/array"  # stands in it where an array belongs: {"/array": "model/conv1.weight"}; no key has a "/"
+SEAL = b"tinydiff checkpoint 2, sha256 "  # the comment of the zip, before the checksum
+MOST_TEXT, MOST_VALUES = 2**28, 2**20  # of the structure, in bytes and in values; see _text
 
 
 def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     """Write nested dicts of arrays, Tensors, numbers, strings, lists and None. Waits for the device.
 
-    The file appears whole or not at all, so that a crash leaves the previous one.
+    The file appears whole or not at all, so that a crash leaves the previous one. On a disk that has no room for both
+    it waits elsewhere until the new one is written (files.write_in_little_room).
     Errors: TypeError, which names the entry, for anything else, and for a key that is not a string, is empty, or has a
-    "/" in it; ValueError for an array whose path of keys cannot be the name of a file in a zip, above all a long one.
+    "/" in it; ValueError for an array whose path of keys cannot be the name of a file in a zip, above all a long one,
+    and for so much that is not an array that `load` would refuse it; OSError, with the name of the file.
     """
     if not isinstance(state, Mapping):
         raise TypeError(f"save: the state must be a dict, not {type(state).__name__}: {state!r}")
     arrays: dict[str, np.ndarray] = {}
     structure = _split(state, "", arrays)
     arrays[STRUCTURE] = np.frombuffer(json.dumps(structure).encode(), np.uint8)
+    _text(arrays[STRUCTURE])
 
     def write(file: BinaryIO) -> None:
-        with zipfile.ZipFile(file, "w") as archive:
+        archive = zipfile.ZipFile(file, "w")
+        try:
             for name, array in arrays.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
                     np.lib.format.write_array(entry, np.asanyarray(array), allow_pickle=False)
+        except BaseException:
+            archive.fp = None  # else its close could raise another error in place of this one
+            raise
+        archive.comment = SEAL + bytes(64)
+        archive.close()
+        _seal(file)
 
-    write_atomically(path, write)
+    write_in_little_room(path, write)
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The saved state, with NumPy arrays in place of arrays and Tensors. Errors: ValueError, which names the file, if
-    it is truncated, damaged, or was not written by `save`; FileNotFoundError, or what else `open` raises."""
+    it is truncated, damaged, or was not written by `save`; MemoryError if a good one is too large for the memory;
+    FileNotFoundError, or what else `open` raises."""
     name = os.fspath(path)
     with open(name, "rb") as file:
         try:
             return _read(file)
-        # A damaged file makes zipfile, zlib, struct, NumPy and json raise what they like, MemoryError too.
+        except MemoryError as error:  # no array is larger than the file
+            raise MemoryError(f"there is not enough memory to read {name!r}") from error
+        # A damaged file makes zipfile, struct, NumPy and json raise what they like.
         except Exception as error:
             why = str(error) if isinstance(error, ValueError) else repr(error)
             raise ValueError(f"{name!r} is no checkpoint of tinydiff, or it is damaged: {why}") from error
 
 
+def _seal(file: BinaryIO) -> None:
+    """Write the checksum of all that is before it at the end."""
+    digest = _digest(file, file.seek(0, os.SEEK_END) - 64)
+    file.seek(-64, os.SEEK_END)
+    file.write(digest)
+
+
+def _digest(file: BinaryIO, length: int) -> bytes:
+    """The SHA-256 of the first bytes of a file, in 64 characters."""
+    sha = hashlib.sha256()
+    file.seek(0)
+    while length and (part := file.read(min(length, 2**20))):
+        sha.update(part)
+        length -= len(part)
+    return sha.hexdigest().encode()
+
+
 def _read(file: BinaryIO) -> dict[str, Any]:
     if not zipfile.is_zipfile(file):
         raise ValueError("it is no .npz")
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - len(SEAL) - 64))
+    tail = file.read()
+    if tail.startswith(SEAL):
+        if _digest(file, size - 64) != tail[-64:]:
+            raise ValueError("its checksum is wrong, so some of its bytes have changed since it was written")
+    # Those of version 0.1.0 have no checksum of the whole: they end with the end of a zip that has no comment.
+    elif tail[-22:-18] != b"PK\5\6" or tail[-2:] != b"\0\0":
+        raise ValueError("it does not end as a checkpoint does: bytes are missing at its end, or have changed")
     with zipfile.ZipFile(file) as archive:
-        entries = set(archive.namelist())
-        if f"{STRUCTURE}.npy" not in entries:
-            raise ValueError(f"it has no entry {STRUCTURE!r}")
+        entries = _entries(archive, size)
 
         def read(name: str) -> np.ndarray:
-            if f"{name}.npy" not in entries:
-                raise ValueError(f"it has no entry {name!r}")
-            # All bytes before any is understood: only at the end of an entry is its checksum compared.
-            data = io.BytesIO(archive.read(f"{name}.npy"))
-            return np.lib.format.read_array(data, allow_pickle=False)
+            if name not in entries:  # or it was read before: many copies of one array would fill the memory
+                raise ValueError(f"it has no entry {name!r}, or more than one place for it")
+            return _array(archive, entries.pop(name))
 
-        state = _join(json.loads(read(STRUCTURE).tobytes()), read)
+        state = _join(json.loads(_text(read(STRUCTURE)), object_pairs_hook=_distinct), read)
     if not isinstance(state, dict):
         raise ValueError(f"its state is a {type(state).__name__}, not a dict")
+    if entries:
+        raise ValueError(f"it has entries that belong nowhere: {', '.join(sorted(entries))}"[:200])
     return state
+
+
+def _entries(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
+    """What is in the zip, by name. Errors: ValueError unless each entry is as `save` writes it, and all of them fit
+    into a file of this size."""
+    entries: dict[str, zipfile.ZipInfo] = {}
+    for info in archive.infolist():
+        name = info.filename.removesuffix(".npy")
+        if name == info.filename or info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+            raise ValueError(f"its entry {info.filename!r} is no array, or is compressed")
+        if name in entries:
+            raise ValueError(f"it has two entries {name!r}")
+        entries[name] = info
+    if sum(info.file_size for info in entries.values()) > size:
+        raise ValueError("its entries are larger than the file")
+    return entries
+
+
+def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    """The array in an entry (.npy). Its declared size must be that of the entry, to the byte, before there is memory
+    for it; and the entry is read to its end, because only there zipfile compares its checksum."""
+    with archive.open(info) as entry:
+        if entry.read(6) != b"\x93NUMPY" or (version := entry.read(2)) not in (b"\1\0", b"\2\0", b"\3\0"):
+            raise ValueError(f"its entry {info.filename!r} is no .npy")
+        length = int.from_bytes(entry.read(2 if version == b"\1\0" else 4), "little")
+        if length > 2**16:
+            raise ValueError(f"its entry {info.filename!r} has a header of {length} bytes")
+        try:
+            header = ast.literal_eval(entry.read(length).decode("utf8" if version == b"\3\0" else "latin1"))
+        except (MemoryError, RecursionError) as error:  # brackets in brackets
+            raise ValueError(f"the header of its entry {info.filename!r} is nested too deep") from error
+        if set(header) != {"descr", "fortran_order", "shape"} or not isinstance(header["fortran_order"], bool):
+            raise ValueError(f"the header of its entry {info.filename!r} is {header!r:.200}")
+        dtype, shape = np.lib.format.descr_to_dtype(header["descr"]), header["shape"]
+        if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError(f"its entry {info.filename!r} has the shape {shape!r:.200}")
+        if dtype.hasobject or not dtype.itemsize:
+            raise ValueError(f"its entry {info.filename!r} is of {dtype}, which is not read")
+        size, there = math.prod(shape) * dtype.itemsize, info.file_size - entry.tell()
+        if size != there:
+            raise ValueError(f"its entry {info.filename!r} of shape {shape} needs {size} bytes, but has {there}")
+        data: Any = np.empty(size, np.uint8)
+        view, done = memoryview(data), 0
+        while done < size and (part := entry.read(min(size - done, 2**20))):
+            view[done : done + len(part)] = part
+            done += len(part)
+        if done < size or entry.read(1):
+            raise ValueError(f"its entry {info.filename!r} has not as many bytes as it says")
+    return np.ndarray(shape, dtype, data, order="F" if header["fortran_order"] else "C")
+
+
+def _text(array: np.ndarray) -> bytes:
+    """The structure as JSON. Errors: ValueError if it would become very many objects for its length, of some 100 bytes
+    of memory each. A record of a log has one value in seven bytes; "[[],[],[]" has one in three."""
+    text = array.tobytes()
+    values = sum(text.count(c) for c in (b",", b":", b"{", b"["))
+    if len(text) > MOST_TEXT or values > max(MOST_VALUES, len(text) // 5):
+        raise ValueError(f"what is not an array takes {len(text)} bytes in it, for {values} values, which is too much")
+    return text
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError(f"a name comes twice among {', '.join(name for name, _ in pairs)}"[:200])
+    return found
+
+
+def not_finite(state: Any, path: str = "") -> list[tuple[str, str]]:
+    """The names of the arrays of a state that hold a NaN or an Inf, and which of both: ("weight", "NaN")."""
+    if isinstance(state, Mapping):
+        return [flaw for key, part in state.items() for flaw in not_finite(part, f"{path}/{key}" if path else key)]
+    if isinstance(state, (list, tuple)):
+        return [flaw for i, part in enumerate(state) for flaw in not_finite(part, f"{path}/{i}")]
+    array = array_of(state)
+    if not isinstance(array, np.ndarray) and not backend.active().is_array(array):
+        return []
+    array = backend.to_host(array)
+    if array.dtype.kind not in "fc" or np.isfinite(array).all():
+        return []
+    return [(path, "NaN" if np.isnan(array).any() else "Inf")]
 
 
 def _split(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
@@ -121,6 +249,8 @@ def _check_entry(path: str, dtype: np.dtype) -> None:
         raise TypeError(
             f"save: {path!r} is an array of {dtype}, which .npy does not know: save array.astype('float32')"
         )
+    if not dtype.itemsize:
+        raise TypeError(f"save: {path!r} cannot be an array of {dtype}, whose elements have no bytes")
     if len(f"{path}.npy".encode()) >= 2**16:
         raise ValueError(
             f"save: the name of an array is {len(path)} characters long, too many for a zip: {path[:60]}..."
@@ -135,39 +265,62 @@ def _join(value: Any, read: Callable[[str], np.ndarray]) -> Any:
     return [_join(part, read) for part in value] if isinstance(value, list) else value
 
 
-# ---------------------------------------------------------------- files
+# ---------------------------------------------------------------- weights for other programs
 
 
-def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
-    """Call `write(file)` on a temporary file beside `path`, then move it there in one step; the directory is made.
+def save_weights(path: str | os.PathLike[str], weights: Mapping[str, Any]) -> None:
+    """Write the arrays of a state_dict for other programs: to *.safetensors, which needs the package of that name
+    (pip install 'tinydiff[weights]'), or to *.npz.
+    Errors: ValueError for another ending; TypeError for what is no array; ImportError without the package."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, value in weights.items():
+        if _split({name: value}, "", arrays) != {name: {ARRAY: name}}:
+            raise TypeError(f"save_weights: {name!r} is no array but a {type(value).__name__}")
+    if _ending(path) == ".npz":
+        save(path, arrays)
+        return
+    # C order and little-endian, as the format has it; the package writes the bytes as they are.
+    plain = {name: np.asarray(a, a.dtype.newbyteorder("<"), order="C") for name, a in arrays.items()}
+    data = _safetensors("numpy").save(plain)
+    write_in_little_room(path, lambda file: file.write(data))
 
-    A reader sees the old file or the new one, never a part; if `write` raises, the temporary file is removed.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same directory, because a rename is atomic only within one file system.
-    handle, temporary = tempfile.mkstemp(prefix=path.name + ".", suffix=".part", dir=path.parent)
+
+def load_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The arrays by name in a file of save_weights, or in a *.safetensors of another program; 16-bit brain floats
+    become float32. For layers of PyTorch, whose axes have another order, see interop.
+    Errors: ValueError, with the name of the file, for one that is damaged, or another ending; ImportError as above."""
+    name = os.fspath(path)
+    if _ending(path) == ".npz":
+        arrays = load(path)
+        if other := [key for key, value in arrays.items() if not isinstance(value, np.ndarray)]:
+            raise ValueError(f"{name!r} has not only weights: {', '.join(other)}"[:300])
+        return arrays
+    package = _safetensors("")
+    with open(name, "rb") as file:
+        data = file.read()
     try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())  # the bytes before the name: else a power cut could leave an empty file under it
-        mask = os.umask(0)  # there is no other way to read it
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes it private
-        os.replace(temporary, path)
-    except BaseException:  # Ctrl-C too must leave nothing behind
-        os.unlink(temporary)
-        raise
+        return {key: _tensor(**found) for key, found in package.deserialize(data)}
+    except Exception as error:
+        raise ValueError(f"{name!r} is no .safetensors, or it is damaged: {error!r}") from error
 
 
-def cache_dir(name: str) -> Path:
-    """The directory `${XDG_CACHE_HOME:-~/.cache}/tinydiff/<name>`, for data between runs; it need not exist yet.
-    Errors: RuntimeError if there is neither that variable nor a home directory."""
+def _tensor(dtype: str, shape: list[int], data: Any) -> np.ndarray:
+    if dtype == "BF16":  # the upper half of a float32
+        return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32).reshape(shape)
+    kinds = {"F": "f", "I": "i", "U": "u"}
+    kind = np.dtype(bool) if dtype == "BOOL" else np.dtype(f"<{kinds[dtype[0]]}{int(dtype[1:]) // 8}")
+    return np.frombuffer(data, kind).reshape(shape).copy()
+
+
+def _ending(path: str | os.PathLike[str]) -> str:
+    ending = Path(path).suffix
+    if ending not in (".npz", ".safetensors"):
+        raise ValueError(f"weights are kept in .safetensors or .npz, not in {os.fspath(path)!r}")
+    return ending
+
+
+def _safetensors(module: str) -> Any:
     try:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError as error:
-        raise RuntimeError(
-            f"there is no home directory to keep files in ({error}): set XDG_CACHE_HOME to a directory"
-        ) from error
-    return Path(base) / "tinydiff" / name
+        return importlib.import_module(f"safetensors.{module}".rstrip("."))
+    except ImportError as error:
+        raise ImportError("a .safetensors needs a package: pip install 'tinydiff[weights]'") from error

@@ -1,10 +1,12 @@
-"""The training loop, in plain sight. What a run prints and keeps on disk is in training_log.py; the forward and
-backward pass over a batch is microbatch.gradients.
+"""The training loop, in plain sight. Beside it: what a run prints (training_log.py) and keeps (training_files.py), how
+it is asked to stop (stopping.py), and who looks whether a step is sound (watching.py). The forward and backward pass
+over a batch is microbatch.gradients.
 
 Everything random is a function of the seed and the step: which images are in batch `step` (data.Batches), and which
 noise they get (rng.child(step)). So a run that was stopped and resumed ends with the very weights of one that was not.
 
-The loop itself never waits for the device: the losses stay there until the next progress line is printed.
+The losses stay on the device until the next progress line is printed. The loop waits for one number per step: are its
+loss and gradient finite? With nonfinite="late" it waits for none.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from .data.batches import Batches
 from .microbatch import arrays_of, gradients
 from .optim import constant
 from .rng import Rng
-from .training_log import CannotResume, Files, Sources, TrainLog, TrainState
+from .training_files import CannotResume, Files, Sources, TrainState
+from .training_log import TrainLog
+from .watching import POLICIES, Watch
 
 __all__ = ["CannotResume", "TrainState", "gradients", "train"]
 
@@ -44,6 +48,10 @@ def train(
     resume: bool = False,
     log_every: int | None = None,
     save_every: int | None = None,
+    keep: int = 1,
+    keep_best: bool = False,
+    nonfinite: str = "stop",
+    bear: int = 10,
     on_record: Callable[[TrainState], Any] | None = None,
     reference: Mapping[int, float] | None = None,
     stream: TextIO | None = None,
@@ -64,18 +72,28 @@ def train(
     the names previous-1-checkpoint.npz, previous-1-log.jsonl, and so on. A record of the log is the mean loss over the
     images since the record before; it is written at the end of each epoch, or every `log_every` steps and at the end.
     The checkpoint is written at the end of each epoch, or every `save_every` steps, and at the end.
+    keep: so many of the last checkpoints, the older ones as checkpoint-STEP.npz. keep_best: also the one with the
+    lowest loss in its record, as best.npz.
+    nonfinite: what to do about a step whose loss or gradient is NaN or Inf. It never touches the weights, and the op
+    that made it is named: the same batch is computed again under detect_anomaly. "stop": save and raise. "skip": leave
+    this batch out. "rollback": go on from the weights of the last checkpoint, without the batches since then, which
+    would lead to the same place. After `bear` such steps the run gives up, as with "stop". "late": look only when the
+    losses are printed, never waiting for the device, as captured steps must; the weights may then be spoiled, but not
+    the checkpoint. A weight that is not finite is never saved.
     resume: go on from the checkpoint, which also says where the random sources are that the model's modules hold as
     attributes (Dropout). The learning rate is the optimizer's own, so a run may go on with a lower one.
     on_record(state): called after each record, for pictures. reference: {epoch: loss} of another training, printed
     beside this one. stream: where progress is printed, stderr unless given.
 
-    Ctrl-C finishes the step, saves, prints how to go on, and returns; a second one stops at once. Returns the
-    TrainState.
-    After any error the optimiser has its learning rate again.
+    Ctrl-C, SIGTERM and SIGHUP finish the step, save, print how to go on, and return; a second one stops at once.
+    Returns the TrainState; sys.exit(state.exit_code) tells a shell how it ended. A file that cannot be written (a full
+    disk) is said once and tried again, while the training goes on; what is missing at the end is in state.unsaved.
+    After any error what was learned before the step is saved, and the optimiser has its learning rate again.
     Errors: ValueError for arrays of different lengths and numbers out of range; TypeError for data that are no arrays,
     and for a state that cannot be saved; CannotResume for a checkpoint that is damaged or of other data, batch size,
-    seed or model, and then nothing is changed; FileNotFoundError if there is nothing to resume; FloatingPointError,
-    which names the step, when the loss is not finite.
+    seed or model, and then nothing is changed; FileNotFoundError if there is nothing to resume; files.InUse, with its
+    process number, if another run uses the directory; FloatingPointError, which names the step, when the loss is not
+    finite; MemoryError, which says what microbatch would fit.
     """
     epochs, batch_size = integer("train: epochs", epochs), integer("train: batch_size", batch_size)
     microbatch, threads, log_every, save_every = (
@@ -85,6 +103,16 @@ def train(
     )  # fmt: skip
     if schedule_by not in ("epoch", "step"):
         raise ValueError(f"train: schedule_by must be 'epoch' or 'step', not {schedule_by!r}")
+    if nonfinite not in POLICIES:
+        raise ValueError(f"train: nonfinite must be one of {', '.join(POLICIES)}, not {nonfinite!r}")
+    if nonfinite == "rollback" and out is None:
+        raise ValueError("train: nonfinite='rollback' needs `out`, where the checkpoints are")
+    if capture and nonfinite in ("skip", "rollback"):
+        raise ValueError(
+            f"train: a captured step cannot look at itself, so nonfinite={nonfinite!r} needs capture=False"
+        )
+    nonfinite = "late" if capture else nonfinite
+    keep, bear = integer("train: keep", keep), integer("train: bear", bear, 0)
     if on_record is not None and not callable(on_record):
         raise TypeError(f"train: on_record must be a function of the TrainState, not {on_record!r}")
     reference = {epoch: number(f"train: reference[{epoch!r}]", x) for epoch, x in (reference or {}).items()}
@@ -99,31 +127,35 @@ def train(
     files = Files(
         out,
         {"model": model, "optimizer": optimizer, "ema": ema, "sources": sources if sources.named else None},
-        settings={"images": n, "batch_size": batch_size, "seed": order.seed},
-    )
+        order, keep, keep_best,
+    )  # fmt: skip
+    watch = Watch(loss, model, optimizer.parameters, sources, nonfinite, bear, microbatch, threads)
 
     def step(rng: Rng, *batch: Array) -> Array:
         optimizer.zero_grad()  # so the last gradients are not in memory beside the next
         value = gradients(loss, optimizer.parameters, batch, rng, microbatch, threads)  # forward and backward
-        log.updating = True  # an interrupt from here on would leave half-changed weights, which are not saved
-        optimizer.step()
-        if ema is not None:
-            ema.update()
+        if watch.finite(value):
+            optimizer.step()
+            if ema is not None:
+                ema.update()
         return value
 
     if capture:
         step = backend.capture(step)
     try:
-        state = files.load() if resume else files.start()
-        log = TrainLog(state, files, order, epochs, log_every, save_every, on_record, reference, stream, capture)
-        with log.running():
-            while state.step < log.steps and not log.interrupted:
-                epoch, _ = order.locate(state.step)
-                at = epoch if schedule_by == "epoch" else state.step
-                optimizer.lr = base_lr * number(f"train: schedule({at})", schedule(at))
-                batch = [a[order.indices(state.step)] for a in arrays]  # on the host
-                value = step(noise.child(state.step), *batch)
-                log.stepped(value, len(batch[0]), optimizer.lr)
+        with files.claimed(resume):
+            state = files.load() if resume else files.start()
+            log = TrainLog(state, files, watch, order, epochs, log_every, save_every, on_record, reference, stream)
+            with log.running():
+                while state.step < log.steps and not log.stopped:
+                    epoch, _ = order.locate(state.step)
+                    at = epoch if schedule_by == "epoch" else state.step
+                    optimizer.lr = base_lr * number(f"train: schedule({at})", schedule(at))
+                    batch = [a[order.indices(state.step)] for a in arrays]  # on the host
+                    rng = noise.child(state.step)
+                    with watch.step(rng, batch):
+                        value = step(rng, *batch)
+                    log.stepped(value, len(batch[0]), optimizer.lr)
     finally:
         optimizer.lr = base_lr
     return state

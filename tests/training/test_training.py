@@ -7,12 +7,13 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import threading
 
 import numpy as np
 import pytest
 
-from tinydiff import Rng, backend, detect_anomaly, nn, ops, saving, tensor, training_log
+from tinydiff import Rng, backend, detect_anomaly, nn, ops, saving, tensor, training_files, training_log
 from tinydiff.diffusion import VESDE, score_matching_loss
 from tinydiff.microbatch import gradients
 from tinydiff.models.tutorial import ScoreUNet
@@ -207,7 +208,7 @@ def test_what_cannot_be_saved_is_found_before_the_first_step_and_the_older_run_s
         raise PermissionError(13, "Permission denied", str(tmp_path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(saving.tempfile, "mkstemp", denied)
+        patch.setattr(tempfile, "mkstemp", denied)
         refused(PermissionError)
     replace = os.replace
     for nth in range(1, 5):  # of the checkpoint, the two that make room, and the new one
@@ -270,8 +271,8 @@ class DropoutTask(Task):
         super().__init__(out, at)
         self.model = Dropouts()
         if like:  # the sources of a run that has not begun
-            saved = training_log.Sources(like.model).state_dict()
-            training_log.Sources(self.model).load_state_dict(saved)
+            saved = training_files.Sources(like.model).state_dict()
+            training_files.Sources(self.model).load_state_dict(saved)
         self.optimizer = Adam(self.model.parameters(), lr=0.05)
         self.ema = EMA(self.model, 0.9)
 
@@ -285,7 +286,7 @@ def test_a_net_with_random_sources_of_its_own_resumes_with_the_same_masks(each_b
     second = DropoutTask(tmp_path)  # its own sources have other seeds
     assert second.train(epochs=3, resume=True).finished
     assert whole.weights().tobytes() == second.weights().tobytes()
-    assert training_log.Sources(whole.model).state_dict() == training_log.Sources(second.model).state_dict()
+    assert training_files.Sources(whole.model).state_dict() == training_files.Sources(second.model).state_dict()
     assert not any("rng" in name or "drop" in name for name in second.model.state_dict())
 
 
@@ -294,7 +295,7 @@ def test_sources_are_found_once_each_in_a_fixed_order():
     net._circle = [net.rngs["a/b"]]
     net._circle.append(net._circle)
     names = ["rngs.a/b.0", "_noise", "drop.0.rng", "drop.1.one.rng"]
-    assert [name for name, _ in training_log.Sources(net).named] == names
+    assert [name for name, _ in training_files.Sources(net).named] == names
 
 
 def test_sources_of_another_model_are_refused(tmp_path):
@@ -365,13 +366,14 @@ def test_the_host_reads_losses_back_only_when_the_line_is_due(numpy_backend, mon
     now = [0.0]
     monkeypatch.setattr(training_log.time, "monotonic", lambda: now[0])
 
-    def count(tick):
+    def count(tick, **options):
         before, task = backend.syncs, Task(at=lambda calls: now.__setitem__(0, now[0] + tick))
-        task.train(epochs=10, batch_size=2)  # 50 steps
+        task.train(epochs=10, batch_size=2, **options)  # 50 steps
         return backend.syncs - before
 
-    assert count(0.001) == 10  # at the end of each epoch
-    assert count(0.3) == 10 + 20  # and after every second step of the five
+    assert count(0.001, nonfinite="late") == 10  # at the end of each epoch
+    assert count(0.3, nonfinite="late") == 10 + 20  # and after every second step of the five
+    assert count(0.001) == 50 + 10  # and one number per step: is everything finite?
 
 
 @pytest.mark.parametrize("microbatch", [None, 2])

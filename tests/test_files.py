@@ -1,0 +1,211 @@
+"""Files that are whole or not there at all, without litter, on disks that are full; and a directory for one process."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tinydiff import files
+from tinydiff.files import InUse, append_line, one_at_a_time, write_atomically, write_in_little_room
+
+ROOT = Path(__file__).parents[1]
+linux = pytest.mark.skipif(sys.platform != "linux", reason="file locks, file systems and signals as Linux has them")
+
+
+def program(code: str, **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, **options)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("only root can make a file system")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def write_numbers(count: int, byte: bytes = b"x") -> Any:
+    return lambda file: file.write(byte * count)
+
+
+@linux
+def test_what_a_killed_process_left_is_removed_and_what_another_one_writes_stays(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    code = (
+        f"import os, signal; from tinydiff.files import write_atomically\n"
+        f"os.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"write_atomically({str(path)!r}, lambda f: f.write(b'x'))"
+    )
+    assert program(code).wait() == -signal.SIGKILL
+    (litter,) = tmp_path.iterdir()
+    (tmp_path / f".x.{os.getpid()}-1").write_text("of a process that lives")
+    (tmp_path / ".x.999999999-1").write_text("as version 0.1.0 called them, of one that does not")
+    (tmp_path / "x.old.part").write_text("a file of the user's own")
+    inside, leave = threading.Event(), threading.Event()
+
+    def slow(file: Any) -> None:
+        inside.set()
+        assert leave.wait(20)
+        file.write(b"slow")
+
+    thread = threading.Thread(target=write_atomically, args=(path, slow))
+    thread.start()
+    assert inside.wait(20)
+    assert not litter.exists()
+    write_atomically(path, write_numbers(1))
+    assert sorted(p.name.split(".")[0] for p in tmp_path.iterdir()) == ["", "x", "x", "x"]  # x.old.part, and slow's
+    leave.set()
+    thread.join()
+    assert path.read_bytes() == b"slow"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f".x.{os.getpid()}-1", "x", "x.old.part"]
+
+
+def test_an_interrupt_after_the_rename_is_that_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = os.replace
+
+    def interrupted(*names: Any) -> None:
+        replace(*names)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "x", write_numbers(3))
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"xxx"]
+
+
+@linux
+def test_bytes_and_names_are_on_the_disk_when_it_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done, fsync, replace = [], os.fsync, os.replace
+    is_directory = lambda handle: os.path.isdir(f"/proc/self/fd/{handle}")  # noqa: E731
+    monkeypatch.setattr(os, "fsync", lambda h: (done.append("directory" if is_directory(h) else "file"), fsync(h)))
+    monkeypatch.setattr(os, "replace", lambda *names: (done.append("rename"), replace(*names)))
+    write_atomically(tmp_path / "x", write_numbers(3))
+    assert done == ["file", "rename", "directory"]
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "large disk").mkdir()
+    (tmp_path / "x").symlink_to(tmp_path / "large disk" / "x")
+    for size in (1, 2):
+        write_atomically(tmp_path / "x", write_numbers(size))
+        assert (tmp_path / "x").is_symlink() and (tmp_path / "large disk" / "x").read_bytes() == b"x" * size
+
+
+@linux
+def test_a_full_disk_names_the_file_and_leaves_the_old_one(small_disk: Path) -> None:
+    write_atomically(small_disk / "x", write_numbers(20_000))
+    with pytest.raises(OSError, match="No space left on device.*disk/x") as found:
+        write_atomically(small_disk / "x", write_numbers(100_000, b"y"))
+    assert found.value.errno == errno.ENOSPC
+    assert [p.read_bytes() for p in small_disk.iterdir()] == [b"x" * 20_000]
+
+
+@linux
+def test_with_room_for_one_but_not_for_two_it_is_still_written(small_disk: Path) -> None:
+    path = small_disk / "x"
+    for byte in (b"a", b"b", b"c"):
+        write_in_little_room(path, write_numbers(40_000, byte))
+        assert path.read_bytes() == byte * 40_000 and not path.is_symlink()
+    with pytest.raises(OSError, match="No space left"):
+        write_in_little_room(path, write_numbers(80_000))
+    assert path.read_bytes() == b"c" * 40_000 and not path.is_symlink()
+    seen = []
+
+    def killed_in_the_middle(file: Any) -> None:
+        seen.append((path.is_symlink(), path.read_bytes() == b"c" * 40_000))
+        file.write(b"d" * 40_000)
+
+    write_in_little_room(path, killed_in_the_middle)
+    assert seen == [(False, True), (True, True)], "a good file is there at every instant"
+    assert os.listdir(small_disk) == ["x"] and not list(Path("/tmp").glob(f"{files.MOVED}*-x"))
+
+
+@linux
+def test_after_a_kill_in_little_room_the_next_file_takes_its_place(tmp_path: Path) -> None:
+    waiting = tmp_path / f"{files.MOVED}1-x"
+    waiting.write_bytes(b"good")
+    path = tmp_path / "out" / "x"
+    path.parent.mkdir()
+    path.symlink_to(waiting)
+    write_in_little_room(path, write_numbers(2))
+    assert path.read_bytes() == b"xx" and not path.is_symlink() and not waiting.exists()
+
+
+def test_a_line_is_added_whole_or_not_at_all(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "log"
+    append_line(path, "12345\n")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9, limit[1]))
+        with pytest.raises(OSError):
+            append_line(path, "67890\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert path.read_text() == "12345\n"
+
+
+@linux
+def test_one_at_a_time_and_a_stale_lock_does_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    path.write_text("999999999\n")  # of a process that was killed
+    with one_at_a_time(path, "the run"):
+        with pytest.raises(InUse, match=f"the run is in use by process {os.getpid()}: stop it first"):
+            with one_at_a_time(path, "the run"):
+                pass
+    assert not path.exists()
+    code = (
+        f"import time; from tinydiff.files import one_at_a_time\n"
+        f"with one_at_a_time({str(path)!r}, 'x'): print('inside', flush=True); time.sleep(60)"
+    )
+    other = program(code, stdout=subprocess.PIPE)
+    assert other.stdout and other.stdout.readline() == "inside\n"
+    with pytest.raises(InUse, match=f"in use by process {other.pid}"):
+        with one_at_a_time(path, "the run"):
+            pass
+    other.kill()
+    other.wait()
+    other.stdout.close()
+    assert path.exists()
+    with one_at_a_time(path, "the run"):
+        assert path.read_text() == f"{os.getpid()}\n"
+
+
+def test_many_who_want_it_have_it_one_after_the_other(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    inside, most, done = [0], [0], [0]
+
+    def enter() -> None:
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            try:
+                with one_at_a_time(tmp_path / "lock", "it"):
+                    inside[0] += 1
+                    most[0] = max(most[0], inside[0])
+                    time.sleep(0.0005)
+                    inside[0] -= 1
+                    done[0] += 1
+                return
+            except InUse:
+                time.sleep(0.0005)
+
+    threads = [threading.Thread(target=enter) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] and done == [8]

@@ -1,0 +1,133 @@
+"""A training that is killed again and again ends with the very weights of one that was not.
+
+    python tests/trust/kills.py            some kills
+    python tests/trust/kills.py --long     400
+
+Half of the kills are at random instants, half at random lines of the files that write (so also between a rename and the
+line after it). A third of those at instants are SIGTERM or SIGINT, which must save and end with their exit code. After
+every kill the checkpoint must load, be of no earlier step than before, and be of at least the step that the run had
+reported as saved; in the end there must be no litter, and the log must have each line once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import harness
+
+from tinydiff import files, saving, training_files
+
+WATCHED = {module.__file__ for module in (files, saving, training_files)}
+
+
+def kill_at_line(n: int) -> None:
+    """Kill this process at its n-th line in the watched files."""
+    left = [n]
+
+    def trace(frame: Any, event: str, arg: Any) -> Any:
+        if frame.f_code.co_filename not in WATCHED:
+            return None
+        if event == "line":
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    sys.settrace(trace)
+
+
+def child(out: Path, epochs: int, line: int, report: int) -> None:
+    """Go on with the run, and report every step that is saved."""
+    task = harness.Task()
+    resume = (out / "checkpoint.npz").exists()
+    if line:
+        kill_at_line(line)
+    save = training_files.Files.save
+
+    def saved(self: Any, state: Any) -> None:
+        save(self, state)
+        os.write(report, f"{self.saved_at}\n".encode())
+
+    training_files.Files.save = saved  # type: ignore[method-assign]
+    run = task.train(epochs, out, resume=resume, save_every=1, keep=2, keep_best=True)
+    os._exit(run.exit_code)
+
+
+def main() -> int:
+    args = harness.arguments(__doc__, 24, 400, "kills")
+    rng = random.Random(args.seed)
+    out = Path(tempfile.mkdtemp(prefix="kills-"))
+    epochs = 20 * args.count  # so many that no child comes to the end before it is killed
+    step, failures, ends, steps = 0, [], Counter[str](), Counter[str]()
+    for i in range(args.count):
+        if (step + 1) // harness.STEPS_PER_EPOCH >= epochs:
+            break
+        by_line = i % 2 == 0
+        number = signal.SIGKILL if by_line or rng.random() > 1 / 3 else rng.choice([signal.SIGTERM, signal.SIGINT])
+        read, write = os.pipe()
+        process = os.fork()
+        if process == 0:
+            os.close(read)
+            try:
+                child(out, epochs, rng.randrange(1, 8000) if by_line else 0, write)
+            finally:
+                os._exit(1)  # a signal that came before the training began
+        os.close(write)
+        if not by_line:
+            time.sleep(rng.uniform(0.02, 0.2) if number == signal.SIGKILL else rng.uniform(0.06, 0.2))
+            os.kill(process, number)
+        status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        with os.fdopen(read) as pipe:
+            said = [int(line) for line in pipe if line.endswith("\n")]
+        ends[f"{'line' if by_line else 'instant'}, {signal.Signals(number).name}: ended with {status}"] += 1
+        if not by_line and number != signal.SIGKILL and status not in (128 + number, -number, 1):
+            failures.append(f"{i}: {number} ended with {status}")
+        if not (out / "checkpoint.npz").exists():
+            if step:
+                failures.append(f"{i}: the checkpoint is gone")
+            continue
+        try:
+            now = saving.load(out / "checkpoint.npz")["run"]["step"]
+        except ValueError as error:
+            failures.append(f"{i}: {error}")
+            break
+        if now < max([step, *said]):
+            failures.append(f"{i}: step {now} after {max([step, *said])}")
+        steps["forward" if now > step else "none"] += 1
+        step = now
+    last = harness.Task()
+    epochs_done = -(-max(step, 1) // harness.STEPS_PER_EPOCH)
+    last.train(epochs_done, out, resume=(out / "checkpoint.npz").exists(), keep=2, keep_best=True)
+    same = harness.Task()
+    records = same.train(epochs_done).records
+    if last.weights() != same.weights():
+        failures.append("the weights are others than without the kills")
+    lines = [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
+    if lines != [record["loss"] for record in records]:
+        failures.append("the log is another than without the kills")
+    known = r"previous-* checkpoint*.npz best.npz log.jsonl".split()
+    litter = {path.name for path in out.iterdir()} - {path.name for name in known for path in out.glob(name)}
+    if litter:
+        failures.append(f"litter: {sorted(litter)}")
+    print(*failures, sep="\n", end="\n" if failures else "")
+    for end, count in sorted(ends.items()):
+        print(f"  {end:42} {count}")
+    status = harness.report(args, kills=sum(ends.values()), kills_after_which_it_had_come_further=steps["forward"],
+                           steps_done=step, failures=len(failures))  # fmt: skip
+    if not failures:
+        shutil.rmtree(out)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
