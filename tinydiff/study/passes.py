@@ -91,8 +91,11 @@ def recursion(last: Node, g: Any) -> Pass:
 
 
 def before_unbroadcast(node: Node, g: Any) -> list[Any]:
-    """What the rule gives to each input before the engine sums it to the input's shape; None if there is nothing."""
-    found = node.apply_rule(g, False)
+    """What the rule on the op's page gives to each input, before the engine sums it to the input's shape; None if there
+    is nothing. (A fast rule may have summed already.)"""
+    if node.op.rule is None:
+        return [None] * len(node.parents)
+    found = node.op.rule(g, node if node.out is None else node.out, *node.values, **node.params)
     given = zip(node.parents, found if isinstance(found, tuple) else (found,))
     return [None if parent is None else part() if callable(part) else part for parent, part in given]
 

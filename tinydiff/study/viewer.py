@@ -16,7 +16,7 @@ import math
 import textwrap
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,9 @@ from .. import backend
 from ..arguments import integer, number
 from ..engine import Node, Tensor, seed
 from ..nn import Module, Parameter
-from ..operators import OPS
 from .explain import Step, _graph, _short, explain
 from .local_check import TINY, Checked, LocalOp
-from .passes import Pass, before_unbroadcast, forward_values, inputs_of, recursion, topological
+from .passes import before_unbroadcast, forward_values, inputs_of, recursion, topological
 
 SHAPES = "tinydiff.ops.shape"  # the ops that move elements and change none
 HERE = Path(__file__).parent
@@ -157,12 +156,12 @@ class Page:
         self.arrays = Arrays()
         g = seed(loss, grad, False)
         explained = explain(loss, module, names=names)
-        order = _graph(loss.node)  # type: ignore[arg-type]
+        order = _graph(loss.node)
         with np.errstate(all="ignore"):
-            self.right, self.wrong = topological(loss.node, g, order), recursion(loss.node, g)  # type: ignore[arg-type]
+            self.right, self.wrong = topological(loss.node, g, order), recursion(loss.node, g)
         values = forward_values(order)
         if loss.node not in values:
-            values[loss.node] = loss._data, "the result"  # type: ignore[index]
+            values[loss.node] = loss._data, "the result"
         self.values, self.elements = values, elements
         self.steps = explained.nodes
         self.numbers = {visit.node: i for i, visit in enumerate(self.right.visits)}
@@ -243,11 +242,11 @@ class Page:
         end = time.monotonic() + seconds
         sizes = [math.prod(v.node.shape) + sum(math.prod(x["shape"] or ()) for x in n["inputs"])
                  for v, n in zip(self.right.visits, self.nodes)]  # fmt: skip
-        for number in sorted(range(len(sizes)), key=sizes.__getitem__):
-            if time.monotonic() < end and self.steps[number].op != "checkpoint":
+        for i in sorted(range(len(sizes)), key=sizes.__getitem__):
+            if time.monotonic() < end and self.steps[i].op != "checkpoint":
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    self.check_node(number)
+                    self.check_node(i)
 
     def check_node(self, number: int) -> None:
         visit, record = self.right.visits[number], self.nodes[number]
