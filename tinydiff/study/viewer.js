@@ -89,7 +89,7 @@ function paint(cells, values, scales, size, text) {  // a canvas of cells [.., c
   canvas.style.width = `${s * width}px`;
   const brush = canvas.getContext("2d");
   brush.imageSmoothingEnabled = false;
-  brush.fillStyle = "#e6eaee";
+  brush.fillStyle = "#a9b3bd";
   brush.fillRect(0, 0, canvas.width, canvas.height);
   brush.drawImage(small, 0, 0, canvas.width, canvas.height);
   if (text && s >= 40) {
@@ -98,14 +98,14 @@ function paint(cells, values, scales, size, text) {  // a canvas of cells [.., c
     cells.forEach(([, x, y], k) => {
       const scale = scales[k] ?? scales;
       brush.fillStyle = Math.abs(values[k]) > .55 * scale || !Number.isFinite(values[k]) ? "#fff" : "#1c2733";
-      brush.fillText(Number.isFinite(values[k]) ? String(Number(values[k].toPrecision(3))) : exact(values[k]),
+      brush.fillText(Number.isFinite(values[k]) ? String(Number(values[k].toPrecision(4))) : exact(values[k]),
         2 * s * (x + .5), 2 * s * (y + .5) + 8, 2 * s - 4);
     });
   }
   return {canvas, s};
 }
 
-// view: {key, number, name, input, kind, note, checks}; kind: value, arrives, leaves, parts, sum, difference
+// view: {key, number, name, input, kind, note, checks}; kind: value, arrives, leaves, raw or sum
 function picture(view) {
   const a = array(view.number), caption = make("figcaption", {}, make("code", {}, view.name), " ",
     view.shape ? make("span", {class: "soft"}, shapeText(view.shape)) : "", view.note ? ` ${view.note}` : "");
@@ -114,10 +114,10 @@ function picture(view) {
     return make("figure", {}, caption);
   }
   const cells = elements(a), scale = largest(a.values), few = cells.length <= 16;
-  const limits = {cell: few ? 48 : 12, width: Math.min(430, innerWidth - 40), height: 170};
+  const limits = {cell: few ? 48 : 12, width: Math.min(430, innerWidth - 40), height: innerWidth > 900 ? 130 : 170};
   const {canvas, s} = paint(cells, a.values, scale, limits, true);
-  const range = a.low == null ? "" : `from ${short(a.low)} to ${short(a.high)}, norm ${short(a.norm)}`;
-  caption.append(make("small", {}, `${range}; white is 0, full colour ±${short(scale)}`),
+  const range = a.low == null ? "" : cells.length === 1 && !a.said ? exact(a.values[0], a.bytes) : `from ${short(a.low)} to ${short(a.high)}, norm ${short(a.norm)}`;
+  caption.append(make("small", {}, few ? range : `${range}; colour: ±${short(scale)}`),
     a.bad ? make("small", {class: "wrong"}, `${a.bad} elements are NaN or Inf: magenta`) : "",
     a.said ? make("small", {}, a.said) : "");
   canvas.setAttribute("aria-label", `${view.name} ${shapeText(a.shape)}, ${range}. Shift and arrows choose an element.`);
@@ -152,7 +152,6 @@ function picture(view) {
 // ---------------------------------------------------------------- the node of this step
 
 const source = x => x.node != null ? nodes[x.node] : leaves[x.leaf];
-const gradientOf = x => `the adjoint of ${x.name}`;
 
 function views(step) {  // {key: view} of every picture of a step
   const node = nodes[step.n], visit = step.kind === "recursion" ? data.recursion.visits[step.v] : null, found = {};
@@ -188,9 +187,10 @@ function drawNode() {
   const row = rows.find(r => r.nodes.includes(step.n));
   const show = keys => make("div", {class: "pictures"}, ...keys.filter(k => v[k]).map(k => picture(v[k])));
   const flow = text => make("p", {class: "flow"}, text);
-  const verdict = {wrong: make("p", {class: "wrong"}, "✗ The rule disagrees with the numeric derivative: see the elements."),
-    right: make("p", {class: "right"}, "✓ The rule agrees with the numeric derivative, in a random direction and at the marked elements."),
-    "": make("p", {class: "soft"}, "The rule was not checked: there was no time, or no numeric value.")}[node.verdict];
+  const [tone, text] = {wrong: ["wrong", "✗ the rule disagrees with the numeric derivative"],
+    right: ["right", "✓ the rule agrees with the numeric derivative: in a random direction, and at the elements with a dotted frame"],
+    "": ["soft", "the rule was not checked: there was no time, or no numeric value"]}[node.verdict];
+  const verdict = make("p", {class: `verdict ${tone}`}, text);
   page.replaceChildren(make("span", {class: "crumb"}, row.path || row.ops || ""),
     make("h2", {}, make("code", {}, `${node.name} = ${node.forward}`)));
   page.className = node.verdict === "wrong" ? "is-wrong" : "";
@@ -294,16 +294,17 @@ function chainRule(panel, view, node, at) {
   const x = node.inputs[view.input], y = node.name, check = (x.checks || []).find(c => c.at && c.at.join() === at.join());
   panel.append(make("p", {}, `The chain rule: `, make("code", {}, `${x.bar}_i = Σ_j ${node.bar}_j ∂${y}_j/∂${x.name}_i`)));
   if (check) {
-    const row = (cells, name) => make("tr", {class: name}, ...cells.map(cell => make("td", {}, cell)));
+    const row = cells => make("tr", {}, ...cells.map(cell => make("td", {}, cell)));
+    const total = (name, id, value, style) => make("tr", {class: style}, make("td", {}, name), make("td", {colspan: 3, id}, value));
     const [others, rest] = check.rest;
     panel.append(make("table", {id: "sum"},
-      make("tr", {}, ...["j", `${node.bar}_j`, `∂${y}_j/∂${x.name}_i`, "product"].map(t => make("th", {}, t))),
+      make("tr", {}, ...["j", `${node.bar}_j`, `∂${y}_j/∂…_i`, "product"].map(t => make("th", {}, t))),
       ...check.terms.map(([g, d, j]) => row([make("button", {onclick: () => go({step: ruleStep(), chosen: {key: "g", at: j}})}, place(j) || "·"),
         short(g), short(d), short(g * d)])),
       others ? row([`${others} more`, "", "", short(rest)]) : "",
-      row(["their sum", "", "", make("span", {id: "numeric"}, String(check.numeric))], "total"),
-      row(["by the rule", "", "", make("span", {id: "rule"}, exact(Number(check.value), array(view.number).bytes))]),
-      row(["difference", "", "", make("span", {id: "difference"}, short(check.value - check.numeric))])),
+      total("their sum", "numeric", String(check.numeric), "total"),
+      total("by the rule", "rule", exact(Number(check.value), array(view.number).bytes)),
+      total("difference", "difference", short(check.value - check.numeric))),
       make("p", {class: check.verdict === "wrong" ? "wrong" : "right", id: "verdict"}, {right: "✓ equal but for rounding",
         wrong: "✗ the rule is wrong here", kink: "at a kink: the value lies between the derivatives of the two sides",
         "no numeric value": "the numeric derivative is not finite"}[check.verdict]),
@@ -473,6 +474,8 @@ function draw(focus) {
   for (const mode of ["forward", "recursion"]) $(mode).setAttribute("aria-pressed", String(state.mode === mode));
   const canvas = focus && document.querySelector(`[data-key="${focus}"] canvas`);
   if (canvas) canvas.focus({preventScroll: true});
+  const view = state.chosen && views(here())[state.chosen.key];
+  $("chosen").textContent = view ? `${view.name}${place(state.chosen.at)}` : "";  // on a phone: to what is said of it
   history.replaceState(null, "", `#${fragment()}`);
 }
 function fragment() {  // node=y12&step=1&at=a0,0,3,1: the step counts from 0 among those of this node
@@ -499,6 +502,10 @@ $("recursion").onclick = () => turn("recursion");
 $("help").onclick = () => {
   $("keys").hidden = !$("keys").hidden;
   $("help").setAttribute("aria-expanded", String(!$("keys").hidden));
+};
+$("chosen").onclick = event => {
+  event.preventDefault();
+  $("element").scrollIntoView({behavior: "smooth"});
 };
 $("find").oninput = () => find($("find").value);
 $("find").onkeydown = event => {

@@ -33,8 +33,9 @@ from .passes import before_unbroadcast, forward_values, inputs_of, recursion, to
 SHAPES = "tinydiff.ops.shape"  # the ops that move elements and change none
 HERE = Path(__file__).parent
 SIZE = 1_900_000  # bytes of a page; of larger ones less is kept
-# What is kept of an array: so many images (or blocks), channels, and rows and columns. The first that fits SIZE counts.
-LEVELS = ((2, 8, 32), (2, 6, 28), (2, 4, 28), (2, 2, 28), (1, 1, 28), (1, 1, 16), (1, 1, 8), (1, 1, 2))
+# The most elements that are kept of an array. The first number with which the page fits SIZE counts.
+LEVELS = (6000, 5000, 4000, 3500, 3000, 2500, 2000, 1500, 1000, 500, 200, 50, 10)
+IMAGES, CHANNELS, SIDE = 2, 8, 32  # never more of an array than these: images, channels, rows and columns
 ROUNDING = 1e-6  # a relative difference between two passes that is none
 
 
@@ -102,8 +103,8 @@ class Arrays:
             self.kept.append((host, kernel, figures(host)))
         return self.numbers[id(array)]
 
-    def written(self, level: tuple[int, int, int]) -> list[dict[str, Any]]:
-        return [shown(array, kernel, level) | said for array, kernel, said in self.kept]
+    def written(self, most: int) -> list[dict[str, Any]]:
+        return [shown(array, kernel, most) | said for array, kernel, said in self.kept]
 
 
 def figures(array: np.ndarray) -> dict[str, Any]:
@@ -117,9 +118,9 @@ def figures(array: np.ndarray) -> dict[str, Any]:
     }
 
 
-def shown(array: np.ndarray, kernel: bool, level: tuple[int, int, int]) -> dict[str, Any]:
+def shown(array: np.ndarray, kernel: bool, most: int) -> dict[str, Any]:
     """The first elements of an array, exactly as they are, and how to lay them out."""
-    axes, crop = layout(array.shape, kernel, level)
+    axes, crop = layout(array.shape, kernel, most)
     first = np.ascontiguousarray(array[tuple(slice(n) for n in crop)])
     what = ("output channels", "input channels") if kernel else ("channels", "images")
     words = dict(zip(axes, ("columns", "rows", *(what if len(axes) == 4 else ("blocks",)))))
@@ -134,14 +135,25 @@ def shown(array: np.ndarray, kernel: bool, level: tuple[int, int, int]) -> dict[
     }
 
 
-def layout(shape: tuple[int, ...], kernel: bool, level: tuple[int, int, int]) -> tuple[list[int], list[int]]:
+def layout(shape: tuple[int, ...], kernel: bool, most: int) -> tuple[list[int], list[int]]:
     """Which axis of an array is what in its picture, [column, row, column of tiles, row of tiles] as far as there are
-    so many, and how much of each axis is kept. (N, H, W, C): a row of tiles per image, a tile per channel; a kernel
-    (h, w, in, out): a row of tiles per input channel."""
-    n, (images, channels, side) = len(shape), level
+    so many; and how much of each axis is kept, at most so many elements in all. (N, H, W, C): a row of tiles per image,
+    a tile per channel; a kernel (h, w, in, out): a row of tiles per input channel. (N, L, C): a block per N."""
+    n = len(shape)
     axes = ([1, 0, 3, 2] if kernel else [2, 1, 3, 0]) if n == 4 else list(range(n))[:-4:-1]
-    limits = dict(zip(axes, (2 * side if n == 1 else side, side, channels, channels if kernel else images)))
-    return axes, [min(m, limits.get(a, 1)) for a, m in enumerate(shape)]
+    roles = ("blocks",) if n == 3 else ("channels", "channels" if kernel else "blocks")
+    role = dict(zip(axes, ("line" if n == 1 else "side", "side", *roles)))
+    limits = {"line": 2 * SIDE, "side": SIDE, "channels": CHANNELS, "blocks": IMAGES, "other": 1}
+
+    def crop() -> list[int]:
+        return [min(m, limits[role.get(a, "other")]) for a, m in enumerate(shape)]
+
+    if n > 2 and max(shape[a] for a in axes[:2]) > SIDE:  # no image, and cut anyway
+        limits["side"] //= 2
+    for shorter in (*["channels"] * 7, "blocks", *("side", "line") * 5):
+        if math.prod(crop()) > most:
+            limits[shorter] = max(limits[shorter] - 1 if shorter == "channels" else limits[shorter] // 2, 1)
+    return axes, crop()
 
 
 def plain(x: Any) -> Any:
@@ -268,7 +280,7 @@ class Page:
         host = backend.to_host(adjoint)
         if all_of_them:
             return list(np.ndindex(*host.shape))
-        _, crop = layout(host.shape, parent in self.kernels, LEVELS[0])
+        _, crop = layout(host.shape, parent in self.kernels, 2000)
         shown = np.nan_to_num(np.abs(host[tuple(slice(n) for n in crop)]), nan=math.inf)
         places = np.argsort(-shown, axis=None, kind="stable")[: max(self.elements - 1, 0)]
         found = [tuple(map(int, np.unravel_index(j, shown.shape))) for j in places]
@@ -287,11 +299,16 @@ class Page:
                 "of": len(self.right.sums[visit.node]),
                 "error": error(visit.g, right.g),
                 "g": self.arrays(self.same(visit.g, right.g)),
-                "to": [self.arrays(self.same(a, b)) for a, b in zip(visit.to, right.to)],
+                "to": [
+                    self.arrays(self.same(a, b), parent in self.kernels)
+                    for a, b, parent in zip(visit.to, right.to, visit.node.parents)
+                ],
             })  # fmt: skip
-        leaves = [{"error": error(self.wrong.sums[x][-1], self.right.sums[x][-1]),
-                   "g": self.arrays(self.same(self.wrong.sums[x][-1], self.right.sums[x][-1]))}
-                  for x in self.leaf_numbers]  # fmt: skip
+        leaves = []
+        for x in self.leaf_numbers:
+            found, right = self.wrong.sums[x][-1], self.right.sums[x][-1]
+            number = self.arrays(self.same(found, right), x in self.kernels)
+            leaves.append({"error": error(found, right), "g": number})
         return {"visits": visits, "leaves": leaves}
 
     def same(self, array: Any, right: Any) -> Any:
@@ -300,7 +317,7 @@ class Page:
 
     # ---- the page
 
-    def data(self, level: tuple[int, int, int], title: str) -> str:
+    def data(self, most: int, title: str) -> str:
         ops = {step.op: op_page(step.op, v.node.op) for step, v in zip(self.steps, self.right.visits)}
         record = {
             "title": title,
@@ -309,14 +326,14 @@ class Page:
             "rows": self.rows,
             "recursion": self.mistake,
             "ops": ops,
-            "arrays": self.arrays.written(level),
+            "arrays": self.arrays.written(most),
         }
         text = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         return text.replace("<", "\\u003c")  # so that no source text can end the script element
 
     def html(self, title: str) -> str:
-        for level in LEVELS:
-            data = self.data(level, title)
+        for most in LEVELS:
+            data = self.data(most, title)
             if len(data.encode()) <= SIZE:
                 break
         page = (HERE / "viewer.html").read_text(encoding="utf-8")
