@@ -7,10 +7,7 @@ explain.py, and the checks of local_check.py. Of large arrays the first elements
 
 from __future__ import annotations
 
-import base64
-import gc
 import inspect
-import itertools
 import json
 import math
 import textwrap
@@ -25,17 +22,15 @@ import numpy as np
 from .. import backend
 from ..arguments import integer, number
 from ..engine import Node, Tensor, seed
-from ..nn import Module, Parameter
-from .explain import Step, _graph, _short, explain
+from ..nn import Module
+from .explain import Step, explain, graph_of, shortly
+from .folding import holder_of, rows_of
 from .local_check import TINY, Checked, LocalOp
+from .page_arrays import LEVELS, Arrays, layout, plain
 from .passes import before_unbroadcast, forward_values, inputs_of, recursion, topological
 
-SHAPES = "tinydiff.ops.shape"  # the ops that move elements and change none
 HERE = Path(__file__).parent
 SIZE = 1_900_000  # bytes of a page; of larger ones less is kept
-# The most elements that are kept of an array. The first number with which the page fits SIZE counts.
-LEVELS = (6000, 5000, 4000, 3500, 3000, 2500, 2000, 1500, 1000, 500, 200, 50, 10)
-IMAGES, CHANNELS, SIDE = 2, 8, 32  # never more of an array than these: images, channels, rows and columns
 ROUNDING = 1e-6  # a relative difference between two passes that is none
 
 
@@ -68,99 +63,6 @@ def save(
     return path
 
 
-def holder_of(loss: Tensor) -> Module | None:
-    """The module alive that holds most of the parameters that the result was computed from; of several the smallest."""
-    if not isinstance(loss, Tensor) or loss.node is None:
-        return None
-    leaves = {id(x) for node in _graph(loss.node) for x in node.parents if isinstance(x, Parameter)}
-    best, most = None, (0, 0)
-    for module in [x for x in gc.get_objects() if isinstance(x, Module)]:
-        try:
-            held = {id(p) for p in module.parameters()}
-        except (ValueError, AttributeError):  # one that is not finished yet, or holds itself
-            continue
-        if (score := (len(held & leaves), -len(held))) > most:
-            best, most = module, score
-    return best
-
-
-class Arrays:
-    """The arrays of a page, each once: `self(array)` is its number."""
-
-    def __init__(self) -> None:
-        self.kept: list[tuple[np.ndarray, bool, dict[str, Any]]] = []
-        self.alive: list[Any] = []  # so that an id stays its own
-        self.numbers: dict[int, int] = {}
-
-    def __call__(self, array: Any, kernel: bool = False) -> int | None:
-        if array is None or not hasattr(array, "shape") or hasattr(array, "no_values"):
-            return None
-        if id(array) not in self.numbers:
-            self.numbers[id(array)] = len(self.kept)
-            self.alive.append(array)
-            host = backend.to_host(array)
-            host = host.astype(np.float64) if host.dtype.kind != "f" else host
-            self.kept.append((host, kernel, figures(host)))
-        return self.numbers[id(array)]
-
-    def written(self, most: int) -> list[dict[str, Any]]:
-        return [shown(array, kernel, most) | said for array, kernel, said in self.kept]
-
-
-def figures(array: np.ndarray) -> dict[str, Any]:
-    """What is said of all of an array; NaN and Inf are counted, and left out of the rest."""
-    finite = array[np.isfinite(array)].astype(np.float64)
-    return {
-        "norm": plain(np.linalg.norm(finite)),
-        "low": plain(finite.min()) if finite.size else None,
-        "high": plain(finite.max()) if finite.size else None,
-        "bad": int(array.size - finite.size),
-    }
-
-
-def shown(array: np.ndarray, kernel: bool, most: int) -> dict[str, Any]:
-    """The first elements of an array, exactly as they are, and how to lay them out."""
-    axes, crop = layout(array.shape, kernel, most)
-    first = np.ascontiguousarray(array[tuple(slice(n) for n in crop)])
-    what = ("output channels", "input channels") if kernel else ("channels", "images")
-    words = dict(zip(axes, ("columns", "rows", *(what if len(axes) == 4 else ("blocks",)))))
-    cut = [f"{m} of {n} {words.get(a, 'blocks')}" for a, (m, n) in enumerate(zip(crop, array.shape)) if m < n]
-    return {
-        "shape": array.shape,
-        "crop": crop,
-        "axes": axes,
-        "bytes": array.itemsize,
-        "data": base64.b64encode(first.astype(f"<f{array.itemsize}").tobytes()).decode(),
-        "said": f"shown: the first {', '.join(cut)}" if cut else "",
-    }
-
-
-def layout(shape: tuple[int, ...], kernel: bool, most: int) -> tuple[list[int], list[int]]:
-    """Which axis of an array is what in its picture, [column, row, column of tiles, row of tiles] as far as there are
-    so many; and how much of each axis is kept, at most so many elements in all. (N, H, W, C): a row of tiles per image,
-    a tile per channel; a kernel (h, w, in, out): a row of tiles per input channel. (N, L, C): a block per N."""
-    n = len(shape)
-    axes = ([1, 0, 3, 2] if kernel else [2, 1, 3, 0]) if n == 4 else list(range(n))[:-4:-1]
-    roles = ("blocks",) if n == 3 else ("channels", "channels" if kernel else "blocks")
-    role = dict(zip(axes, ("line" if n == 1 else "side", "side", *roles)))
-    limits = {"line": 2 * SIDE, "side": SIDE, "channels": CHANNELS, "blocks": IMAGES, "other": 1}
-
-    def crop() -> list[int]:
-        return [min(m, limits[role.get(a, "other")]) for a, m in enumerate(shape)]
-
-    if n > 2 and max(shape[a] for a in axes[:2]) > SIDE:  # no image, and cut anyway
-        limits["side"] //= 2
-    for shorter in (*["channels"] * 7, "blocks", *("side", "line") * 5):
-        if math.prod(crop()) > most:
-            limits[shorter] = max(limits[shorter] - 1 if shorter == "channels" else limits[shorter] // 2, 1)
-    return axes, crop()
-
-
-def plain(x: Any) -> Any:
-    """A number for JSON, which has no NaN and no Inf: these are strings."""
-    return float(x) if math.isfinite(x) else str(float(x))
-
-
 class Page:
     """The data of one page."""
 
@@ -168,7 +70,7 @@ class Page:
         self.arrays = Arrays()
         g = seed(loss, grad, False)
         explained = explain(loss, module, names=names)
-        order = _graph(loss.node)
+        order = graph_of(loss.node)
         with np.errstate(all="ignore"):
             self.right, self.wrong = topological(loss.node, g, order), recursion(loss.node, g)
         values = forward_values(order)
@@ -214,13 +116,12 @@ class Page:
             i = rule.input
             parent, x = node.parents[i], inputs[i]
             part = self.right.parts[parent].index((number, i))
-            if node in self.right.sums and parent is not None:
-                sums = self.right.sums[parent]
-                x |= {"bar": rule.target, "expression": rule.expression, "part": part + 1, "parts": len(sums)}
-                x["to"] = arrays(visit.to[i], parent in self.kernels)
-                x["sum"] = arrays(sums[part], parent in self.kernels)
-                if raw[i] is not None and raw[i].shape != visit.to[i].shape:
-                    x["raw"] = arrays(raw[i])
+            sums = self.right.sums[parent]
+            x |= {"bar": rule.target, "expression": rule.expression, "part": part + 1, "parts": len(sums)}
+            x["to"] = arrays(visit.to[i], parent in self.kernels)
+            x["sum"] = arrays(sums[part], parent in self.kernels)
+            if getattr(raw[i], "shape", visit.to[i].shape) != visit.to[i].shape:
+                x["raw"] = arrays(raw[i])
         return {
             "name": step.result,
             "bar": step.adjoint,
@@ -228,7 +129,7 @@ class Page:
             "shape": node.shape,
             "dtype": str(node.dtype),
             "forward": step.forward,
-            "constants": [[name, _short(value)] for name, value in step.constants.items()],
+            "constants": [[name, shortly(value)] for name, value in step.constants.items()],
             "lets": step.lets,
             "inputs": inputs,
             "out": arrays(out),
@@ -318,7 +219,7 @@ class Page:
     # ---- the page
 
     def data(self, most: int, title: str) -> str:
-        ops = {step.op: op_page(step.op, v.node.op) for step, v in zip(self.steps, self.right.visits)}
+        ops = {step.op: op_page(v.node.op) for step, v in zip(self.steps, self.right.visits)}
         record = {
             "title": title,
             "nodes": self.nodes,
@@ -361,57 +262,10 @@ def _checked(c: Checked) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def op_page(name: str, op: Any) -> dict[str, str]:
+def op_page(op: Any) -> dict[str, str]:
     """The formula and the source of the rule of an op."""
     try:
         source = textwrap.dedent(inspect.getsource(op.rule))
     except (OSError, TypeError):  # defined where there is no file
         source = "(its source is not in a file)"
     return {"formula": inspect.cleandoc(op.__doc__ or ""), "source": source, "module": op.forward.__module__}
-
-
-# ---------------------------------------------------------------- which module a node belongs to
-
-
-def rows_of(nodes: list[Node], names: Mapping[Any, str]) -> list[dict[str, Any]]:
-    """The rows of the folded graph, in the order of the backward pass: runs of nodes of one module.
-
-    A node belongs to the module whose parameters it reads. One that only brings another shape goes with the node that
-    reads it, if that is the only one, and else with the one it reads. The rest stands between two modules, and belongs
-    to what their paths have in common. path "": to the program itself.
-    """
-    readers: dict[Any, list[Node]] = {}
-    for node in nodes:
-        for parent in node.parents:
-            if isinstance(parent, Node):
-                readers.setdefault(parent, []).append(node)
-    paths: dict[Node, str | None] = {}
-    only_parameters: dict[Any, str] = {}
-    for node in reversed(nodes):  # oldest first
-        used = [x for x in node.parents if x is not None]
-        found = [path_of(names[x]) if isinstance(x, Parameter) else only_parameters.get(x) for x in used]
-        owners = [path for path in found if path is not None]
-        paths[node] = owners[-1] if owners else None
-        if owners and len(owners) == len(node.parents):
-            only_parameters[node] = owners[-1]
-    for node in nodes:  # newest first: a chain of reshapes goes with its end
-        made = [x for x in node.parents if isinstance(x, Node)]
-        if paths[node] is None and node.op.forward.__module__ == SHAPES and len(made) == 1:
-            after = readers.get(node, [])
-            joined = paths[after[0]] if len(after) == 1 else None
-            paths[node] = joined if joined is not None else paths[made[0]]
-    rows: dict[Any, dict[str, Any]] = {}  # by path; a run without one by its first node
-    runs = [(path, list(run)) for path, run in itertools.groupby(range(len(nodes)), key=lambda i: paths[nodes[i]])]
-    for i, (path, run) in enumerate(runs):
-        if path is not None:
-            rows.setdefault(path, {"path": path, "nodes": [], "ops": ""})["nodes"] += run
-            continue
-        beside = [runs[j][0] or "" if 0 <= j < len(runs) else "" for j in (i - 1, i + 1)]
-        common = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*(p.split(".") for p in beside)))
-        ops = ", ".join(dict.fromkeys(nodes[j].op.name for j in run))
-        rows[run[0]] = {"path": ".".join(a for a, _ in common), "nodes": run, "ops": ops}
-    return list(rows.values())
-
-
-def path_of(name: str) -> str:
-    return name.rpartition(".")[0]
