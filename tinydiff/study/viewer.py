@@ -68,8 +68,8 @@ class Page:
 
     def __init__(self, loss: Tensor, module: Any, names: Any, grad: Any, elements: int, seconds: float):
         self.arrays = Arrays()
-        g = seed(loss, grad, False)
         explained = explain(loss, module, names=names)
+        g = seed(loss, grad, False)
         order = graph_of(loss.node)
         with np.errstate(all="ignore"):
             self.right, self.wrong = topological(loss.node, g, order), recursion(loss.node, g)
@@ -88,7 +88,6 @@ class Page:
         for visit, step in zip(self.right.visits, self.steps, strict=True):
             for parent, name in zip(visit.node.parents, step.inputs):
                 self.leaf_names[parent] = name
-        self.raw: dict[int, list[Any]] = {}
         self.nodes = [self.node(i, step) for i, step in enumerate(self.steps)]
         self.leaves = [self.leaf(x) for x in leaves]
         self.check(seconds)
@@ -101,7 +100,6 @@ class Page:
         visit, arrays = self.right.visits[number], self.arrays
         node, (out, origin) = visit.node, self.values.get(visit.node, (None, "not kept, and cannot be computed again"))
         raw = [None] * len(visit.to) if node.op.name == "checkpoint" else before_unbroadcast(node, visit.g)
-        self.raw[number] = raw
         inputs = []
         known = inputs_of(node, self.values)
         for i, (parent, name) in enumerate(zip(node.parents, step.inputs)):
@@ -169,7 +167,7 @@ class Page:
             if adjoint is not None:
                 few = adjoint.size * math.prod(visit.node.shape) <= TINY
                 indices = self.chosen(adjoint, few, visit.node.parents[i])
-                found = local.check(i, adjoint, self.raw[number][i], indices, number)
+                found = local.check(i, adjoint, indices, number)
                 record["inputs"][i]["checks"] = [_checked(c) for c in found]
                 verdicts += [c.verdict for c in found]
                 if few:
