@@ -85,7 +85,7 @@ function paint(cells, values, scales, size, text) {  // a canvas of cells [.., c
   cells.forEach(([, x, y], k) => image.data.set([...colour(values[k], scales[k] ?? scales), 255], 4 * (y * width + x)));
   small.getContext("2d").putImageData(image, 0, 0);
   const s = Math.max(1, Math.min(size.cell, Math.floor(size.width / width), Math.floor(size.height / height)));
-  const canvas = make("canvas", {width: 2 * s * width, height: 2 * s * height, tabindex: 0, role: "img"});
+  const canvas = make("canvas", {width: 2 * s * width, height: 2 * s * height, "data-rows": height, tabindex: 0, role: "img"});
   canvas.style.width = `${s * width}px`;
   const brush = canvas.getContext("2d");
   brush.imageSmoothingEnabled = false;
