@@ -1,6 +1,7 @@
 """python -m tinydiff COMMAND: each command is one function here, which declares its arguments and returns what to do.
 
 python -m tinydiff explain softmax
+python -m tinydiff view examples/quickstart.py --batch-size 2
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import argparse
 import difflib
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 Run = Callable[[argparse.Namespace], int]  # returns the exit code
 
@@ -32,7 +34,41 @@ def explain(parser: argparse.ArgumentParser) -> Run:
     return run
 
 
-COMMANDS = (explain,)
+def view(parser: argparse.ArgumentParser) -> Run:
+    """Run a script, save one of its backward passes as an HTML page to be stepped through, and stop the script."""
+    parser.description = f"""{view.__doc__} The script runs as it is, in this process, with the arguments that follow
+    it; whatever it does before that pass, such as making a directory, is done. What is saved is the pass as it begins:
+    hooks do not run, and with microbatches it is that of one of them. Choose small batches: the rules are checked
+    numerically, which takes longer the larger the arrays are."""
+    parser.usage = "%(prog)s [-h] [--out FILE] [--pass N] [--seconds X] SCRIPT [its arguments ...]"
+    parser.add_argument("--out", type=Path, default=Path("backward.html"), metavar="FILE", help="default: %(default)s")
+    parser.add_argument("--pass", type=int, default=1, metavar="N", dest="number",
+        help="which backward pass, counted from 1 as they begin (default: the first)")  # fmt: skip
+    parser.add_argument("--seconds", type=float, default=30.0, metavar="X",
+        help="for the checks of the rules; the page says which were not reached (default: %(default)s)")  # fmt: skip
+    parser.add_argument("script", type=Path, metavar="SCRIPT")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="its arguments")
+
+    def run(given: argparse.Namespace) -> int:
+        from .study.script import view as view_script
+
+        if given.number < 1:
+            parser.error(f"--pass: passes are counted from 1, not {given.number}")
+        if not given.seconds >= 0:
+            parser.error(f"--seconds must be 0 or more, not {given.seconds}")
+        if not given.script.is_file():
+            parser.error(f"there is no script {given.script}")
+        passes = view_script(given.script, given.arguments, given.out, given.number, seconds=given.seconds)
+        if passes < given.number:
+            sys.stderr.write(f"{given.script} ended after {passes} backward passes, so nothing is saved\n")
+            return 1
+        sys.stdout.write(f"{given.out}: backward pass {given.number} of {given.script}; open it in a browser\n")
+        return 0
+
+    return run
+
+
+COMMANDS = (explain, view)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

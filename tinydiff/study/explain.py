@@ -69,7 +69,7 @@ class Step:
         shapes = [str(s) for s in self.input_shapes if s is not None]
         shown = str(self.shape) if set(shapes) <= {str(self.shape)} else f"{', '.join(shapes)} -> {self.shape}"
         lines = [f"{self.result} = {self.forward}    {shown}"]
-        lines += [f"    where {name} = {_short(value)}" for name, value in self.constants.items()]
+        lines += [f"    where {name} = {shortly(value)}" for name, value in self.constants.items()]
         if len(self.arrives) > 1:
             lines.append(f"    {self.adjoint} = {' + '.join(self.arrives)}")
         lines += [f"    {name} = {text}" for name, text in self.lets]
@@ -102,7 +102,7 @@ def explain(loss: Tensor, module: Module | None = None, *, names: Mapping[str, A
     """
     if not isinstance(loss, Tensor) or loss.node is None:
         raise RuntimeError(f"explain: {describe(loss)} was not computed from any Tensor that requires a gradient")
-    order = _graph(loss.node)
+    order = graph_of(loss.node)
     tracer, called = _names(order, loss, module, names)
     steps: list[Step] = []
     uses: dict[Any, list[tuple[Step, Rule]]] = {origin(loss): []}
@@ -124,7 +124,7 @@ def explain(loss: Tensor, module: Module | None = None, *, names: Mapping[str, A
     return Explanation(f"{bar} = 1" if loss.size == 1 else f"{bar} is given    {loss.shape}", steps)
 
 
-def _graph(last: Node) -> list[Node]:
+def graph_of(last: Node) -> list[Node]:
     """Every node that the last was computed from, oldest first."""
     seen, stack = {last}, [last]
     while stack:
@@ -220,7 +220,7 @@ def barred(name: str) -> str:
     return f"{path}{dot}{last[:1]}\u0304{last[1:]}"
 
 
-def _short(value: Any) -> str:
+def shortly(value: Any) -> str:
     if isinstance(value, ShapeDtype):
         return f"an array {value.shape}, {value.dtype}"
     if not hasattr(value, "shape"):
