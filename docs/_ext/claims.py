@@ -12,6 +12,7 @@ can be tried, not only its last.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import re
@@ -64,7 +65,8 @@ class Case:
         def put(v: Any) -> Any:
             return list(map(put, v)) if isinstance(v, list) else next(left) if differentiable(v) else v
 
-        result = OPS[self.name](*map(put, self.given), **self.params)
+        params = copy.deepcopy(self.params)  # a generator of random numbers draws the same each time
+        result = OPS[self.name](*map(put, self.given), **params)
         return result[0] if isinstance(result, list) else result
 
     def result(self, arrays: list[Any]) -> Any:

@@ -7,9 +7,8 @@ import re
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-from algebra import BAR, NotAFormula, Tree, normal, plain
+from algebra import BAR, NotAFormula, normal, plain
 from claims import Checked, FalseClaim, Scene, bar, cases, clauses
 
 from tinydiff.engine import Op
@@ -194,8 +193,6 @@ def module_story(name: str) -> str:
     return inspect.getdoc(module) or ""
 
 
-__all__ = ["BAR", "Derivation", "FalseClaim", "Tree", "derive"]
-
-
-def all_ops() -> dict[str, Any]:
-    return dict(OPS)
+def file_of_op(name: str) -> str:
+    """Its file, from the root of the repository."""
+    return OPS[name].__module__.replace(".", "/") + ".py"
