@@ -120,7 +120,8 @@ def session(body: str, space: Namespace, page: str, line: int) -> None:
 
 def evaluate(body: str, space: Namespace, where: str) -> None:
     """Each chain of a block of claims. x̄ is the name x_bar in Python, dx is dx."""
-    functions = {**FUNCTIONS, "total": np.sum, **{k: v for k, v in space.items() if callable(v)}}
+    extra = {"total": np.sum, "flat": np.ravel, "like": lambda a, x: np.reshape(a, np.shape(x))}
+    functions = {**FUNCTIONS, **extra, **{k: v for k, v in space.items() if callable(v)}}
 
     def name(letter: str) -> Any:
         key = letter.replace(BAR, "_bar") if BAR in letter else letter
