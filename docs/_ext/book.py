@@ -133,7 +133,9 @@ def evaluate(body: str, space: Namespace, where: str) -> None:
         raise NotAFormula(f"{where}: {letter!r} has no meaning here")
 
     for clause in clauses(body):
-        chain = read(clause, functions.keys(), {normal(k).replace("_bar", BAR) for k, v in space.items() if not callable(v)})
+        chain = read(
+            clause, functions.keys(), {normal(k).replace("_bar", BAR) for k, v in space.items() if not callable(v)}
+        )
         wanted = value(chain[0], name, functions.__getitem__)
         for part in chain[1:]:
             found = value(part, name, functions.__getitem__)
@@ -167,4 +169,3 @@ def setup(app: Any) -> dict[str, Any]:
     app.connect("builder-inited", before_reading)
     app.connect("source-read", on_reading)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
-

@@ -49,13 +49,13 @@ class Case:
         self.constants: dict[str, Any] = {}
         places = iter(inspect.signature(OPS[name]).parameters.values())
         place = next(places)
-        for value in given:
+        for argument in given:
             several = place.kind is place.VAR_POSITIONAL
-            if isinstance(value, list):
-                self.inputs.update((f"x{i}", v) for i, v in enumerate(value))
+            if isinstance(argument, list):
+                self.inputs.update((f"x{i}", v) for i, v in enumerate(argument))
             else:
                 label = f"x{len(self.inputs)}" if several else place.name
-                (self.inputs if differentiable(value) else self.constants)[label] = value
+                (self.inputs if differentiable(argument) else self.constants)[label] = argument
             place = place if several else next(places, place)
 
     def call(self, arrays: list[Any]) -> Any:

@@ -120,8 +120,8 @@ def derive(name: str, text: str | None = None, by_hand: str | None = None) -> De
             missing = [x for x in missing if not any(aliases(name, p) == bar(x) for p in proved)]
             if missing:
                 raise FalseClaim(
-                    f"{name}: no formula that can be evaluated gives the adjoint of {', '.join(missing)}: write one into "
-                    f"its docstring, or under `## {name}` into {PENCIL.name}"
+                    f"{name}: no formula that can be evaluated gives the adjoint of {', '.join(missing)}: write one "
+                    f"into its docstring, or under `## {name}` into {PENCIL.name}"
                 )
     made.checked = list(shown.values())
     return made

@@ -20,8 +20,8 @@ import numpy as np
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
 
-from algebra import BAR, normal
-from claims import Case, bar, clauses, differences
+from algebra import BAR
+from claims import Case, bar, clauses
 from derivations import Derivation, derive, doc, module_story, out_name
 from hand import HAND, KINKS, hand_adjoint, hand_case
 
@@ -86,10 +86,8 @@ def index(names: list[str]) -> str:
         "# The ops",
         "",
         "Each op has its formula, its derivation, its forward and its rule in one place of the source. Its page here",
-        "shows them, evaluates every formula, and works an example whose numbers a pencil can follow. They stand in the",
-        "order of the files; [elementwise](elementwise_first) is the place to start.".replace(
-            "(elementwise_first)", "(add.md)"
-        ),
+        "shows them, evaluates every formula, and works an example whose numbers a pencil can follow. They stand in",
+        "the order of the files; [add](add.md) and [multiply](multiply.md) are the place to start.",
         "",
     ]
     for file in FILES:
@@ -224,16 +222,20 @@ def show(a: Any) -> str:
 
 
 def labelled(name: str, a: Any) -> str:
-    lines = show(a).split("\n")
+    """name = array, its rows below each other."""
+    first, *rest = show(a).split("\n")
     shape = f"    {np.shape(a)}" if np.ndim(a) > 2 else ""
-    return "\n".join([f"{name} = {lines[0]}{shape}", *(" " * (len(name.replace(BAR, "")) + 4) + line.lstrip() for line in lines[1:])])
+    indent = " " * (len(name.replace(BAR, "")) + 4)
+    return "\n".join([f"{name} = {first}{shape}", *(indent + line.lstrip() for line in rest)])
 
 
 def by_hand(name: str, case: Case, z: Any, g: Any, adjoints: list[Any]) -> str:
     out = out_name(name)
     rows = [labelled(n, a) for n, a in case.inputs.items()]
-    rows += [labelled(n, v) if isinstance(v, np.ndarray) else f"{n} = {v!r}" for n, v in case.constants.items() if v is not None]
-    rows += [f"{n} = {show(v) if isinstance(v, np.ndarray) else v!r}" for n, v in case.params.items() if n not in ("rng", "geometry")]
+    options = {n: v for n, v in case.params.items() if n not in ("rng", "geometry")}
+    for n, v in {**case.constants, **options}.items():
+        if v is not None:
+            rows.append(labelled(n, v) if isinstance(v, np.ndarray) else f"{n} = {v!r}")
     rows += ["", labelled(out, z), "", labelled(bar(out), g)]
     rows += [labelled(bar(n), a) for n, a in zip(case.inputs, adjoints)]
     note = " (axes of length 1 are left out)" if any(np.ndim(a) > 2 for a in (z, *case.inputs.values())) else ""
@@ -300,13 +302,15 @@ def second(case: Case, z: Any, tensors: list[Any], g: Any) -> str:
     H = hessian(z, tensors, g)
     if not np.abs(H).max(initial=0) > 1e-12:
         return text + "\n\nHere it is 0: the result is linear in all inputs together, or constant."
-    labels = [f"{name}{list(i) if i else ''}" for name, a in case.inputs.items() for i in np.ndindex(*a.shape)]
+    of = f"{bar(out_name(case.name))} · {out_name(case.name)}"
     if n > 8:
         full = int((np.abs(H) > 1e-9).sum())
-        return text + f" The matrix of second derivatives of {bar(out_name(case.name))} · {out_name(case.name)} by all inputs has {full} of {n * n} elements that are not 0."
-    rows = ["| |" + "|".join(labels) + "|", "|---" * (n + 1) + "|"]
-    rows += [f"| {label} |" + "|".join(f"{v + 0.0:.4g}" if abs(v) > 1e-12 else "0" for v in row) + "|" for label, row in zip(labels, H)]
-    return text + f" In the example, of {bar(out_name(case.name))} · {out_name(case.name)} by each pair of elements:\n\n" + "\n".join(rows)
+        return text + f" The matrix of second derivatives of {of} has {full} of {n * n} elements that are not 0."
+    labels = [f"{name}{list(i) if i else ''}" for name, a in case.inputs.items() for i in np.ndindex(*a.shape)]
+    rows = ["| | " + " | ".join(labels) + " |", "|---" * (n + 1) + "|"]
+    for label, row in zip(labels, H):
+        rows.append(f"| {label} | " + " | ".join(f"{v:.4g}" if abs(v) > 1e-12 else "0" for v in row) + " |")
+    return text + f" In the example, of {of} by each pair of elements:\n\n" + "\n".join(rows)
 
 
 def hessian(z: Any, tensors: list[Any], g: Any) -> Any:
@@ -372,13 +376,14 @@ def cost(name: str, op: Any, z: Any, case: Case) -> str:
     size = sum(a.nbytes for a in kept.values())
     moved = sum(a.size for a in case.inputs.values()), z.size
     lines = [f"the forward reads {moved[0]} numbers and writes {moved[1]}."]
-    flop = sum(_flop(n.op.name, [getattr(v, "shape", ()) for v in n.values], n.shape, n.params, None) or 0 for n in nodes)
-    back = sum(
-        _flop(n.op.name, [getattr(v, "shape", ()) for v in n.values], n.shape, n.params, [p is not None for p in n.parents]) or 0
-        for n in nodes
-    )
-    if flop:
-        lines.append(f"Its products cost {flop} multiplications and additions, those of the rule {back}.")
+
+    def flop(node: Node, wanted: Any) -> int:
+        return _flop(node.op.name, [getattr(v, "shape", ()) for v in node.values], node.shape, node.params, wanted) or 0
+
+    forward = sum(flop(node, None) for node in nodes)
+    back = sum(flop(node, [p is not None for p in node.parents]) for node in nodes)
+    if forward:
+        lines.append(f"Its products cost {forward} multiplications and additions, those of the rule {back}.")
     else:
         lines.append("There are no matrix products in it: its time is that of reading and writing.")
     if isinstance(op, Op) and op.rule is not None:
@@ -387,14 +392,14 @@ def cost(name: str, op: Any, z: Any, case: Case) -> str:
             if p.kind is not p.KEYWORD_ONLY and not p.name.startswith("_")
         ]  # fmt: skip
         what = " and ".join(f"`{r}`" for r in reads) if reads else "nothing but shapes"
-        lines.append(f"The rule reads {what}, so the graph keeps {f'that: {size} bytes here' if reads else 'no array'}.")
+        keeps = f"that: {size} bytes here" if reads else "no array"
+        lines.append(f"The rule reads {what}, so the graph keeps {keeps}.")
     else:
-        made = ", ".join(f"[{n}]({n}.md)" for n in dict.fromkeys(node.op.name for node in reversed(nodes)) if n in OPS)
+        used = dict.fromkeys(node.op.name for node in reversed(nodes) if node.op.name in OPS)
+        made = ", ".join(f"[{n}]({n}.md)" for n in used)
         lines.append(f"Here it is made of {made}; their rules keep {size} bytes.")
     return "## What it costs\n\nIn the example: " + " ".join(lines)
 
-
-__all__ = ["write_all", "differences", "normal"]
 
 if __name__ == "__main__":
     write_all(DOCS / "ops")

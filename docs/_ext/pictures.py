@@ -49,7 +49,9 @@ def softmax() -> None:
 def cross_entropy() -> None:
     p, y = np.array([0.125, 0.25, 0.625]), np.array([0.0, 1.0, 0.0])
     figure, axes = sheet(7.4, 2.4, 3)
-    for a, values, title in zip(axes, (p, y, p - y), ("p: what the net said", "y: what is true", "p - y: the gradient")):
+    for a, values, title in zip(
+        axes, (p, y, p - y), ("p: what the net said", "y: what is true", "p - y: the gradient")
+    ):
         a.bar(range(3), values, color=[RED if v < 0 else BLUE for v in values], width=0.6)
         a.axhline(0, color=FAINT, linewidth=0.8)
         a.set_ylim(-0.85, 1.05)
