@@ -48,7 +48,7 @@ class Tree(NamedTuple):
 
 
 def normal(text: str) -> str:
-    text = unicodedata.normalize("NFD", text).replace("\u1d40", "^T").replace("²", "^2").replace("³", "^3")
+    text = unicodedata.normalize("NFD", text).replace("\u1d40", "^T ").replace("²", "^2").replace("³", "^3")
     return text.replace("\u2212", "-")
 
 
