@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pytest
-
-DOCS = Path(__file__).parents[2] / "docs"
-sys.path.insert(0, str(DOCS / "_ext"))
-
 import book
 import derivations
+import numpy as np
 import op_pages
+import pytest
 from algebra import NotAFormula, read, value
 from claims import FalseClaim, clauses
 
@@ -26,6 +21,8 @@ pytestmark = [
     pytest.mark.usefixtures("numpy_backend"),
     pytest.mark.skipif(backend.name == "cupy", reason="the book is built with NumPy"),
 ]
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 # ---------------------------------------------------------------- the notation
 

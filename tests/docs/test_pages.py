@@ -4,19 +4,13 @@ end, with what they need put before them here. (The museum and the README's sess
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import book
 import numpy as np
 import pytest
-
-ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs"
-sys.path.insert(0, str(DOCS / "_ext"))
-
-import book
 
 from tinydiff import Rng, backend, optim, saving
 from tinydiff.diffusion import Denoiser
@@ -24,6 +18,8 @@ from tinydiff.engine import Op
 from tinydiff.models.unet import UNet
 from tinydiff.operators import OPS
 
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 pytestmark = [
     pytest.mark.usefixtures("numpy_backend"),
     pytest.mark.skipif(backend.name == "cupy", reason="the pages are written for NumPy"),
