@@ -9,10 +9,10 @@ sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "tinydiff"
 author = "the authors of tinydiff"
-copyright = "MIT licence"
+copyright = "the authors of tinydiff, MIT licence"
 extensions = ["myst_parser", "book"]
 source_suffix = {".md": "markdown"}
-exclude_patterns = ["_ext", "_build", "pencil.md"]
+exclude_patterns = ["_ext", "_build"]
 root_doc = "index"
 myst_heading_anchors = 4
 html_theme = "furo"

@@ -37,12 +37,18 @@ TOLERANCE = 1e-6
 # ---------------------------------------------------------------- links to the source
 
 
+def is_source(path: Path) -> bool:
+    """Is it a file or folder of the repository, and no page of the book?"""
+    inside = DOCS in path.parents and DOCS / "_ext" not in path.parents
+    return path.exists() and ROOT in path.parents and not inside
+
+
 def targets(text: str, page: Path) -> set[str]:
-    """The files and folders outside docs/ that a page links to, from the root of the repository."""
+    """The source files and folders that a page links to, from the root of the repository."""
     found = set()
     for match in LINK.finditer(text):
         path = (page.parent / (match[1] + match[2])).resolve()
-        if DOCS not in path.parents and path.exists() and ROOT in path.parents:
+        if is_source(path):
             found.add(str(path.relative_to(ROOT)))
     return found
 
@@ -53,7 +59,7 @@ def rewritten(text: str, page: Path) -> str:
 
     def lead(match: re.Match[str]) -> str:
         path = (page.parent / (match[1] + match[2])).resolve()
-        if DOCS in path.parents or not path.exists() or ROOT not in path.parents:
+        if not is_source(path):
             return match[0]
         name = (match[3] or "").removeprefix("#")
         if name in OPS and "tinydiff/ops" in str(path):
@@ -120,7 +126,7 @@ def session(body: str, space: Namespace, page: str, line: int) -> None:
 
 def evaluate(body: str, space: Namespace, where: str) -> None:
     """Each chain of a block of claims. x̄ is the name x_bar in Python, dx is dx."""
-    extra = {"total": np.sum, "flat": np.ravel, "like": lambda a, x: np.reshape(a, np.shape(x))}
+    extra = {"sum": np.sum, "flat": np.ravel, "like": lambda a, x: np.reshape(a, np.shape(x))}
     functions = {**FUNCTIONS, **extra, **{k: v for k, v in space.items() if callable(v)}}
 
     def name(letter: str) -> Any:
@@ -154,7 +160,7 @@ def pages() -> list[Path]:
 def before_reading(app: Any) -> None:
     op_pages.write_all(DOCS / "ops")
     for page in pages():
-        if page.name != "pencil.md":  # whose formulas the pages of the ops evaluate
+        if page.name != "pencil.md":  # whose formulas are evaluated for the pages of the ops
             run(page.read_text(), str(page.relative_to(DOCS)))
     write_source_pages([*pages(), *sorted((DOCS / "ops").glob("*.md"))])
 

@@ -102,7 +102,7 @@ def index(names: list[str]) -> str:
 
 
 def escaped(text: str) -> str:
-    return re.sub(r"([*_<>\[\]|`])", r"\\\1", text)
+    return re.sub(r"([*_<>\[\]|])", r"\\\1", text)
 
 
 # ---------------------------------------------------------------- a page
