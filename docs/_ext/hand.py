@@ -97,7 +97,8 @@ HAND: dict[str, Call] = {
     "normalize": ((A([1, 2, 6]), A(1, 2, 1), A(0, 0, 1)), {"axes": (1,), "eps": 0.0}),
     "shift_normalize_silu": ((A([0, 2, 4]), A(1, 0, 2), A(1, 2, 1), A(0, 0, 1)),
                              {"axes": (1,), "eps": 0.0, "silu": True}),
-    "group_norm": ((A([[1, 3, 2, 6]]), A(1, 1, 1, 2), A(0, 0, 0, 1)), {"groups": 2, "eps": 0.0}),
+    "group_norm": (
+        (A([[1, 2, 6, 0, 3, 9]]), A(1, 1, 1, 1, 2, 1), A(0, 0, 0, 0, 0, 1)), {"groups": 2, "eps": 0.0}),
     "layer_norm": ((A([1, 2, 6]), A(1, 2, 1), A(0, 0, 1)), {"eps": 0.0}),
     "batch_norm": ((A([1, 5], [2, 5.5], [6, 9]), A(1, 2), A(0, 1)), {"eps": 0.0}),
     "upsample_nearest2d": ((FOUR,), {"scale": 2}),

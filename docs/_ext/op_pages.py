@@ -29,7 +29,7 @@ import tinydiff
 from tinydiff import Tensor
 from tinydiff.engine import Node, Op
 from tinydiff.operators import OPS
-from tinydiff.plot import FAINT, INK, frame, new_figure, save
+from tinydiff.plot import FAINT, INK
 from tinydiff.profile import _flop
 from tinydiff.study.catalogue import CATALOGUE
 from tinydiff.study.explain import explain
@@ -118,10 +118,10 @@ def page(name: str, folder: Path) -> str:
     jacobians, method = case.jacobians()
     parts.append(by_hand(name, case, z.numpy(), g, adjoints))
     parts.append(compared(case, g, adjoints, jacobians, method))
-    draw_jacobians(folder / "images" / f"{name}.png", case, z.shape, jacobians)
+    draw_jacobians(folder / "images" / f"{name}.svg", case, jacobians)
     parts.append(
         "## The Jacobian\n\n"
-        f"![the derivative of each element of the result by each element of each input](images/{name}.png)\n\n"
+        f"![the derivative of each element of the result by each element of each input](images/{name}.svg)\n\n"
         + jacobian_words(jacobians)
     )
     parts.append(second(case, z, tensors, g))
@@ -183,7 +183,7 @@ def pencil(name: str, derivation: Derivation) -> str:
         worst = max(c.error for c in derivation.checked)
         parts.append(
             f"Evaluated on random numbers when this page was built: {len(derivation.checked)} formulas, against "
-            f"{derivation.method}. The largest relative error is {worst:.0e}."
+            f"{derivation.method}. The largest relative error is {error(worst)}."
         )
     if not parts:
         return ""
@@ -229,6 +229,10 @@ def labelled(name: str, a: Any) -> str:
     return "\n".join([f"{name} = {first}{shape}", *(indent + line.lstrip() for line in rest)])
 
 
+def error(e: float) -> str:
+    return f"{e:.0e}" if e else "0"
+
+
 def by_hand(name: str, case: Case, z: Any, g: Any, adjoints: list[Any]) -> str:
     out = out_name(name)
     rows = [labelled(n, a) for n, a in case.inputs.items()]
@@ -240,8 +244,8 @@ def by_hand(name: str, case: Case, z: Any, g: Any, adjoints: list[Any]) -> str:
     rows += [labelled(bar(n), a) for n, a in zip(case.inputs, adjoints)]
     note = " (axes of length 1 are left out)" if any(np.ndim(a) > 2 for a in (z, *case.inputs.values())) else ""
     return (
-        f"## By hand\n\nThe inputs{note}, the result, an adjoint {bar(out)} that someone hands back, and what the rule "
-        f"makes of it:\n\n{block(chr(10).join(rows))}"
+        f"## By hand\n\nThe inputs{note}, the result, an adjoint {bar(out)} that someone hands back, and what the "
+        f"backward pass makes of it:\n\n{block(chr(10).join(rows))}"
     )
 
 
@@ -254,7 +258,7 @@ def compared(case: Case, g: Any, adjoints: list[Any], jacobians: list[Any], meth
             raise ValueError(f"{case.name}: the rule gives {a} for {name}, {method} give {numeric}")
         for at in np.ndindex(*x.shape):
             place = f"{name}[{', '.join(map(str, at))}]" if at else name
-            rows.append(f"| {place} | {a[at]:.10g} | {numeric[at]:.10g} | {abs(a[at] - numeric[at]):.0e} |")
+            rows.append(f"| {place} | {a[at]:.10g} | {numeric[at]:.10g} | {error(abs(a[at] - numeric[at]))} |")
     more = ""
     if len(rows) > 12:
         more, rows = f"\n\nThe other {len(rows) - 12} elements agree as well.", rows[:12]
@@ -265,30 +269,42 @@ def compared(case: Case, g: Any, adjoints: list[Any], jacobians: list[Any], meth
 def jacobian_words(jacobians: list[Any]) -> str:
     total = sum(J.size for J in jacobians)
     full = sum(int((np.abs(J) > 1e-12).sum()) for J in jacobians)
-    words = f"Of its {total} elements {full} are not 0. "
+    words = f"Orange is above 0, violet below; of {total} elements {full} are not 0. "
     return words + "The rule multiplies by the transpose of this matrix, without ever making it."
 
 
-def draw_jacobians(path: Path, case: Case, shape: tuple[int, ...], jacobians: list[Any]) -> None:
-    widths = [max(J.shape[1], 2) for J in jacobians]
-    rows = max(J.shape[0] for J in jacobians)
-    figure = new_figure(min(1.6 + 0.42 * sum(widths) + 0.9 * len(widths), 11), max(1.5, min(0.9 + 0.42 * rows, 6)), 110)
-    grid = figure.add_gridspec(1, len(jacobians), width_ratios=widths)
-    for k, (name, J) in enumerate(zip(case.inputs, jacobians)):
-        axes = figure.add_subplot(grid[0, k])
+CELL, MARGIN = (46, 24), (58, 10)
+ORANGE, VIOLET = (0xE0, 0x82, 0x14), (0x80, 0x73, 0xAC)
+
+
+def draw_jacobians(path: Path, case: Case, jacobians: list[Any]) -> None:
+    """Matrices side by side, as an SVG: it is sharp at any size, and made in no time. Numbers where there is room."""
+    parts, left = [], MARGIN[0]
+    for name, J in zip(case.inputs, jacobians):
+        width = CELL[0] if J.size <= 100 else CELL[0] / 2
         size = np.abs(J).max(initial=0) or 1
-        axes.imshow(J, cmap="PuOr", vmin=-1.6 * size, vmax=1.6 * size, aspect="auto")
-        if J.size <= 100:
-            for i, j in np.ndindex(*J.shape):
-                text = f"{J[i, j]:.3g}"
-                axes.text(j, i, "0" if text == "-0" else text, ha="center", va="center", fontsize=7,
-                          color=FAINT if abs(J[i, j]) < 1e-12 else INK)  # fmt: skip
-        frame(axes, "", x=f"element of {name}", y=f"element of {out_name(case.name)}" if k == 0 else "")
-        axes.set_xticks(range(J.shape[1]))
-        axes.set_yticks(range(J.shape[0]))
-        axes.tick_params(labelsize=7)
-    figure.set_layout_engine("tight")
-    save(figure, path)
+        for (i, j), v in np.ndenumerate(J):
+            x, y = left + j * width, MARGIN[1] + i * CELL[1]
+            share = abs(v) / size
+            colour = "".join(f"{round(255 - 0.85 * share * (255 - c)):02x}" for c in (ORANGE if v > 0 else VIOLET))
+            parts.append(f'<rect x="{x}" y="{y}" width="{width}" height="{CELL[1]}" fill="#{colour}" stroke="#ddd"/>')
+            if J.size <= 100:
+                text = f"{v:.3g}" if abs(v) > 1e-12 else "0"
+                ink = INK if abs(v) > 1e-12 else FAINT
+                parts.append(label(x + width / 2, y + CELL[1] / 2 + 4, text, ink))
+        below = MARGIN[1] + J.shape[0] * CELL[1] + 18
+        parts.append(label(left + J.shape[1] * width / 2, below, f"elements of {name}", INK))
+        left += int(J.shape[1] * width) + 24
+    rows = max(J.shape[0] for J in jacobians)
+    height, width = MARGIN[1] + rows * CELL[1] + 28, max(left, 260)
+    parts.append(label(MARGIN[0] / 2 - 2, MARGIN[1] + rows * CELL[1] / 2, f"of {out_name(case.name)}", INK))
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
+    put(path, head + f'<rect width="{width}" height="{height}" fill="white"/>' + "".join(parts) + "</svg>\n")
+
+
+def label(x: float, y: float, text: str, colour: str) -> str:
+    style = 'text-anchor="middle" font-family="sans-serif" font-size="11"'
+    return f'<text x="{x:g}" y="{y:g}" {style} fill="{colour}">{text}</text>'
 
 
 def second(case: Case, z: Any, tensors: list[Any], g: Any) -> str:
