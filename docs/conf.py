@@ -15,6 +15,7 @@ source_suffix = {".md": "markdown"}
 exclude_patterns = ["_ext", "_build"]
 root_doc = "index"
 myst_heading_anchors = 4
+smartquotes = False
 html_theme = "furo"
 html_title = "tinydiff: the book"
 html_static_path = ["_static"]

@@ -111,7 +111,8 @@ def derive(name: str, text: str | None = None, by_hand: str | None = None) -> De
                 scene.run(block)
             else:
                 evaluate(scene, clauses(block), shown, proved, strict=True)
-        lines = generated(scene, paragraphs) if not blocks(by_hand) else []
+        told = any("dL = " in body for _, body in blocks(by_hand))
+        lines = [] if told else generated(scene, paragraphs)
         evaluate(scene, [f"dL = {line}" for line in lines], {}, proved, strict=True)
         made.generated = lines
         op = OPS[name]

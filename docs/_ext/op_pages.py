@@ -159,11 +159,17 @@ def formula(name: str, derivation: Derivation) -> str:
     first, *rest = derivation.paragraphs
     rest = [p for p in rest if not p.startswith("At ")]
     derived = any(re.match(rf"(d\S+|\S+{BAR}\S*)( / \S+)? =", c) for p in rest for c in clauses(p))
-    parts = ["## Formula", block(first)]
+    parts = ["## Formula", shown(first)]
     if rest:
         parts += ["## Differential and adjoint"] if derived else []
-        parts.append(block("\n\n".join(rest)))
+        parts += [block("\n\n".join(rest))] if derived else map(shown, rest)
     return "\n\n".join(parts)
+
+
+def shown(paragraph: str) -> str:
+    """A formula in a block, a sentence as a sentence."""
+    formula = re.search(r"\S {3,}\S|^ +\S|^\S+(\[.*?\])? = ", paragraph, re.M)
+    return block(paragraph) if formula else escaped(paragraph)
 
 
 def pencil(name: str, derivation: Derivation) -> str:
@@ -171,8 +177,8 @@ def pencil(name: str, derivation: Derivation) -> str:
     if name == "normalize":
         parts.append(f"The head of the file derives it:\n\n{block(module_story(name))}")
     if derivation.pencil:
-        parts.append(derivation.pencil.replace("```claims", "```text").replace("](derivations/", "](../derivations/"))
-        parts[-1] = parts[-1].replace("](museum.md", "](../museum.md").replace("](notation.md", "](../notation.md")
+        text = derivation.pencil.replace("```claims", "```text")
+        parts.append(re.sub(r"\]\((?!https?:)", "](../", text).replace("](../ops/", "]("))
     if derivation.generated:
         why = ["", "put in the differential", "what each differential is multiplied with, that is its adjoint"]
         lines = [f"{'dL ' if i == 0 else '   '}= {line}" for i, line in enumerate(derivation.generated)]
