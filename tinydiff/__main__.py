@@ -68,7 +68,36 @@ def view(parser: argparse.ArgumentParser) -> Run:
     return run
 
 
-COMMANDS = (explain, view)
+def exercise(parser: argparse.ArgumentParser) -> Run:
+    """A rule to write: the op without its derivation. Without a name, the list of all exercises."""
+    parser.add_argument("name", nargs="?", help="such as multiply, or the number of one")
+    parser.add_argument("--hints", action="store_true", help="with all its hints")
+    parser.add_argument("--solution", action="store_true", help="with the rule that stands in tinydiff/ops")
+
+    def run(given: argparse.Namespace) -> int:
+        from .study.exercise import exercise as show
+        from .study.exercise import exercises
+
+        if given.name is None:
+            print(exercises())
+            return 0
+        try:
+            found = show(int(given.name) if given.name.isdecimal() else given.name)
+        except ValueError as error:
+            sys.stderr.write(f"{error}\n")
+            return 2
+        for _ in found.sheet.hints if given.hints else ():
+            found.hint()
+        if given.solution:
+            found.solution()
+        else:
+            print(f"\nIn Python:  ex = tinydiff.exercise({found.name!r});  print(ex.check(rule));  ex.hint()")
+        return 0
+
+    return run
+
+
+COMMANDS = (explain, view, exercise)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,16 +6,18 @@ import inspect
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tinydiff
 from tinydiff import ops
+from tinydiff.__main__ import main
 from tinydiff.backend import xp
 from tinydiff.engine import Op
 from tinydiff.operators import OPS
 from tinydiff.ops import conv, norm
 from tinydiff.ops.linalg import transposed as T
-from tinydiff.study.doctor import draw
+from tinydiff.study import report as report_of
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 EXERCISES = {ex.name: ex for ex in tinydiff.exercises()}
@@ -245,12 +247,34 @@ def test_a_docstring_of_one_line_closes_on_it() -> None:
 
 def test_the_report_is_drawn(tmp_path: Any) -> None:
     wrong = EXERCISES["multiply"].check(lambda g, z, x, y: (g * y * (1 + 1e-5 * (x > 0)), g))
-    for name, report in [("wrong", wrong.report), ("right", EXERCISES["exp"].check(EXERCISES["exp"].op.rule).report)]:
-        draw(report, tmp_path / f"{name}.png")
+    wrong.plot(tmp_path / "wrong.png")
+    EXERCISES["exp"].check(EXERCISES["exp"].op.rule).plot(tmp_path / "right.png")
+    for name in ("wrong", "right"):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
     assert [compared.name for compared in wrong.report.compared] == ["x", "y"]
     with pytest.raises(ValueError, match="no elements to draw"):
-        draw(EXERCISES["log"].check(lambda g, z, x: g.sum(0)).report, tmp_path / "none.png")
+        report_of.plot(EXERCISES["log"].check(lambda g, z, x: g.sum(0)).report, tmp_path / "none.png")
+    with pytest.raises(ValueError, match="there is no report"):
+        EXERCISES["log"].check(3).plot(tmp_path / "none.png")
+
+
+def test_the_picture_says_why_a_curve_is_missing() -> None:
+    """A function that complex numbers break, one whose complex step is wrong, and one where nothing is missing."""
+
+    def compared(f: Any) -> Any:
+        return tinydiff.gradcheck(f, np.array([0.5, -1.5])).compared[0]
+
+    def refuses(x: Any) -> Any:
+        if x.dtype.kind == "c":
+            raise TypeError("real numbers only")
+        return x * x
+
+    _, errors, why = report_of.step_errors(compared(refuses))
+    assert list(errors) == ["central differences"] and why == "no complex step: TypeError on complex arrays"
+    _, errors, why = report_of.step_errors(compared(ops.abs))
+    assert list(errors) == ["central differences"] and why.startswith("no complex step: it gives ")
+    _, errors, why = report_of.step_errors(compared(ops.exp))
+    assert list(errors) == ["central differences", "complex step"] and why == ""
 
 
 def test_the_names_of_norm_inputs_are_the_ops() -> None:
@@ -258,3 +282,13 @@ def test_the_names_of_norm_inputs_are_the_ops() -> None:
     ex = EXERCISES["layer_norm"]
     text = ex.check(lambda g, y, x, w, b, **p: (norm.normalize_vjp(g, y, x, w, b, **p)[0](), 2 * g, g)).text
     assert "The adjoint of weight" in text and "worst: weight at" in text
+
+
+def test_the_command_line_shows_an_exercise(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["exercise"]) == 0 and "multiply" in capsys.readouterr().out.splitlines()[0]
+    assert main(["exercise", "softmax", "--hints"]) == 0
+    shown = capsys.readouterr().out
+    assert "Write its rule" in shown and "Hint 1 of" in shown and "vjp" not in shown
+    assert "tinydiff.exercise('softmax')" in shown
+    assert main(["exercise", "1", "--solution"]) == 0 and "multiply_vjp" in capsys.readouterr().out
+    assert main(["exercise", "multiplication"]) == 2 and "there is no exercise" in capsys.readouterr().err

@@ -66,7 +66,7 @@ class Compared:
 
 @dataclass
 class Report:
-    """The result of gradcheck."""
+    """The result of gradcheck; print it. In pictures: tinydiff.study.report.plot(report, path)."""
 
     order: int
     methods: list[str] = field(default_factory=list)  # one per input that was differentiated

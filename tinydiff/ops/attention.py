@@ -16,12 +16,12 @@ from .softmax import softmax
 
 @op
 def scaled_dot_product_attention(q: Any, k: Any, v: Any, mask: Any, *, scale: float) -> Any:
-    """y = p v,   p = softmax(s),   s = scale q k^T + mask: each query gets a mean of the values, weighted by how well
-    their keys agree with it
+    """y = p @ v,   p = softmax(s),   s = scale q @ k^T + mask: each query gets a mean of the values, weighted by how
+    well their keys agree with it
 
-    dy = dp v + p dv                        p̄ = ȳ v^T,   v̄ = p^T ȳ
-    dp / p = ds - sum(p ds)                 s̄ = p (p̄ - sum(p p̄)),   the sums along the row, as in softmax
-    ds = scale (dq k^T + q dk^T) + dmask    q̄ = scale s̄ k,   k̄ = scale s̄^T q,   the mask's is s̄
+    dy = dp @ v + p @ dv                        p̄ = ȳ @ v^T,   v̄ = p^T @ ȳ
+    dp / p = ds - sum(p ds)                     s̄ = p (p̄ - sum(p p̄)),   the sums along the row, as in softmax
+    ds = scale (dq @ k^T + q @ dk^T) + dmask    q̄ = scale s̄ @ k,   k̄ = scale s̄^T @ q,   mask̄ = s̄
 
     A mask of bool has no gradient; where it forbids a key, s = -inf does not depend on q and k, and p = 0 makes s̄ = 0.
     """

@@ -286,7 +286,7 @@ def tanh_vjp(g: Any, z: Any, _x: Any) -> Any:
 def clip(x: Any, *, low: float | Array | None = None, high: float | Array | None = None) -> Any:
     """z = min(max(x, low), high); a bound that is None does not bind
 
-    dz = dx where low <= x <= high, else 0          x̄ = z̄ there
+    dz = dx where low <= x <= high, else 0          x̄ = z̄ where low <= x <= high, else 0
 
     At ties: 1 on the bounds, so a value that was clipped onto a bound can still leave it.
     """
@@ -307,7 +307,7 @@ def clip_vjp(g: Any, _z: Any, x: Any, *, low: Any, high: Any) -> Any:
 def where(condition: Any, x: Any, y: Any) -> Any:
     """z = x where the condition holds, y elsewhere
 
-    x̄ = z̄ where it holds, 0 elsewhere;   ȳ the other way round
+    dz = dx where condition, else dy          x̄ = z̄ where condition, else 0,   ȳ = 0 where condition, else z̄
     """
     return xp.where(condition, x, y)
 
@@ -355,7 +355,7 @@ def minimum_vjp(g: Any, _z: Any, x: Any, y: Any) -> Any:
 def astype(x: Any, *, dtype: Any) -> Any:
     """z = x in another dtype
 
-    x̄ = z̄, which the engine casts to the dtype of x
+    x̄ = z̄,   which the engine casts to the dtype of x
     """
     return x.astype(dtype)
 

@@ -15,9 +15,9 @@ Nothing here needs mean(xhat^2) = 1, which eps makes a little less. Now collect 
     sum(h mean(dx)) = m mean(h) mean(dx) = sum(mean(h) dx)
     sum(h xhat mean(xhat dx)) = m mean(xhat h) mean(xhat dx) = sum(xhat mean(xhat h) dx)
 
-    x̄ = r (h - mean(h) - xhat mean(xhat h)),    w̄ = sum ȳ xhat,    b̄ = sum ȳ
+    x̄ = r (h - mean(h) - xhat mean(xhat h)),    w̄ = ȳ xhat,    b̄ = ȳ
 
-The sums of w̄ and b̄, over all elements that share a w or b, are the engine's: w and b are broadcast.
+w̄ and b̄ are then summed over all elements that share a w or b, by the engine: w and b are broadcast.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .shape import reshape
 def normalize(x: Any, weight: Any, bias: Any, *, axes: tuple[int, ...], eps: float) -> Any:
     """y = xhat w + b, with mean and var over the axes; weight and bias broadcast to x, or both are None
 
-    x̄ = r (h - mean(h) - xhat mean(xhat h)),   h = ȳ w,   w̄ = sum ȳ xhat,   b̄ = sum ȳ
+    x̄ = r (h - mean(h) - xhat mean(xhat h)),   h = ȳ w,   w̄ = ȳ xhat,   b̄ = ȳ
     """
     xhat, _ = standardize(x, axes, eps)
     return xhat if weight is None else xhat * weight + bias
@@ -65,7 +65,7 @@ def standardize(x: Any, axes: tuple[int, ...], eps: float) -> tuple[Any, Any]:
 def shift_normalize_silu(
     x: Any, shift: Any, weight: Any, bias: Any, *, axes: tuple[int, ...], eps: float, silu: bool
 ) -> Any:
-    """y = silu(u),   u = normalize(x + shift): shift, norm and silu of a U-Net's block as one op, for speed
+    """y = silu(u),   u = normalize(x + shift, w, b): shift, norm and silu of a U-Net's block as one op, for speed
 
     ū = ȳ silu'(u);   then as in normalize. The sum x + shift gives both the same adjoint, x̄ = shift̄
 

@@ -28,7 +28,7 @@ def _spread(y: Any, like: Any, axis: Axis) -> Any:
 def sum(x: Any, *, axis: Axis = None, keepdims: bool = False) -> Any:
     """z = sum of x over the axes
 
-    dz = sum of dx          x̄ = z̄, spread over the axes
+    dz = sum dx          x̄ = z̄,   spread over the axes
     """
     return x.sum(axis=axes_of(axis, x.ndim, "sum"), keepdims=keepdims)
 
@@ -131,7 +131,7 @@ def cumsum_vjp(g: Any, _z: Any, _x: Any, *, axis: int | None) -> Any:
 def logsumexp(x: Any, *, axis: Axis = None, keepdims: bool = False) -> Any:
     """z = log sum e^x = m + log sum e^(x - m),   m the largest x along the axes, so that nothing overflows
 
-    dz = sum of softmax(x) dx          x̄ = z̄ e^(x - z)
+    dz = sum(softmax(x) dx)          x̄ = z̄ e^(x - z)
 
     Where every x is -inf, z is -inf and x̄ is 0.
     """

@@ -101,7 +101,7 @@ def squeeze(x: Any, *, axis: int | tuple[int, ...] | None = None) -> Any:
 def broadcast_to(x: Any, *, shape: tuple[int, ...]) -> Any:
     """z = x, repeated along new axes and axes of length 1
 
-    x̄ = z̄ summed over the repetitions (which the engine does for every op)
+    x̄ = z̄,   summed over the repetitions (which the engine does for every op)
     """
     return xp.broadcast_to(x, shape)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import os
 import re
 import textwrap
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from ..check import GradcheckError, Report, gradcheck
 from ..engine import Op
 from .catalogue import CATALOGUE, Sheet
 from .doctor import examine, name_inputs, with_names
+from .report import plot
 
 MACRON = "\u0304"  # what makes x̄ of x
 
@@ -44,6 +46,12 @@ class Answer:
 
     def __repr__(self) -> str:
         return self.text
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """The report in pictures (report.py). Errors: ValueError if there was no gradient to check."""
+        if self.report is None:
+            raise ValueError("plot: there is no report, because the rule gave no gradient")
+        plot(self.report, path)
 
 
 class Exercise:

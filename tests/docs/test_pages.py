@@ -1,0 +1,105 @@
+"""Every block of Python in the README and in docs/ runs: sessions with the outputs that they show, the others to their
+end, with what they need put before them here. (The museum and the README's session have tests of their own.)"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import book
+import numpy as np
+import pytest
+
+from tinydiff import Rng, backend, optim, saving
+from tinydiff.diffusion import Denoiser
+from tinydiff.engine import Op
+from tinydiff.models.unet import UNet
+from tinydiff.operators import OPS
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+pytestmark = [
+    pytest.mark.usefixtures("numpy_backend"),
+    pytest.mark.skipif(backend.name == "cupy", reason="the pages are written for NumPy"),
+]
+PAGES = [p for p in book.pages() if p.name not in ("pencil.md", "museum.md")]
+PLAIN = re.compile(r"^```python\n(?!>>>)(.*?)^```", re.M | re.S)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(DOCS)))
+def test_sessions_and_claims(page: Path) -> None:
+    book.run(page.read_text(), page.name)
+
+
+# ---------------------------------------------------------------- blocks without prompts
+
+
+def pets(folder: Path) -> dict[str, Any]:
+    """Four pictures with the captions of the page."""
+    from PIL import Image
+
+    (folder / "pets").mkdir()
+    draw = np.random.default_rng(0)
+    captions = ["a cat, asleep on a sofa", "two cats", "a dog", "two dogs"]
+    rows = ["file,caption"]
+    for name, caption in zip(["cat1.jpg", "cat2.png", "dog1.jpg", "dog2.png"], captions):
+        Image.fromarray(draw.integers(0, 256, (64, 64, 3)).astype("uint8")).save(folder / "pets" / name)
+        rows.append(f'{name},"{caption}"')
+    (folder / "pets" / "captions.csv").write_text("\n".join(rows))
+    return {}
+
+
+def quickstart(folder: Path) -> dict[str, Any]:
+    """The checkpoint of a quickstart that has learned nothing yet."""
+    net = UNet(1, [32, 64], labels={"digit": 10, "face": 2, "weight": 2, "slant": 3}, rng=0)
+    denoiser = Denoiser(net, sigma_data=1.0)
+    state = {"model": denoiser.state_dict(), "ema": optim.EMA(denoiser).state_dict()}
+    (folder / "runs" / "quickstart").mkdir(parents=True)
+    saving.save(folder / "runs" / "quickstart" / "checkpoint.npz", state)
+    return {}
+
+
+def samplers(folder: Path) -> dict[str, Any]:
+    """Models that need no net."""
+    denoiser = Denoiser(lambda x, sigma, digit=None: 0 * x, sigma_data=0.5)
+    return {"model": lambda x, t: -x, "denoiser": denoiser, "digits": np.arange(1000) % 10}
+
+
+def dimensions(folder: Path) -> dict[str, Any]:
+    return {"net": lambda x, t: 0 * x, "x0": np.zeros((2, 28, 28, 1), "float32"), "rng": Rng(0)}
+
+
+BEFORE: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "README.md": quickstart,
+    "docs/design.md": lambda folder: {"op": Op},  # an op that no registry knows
+    "docs/one_and_two_dimensions.md": dimensions,
+    "docs/own_pictures.md": pets,
+    "docs/samplers.md": samplers,
+}
+WITH_BLOCKS = [p for p in (ROOT / "README.md", *PAGES) if PLAIN.search(p.read_text())]
+
+
+@pytest.mark.parametrize("page", WITH_BLOCKS, ids=lambda p: p.name)
+def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    space: dict[str, Any] = {"__name__": "page", **BEFORE[str(page.relative_to(ROOT))](tmp_path)}
+    before = dict(OPS)
+    try:
+        for number, block in enumerate(PLAIN.findall(page.read_text()), 1):
+            exec(compile(block, f"{page.name}, block {number}", "exec"), space)
+    finally:
+        OPS.clear()
+        OPS.update(before)
+
+
+def test_links_lead_somewhere() -> None:
+    """A relative link of the README or of a page leads to something."""
+    for page in (ROOT / "README.md", *book.pages()):
+        for target in re.findall(
+            r"\]\((?!https?:|#)([^)#\s]+)", re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+        ):
+            made = page.parent == DOCS and target.startswith("ops/") or "docs/ops/" in target
+            assert made or (page.parent / target).exists(), f"{page.name}: {target}"
