@@ -3,13 +3,10 @@ configurations of both versions."""
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -18,7 +15,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of their imports
     diffusers = pytest.importorskip("diffusers")
     transformers = pytest.importorskip("transformers")
-    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 diffusers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.disable_progress_bar()

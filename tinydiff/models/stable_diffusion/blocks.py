@@ -73,10 +73,14 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Each pixel becomes four, then a convolution: (N, H, W, C) -> (N, 2H, 2W, C)."""
+    """Each pixel becomes four, then a convolution: (N, H, W, C) -> (N, 2H, 2W, C), or the first `size` of its rows and
+    columns."""
 
     def __init__(self, channels: int, rng: Rng):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, rng=rng)
 
-    def forward(self, x: Any) -> Any:
-        return self.conv(ops.upsample_nearest2d(x))
+    def forward(self, x: Any, size: tuple[int, int] | None = None) -> Any:
+        x = ops.upsample_nearest2d(x)
+        if size is not None and size != x.shape[1:3]:
+            x = x[:, : size[0], : size[1]]
+        return self.conv(x)

@@ -57,8 +57,8 @@ def replaced(name: str, table: Mapping[str, str]) -> str:
 
 def parts_of_single_file(names: Iterable[str]) -> dict[str, dict[str, str]]:
     """For each net its names, ours -> the file's. What belongs to no net (the schedule, averages of the weights) is
-    left out, and so is what the nets here do not have: the last block of OpenCLIP, and its projection. Of OpenCLIP, q, k
-    and v are one array in the file: its name ends in "#0", "#1" or "#2", which third of it is meant."""
+    left out, and so is what the nets here do not have: the last block of OpenCLIP, and its projection. OpenCLIP has q,
+    k and v in one array: a name that ends in "#0", "#1" or "#2" means that third of it."""
     names = list(names)
     found: dict[str, dict[str, str]] = {part: {} for part in PREFIXES}
     inner = {part: {re.sub(f"^{p}", "", n): n for n in names if re.match(p, n)} for part, p in PREFIXES.items()}
@@ -131,7 +131,7 @@ def configurations(unet: Shapes, vae: Shapes, text: Shapes) -> dict[str, dict[st
             "out_channels": unet["conv_out.weight"][0], "use_linear_projection": linear,
             "layers_per_block": _count(unet, "down_blocks.0.resnets.{}.conv1.weight"),
             "cross_attention_dim": unet["mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"][1],
-            "attention_head_dim": [w // 64 for w in channels] if linear else 8,
+            "attention_head_dim": [max(1, w // 64) for w in channels] if linear else 8,
             "down_block_types": ["CrossAttnDownBlock2D" if yes else "DownBlock2D" for yes in attention],
         },
         "vae": {

@@ -50,7 +50,7 @@ class TextEncoder(nn.Module):
         self.final_layer_norm = nn.LayerNorm(width, eps)
 
     def forward(self, tokens: Any) -> Tensor:
-        shape = getattr(tokens, "shape", ())
+        shape: Any = getattr(tokens, "shape", ())
         if len(shape) != 2 or not 1 <= shape[1] <= self.length:
             raise ValueError(f"TextEncoder: tokens must be (N, {self.length} or less), not {shape}")
         words, positions = self.embeddings.values()
@@ -84,8 +84,7 @@ class SelfAttention(nn.Module):
         self.heads = integer("TextEncoder: heads", heads)
         if width % self.heads:
             raise ValueError(f"TextEncoder: {heads} heads must divide the width {width}")
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            setattr(self, name, nn.Linear(width, width, rng=rng))
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width, rng=rng) for _ in range(4))
 
     def forward(self, x: Any, mask: Any) -> Any:
         n, length, width = x.shape

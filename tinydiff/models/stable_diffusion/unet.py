@@ -56,7 +56,7 @@ class UNet(nn.Module):
     ):
         rng, channels, levels = as_rng(rng), sizes("UNet: channels", channels), len(channels)
         self.in_channels, self.context = integer("UNet: in_channels", in_channels), integer("UNet: context", context)
-        self.checkpointing, self.levels = False, levels
+        self.checkpointing = False
         heads = sizes("UNet: heads", [heads] * levels if isinstance(heads, int) else heads, levels)
         attention = [True] * (levels - 1) + [False] if attention is None else list(attention)
         embedding, first = 4 * channels[0], channels[0]
@@ -103,11 +103,9 @@ class UNet(nn.Module):
     def forward(self, x: Any, steps: Any, context: Any) -> Tensor:
         """steps: (N,), which of the 1000, counted from 0; fractions are allowed. context: (N, S, context), or
         (1, S, context) for all. Errors: ValueError for shapes that do not fit."""
-        unit, n = 2 ** (self.levels - 1), x.shape[0]
-        if x.ndim != 4 or x.shape[3] != self.in_channels or x.shape[1] % unit or x.shape[2] % unit:
-            raise ValueError(
-                f"UNet: latents must be (N, h, w, {self.in_channels}) with h and w multiples of {unit}, not {x.shape}"
-            )
+        n = x.shape[0]
+        if x.ndim != 4 or x.shape[3] != self.in_channels:
+            raise ValueError(f"UNet: latents must be (N, h, w, {self.in_channels}), not {x.shape}")
         if context.ndim != 3 or context.shape[0] not in (1, n) or context.shape[2] != self.context:
             raise ValueError(f"UNet: the context must be ({n} or 1, S, {self.context}), not {context.shape}")
         if context.shape[0] != n:
@@ -122,7 +120,7 @@ class UNet(nn.Module):
                 h = run(transformer, h, context) if transformer else h
                 skips.append(h)
             for layer in level.downsamplers:
-                h = layer(h)  # (N, h, w, C) -> (N, h/2, w/2, C)
+                h = layer(h)  # (N, h, w, C) -> (N, h/2, w/2, C), rounded up
                 skips.append(h)
         for resnet, transformer in self.mid_block.pairs():
             h = run(resnet, h, e)
@@ -132,7 +130,7 @@ class UNet(nn.Module):
                 h = run(resnet, ops.concatenate([h, skips.pop()], axis=3), e)  # (N, h, w, C + C') -> (N, h, w, C)
                 h = run(transformer, h, context) if transformer else h
             for layer in level.upsamplers:
-                h = layer(h)  # (N, h, w, C) -> (N, 2h, 2w, C)
+                h = layer(h, skips[-1].shape[1:3])  # (N, h, w, C) -> (N, 2h, 2w, C), or a row less where h was odd
         return self.conv_out(self.conv_norm_out(h, silu=True))  # (N, h, w, out_channels)
 
     def _embed(self, steps: Any, dtype: Any) -> Any:

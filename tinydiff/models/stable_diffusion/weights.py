@@ -107,7 +107,7 @@ def open_safetensors(path: Path) -> dict[str, Entry]:
     except SafetensorError as error:
         size = path.stat().st_size
         raise ValueError(
-            f"{str(path)!r} ({size:,} bytes) is no safetensors file, or it was cut off or damaged: {error}. Get it again"
+            f"{str(path)!r} ({size:,} bytes) is no safetensors file, or is cut off or damaged: {error}. Get it again"
         ) from error
 
 
@@ -181,8 +181,8 @@ def _open_single_file(path: Path) -> tuple[dict[str, dict[str, Entry]], dict[str
     }
     if empty := [part for part, source in sources.items() if not source]:
         raise ValueError(
-            f"{str(path)!r} has no weights of {', '.join(empty)} under the names of the original single file; its first "
-            f"entries are {', '.join(list(entries)[:3])}"
+            f"{str(path)!r} has no weights of {', '.join(empty)} under the names of the original single file; its "
+            f"first entries are {', '.join(list(entries)[:3])}"
         )
     shapes = ({n: e.shape for n, e in sources[part].items()} for part in ("unet", "vae", "text_encoder"))
     try:
@@ -239,10 +239,10 @@ def fill(net: nn.Module, source: Mapping[str, Entry], *, half: bool = False) -> 
         try:
             array = source[name].read()
             array = array.reshape(_plain(array.shape, p.ndim)).transpose(axes.get(name, tuple(range(p.ndim))))
-            layer = layers.get(name)
+            layer: Any = layers.get(name)
             if half and type(layer) in NARROW:
-                layer.__class__ = NARROW[type(layer)]  # type: ignore[union-attr]
-                layer.weight = Tensor(to_device(array.astype("float16", order="C")))  # type: ignore[union-attr]
+                layer.__class__ = NARROW[type(layer)]
+                layer.weight = Tensor(to_device(array.astype("float16", order="C")))
             else:
                 p.data = to_device(array.astype(str(p.dtype), order="C"))
         except MemoryError as error:
