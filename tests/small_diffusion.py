@@ -16,7 +16,8 @@ from tinydiff.models.stable_diffusion.tokenizer import BYTES, END, LAST, START, 
 
 CORPUS = """a lighthouse in a storm, oil painting. the lighthouse at night! an oil painting of a small red house,
 a photograph of a red cat on the house's roof, 1998. the storm over the sea; it's raining in the painting. Two ships
-wait for the morning... \u65e5\u672c\u8a9e \u65e5\u672c, caf\u00e9 caf\u00e9 na\u00efve: \U0001f3e0\U0001f3e0! highly detailed, masterpiece, best quality, sharp focus"""
+wait for the morning... 日本語 日本, café café naïve: 🏠🏠! highly detailed, masterpiece,
+best quality, sharp focus"""
 WORDS = 600
 
 

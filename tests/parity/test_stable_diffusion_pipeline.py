@@ -1,5 +1,5 @@
-"""The whole of Stable Diffusion beside diffusers: they write a folder, we read it; the tokeniser on hundreds of prompts;
-and images from the same noise, by every sampler that both have."""
+"""The whole of Stable Diffusion beside diffusers: they write a folder, we read it; images from the same noise, by every
+sampler that both have; the tokeniser on hundreds of prompts; the names of the single file."""
 
 from __future__ import annotations
 
@@ -161,7 +161,8 @@ def prompts(count: int = 500) -> list[str]:
     parts = [
         "lighthouse", "storm", "Oil-painting", "café", "cafe\u0301", "naïve", "日本語", "ひらがな", "Привет", "ΣΑΣ",
         "🏠", "👩‍🚀", "🇩🇪", "½", "²", "Ⅷ", "1998", "3.14", "...", "?!", "#tag", "@", "--", "_a_", "\t", "\n", "\u00a0",
-        "\u3000", "'re", "’s", "don't", "(((masterpiece)))", "e\u0301\u0302", "नमस्ते", "\u200b", "“", "”", "a" * 40, "ß", "ẞ",
+        "\u3000", "'re", "’s", "don't", "(((masterpiece)))", "e\u0301\u0302", "नमस्ते", "\u200b", "“", "”",
+        "a" * 40, "ß", "ẞ",
     ]  # fmt: skip
     for _ in range(count - len(found)):
         found.append(rng.choice(["", " "]).join(rng.choice(parts) for _ in range(rng.randrange(1, 30))))
