@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from small_diffusion import host, save_folder, save_single_file, save_words
+from small_diffusion import configs, host, save_folder, save_single_file, save_words
 
 from tinydiff import Rng, nn, ops, tensor
 from tinydiff.backend import to_device, xp
@@ -44,6 +46,23 @@ def folder_2(tmp_path_factory: Any) -> Path:
     for _ in in_use("numpy"):
         made = save_folder(tmp_path_factory.mktemp("weights") / "two", 2)
     return made
+
+
+def test_the_code_of_the_chapter_runs(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """On the small nets, and images as small as they paint."""
+    text = (Path(__file__).parent.parent.parent / "docs" / "stable_diffusion.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    made, names = folder.as_posix(), {}
+    for code in (found := re.findall(r"```python\n(.*?)```", text, re.S)):
+        code = code.replace("weights/stable-diffusion-v1-5", made).replace(
+            ", rng=0) ", ", rng=0, height=48, width=48) "
+        )
+        code = (
+            code.replace("(64, 64)", "(8, 8)").replace("steps=10", "steps=2").replace("steps=9, eps=100.0", "steps=2")
+        )
+        exec(compile(code, "stable_diffusion.md", "exec"), names)
+    assert len(found) == 5 and names["image"].shape == (1, 8, 8, 3) and names["filled"].shape == (1, 48, 48, 3)
+    assert (tmp_path / "my_cat.safetensors").exists() and names["pulls"]
 
 
 # ---------------------------------------------------------------- the sizes of the released nets
@@ -93,7 +112,7 @@ def nets(sd: Any) -> list[Any]:
 
 def test_names_that_files_of_2022_have(folder: Path, tmp_path: Path) -> None:
     """Their autoencoder's attention has other names, and their text encoder the numbers from 0 to 76."""
-    old = save_folder(tmp_path / "old")
+    old = Path(shutil.copytree(folder, tmp_path / "old"))
     path = old / "vae" / "diffusion_pytorch_model.safetensors"
     state = safetensors_numpy.load_file(path)
     for new, name in {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}.items():
@@ -192,9 +211,11 @@ def test_other_families_are_named(tmp_path: Path) -> None:
     safetensors_numpy.save_file({"layers.0.weight": np.zeros(1, "float32")}, path)
     with pytest.raises(ValueError, match=r"has no weights of unet, vae, text_encoder .* layers\.0\.weight"):
         load_nets(path)
-    other = save_folder(tmp_path / "flag", unet={"addition_embed_type": "text_time"})
+    (made / "model_index.json").unlink()
+    config = {**configs(1)["unet"], "addition_embed_type": "text_time"}
+    (made / "unet" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="addition_embed_type='text_time'"):
-        load_nets(other)
+        load_nets(made)
     with pytest.raises(ValueError, match="rescale_betas_zero_snr"):
         schedule_of({"rescale_betas_zero_snr": True})
     with pytest.raises(ValueError, match="not 'linear' with 1000"):
@@ -214,7 +235,7 @@ def test_a_prompt_as_numbers_and_back(tmp_path: Path) -> None:
     ids = words.encode(["a lighthouse 🏠", ""])
     assert ids.shape == (2, 77) and ids.dtype == "int64"
     assert ids[1].tolist() == [words.start] + [words.end] * 76
-    assert words.decode(words.numbers("A lighthouse 🏠!")) == "a lighthouse 🏠!".replace("!", " !") or True
+    assert words.decode(words.numbers("A  Lighthouse, 🏠!")) == "a lighthouse , 🏠!"
     assert words.decode(words.numbers("a red house")) == "a red house"
     assert len(words.numbers("the")) == 1 < len(words.numbers("xqz")) == 3
 
@@ -251,7 +272,7 @@ def test_the_process_is_the_table_of_the_authors() -> None:
     for i in (0, 1, 500, 999):
         m, s = process.marginal_scale(i + 1.0), process.marginal_std(i + 1.0)
         assert m == pytest.approx(abar[i] ** 0.5, rel=1e-12) and s == pytest.approx((1 - abar[i]) ** 0.5, rel=1e-10)
-    assert sigma_at(process, 1.0) == pytest.approx(0.0291675, rel=1e-5)
+    assert sigma_at(process, 1.0) == pytest.approx(0.02916716, rel=1e-6)
     assert sigma_at(process, 1000.0) == pytest.approx(14.61464, rel=1e-5)
     t = to_device(np.array([1.0, 30.5, 1000.0], "float32"))
     assert host(process.marginal_std(t)) == pytest.approx([process.marginal_std(float(u)) for u in (1, 30.5, 1000)])
@@ -317,18 +338,19 @@ def test_guidance_and_negative_prompts_matter_and_1_is_none(folder_2: Path) -> N
 
 def test_image_to_image_and_inpainting_keep_what_they_should(folder: Path) -> None:
     sd = load_pipeline(folder)
-    image = np.random.default_rng(0).uniform(size=(16, 32, 3)).astype("float32")
-    mask = np.zeros((16, 32), bool)
-    mask[:, :16] = True
-    options: Any = dict(steps=10, image=image, sampler="ddim")
+    image = np.random.default_rng(0).uniform(size=(8, 16, 3)).astype("float32")
+    mask = np.zeros((8, 16), bool)
+    mask[:, :8] = True
+    options: Any = dict(steps=5, image=image, sampler="ddim", guidance=1)
     z = host(sd.autoencoder.encode(to_device(image[None] * 2 - 1)))
     whole = sd.decode(to_device(z))
-    near, far = (abs(sd.paint("a", strength=s, **options) - whole).mean() for s in (0.2, 1.0))
+    near, far = (abs(sd.paint("a", strength=s, **options) - whole).mean() for s in (0.4, 1.0))
     assert near < far
     kept: list[Any] = []
     sd.paint("a", mask=mask, callback=lambda i, t, x, d: kept.append(host(d)), **options)
-    assert abs(kept[-1][:, :, 2:] - z[:, :, 2:]).max() < 1e-4  # latents of what is outside the mask
-    assert abs(kept[-1][:, :, :2] - z[:, :, :2]).max() > 0.1
+    assert z.shape == (1, 4, 8, 4)
+    assert abs(kept[-1][:, :, 4:] - z[:, :, 4:]).max() < 1e-4  # latents of what is outside the mask
+    assert abs(kept[-1][:, :, :4] - z[:, :, :4]).max() > 0.1
 
 
 def test_a_unet_that_fills_holes(tmp_path: Path) -> None:
@@ -344,8 +366,8 @@ def test_a_unet_that_fills_holes(tmp_path: Path) -> None:
 
 
 def test_sizes_that_are_no_multiples_of_64(folder: Path) -> None:
-    """Three latents become two, and three again."""
-    assert load_pipeline(folder).paint("a", height=6, width=10, steps=2).shape == (1, 6, 10, 3)
+    """Five latents become three, and five again."""
+    assert load_pipeline(folder).paint("a", height=10, width=14, steps=2).shape == (1, 10, 14, 3)
 
 
 def test_bad_arguments_are_quoted(folder: Path) -> None:
@@ -379,7 +401,7 @@ def test_out_of_memory_is_said_with_the_size(folder: Path, monkeypatch: Any) -> 
 
 
 def test_time_features_are_exact_in_float32() -> None:
-    found = host(time_features(np.array([999.0, 0.0]), 4, "float32"))
+    found = host(time_features(to_device(np.array([999.0, 0.0])), 4, "float32"))
     assert found[0] == pytest.approx([math.cos(999), math.cos(9.99), math.sin(999), math.sin(9.99)], abs=1e-7)
     assert found[1].tolist() == [1, 1, 0, 0]
 

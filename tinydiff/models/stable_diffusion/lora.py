@@ -1,11 +1,11 @@
-"""Teaching the released U-Net something new with a thousandth of its weights; and what a loss wants of each word.
+"""Teaching the released U-Net something new with a two-thousandth of its weights; and what a loss wants of each word.
 
 A linear layer y = x W of the cross-attention becomes
 
     y = x W + (x A) B,       A (inside, rank), B (rank, outside)
 
 with W as it was. B starts at zero, so the net starts as it was, and A and B alone are trained: of the 860 million
-weights of version 1 there are 0.8 million at rank 4. Source: Hu et al. 2021, "LoRA".
+weights of version 1 there are 0.4 million at rank 4. Source: Hu et al. 2021, "LoRA".
 
     lora = Lora(sd.unet, rank=4, rng=0)
     loss = noise_loss(sd, latents, context, rng)             # and lora.parameters() for the optimiser
