@@ -62,20 +62,17 @@ def main():
     if args.weights is None or not args.weights.exists():
         given = "" if args.weights is None else f"--weights {args.weights}: there is no such folder or file.\n"
         sys.exit(given + WHERE)
-    warnings.showwarning = lambda message, *_rest, **_options: print(f"note: {message}", file=sys.stderr)
-    try:
-        sd = load_pipeline(args.weights, half=args.half, progress=Progress("loading"), predicts=args.predicts)
-        if args.lora:
-            Lora.load(sd.unet, args.lora, args.lora_scale)
-        args.out.mkdir(parents=True, exist_ok=True)
-        if args.learn:
-            learn(sd, args)
-        elif args.pulls:
-            draw_pulls(sd, args)
-        else:
-            paint(sd, args)
-    except (ValueError, RuntimeError, MemoryError) as error:
-        sys.exit(f"\n{error}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = lambda message, *_rest, **_options: print(f"note: {message}", file=sys.stderr)
+        try:
+            sd = load_pipeline(args.weights, half=args.half, progress=Progress("loading"), predicts=args.predicts)
+            if args.lora:
+                Lora.load(sd.unet, args.lora, args.lora_scale)
+            args.out.mkdir(parents=True, exist_ok=True)
+            {"learn": learn, "pulls": draw_pulls, "paint": paint}[args.what](sd, args)
+        except (ValueError, RuntimeError, MemoryError) as error:
+            sys.exit(f"\n{error}")
 
 
 class Progress:
@@ -231,6 +228,7 @@ def arguments():
     add("--pulls", action="store_true", help="draw which words the loss of --init pulls on")
     common.add_seed_and_out(parser, "stable_diffusion", "of the noise")
     args = common.parse(parser)
+    args.what = "learn" if args.learn else "pulls" if args.pulls else "paint"
     if args.mask is not None and args.init is None:
         parser.error("--mask says what of --init is painted anew: give --init IMAGE")
     if args.strength is not None and args.init is None:
