@@ -27,7 +27,7 @@ CLASSIFIER, WORDS = EXAMPLES / "08_classifier.py", EXAMPLES / "text_to_image.py"
 AUTOENCODER, LATENT = EXAMPLES / "09_autoencoder.py", EXAMPLES / "latent_diffusion.py"
 LATENT_UNET = EXAMPLES / "10_latent_unet.py"
 ALL = [ONE_DIMENSION, TWO_DIMENSIONS, QUICKSTART, SCORE_UNET, USING, JUDGE, LIKELIHOOD, CONDITIONAL, CLASSIFIER]
-ALL += [AUTOENCODER, LATENT_UNET, WORDS, LATENT]
+ALL += [AUTOENCODER, LATENT_UNET, WORDS, LATENT, EXAMPLES / "stable_diffusion.py"]
 # Emulated on a CPU, CuPy takes half a minute for what others of these tests make it do as well: train, sample, judge.
 on_the_host = pytest.mark.skipif(
     os.environ.get("TINYDIFF_BACKEND") == "cupy", reason="files, options, messages: the same on every backend"

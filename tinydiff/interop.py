@@ -35,7 +35,7 @@ def from_torch(module: nn.Module, state: Mapping[str, Any]) -> None:
     lacks, go through float32, which holds them exactly.
     Errors: ValueError that lists every missing, unexpected and wrongly shaped entry; then nothing is changed.
     """
-    axes = dict(_axes(module))
+    axes = dict(axes_of(module))
     counters = {
         f"{path}.num_batches_tracked".lstrip(".")
         for path, part in module.named_modules()
@@ -57,7 +57,7 @@ def to_torch(module: nn.Module) -> dict[str, np.ndarray]:
     """The state_dict of the PyTorch module of the same names, as NumPy arrays in PyTorch's
     layouts. Waits for the device.
     """
-    axes = dict(_axes(module))
+    axes = dict(axes_of(module))
     state = {}
     for name, array in module.state_dict().items():
         host = backend.to_host(array)
@@ -68,7 +68,8 @@ def to_torch(module: nn.Module) -> dict[str, np.ndarray]:
     return state
 
 
-def _axes(module: nn.Module) -> Iterator[tuple[str, tuple[int, ...]]]:
+def axes_of(module: nn.Module) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """(name, axes) of every weight whose axes have another order in PyTorch: ours = theirs.transpose(axes)."""
     for path, part in module.named_modules():
         for kind, names in AXES.items():
             if isinstance(part, kind):

@@ -15,14 +15,15 @@ from ..backend import Array
 from ..engine import Tensor
 from ..operators import array_of
 from ..rng import Rng, as_rng
-from .module import Module, Parameter, same_dtype
+from .module import Module, Parameter, Unfilled, same_dtype
 
 # ---------------------------------------------------------------- initial weights
 
 
 def uniform(shape: tuple[int, ...], bound: float, rng: Rng) -> Array:
     """U(-bound, bound), float32."""
-    return (2 * rng.uniform(shape) - 1) * bound
+    u = rng.uniform(shape)
+    return u if isinstance(rng, Unfilled) else (2 * u - 1) * bound
 
 
 def fan_in_uniform(shape: tuple[int, ...], fan_in: int, rng: Rng) -> Array:

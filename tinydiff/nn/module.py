@@ -29,6 +29,7 @@ from ..engine import Tensor
 from ..hooks import Handle, Hooks
 from ..modes import no_grad
 from ..operators import array_of
+from ..rng import Rng
 
 
 class Parameter(Tensor):
@@ -44,7 +45,27 @@ class Parameter(Tensor):
             raise TypeError(f"a Parameter holds floating numbers, not {array.dtype} of shape {array.shape}")
         check_precision(f"a Parameter of shape {array.shape}", array.dtype)
         # Steps are in place: without a copy, two parameters made from one array would move together.
-        super().__init__(array.copy(), requires_grad=True)
+        super().__init__(array if is_unfilled(array) else array.copy(), requires_grad=True)
+
+
+class Unfilled(Rng):
+    """In place of an rng, where the weights are to be loaded: UNet(rng=Unfilled()). Its arrays are one number, shown in
+    every place, so a net of any size takes no memory and no time until `p.data = array` fills each parameter. (Norms
+    and other layers that draw nothing begin as they do otherwise.)
+    """
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def normal(self, shape: int | tuple[int, ...], dtype: Any = "float32", *, sample_offset: int = 0) -> Array:
+        return xp.broadcast_to(xp.zeros((), dtype), shape)
+
+    uniform = normal
+
+
+def is_unfilled(array: Array) -> bool:
+    """Is this one number, shown in every place?"""
+    return array.size > 1 and not any(array.strides)
 
 
 class Setting(Tensor):

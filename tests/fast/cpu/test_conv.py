@@ -173,6 +173,27 @@ def same_bits(at: Geometry, given: dict[str, np.ndarray], parts: int, monkeypatc
         assert np.array_equal(*found)
 
 
+@pytest.mark.parametrize("parts", [2, 3])
+@pytest.mark.parametrize("channels, out, groups", [(70, 101, 1), (202, 202, 2)])
+def test_parts_of_few_images_are_channels(
+    channels: int, out: int, groups: int, parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = geometry((5, 6), 3, 2, padding=1, groups=groups)
+    compare(at, 1, channels, out, "float32")
+    same_bits(at, arrays(at, 1, channels, out, "float32"), parts, monkeypatch)
+
+
+def test_so_many_weights_that_each_part_packs_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    at = geometry(4, 3, 2, padding=1)
+    compare(at, 3, 390, 310, "float32")
+    same_bits(at, arrays(at, 3, 390, 310, "float32"), 2, monkeypatch)
+    alone, all_three = (
+        {n: a if n == "w" else a[:k] for n, a in arrays(at, 3, 390, 310, "float32").items()} for k in (1, 3)
+    )
+    one, three = (conv.conv2d_numpy(given["x"], given["w"], None, geometry=at) for given in (alone, all_three))
+    assert np.array_equal(one[0], three[0])
+
+
 @pytest.mark.parametrize("channels", [7, 40, 64])
 def test_parts_of_a_depthwise_convolution_change_no_bit(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     at = geometry((8, 9), 3, padding=1, groups=channels)

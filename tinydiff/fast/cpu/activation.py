@@ -140,8 +140,10 @@ def exact_gelu_numpy(x: Array) -> Any:
     """With F for the rule where there is no compiler, as erf takes long there."""
     if not is_real(x):
         return NotImplemented
-    y = np.empty_like(x)
-    if x.flags.c_contiguous and gelu_in_c(x=x.reshape(-1), y=y.reshape(-1)):
+    y = np.empty(x.shape, x.dtype)
+    if gelu_in_c(
+        x=np.ascontiguousarray(x).reshape(-1), y=y.reshape(-1)
+    ):  # a copy of half an array takes less than NumPy
         return y
     F = normal_cdf(x)
     return np.multiply(x, F, out=y), (F,)

@@ -19,6 +19,7 @@
 #define TILE (REGISTERS == 32 ? 12 : 6) /* pixels of a tile: its sums, two vectors and a number fill the registers */
 #define FEW 4                           /* so few channels of the output do not fill a vector: see dots */
 #define STEPS 288                       /* taps and channels added at a time, or one run: their weights stay in a cache */
+#define MANY (1 << 20)  /* weights, of which each part should pack its own */
 #define CHUNK (1 << 18)                 /* bytes of x and y that are worked on at a time; they fit the second cache */
 
 typedef struct {
@@ -145,14 +146,14 @@ static void sums(int pixels, const real **x, real **y, const Taps *taps, int64_t
             memcpy(wanted[p], rows[p], lanes * sizeof(real));
 }
 
-/* `out` channels of the weights of group g, in the order in which tiles read them: packed[k, t, c, o] in blocks k of LANES
-   channels, or, few, packed[o, t, c]. transposed: w is [t, o, c], else [t, c, o]; `row` is its number of columns, all
-   groups together. */
-static void pack(const real *restrict w, real *restrict packed, int64_t T, int64_t C, int64_t out, int64_t g,
-                 int64_t row, int64_t transposed, int few)
+/* Of the weights of group g the channels from `first` to `last`, of `out`, in the order in which tiles read them:
+   packed[k, t, c, o] in blocks k of LANES channels, or, few, packed[o, t, c]. transposed: w is [t, o, c], else [t, c, o];
+   `row` is its number of columns, all groups together. */
+static void pack(const real *restrict w, real *restrict packed, int64_t T, int64_t C, int64_t first, int64_t last,
+                 int64_t out, int64_t g, int64_t row, int64_t transposed, int few)
 {
-    for (int64_t first = 0; first < out; first += LANES, packed += T * C * LANES) {
-        int64_t lanes = out - first < LANES ? out - first : LANES;
+    for (; first < last; first += LANES, packed += T * C * LANES) {
+        int64_t lanes = last - first < LANES ? last - first : LANES;
         int64_t c_step = few ? 1 : LANES, o_step = few ? T * C : 1;
         for (int64_t t = 0; t < T; t++) {
             real *to = packed + t * C * c_step;
@@ -173,7 +174,10 @@ static void pack(const real *restrict w, real *restrict packed, int64_t T, int64
 
 /* lists has seven lists one after the other, of K, P, P, K, R, R and R numbers; there are K - 1 classes. Class q has the
    pixels from pixels[q] to pixels[q + 1] of source (places in x) and target (in y), and the runs from runs[q] to
-   runs[q + 1]. N images; S, D pixels and I, O channels of x, y; T taps. */
+   runs[q + 1]. N images; S, D pixels and I, O channels of x, y; T taps.
+
+   A part is some of the images. But if there are fewer images than parts, or so many weights that to pack them takes as
+   long as to use them, it is some blocks of channels of y, for all images, packed one after the other. */
 int conv(const real *restrict x, const real *restrict w, const real *restrict b, real *restrict y,
          const int64_t *restrict lists, int64_t K, int64_t P, int64_t R, int64_t N, int64_t S, int64_t I, int64_t T,
          int64_t D, int64_t O, int64_t groups, int64_t transposed, int64_t part, int64_t parts)
@@ -183,21 +187,28 @@ int conv(const real *restrict x, const real *restrict w, const real *restrict b,
     int64_t C = I / groups, out = O / groups, blocks = (out + LANES - 1) / LANES, block = T * C * LANES;
     int64_t images = CHUNK / (int64_t)sizeof(real) / (S * I + D * O + 1) + 1;
     int few = out <= FEW && C >= WIDTH;
-    real *memory = calloc(blocks * (block + LANES) + WIDTH, sizeof(real));
+    int by_channels = blocks >= parts && (N < parts || blocks * block > MANY);
+    int64_t at_once = by_channels ? 1 : blocks, of_images = by_channels ? 0 : part, image_parts = by_channels ? 1 : parts;
+    real *memory = calloc(at_once * block + blocks * LANES + WIDTH, sizeof(real));
     if (!memory)
         return 1;
-    real *packed = aligned(memory), *bias = packed + blocks * block;
-    for (int64_t g = 0; g < groups; g++) {
-        pack(w, packed, T, C, out, g, transposed ? I : O, transposed, few);
+    real *packed = aligned(memory), *bias = packed + at_once * block;
+    for (int64_t j = 0; j < groups * blocks; j += at_once) {
+        int64_t g = j / blocks, from = j % blocks, to = from + at_once;
+        if (by_channels && (from < blocks * part / parts || from >= blocks * (part + 1) / parts))
+            continue;
+        pack(w, packed, T, C, from * LANES, to * LANES < out ? to * LANES : out, out, g, transposed ? I : O, transposed,
+             few);
         if (b)
             memcpy(bias, b + g * out, out * sizeof(real));
-        for (int64_t first = N * part / parts, last = N * (part + 1) / parts; first < last; first += images)
-            for (int64_t k = 0; k < blocks; k++)
+        for (int64_t first = N * of_images / image_parts, last = N * (of_images + 1) / image_parts; first < last;
+             first += images)
+            for (int64_t k = from; k < to; k++)
                 for (int64_t q = 0; q + 1 < K; q++) {
                     int64_t lanes = out - k * LANES < LANES ? out - k * LANES : LANES, run = runs[q], end = runs[q + 1];
                     do { /* some of the runs, for all pixels of the class */
-                        Taps taps = {packed + k * block, bias + k * LANES, start + run, tap + run, length + run, 0, T, C, I,
-                                     run > runs[q]};
+                        Taps taps = {packed + (k - from) * block, bias + k * LANES, start + run, tap + run, length + run, 0,
+                                     T, C, I, run > runs[q]};
                         int64_t steps = 0;
                         while (run < end && (few || taps.runs == 0 || steps + length[run] * C <= STEPS))
                             steps += length[run++] * C, taps.runs++;
