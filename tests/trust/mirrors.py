@@ -13,6 +13,7 @@ import contextlib
 import gzip
 import hashlib
 import importlib
+import logging
 import socket
 import threading
 import time
@@ -106,6 +107,7 @@ def main() -> int:
     parser.add_argument("--only", type=int)
     args = parser.parse_args()
     numbers = range(args.count) if args.only is None else [args.only]
+    mnist.log.setLevel(logging.ERROR)  # which says every PATIENCE seconds that it still waits
     start, wrong, ends = time.monotonic(), 0, Counter()
     with server() as mirror:
         for number in numbers:
