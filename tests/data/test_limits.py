@@ -82,6 +82,14 @@ def test_a_file_that_says_it_is_huge_is_refused(tmp_path):
         read_idx(path, 3)
 
 
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_memory_is_taken_for_what_is_there_and_not_for_what_is_promised(tmp_path, pack):
+    path = tmp_path / "labels"
+    path.write_bytes(pack(bytes([0, 0, 8, 1]) + (2**29).to_bytes(4, "big") + b"few"))
+    with at_most(4), pytest.raises(ValueError, match="labels: truncated: .*has 536870920 bytes, found 11"):
+        read_idx(path, 1)
+
+
 @posix
 def test_devices_and_pipes_are_not_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")

@@ -11,6 +11,7 @@ or two in a hundred of these exceptions leave the mode as it was inside, until a
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import gc
 import os
 import random
@@ -25,6 +26,9 @@ import tinydiff as td
 from tinydiff import modes, nn, ops
 from tinydiff.fast import threads
 from tinydiff.microbatch import blas_threads, over_microbatches
+
+
+HANGS = 20  # seconds without progress; a busy machine may take a few
 
 
 class Interrupt(BaseException):
@@ -118,8 +122,9 @@ def main():
     def watch():
         while True:
             time.sleep(0.2)
-            if time.monotonic() - alive[0] > 4:
+            if time.monotonic() - alive[0] > HANGS:
                 print(f"{doing[0]}: HANGS", flush=True)
+                faulthandler.dump_traceback()
                 os._exit(3)
 
     threading.Thread(target=watch, daemon=True).start()

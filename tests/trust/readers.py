@@ -167,9 +167,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int)
     args = parser.parse_args()
+    numbers = range(args.count) if args.only is None else [args.only]
     start, wrong, ends = time.monotonic(), 0, Counter()
     with cases() as all_cases:
-        for number in range(args.count) if args.only is None else [args.only]:
+        for number in numbers:
             try:
                 ends[all_cases.run(args.seed, number)] += 1
             except AssertionError as error:
@@ -177,7 +178,7 @@ def main() -> int:
                 print(f"case {number}: {error}", flush=True)
     for (name, how), count in sorted(ends.items()):
         print(f"{name:15} {how:8} {count}")
-    print(f"{args.count} files, {wrong} wrong, {time.monotonic() - start:.0f} s; limit of memory {MOST} MB")
+    print(f"{len(numbers)} files, {wrong} wrong, {time.monotonic() - start:.0f} s; limit of memory {MOST} MB")
     return wrong > 0
 
 

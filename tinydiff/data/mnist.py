@@ -213,7 +213,7 @@ def parse_idx(file: BinaryIO, ndim: int) -> np.ndarray:
         what = "truncated" if len(data) < expected else "too long"
         found = f"{'at least ' if len(data) == expected + 2**16 else ''}{start + len(data)}"
         raise ValueError(f"{what}: a file of shape {shape} has {start + expected} bytes, found {found}")
-    return np.frombuffer(data, np.uint8).reshape(shape).copy()  # a copy can be written to
+    return np.frombuffer(data, np.uint8).reshape(shape)  # which can be written to, as a bytearray can
 
 
 def unpacked(file: BinaryIO) -> BinaryIO:
@@ -223,10 +223,13 @@ def unpacked(file: BinaryIO) -> BinaryIO:
     return gzip.GzipFile(fileobj=file) if packed else file  # type: ignore[return-value]
 
 
-def read_unpacked(file: BinaryIO, most: int, more: bool = False) -> bytes:
+def read_unpacked(file: BinaryIO, most: int, more: bool = False) -> bytearray:
     """At most so many bytes. Errors: ValueError if there are `more`, unless that is all right, or they are damaged."""
+    data = bytearray()
     try:
-        data = file.read(most)
+        # In parts: asked for all at once, the system would set that much aside for a file of whatever size.
+        while len(data) < most and (part := file.read(min(2**20, most - len(data)))):
+            data += part
         if more or not file.read(1):
             return data
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
