@@ -5,6 +5,8 @@ over a batch is microbatch.gradients.
 Everything random is a function of the seed and the step: which images are in batch `step` (data.Batches), and which
 noise they get (rng.child(step)). So a run that was stopped and resumed ends with the very weights of one that was not.
 
+What is promised when something goes wrong, and how that is tested, is in docs/reliability.md.
+
 The losses stay on the device until the next progress line is printed. The loop waits for one number per step: are its
 loss and gradient finite? With nonfinite="late" it waits for none.
 """
@@ -19,6 +21,7 @@ from . import backend
 from .arguments import integer, number
 from .backend import Array
 from .data.batches import Batches
+from .files import InUse
 from .microbatch import arrays_of, gradients
 from .optim import constant
 from .rng import Rng
@@ -26,7 +29,7 @@ from .training_files import CannotResume, Files, Sources, TrainState
 from .training_log import TrainLog
 from .watching import POLICIES, Watch
 
-__all__ = ["CannotResume", "TrainState", "gradients", "train"]
+__all__ = ["CannotResume", "InUse", "TrainState", "gradients", "train"]
 
 
 def train(

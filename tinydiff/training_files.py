@@ -151,7 +151,8 @@ class Files:
         path = self.out / "checkpoint.npz"
         with self._tried(path.name):
             if self.keep > 1 and self.saved_at and path.exists():
-                _link(path, self.out / f"checkpoint-{self.saved_at}.npz")
+                with contextlib.suppress(OSError):  # the new one is worth more than a name for the old one
+                    _link(path, self.out / f"checkpoint-{self.saved_at}.npz")
             self._write(path, state)
             self.saved_at = state.step
             for older in self._last()[: -(self.keep - 1) or None]:
@@ -190,7 +191,8 @@ class Files:
     def _write(self, path: Path, state: TrainState) -> None:
         parts = {name: part.state_dict() for name, part in self.parts.items()}
         if flaws := self._flaws(parts):
-            raise FloatingPointError(f"step {state.step} is not saved, because {flaws}")
+            there = "" if self.saved_at is None else f"; the checkpoint on disk is still that of step {self.saved_at}"
+            raise FloatingPointError(f"step {state.step} is not saved, because {flaws}{there}")
         run = {name: getattr(state, name) for name in SAVED}
         while True:
             try:

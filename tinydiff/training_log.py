@@ -103,16 +103,16 @@ class TrainLog:
                         self.on_record(state)  # which may add to the record
             finally:
                 self.files.log(record)
-        if _is_due(state.step, self.save_every, epoch_ends):
-            with self.progress.paused():
-                try:
+        try:
+            if _is_due(state.step, self.save_every, epoch_ends):
+                with self.progress.paused():
                     self.files.save(state)
-                except FloatingPointError as error:  # the update made it, of a gradient that was finite
-                    if watch.policy != "rollback":
-                        raise
-                    watch.found += 1
-                    self._bear(str(error))
-        self.files.try_again(state)
+            self.files.try_again(state)
+        except FloatingPointError as error:  # of the weights: an update made it, from a gradient that was finite
+            if watch.policy != "rollback":
+                raise
+            watch.found += 1
+            self._bear(str(error))
         watch.updating = watch.policy == "late"  # an interrupt of a captured step may come anywhere in it
 
     def _bear(self, found: str) -> None:
