@@ -505,7 +505,7 @@ $("help").onclick = () => {
 };
 $("chosen").onclick = event => {
   event.preventDefault();
-  $("element").scrollIntoView({behavior: "smooth"});
+  $("element").scrollIntoView();
 };
 $("find").oninput = () => find($("find").value);
 $("find").onkeydown = event => {
