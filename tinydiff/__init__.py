@@ -17,6 +17,7 @@ from .recompute import checkpoint
 from .rng import Rng
 
 if TYPE_CHECKING:
+    from . import study
     from .study.exercise import exercise, exercises
     from .study.explain import explain
 
@@ -42,6 +43,7 @@ __all__ = [
     "ops",
     "optim",
     "profile",
+    "study",
     "tensor",
 ]
 
@@ -51,6 +53,8 @@ LATER = {"exercise": ".study.exercise", "exercises": ".study.exercise", "explain
 
 
 def __getattr__(name: str) -> Any:
+    if name == "study":
+        return importlib.import_module(".study", __name__)
     if name in LATER:
         return getattr(importlib.import_module(LATER[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

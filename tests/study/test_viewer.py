@@ -222,6 +222,7 @@ def test_the_tutorials_net_fits_two_megabytes_and_has_one_row_per_module(numpy_b
     assert "wrong" not in verdicts and "right" in verdicts
     late = {data["nodes"][v["node"]]["name"]: (v["got"], v["of"]) for v in data["recursion"]["visits"]}
     assert (1, 7) in late.values()  # the embedded time, which seven layers read
+    assert sum(leaf["error"] > 0 for leaf in data["recursion"]["leaves"]) == 17 and len(data["leaves"]) == 39
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (5,), (100,), (3, 2), (40, 50), (3, 4, 5), (9, 40, 2), (2, 28, 28, 1),

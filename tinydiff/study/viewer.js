@@ -62,7 +62,8 @@ function valueAt(number, at) {  // undefined if the page has not kept that eleme
   return a.values[at.reduce((flat, k, axis) => flat * a.crop[axis] + k, 0)];
 }
 function elements(a) {  // [index, column, row] of each element kept, in the picture
-  const found = [], at = a.crop.map(() => 0), [c, r, tc, tr] = a.axes;
+  if (a.cells) return a.cells;
+  const found = a.cells = [], at = a.crop.map(() => 0), [c, r, tc, tr] = a.axes;
   for (let flat = 0; flat < a.values.length; flat++) {
     const column = c === undefined ? 0 : at[c] + (tc === undefined ? 0 : at[tc] * (a.crop[c] + 1));
     const row = r === undefined ? 0 : at[r] + (tr === undefined ? 0 : at[tr] * (a.crop[r] + 1));
@@ -73,16 +74,17 @@ function elements(a) {  // [index, column, row] of each element kept, in the pic
   return found;
 }
 function colour(value, scale) {  // blue, white at 0, orange; magenta for NaN and Inf
-  if (!Number.isFinite(value)) return [214, 0, 214];
+  if (!Number.isFinite(value)) return [214, 0, 214, 255];
   const t = scale > 0 ? Math.max(-1, Math.min(1, value / scale)) : 0, end = t < 0 ? [8, 81, 156] : [179, 76, 0];
-  return end.map(c => Math.round(255 + (c - 255) * Math.abs(t)));
+  const shade = c => Math.round(255 + (c - 255) * Math.abs(t));
+  return [shade(end[0]), shade(end[1]), shade(end[2]), 255];
 }
 const largest = values => values.reduce((m, v) => Number.isFinite(v) ? Math.max(m, Math.abs(v)) : m, 0);
 
 function paint(cells, values, scales, size, text) {  // a canvas of cells [.., column, row]
-  const width = 1 + Math.max(0, ...cells.map(c => c[1])), height = 1 + Math.max(0, ...cells.map(c => c[2]));
+  const width = 1 + cells.reduce((m, c) => Math.max(m, c[1]), 0), height = 1 + cells.reduce((m, c) => Math.max(m, c[2]), 0);
   const small = make("canvas", {width, height}), image = new ImageData(width, height);
-  cells.forEach(([, x, y], k) => image.data.set([...colour(values[k], scales[k] ?? scales), 255], 4 * (y * width + x)));
+  cells.forEach(([, x, y], k) => image.data.set(colour(values[k], scales[k] ?? scales), 4 * (y * width + x)));
   small.getContext("2d").putImageData(image, 0, 0);
   const s = Math.max(1, Math.min(size.cell, Math.floor(size.width / width), Math.floor(size.height / height)));
   const canvas = make("canvas", {width: 2 * s * width, height: 2 * s * height, "data-rows": height, tabindex: 0, role: "img"});
@@ -113,7 +115,8 @@ function picture(view) {
     caption.append(make("small", {}, view.missing || "a constant"));
     return make("figure", {}, caption);
   }
-  const cells = elements(a), scale = largest(a.values), few = cells.length <= 16;
+  const scale = Math.max(largest(a.values), view.like == null ? 0 : largest(array(view.like).values));  // to be compared
+  const cells = elements(a), few = cells.length <= 16;
   const limits = {cell: few ? 48 : 12, width: Math.min(430, innerWidth - 40), height: innerWidth > 900 ? 130 : 170};
   const {canvas, s} = paint(cells, a.values, scale, limits, true);
   const range = a.low == null ? "" : cells.length === 1 && !a.said ? exact(a.values[0], a.bytes) : `from ${short(a.low)} to ${short(a.high)}, norm ${short(a.norm)}`;
@@ -161,7 +164,8 @@ function views(step) {  // {key: view} of every picture of a step
       input: i, missing: "not kept: the rule does not read it"});
   });
   add({key: "y", number: node.out, name: node.name, shape: node.shape, kind: "value", missing: node.origin});
-  add({key: "g", number: visit ? visit.g : node.g, name: node.bar, shape: node.shape, kind: "arrives", right: node.g});
+  add({key: "g", number: visit ? visit.g : node.g, name: node.bar, shape: node.shape, kind: "arrives", right: node.g,
+    like: visit ? node.g : null});
   node.inputs.forEach((x, i) => {
     if (x.to == null) return;
     add({key: `a${i}`, number: visit ? visit.to[i] : x.to, name: x.bar, shape: x.shape, kind: "leaves", input: i,
@@ -177,7 +181,8 @@ function views(step) {  // {key: view} of every picture of a step
     }
   });
   if (visit && visit.error) {
-    add({key: "right", number: node.g, name: node.bar, shape: node.shape, kind: "value", note: "as it should be"});
+    add({key: "right", number: node.g, name: node.bar, shape: node.shape, kind: "value", note: "as it should be",
+      like: visit.g});
   }
   return found;
 }
@@ -255,7 +260,7 @@ function damage() {
   return make("div", {}, make("p", {}, `${bad} of ${leaves.length} gradients are wrong:`), make("table", {},
     make("tr", {}, make("th", {}, "leaf"), make("th", {}, "norm, right"), make("th", {}, "norm, by recursion"), make("th", {}, "off by")),
     ...leaves.map((leaf, k) => [leaf, data.recursion.leaves[k]]).filter(([, r]) => r.error).map(([leaf, r]) => make("tr", {},
-      make("td", {}, leaf.name), make("td", {}, short(array(leaf.g).norm)), make("td", {}, short(array(r.g).norm)),
+      make("td", {}, leaf.name), make("td", {}, short(data.arrays[leaf.g].norm)), make("td", {}, short(data.arrays[r.g].norm)),
       make("td", {class: "late"}, `${short(100 * r.error)} %`)))));
 }
 
@@ -505,7 +510,7 @@ $("help").onclick = () => {
 };
 $("chosen").onclick = event => {
   event.preventDefault();
-  $("element").scrollIntoView({behavior: "smooth"});
+  $("element").scrollIntoView();
 };
 $("find").oninput = () => find($("find").value);
 $("find").onkeydown = event => {
