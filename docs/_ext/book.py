@@ -158,10 +158,15 @@ def pages() -> list[Path]:
 
 
 def before_reading(app: Any) -> None:
-    op_pages.write_all(DOCS / "ops")
-    for page in pages():
-        if page.name != "pencil.md":  # whose formulas are evaluated for the pages of the ops
-            run(page.read_text(), str(page.relative_to(DOCS)))
+    from sphinx.errors import SphinxError
+
+    try:
+        op_pages.write_all(DOCS / "ops")
+        for page in pages():
+            if page.name != "pencil.md":  # whose formulas are evaluated for the pages of the ops
+                run(page.read_text(), str(page.relative_to(DOCS)))
+    except (FalseClaim, NotAFormula) as error:
+        raise SphinxError(f"the book is wrong: {error}") from error
     write_source_pages([*pages(), *sorted((DOCS / "ops").glob("*.md"))])
 
 
