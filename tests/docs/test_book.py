@@ -227,3 +227,12 @@ def test_links_to_the_source_lead_into_the_book() -> None:
     wanted = "[a](../source/tinydiff/engine.py.md) [b](../ops/softmax.md) [c](../notation.md) [d](other.md)"
     assert book.rewritten(text, page) == wanted
     assert book.targets(text, page) == {"tinydiff/engine.py", "tinydiff/ops/softmax.py"}
+
+
+def test_a_quote_must_stand_in_a_linked_file() -> None:
+    page = DOCS / "engine.md"
+    text = page.read_text()
+    assert text.count("```py\n") == 4
+    book.check_quotes(text, page)
+    with pytest.raises(FalseClaim, match="engine.md quotes what does not stand"):
+        book.check_quotes(text.replace("adjoints[parent] + adjoint", "adjoint"), page)
