@@ -2,9 +2,9 @@
 
 * The pages of the ops are written (op_pages.py), and those of linked source files, so that a link to
   ../tinydiff/engine.py leads to the file inside the book. `../tinydiff/ops/softmax.py#softmax` leads to the op's page.
-* On every page, in order, the Python sessions run and the formulas in blocks of `claims` are evaluated. A page that is
-  false stops the build. (Blocks of Python without prompts are run by tests/docs/test_pages.py, which has the files that
-  they need.)
+* On every page, in order, the Python sessions run, and the formulas in blocks of `claims` are evaluated. What is quoted
+  in a block of `py` must stand in a file that the page links to. A page that is false stops the build. (Blocks of
+  Python without prompts are run by tests/docs/test_pages.py, which has the files that they need.)
 """
 
 from __future__ import annotations
@@ -115,6 +115,14 @@ def run(text: str, page: str) -> None:
         OPS.update(before)
 
 
+def check_quotes(text: str, page: Path) -> None:
+    """A block of `py` is quoted from a source file that the page links to. Errors: FalseClaim if it stands in none."""
+    sources = [path.read_text() for name in targets(text, page) if (path := ROOT / name).suffix == ".py"]
+    for quote in re.findall(r"^```py\n(.*?)^```", text, re.M | re.S):
+        if not any(quote in source for source in sources):
+            raise FalseClaim(f"{page.name} quotes what does not stand in the files it links to:\n{quote}")
+
+
 def session(body: str, space: Namespace, page: str, line: int) -> None:
     test = doctest.DocTestParser().get_doctest(body, {}, page, page, line)
     test.globs = space
@@ -158,10 +166,16 @@ def pages() -> list[Path]:
 
 
 def before_reading(app: Any) -> None:
-    op_pages.write_all(DOCS / "ops")
-    for page in pages():
-        if page.name != "pencil.md":  # whose formulas are evaluated for the pages of the ops
-            run(page.read_text(), str(page.relative_to(DOCS)))
+    from sphinx.errors import SphinxError
+
+    try:
+        op_pages.write_all(DOCS / "ops")
+        for page in pages():
+            if page.name != "pencil.md":  # whose formulas are evaluated for the pages of the ops
+                run(page.read_text(), str(page.relative_to(DOCS)))
+            check_quotes(page.read_text(), page)
+    except (FalseClaim, NotAFormula) as error:
+        raise SphinxError(f"the book is wrong: {error}") from error
     write_source_pages([*pages(), *sorted((DOCS / "ops").glob("*.md"))])
 
 

@@ -242,6 +242,12 @@ class Scene:
         except NotAFormula:
             if left.kind != "name":
                 raise
+            letter, barred = plain(left.parts[0])
+            base = letter if barred else letter[1:] if letter.startswith("d") else ""
+            if base and base not in self.known():
+                raise FalseClaim(
+                    f"{self.case.name}: {left.parts[0]!r} belongs to {base!r}, which has no meaning"
+                ) from None
             wanted = self.value(chain[1])
             self.definitions[left.parts[0]] = chain[1]
             rest = chain[2:]
@@ -271,12 +277,11 @@ def bar(name: str) -> str:
 
 
 def constants(case: Case) -> dict[str, Any]:
-    """What is not differentiated, and the options that are numbers."""
-    return {
-        name: v
-        for name, v in {**getattr(OPS[case.name], "defaults", {}), **case.params, **case.constants}.items()
-        if isinstance(v, (np.ndarray, float, int)) and not isinstance(v, bool)
-    }
+    """What is not differentiated, and the options that are numbers, with their defaults."""
+    defaults = {p.name: p.default for p in inspect.signature(OPS[case.name]).parameters.values()}
+    given = {**defaults, **case.params, **case.constants}
+    numbers = {k: v for k, v in given.items() if isinstance(v, (np.ndarray, float, int))}
+    return {k: v for k, v in numbers.items() if not isinstance(v, bool)}
 
 
 # Along what `sum` goes on the page of an op without an axis; None: over everything.
@@ -284,7 +289,8 @@ AXES: dict[str, Any] = {
     "scaled_dot_product_attention": -1,
     "conv2d_p": (0, 1, 2),
     "conv2d_input_grad": (0, 1, 2),
-    "mean": 1,
+    "layer_norm": -1,
+    "batch_norm": 0,
 }
 
 

@@ -21,7 +21,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
 
 from algebra import BAR
-from claims import Case, bar, clauses
+from claims import Case, FalseClaim, bar, clauses
 from derivations import Derivation, derive, doc, module_story, out_name
 from hand import HAND, KINKS, hand_adjoint, hand_case
 
@@ -40,18 +40,18 @@ FILES = "elementwise activation reduce shape index linalg softmax conv pool norm
 LONGER = {
     "softmax": "softmax", "log_softmax": "softmax", "conv2d": "conv2d", "conv2d_p": "conv2d",
     "conv2d_input_grad": "conv_transpose2d", "conv_transpose2d": "conv_transpose2d", "conv2d_weight_grad": "conv2d",
-    "normalize": "group_norm", "group_norm": "group_norm", "attention": "attention",
-    "scaled_dot_product_attention": "attention", "cross_entropy": "cross_entropy",
+    "normalize": "group_norm", "group_norm": "group_norm", "layer_norm": "group_norm", "batch_norm": "group_norm",
+    "attention": "attention", "scaled_dot_product_attention": "attention", "cross_entropy": "cross_entropy",
 }  # fmt: skip
 
 
 def write_all(folder: Path) -> None:
-    """Write the pages of all registered ops, and an index. Errors: KeyError for an op without an example by hand,
-    FalseClaim for a formula that is false."""
+    """Write the pages of all registered ops, and an index. Errors: FalseClaim for an op without an example by
+    hand, a formula that is false, or a rule that is wrong."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     missing = set(OPS) - set(HAND)
     if missing:
-        raise KeyError(f"no example by hand in docs/_ext/hand.py for {', '.join(sorted(missing))}")
+        raise FalseClaim(f"no example by hand in docs/_ext/hand.py for {', '.join(sorted(missing))}")
     names = in_order()
     for name in names:
         put(folder / f"{name}.md", page(name, folder))
@@ -138,7 +138,9 @@ def page(name: str, folder: Path) -> str:
 
 def heading(name: str) -> str:
     file = f"tinydiff/ops/{file_of(name)}.py"
-    kind = "an op with a rule of its own" if isinstance(OPS[name], Op) else "written in other ops, so it needs no rule"
+    kind = "an op with a rule of its own"
+    if not isinstance(OPS[name], Op):
+        kind = "written in other ops, whose rules make its gradient"
     text = f"From [{file}](../../{file}); {kind}."
     if name in LONGER:
         text += f" There is [a longer derivation](../derivations/{LONGER[name]}.md)."
@@ -261,7 +263,7 @@ def compared(case: Case, g: Any, adjoints: list[Any], jacobians: list[Any], meth
         numeric = (g.reshape(-1) @ J).reshape(x.shape)
         scale = max(np.abs(numeric).max(initial=0), 1e-3)
         if not np.allclose(a, numeric, rtol=1e-6, atol=1e-6 * scale):
-            raise ValueError(f"{case.name}: the rule gives {a} for {name}, {method} give {numeric}")
+            raise FalseClaim(f"{case.name}: the rule gives {a} for {name}, {method} give {numeric}")
         for at in np.ndindex(*x.shape):
             place = f"{name}[{', '.join(map(str, at))}]" if at else name
             rows.append(f"| {place} | {a[at]:.10g} | {numeric[at]:.10g} | {error(abs(a[at] - numeric[at]))} |")

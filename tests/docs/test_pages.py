@@ -31,6 +31,7 @@ PLAIN = re.compile(r"^```python\n(?!>>>)(.*?)^```", re.M | re.S)
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(DOCS)))
 def test_sessions_and_claims(page: Path) -> None:
     book.run(page.read_text(), page.name)
+    book.check_quotes(page.read_text(), page)
 
 
 # ---------------------------------------------------------------- blocks without prompts
