@@ -17,6 +17,7 @@ from small_diffusion import configs, host, save_folder, save_single_file, save_w
 from tinydiff import Rng, nn, ops, tensor
 from tinydiff.backend import to_device, xp
 from tinydiff.diffusion import ScoreModel, ddpm, sample, sigma_at
+from tinydiff.models.attention_maps import attention_maps
 from tinydiff.models.stable_diffusion.autoencoder import Autoencoder
 from tinydiff.models.stable_diffusion.lora import Lora, noise_loss, pulls_on_words
 from tinydiff.models.stable_diffusion.pipeline import SAMPLERS, load_pipeline
@@ -368,6 +369,16 @@ def test_a_unet_that_fills_holes(tmp_path: Path) -> None:
 def test_sizes_that_are_no_multiples_of_64(folder: Path) -> None:
     """Five latents become three, and five again."""
     assert load_pipeline(folder).paint("a", height=10, width=14, steps=2).shape == (1, 10, 14, 3)
+
+
+def test_where_the_released_net_looks_for_each_word(folder: Path) -> None:
+    sd = load_pipeline(folder)
+    with attention_maps(sd.unet) as maps:
+        sd.paint("a red cat", height=8, width=16, steps=3, guidance=1)
+    layers = [p for p, _ in sd.unet.named_modules() if p.endswith("attn2")]
+    assert sorted(maps) == sorted(layers) and {len(passes) for passes in maps.values()} == {3}
+    first = host(maps[layers[0]][0])
+    assert first.shape == (1, 4 * 8, 77) and first.sum(axis=2) == pytest.approx(1, abs=1e-5)
 
 
 def test_bad_arguments_are_quoted(folder: Path) -> None:
