@@ -17,6 +17,7 @@ from small_diffusion import configs, host, save_folder, save_single_file, save_w
 from tinydiff import Rng, nn, ops, tensor
 from tinydiff.backend import to_device, xp
 from tinydiff.diffusion import ScoreModel, ddpm, sample, sigma_at
+from tinydiff.models.attention_maps import attention_maps
 from tinydiff.models.stable_diffusion.autoencoder import Autoencoder
 from tinydiff.models.stable_diffusion.lora import Lora, noise_loss, pulls_on_words
 from tinydiff.models.stable_diffusion.pipeline import SAMPLERS, load_pipeline
@@ -48,20 +49,27 @@ def folder_2(tmp_path_factory: Any) -> Path:
     return made
 
 
-def test_the_code_of_the_chapter_runs(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    """On the small nets, and images as small as they paint."""
+def test_the_code_of_the_chapter_runs(
+    numpy_backend: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the small nets, in few steps, with small images."""
     text = (Path(__file__).parent.parent.parent / "docs" / "stable_diffusion.md").read_text()
     monkeypatch.chdir(tmp_path)
-    made, names = folder.as_posix(), {}
+    smaller = {
+        "weights/stable-diffusion-v1-5": folder.as_posix(),
+        ", rng=0)  ": ", rng=0, height=16, width=16, steps=2)  ",
+        "(64, 64)": "(8, 8)",
+        "steps=9, eps=100.0": "steps=1",
+        "steps=10": "steps=4",
+        "16:48, 16:48": "4:12, 4:12",
+    }
+    names: dict[str, Any] = {}
     for code in (found := re.findall(r"```python\n(.*?)```", text, re.S)):
-        code = code.replace("weights/stable-diffusion-v1-5", made).replace(
-            ", rng=0) ", ", rng=0, height=48, width=48) "
-        )
-        code = (
-            code.replace("(64, 64)", "(8, 8)").replace("steps=10", "steps=2").replace("steps=9, eps=100.0", "steps=2")
-        )
+        for old, new in smaller.items():
+            code = code.replace(old, new)
         exec(compile(code, "stable_diffusion.md", "exec"), names)
-    assert len(found) == 5 and names["image"].shape == (1, 8, 8, 3) and names["filled"].shape == (1, 48, 48, 3)
+    assert len(found) == 5 and names["image"].shape == (1, 8, 8, 3)
+    assert names["filled"].shape == names["winter"].shape == (1, 16, 16, 3)
     assert (tmp_path / "my_cat.safetensors").exists() and names["pulls"]
 
 
@@ -368,6 +376,16 @@ def test_a_unet_that_fills_holes(tmp_path: Path) -> None:
 def test_sizes_that_are_no_multiples_of_64(folder: Path) -> None:
     """Five latents become three, and five again."""
     assert load_pipeline(folder).paint("a", height=10, width=14, steps=2).shape == (1, 10, 14, 3)
+
+
+def test_where_the_released_net_looks_for_each_word(folder: Path) -> None:
+    sd = load_pipeline(folder)
+    with attention_maps(sd.unet) as maps:
+        sd.paint("a red cat", height=8, width=16, steps=3, guidance=1)
+    layers = [p for p, _ in sd.unet.named_modules() if p.endswith("attn2")]
+    assert sorted(maps) == sorted(layers) and {len(passes) for passes in maps.values()} == {3}
+    first = host(maps[layers[0]][0])
+    assert first.shape == (1, 4 * 8, 77) and first.sum(axis=2) == pytest.approx(1, abs=1e-5)
 
 
 def test_bad_arguments_are_quoted(folder: Path) -> None:

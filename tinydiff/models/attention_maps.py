@@ -21,15 +21,16 @@ from ..backend import Array
 from ..observers import Observer, observing
 from ..operators import array_of
 from ..ops.attention import attention_weights
+from .stable_diffusion.blocks import Attention
 
 Maps = dict[str, list[Array]]
 
 
 @contextlib.contextmanager
 def attention_maps(net: nn.Module) -> Iterator[Maps]:
-    """Inside, each call of a MultiHeadAttention of `net` whose keys are not its queries leaves its weights in the
-    result, {the path of the layer: [one (N, L, S) per call]}: averaged over the heads, on the device, of sum 1 over the
-    S keys.
+    """Inside, each call of an attention layer of `net` (a MultiHeadAttention, or one of the released U-Net) whose keys
+    are not its queries leaves its weights in the result, {the path of the layer: [one (N, L, S) per call]}: averaged
+    over the heads, on the device, of sum 1 over the S keys.
 
     A call is a pass of the net; a step of Heun's method, or of guidance, has two. Only this thread is seen, so sample
     without `microbatch` inside; nor is there anything to see in a captured step that the device repeats.
@@ -45,7 +46,8 @@ def attention_maps(net: nn.Module) -> Iterator[Maps]:
 
         return note
 
-    layers = [(path, layer) for path, layer in net.named_modules() if isinstance(layer, nn.MultiHeadAttention)]
+    kinds = (nn.MultiHeadAttention, Attention)
+    layers = [(path, layer) for path, layer in net.named_modules() if isinstance(layer, kinds)]
     handles = [layer.register_forward_hook(noting(path)) for path, layer in layers]
     try:
         with observing(watch):

@@ -107,39 +107,31 @@ class StableDiffusion:
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         n, rng = len(prompts) * integer("paint: batch", batch), as_rng(rng)
         height, width = self._size(height, width, image)
-        steps, chosen = (
-            integer("paint: steps", steps, 2),
-            by_name("sampler", SAMPLERS, sampler) if isinstance(sampler, str) else sampler,
-        )
-        guidance = number("paint: guidance", guidance)
+        steps, guidance = integer("paint: steps", steps, 2), number("paint: guidance", guidance)
+        taken = steps if image is None else self._steps_taken(steps, strength, mask)
+        chosen = by_name("sampler", SAMPLERS, sampler) if isinstance(sampler, str) else sampler
         shape = (n, height // self.autoencoder.reduction, width // self.autoencoder.reduction, self.autoencoder.latent)
         try:
             # (prompts, 77, width) -> (N, 77, width), each row `batch` times
             context = xp.repeat(self.encode(prompts), batch, axis=0)
             known = None if image is None else self._latents(image, shape)
             hole = None if mask is None else self._hole(mask, height, width)
-            given = self._conditions(context, known, hole, image, mask, shape)
-            empty = self.encode(negative) if guidance != 1 else None
+            given = self._conditions(context, hole, image, mask, shape)
             model: Any = self.model
-            if empty is not None:
-                model = Guided(model, guidance - 1, negative={**given, "context": empty})
+            if guidance != 1:
+                model = Guided(model, guidance - 1, negative={**given, "context": self.encode(negative)})
             if hole is not None and self.unet.in_channels == self.autoencoder.latent:
                 model = Known(model, known, ~hole, self.process)
-            options: Any = dict(method=chosen, timesteps=whole_steps, callback=callback, **given)
             t_max = self.process.t_max
+            options: Any = dict(
+                method=chosen, steps=taken - 1, eps=float(round(t_max / steps)), timesteps=whole_steps,
+                callback=callback, **given,
+            )  # fmt: skip
             if known is None:
-                z = sample(model, shape, self.process, rng, steps=steps - 1, eps=float(round(t_max / steps)), **options)
+                z = sample(model, shape, self.process, rng, **options)
             else:
-                strength = (0.75 if hole is None else 1.0) if strength is None else strength
-                taken = int(steps * number("paint: strength", strength, "(0, 1]"))
-                if taken < 2:
-                    raise ValueError(
-                        f"paint: strength={strength} of {steps} steps leaves {taken} of them, and two are needed"
-                    )
-                z = image_to_image(
-                    model, known, self.process, rng, t=float(round(t_max * taken / steps)), steps=taken - 1,
-                    eps=float(round(t_max / steps)), **options,
-                )  # fmt: skip
+                t = float(round(t_max * taken / steps))
+                z = image_to_image(model, known, self.process, rng, t=t, **options)
             return self.decode(z)
         except MemoryError as error:
             raise MemoryError(
@@ -165,6 +157,14 @@ class StableDiffusion:
             raise ValueError(f"paint: the image must be ({height}, {width}, 3), not {image.shape}")
         return height, width
 
+    def _steps_taken(self, steps: int, strength: float | None, mask: Any) -> int:
+        """How many of the steps image-to-image takes, the last ones."""
+        strength = (0.75 if mask is None else 1.0) if strength is None else strength
+        taken = int(steps * number("paint: strength", strength, "(0, 1]"))
+        if taken < 2:
+            raise ValueError(f"paint: strength={strength} of {steps} steps leaves {taken} of them, and two are needed")
+        return taken
+
     def _latents(self, image: Any, shape: tuple[int, ...]) -> Array:
         """The latents of an image in [0, 1], for each of N: the mean of the encoder."""
         x = to_device(array_of(image)).astype("float32")[None] * 2 - 1  # (1, H, W, 3)
@@ -177,7 +177,7 @@ class StableDiffusion:
             raise ValueError(f"paint: mask must be of bool, {height, width}, not {mask.dtype} of shape {mask.shape}")
         return mask[None, ::r, ::r, None]
 
-    def _conditions(self, context: Any, known: Any, hole: Any, image: Any, mask: Any, shape: Any) -> dict[str, Any]:
+    def _conditions(self, context: Any, hole: Any, image: Any, mask: Any, shape: Any) -> dict[str, Any]:
         """What the net is told beside x and t."""
         latent, channels = self.autoencoder.latent, self.unet.in_channels
         if mask is not None and image is None:
