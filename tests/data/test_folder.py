@@ -68,7 +68,7 @@ def test_a_flat_folder_has_empty_captions_and_no_classes(tmp_path):
     put(tmp_path / "b.png", BLUE)
     put(tmp_path / "a.png", RED)
     data = folder(tmp_path)
-    assert data.limits == ["a.png", "b.png"] and data.captions == ["", ""]
+    assert data.files == ["a.png", "b.png"] and data.captions == ["", ""]
     assert data.labels == {} and data.classes == () and data.skipped == [] and len(data) == 2
     assert data.images.shape == (2, 8, 8, 3) and data.images.dtype == np.uint8
     np.testing.assert_array_equal(data.images[:, 0, 0], [RED, BLUE])
@@ -79,7 +79,7 @@ def test_folders_are_classes(tmp_path):
     for file in ("wild_cat/1.png", "wild_cat/more/2.png", "dog/1.png"):
         put(tmp_path / file)
     data = folder(tmp_path)
-    assert data.limits == ["dog/1.png", "wild_cat/1.png", "wild_cat/more/2.png"]
+    assert data.files == ["dog/1.png", "wild_cat/1.png", "wild_cat/more/2.png"]
     assert data.classes == ("dog", "wild_cat") and data.captions == ["dog", "wild cat", "wild cat"]
     assert data.labels["class"].tolist() == [0, 1, 1] and data.labels["class"].dtype == np.int64
     assert "2 classes" in repr(data)
@@ -189,7 +189,7 @@ def test_a_bad_row_is_named_with_its_line(tmp_path, table, message):
     assert message in said and "on_error='skip' leaves out what cannot be used" in said
     data, warned = skipping(tmp_path)
     assert message in warned and data.skipped and 1 <= len(data) <= 2
-    assert len(data.images) == len(data.captions) == len(data.limits)
+    assert len(data.images) == len(data.captions) == len(data.files)
 
 
 def test_nothing_outside_the_folder_is_read(tmp_path):
@@ -422,7 +422,7 @@ def test_a_bad_picture_is_named(tmp_path, name):
     (tmp_path / name).write_bytes(blob)
     assert f"{name}: {reason}" in refused(tmp_path) or reason in refused(tmp_path)
     data, warned = skipping(tmp_path)
-    assert data.limits == ["good.png"] and [file for file, _ in data.skipped] == [name] and reason in warned
+    assert data.files == ["good.png"] and [file for file, _ in data.skipped] == [name] and reason in warned
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.webp", "x.gif", "x.bmp", "x.tif", "x.ppm"])
@@ -933,7 +933,7 @@ def test_split(tmp_path):
         put(tmp_path / f"{i}.png", (i, 9, 9))
     data = folder(tmp_path)
     training, validation = data.split(0.2, seed=1)
-    assert sorted(training.files + validation.files) == data.limits and 3 <= len(validation) <= 15
+    assert sorted(training.files + validation.files) == data.files and 3 <= len(validation) <= 15
     assert [int(file[:-4]) for file in validation.files] == validation.images[:, 0, 0, 0].tolist()
     assert data.split(0.2, seed=1)[1].files == validation.files != data.split(0.2, seed=2)[1].files
     assert set(validation.files) < set(data.split(0.5, seed=1)[1].files)

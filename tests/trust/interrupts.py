@@ -27,7 +27,6 @@ from tinydiff import modes, nn, ops
 from tinydiff.fast import threads
 from tinydiff.microbatch import blas_threads, over_microbatches
 
-
 HANGS = 20  # seconds without progress; a busy machine may take a few
 
 
