@@ -209,3 +209,34 @@ def test_many_who_want_it_have_it_one_after_the_other(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert most == [1] and done == [8]
+
+
+def test_a_lock_file_that_was_removed_before_it_was_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever had it removes it at the end; a lock on a file without a name keeps nobody out."""
+    pytest.importorskip("fcntl")
+    path, lock, calls = tmp_path / "lock", files._lock, []
+
+    def locked(handle: int, wait: bool = False) -> bool | None:
+        if not calls:
+            path.unlink()
+        calls.append(handle)
+        return lock(handle, wait)
+
+    monkeypatch.setattr(files, "_lock", locked)
+    with one_at_a_time(path, "it"):
+        assert path.read_text() == f"{os.getpid()}\n" and len(calls) == 2
+
+
+def test_a_file_is_no_litter_until_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fcntl")
+    path, replace = tmp_path / "x", os.replace
+
+    def while_another_starts(*names: Any) -> None:
+        files.remove_litter(path)
+        replace(*names)
+
+    monkeypatch.setattr(os, "replace", while_another_starts)
+    write_atomically(path, write_numbers(3))
+    assert path.read_bytes() == b"xxx"
