@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -115,8 +116,12 @@ def test_a_full_disk_names_the_file_and_leaves_the_old_one(small_disk: Path) -> 
 
 
 @linux
-def test_with_room_for_one_but_not_for_two_it_is_still_written(small_disk: Path) -> None:
-    path = small_disk / "x"
+def test_with_room_for_one_but_not_for_two_it_is_still_written(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, elsewhere = small_disk / "x", small_disk.parent / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
     for byte in (b"a", b"b", b"c"):
         write_in_little_room(path, write_numbers(40_000, byte))
         assert path.read_bytes() == byte * 40_000 and not path.is_symlink()
@@ -131,7 +136,7 @@ def test_with_room_for_one_but_not_for_two_it_is_still_written(small_disk: Path)
 
     write_in_little_room(path, killed_in_the_middle)
     assert seen == [(False, True), (True, True)], "a good file is there at every instant"
-    assert os.listdir(small_disk) == ["x"] and not list(Path("/tmp").glob(f"{files.MOVED}*-x"))
+    assert os.listdir(small_disk) == ["x"] and os.listdir(elsewhere) == []
 
 
 @linux
@@ -209,3 +214,34 @@ def test_many_who_want_it_have_it_one_after_the_other(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert most == [1] and done == [8]
+
+
+def test_a_lock_file_that_was_removed_before_it_was_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever had it removes it at the end; a lock on a file without a name keeps nobody out."""
+    pytest.importorskip("fcntl")
+    path, lock, calls = tmp_path / "lock", files._lock, []
+
+    def locked(handle: int, wait: bool = False) -> bool | None:
+        if not calls:
+            path.unlink()
+        calls.append(handle)
+        return lock(handle, wait)
+
+    monkeypatch.setattr(files, "_lock", locked)
+    with one_at_a_time(path, "it"):
+        assert path.read_text() == f"{os.getpid()}\n" and len(calls) == 2
+
+
+def test_a_file_is_no_litter_until_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fcntl")
+    path, replace = tmp_path / "x", os.replace
+
+    def while_another_starts(*names: Any) -> None:
+        files.remove_litter(path)
+        replace(*names)
+
+    monkeypatch.setattr(os, "replace", while_another_starts)
+    write_atomically(path, write_numbers(3))
+    assert path.read_bytes() == b"xxx"
