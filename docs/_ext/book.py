@@ -198,4 +198,5 @@ def on_reading(app: Any, name: str, source: list[str]) -> None:
 def setup(app: Any) -> dict[str, Any]:
     app.connect("builder-inited", before_reading)
     app.connect("source-read", on_reading)
+    app.connect("env-get-outdated", lambda *_: ["index"])  # it depends on which pages there are
     return {"parallel_read_safe": True, "parallel_write_safe": True}

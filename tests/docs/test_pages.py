@@ -1,5 +1,6 @@
 """Every block of Python in the README and in docs/ runs: sessions with the outputs that they show, the others to their
-end, with what they need put before them here. (The README's session, and the pages in TESTED, have tests of their own.)"""
+end, with what they need put before them here. The README's session, and the pages in TESTED, have tests of their own.
+"""
 
 from __future__ import annotations
 
