@@ -165,6 +165,14 @@ def pages() -> list[Path]:
 # ---------------------------------------------------------------- Sphinx
 
 
+def more(index: str) -> str:
+    """The pages that the index does not list yet, at the end of the contents."""
+    names = (str(page.relative_to(DOCS).with_suffix("")) for page in pages())
+    missing = [name for name in names if name != "index" and not re.search(rf"^{name}$", index, re.M)]
+    lines = ["", "```{toctree}", ":hidden:", ":caption: More", "", *missing, "```", ""]
+    return "\n".join(lines) if missing else ""
+
+
 def before_reading(app: Any) -> None:
     from sphinx.errors import SphinxError
 
@@ -183,9 +191,12 @@ def on_reading(app: Any, name: str, source: list[str]) -> None:
     page = DOCS / f"{name}.md"
     if not name.startswith("source/"):
         source[0] = rewritten(source[0], page).replace("```claims\n", "```text\n")
+    if name == "index":
+        source[0] += more(source[0])
 
 
 def setup(app: Any) -> dict[str, Any]:
     app.connect("builder-inited", before_reading)
     app.connect("source-read", on_reading)
+    app.connect("env-get-outdated", lambda *_: ["index"])  # it depends on which pages there are
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -236,3 +236,9 @@ def test_a_quote_must_stand_in_a_linked_file() -> None:
     book.check_quotes(text, page)
     with pytest.raises(FalseClaim, match="engine.md quotes what does not stand"):
         book.check_quotes(text.replace("adjoints[parent] + adjoint", "adjoint"), page)
+
+
+def test_a_page_that_the_index_forgets_is_in_the_contents_all_the_same() -> None:
+    index = (DOCS / "index.md").read_text()
+    assert "\nunet\n" in book.more(index.replace("\nunet\n", "\n"))
+    assert "\nunet\n" not in book.more(index)

@@ -1,5 +1,6 @@
 """Every block of Python in the README and in docs/ runs: sessions with the outputs that they show, the others to their
-end, with what they need put before them here. (The museum and the README's session have tests of their own.)"""
+end, with what they need put before them here. The README's session, and the pages in TESTED, have tests of their own.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +25,12 @@ pytestmark = [
     pytest.mark.usefixtures("numpy_backend"),
     pytest.mark.skipif(backend.name == "cupy", reason="the pages are written for NumPy"),
 ]
-PAGES = [p for p in book.pages() if p.name not in ("pencil.md", "museum.md")]
+TESTED = {
+    "pencil.md": "tests/docs/test_book.py",
+    "museum.md": "tests/study/test_museum.py",
+    "stable_diffusion.md": "tests/models/test_stable_diffusion.py",
+}
+PAGES = [p for p in book.pages() if p.name not in TESTED]
 PLAIN = re.compile(r"^```python\n(?!>>>)(.*?)^```", re.M | re.S)
 
 
