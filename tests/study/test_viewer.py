@@ -217,6 +217,8 @@ def test_the_tutorials_net_fits_two_megabytes_and_has_one_row_per_module(numpy_b
     rows = [row["path"] for row in data["rows"] if not row["ops"]]
     layers = {name.rpartition(".")[0] for name, _ in net.named_parameters()}
     assert len(rows) == len(set(rows)) and set(rows) == layers
+    others = {row["ops"] for row in data["rows"] if row["ops"]}  # between the layers: no reshape stands alone
+    assert others == {"divide, sum, square, add, multiply", "concatenate_p", "silu"}
     assert sorted(n for row in data["rows"] for n in row["nodes"]) == list(range(len(data["nodes"])))
     verdicts = [n["verdict"] for n in data["nodes"]]
     assert "wrong" not in verdicts and "right" in verdicts
