@@ -264,6 +264,10 @@ def test_the_page_asks_for_nothing_from_outside(numpy_backend: str, tmp_path: Pa
     assert not re.findall(r"https?:|src=|@import|url\(|<link|fetch\(|XMLHttp", without_data)
 
 
+def test_it_is_found_by_its_name() -> None:
+    assert td.study.save is save
+
+
 def test_nothing_is_left_behind(numpy_backend: str, tmp_path: Path) -> None:
     """No observer; and hooks have not run."""
     x = td.tensor([1.0], requires_grad=True)

@@ -19,7 +19,8 @@ from tinydiff.study.viewer import save
 pytestmark = pytest.mark.skipif(
     os.environ.get("TINYDIFF_BACKEND") == "cupy", reason="a page is a page: it is tried on NumPy"
 )
-SWITCHES = ["no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking", "disable-component-update"]
+SWITCHES = ["no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking", "disable-component-update",
+            "disable-sync", "disable-dev-shm-usage"]  # fmt: skip
 SIZES = {"wide": (1280, 720), "phone": (390, 844)}
 
 
@@ -30,9 +31,7 @@ def browser() -> Iterator[Any]:
     if path is None:
         pytest.skip("chromium is not installed: apt-get install chromium")
     with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(
-            executable_path=path, headless=True, args=[f"--{s}" for s in [*SWITCHES, "disable-sync"]]
-        )
+        browser = play.chromium.launch(executable_path=path, headless=True, args=[f"--{switch}" for switch in SWITCHES])
         yield browser
         browser.close()
 
