@@ -264,6 +264,14 @@ def test_the_page_asks_for_nothing_from_outside(numpy_backend: str, tmp_path: Pa
     assert not re.findall(r"https?:|src=|@import|url\(|<link|fetch\(|XMLHttp", without_data)
 
 
+def test_checkpoint_is_one_node_and_may_leave_out_an_input(numpy_backend: str, tmp_path: Path) -> None:
+    x, y = (td.tensor([n], requires_grad=True) for n in (2.0, 3.0))
+    z = td.checkpoint(lambda a, b: a * (b * 2.0).detach(), ops.exp(x), ops.exp(y))
+    data = page(ops.sum(z), tmp_path)
+    assert [(n["op"], n["verdict"]) for n in data["nodes"]] == [("sum", "right"), ("checkpoint", ""), ("exp", "right")]
+    assert len(data["leaves"]) == 1 and "to" not in data["nodes"][1]["inputs"][1]
+
+
 def test_it_is_found_by_its_name() -> None:
     assert td.study.save is save
 
