@@ -217,6 +217,8 @@ def test_the_tutorials_net_fits_two_megabytes_and_has_one_row_per_module(numpy_b
     rows = [row["path"] for row in data["rows"] if not row["ops"]]
     layers = {name.rpartition(".")[0] for name, _ in net.named_parameters()}
     assert len(rows) == len(set(rows)) and set(rows) == layers
+    others = {row["ops"] for row in data["rows"] if row["ops"]}  # between the layers: no reshape stands alone
+    assert others == {"divide, sum, square, add, multiply", "concatenate_p", "silu"}
     assert sorted(n for row in data["rows"] for n in row["nodes"]) == list(range(len(data["nodes"])))
     verdicts = [n["verdict"] for n in data["nodes"]]
     assert "wrong" not in verdicts and "right" in verdicts
@@ -260,6 +262,18 @@ def test_the_page_asks_for_nothing_from_outside(numpy_backend: str, tmp_path: Pa
     text = save(small()[0], tmp_path / "page.html").read_text()
     without_data = re.sub(r'id="data">.*?</script>', "", text, flags=re.S)
     assert not re.findall(r"https?:|src=|@import|url\(|<link|fetch\(|XMLHttp", without_data)
+
+
+def test_checkpoint_is_one_node_and_may_leave_out_an_input(numpy_backend: str, tmp_path: Path) -> None:
+    x, y = (td.tensor([n], requires_grad=True) for n in (2.0, 3.0))
+    z = td.checkpoint(lambda a, b: a * (b * 2.0).detach(), ops.exp(x), ops.exp(y))
+    data = page(ops.sum(z), tmp_path)
+    assert [(n["op"], n["verdict"]) for n in data["nodes"]] == [("sum", "right"), ("checkpoint", ""), ("exp", "right")]
+    assert len(data["leaves"]) == 1 and sum("to" in x for x in data["nodes"][1]["inputs"]) == 1
+
+
+def test_it_is_found_by_its_name() -> None:
+    assert td.study.save is save
 
 
 def test_nothing_is_left_behind(numpy_backend: str, tmp_path: Path) -> None:

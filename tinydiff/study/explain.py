@@ -64,6 +64,7 @@ class Step:
     constants: dict[str, Any] = field(default_factory=dict)  # what the program has no name for: arrays, a geometry
     lets: list[tuple[str, str]] = field(default_factory=list)  # ("t1", text): what the rules use more than once
     rules: list[Rule] = field(default_factory=list)
+    time: int = 0  # the number of the node
 
     def __str__(self) -> str:
         shapes = [str(s) for s in self.input_shapes if s is not None]
@@ -112,6 +113,7 @@ def explain(loss: Tensor, module: Module | None = None, *, names: Mapping[str, A
             if node in uses:  # else no adjoint arrives, and the backward pass does not run its rule
                 arrives = [f"part of {step.result} ({step.op})" for step, _ in uses[node]]
                 step = _step(node, called, tracer, arrives)
+                step.time = node.time
                 steps.append(step)
                 for rule in step.rules:
                     uses.setdefault(node.parents[rule.input], []).append((step, rule))

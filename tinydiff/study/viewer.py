@@ -58,7 +58,7 @@ def save(
     elements = integer("save: elements", elements, 0)
     seconds = number("save: seconds", seconds, "[0, inf)")
     path = Path(path)
-    module = module or holder_of(loss)
+    module = holder_of(loss) if module is None else module
     path.write_text(Page(loss, module, names, grad, elements, seconds).html(path.stem), encoding="utf-8")
     return path
 
@@ -77,7 +77,8 @@ class Page:
         if loss.node not in values:
             values[loss.node] = loss._data, "the result"
         self.values, self.elements = values, elements
-        self.steps = explained.nodes
+        steps = {step.time: step for step in explained.nodes}
+        self.steps = [steps[visit.node.time] for visit in self.right.visits]
         self.numbers = {visit.node: i for i, visit in enumerate(self.right.visits)}
         leaves = [x for x in self.right.sums if not isinstance(x, Node)]
         self.leaf_numbers = {x: i for i, x in enumerate(leaves)}
@@ -85,7 +86,7 @@ class Page:
         self.kernels = {
             v.node.parents[1] for v in self.right.visits if v.node.op.name in ("conv2d_p", "conv2d_input_grad")
         }
-        for visit, step in zip(self.right.visits, self.steps, strict=True):
+        for visit, step in zip(self.right.visits, self.steps):
             for parent, name in zip(visit.node.parents, step.inputs):
                 self.leaf_names[parent] = name
         self.nodes = [self.node(i, step) for i, step in enumerate(self.steps)]
@@ -112,6 +113,8 @@ class Page:
             inputs.append(x)
         for rule in step.rules:
             i = rule.input
+            if visit.to[i] is None:  # what checkpoint was given and did not use
+                continue
             parent, x = node.parents[i], inputs[i]
             part = self.right.parts[parent].index((number, i))
             sums = self.right.sums[parent]
