@@ -4,10 +4,11 @@ A tiny reverse-mode autograd over NumPy or CuPy (`TINYDIFF_BACKEND=cupy`), and o
 order: engine, ops; then nn, optim, diffusion, models, training. The folder fast/ makes it quick, and can be left out.
 """
 
+import difflib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from . import backend, nn, ops, optim
+from . import backend, functional, nn, ops, optim
 from .anomaly import detect_anomaly
 from .check import GradcheckError, gradcheck
 from .engine import Tensor, grad, tensor
@@ -34,6 +35,7 @@ __all__ = [
     "exercise",
     "exercises",
     "explain",
+    "functional",
     "grad",
     "grad_enabled",
     "gradcheck",
@@ -53,4 +55,8 @@ LATER = {"exercise": ".study.exercise", "exercises": ".study.exercise", "explain
 def __getattr__(name: str) -> Any:
     if name in LATER:
         return getattr(importlib.import_module(LATER[name], __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "backward":
+        raise AttributeError("tinydiff has no function backward: y.backward() is a method of the Tensor y")
+    near = difflib.get_close_matches(name, [*__all__, *dir(ops)])
+    hint = f": did you mean {' or '.join(n if n in __all__ else f'ops.{n}' for n in near)}?" if near else ""
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")

@@ -31,7 +31,7 @@ import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from . import backend
+from . import backend, summary
 from .arguments import check_floating, check_precision
 from .backend import Array, HostArray
 from .changes import changes, check_unchanged, clock, note_change
@@ -48,10 +48,11 @@ class Tensor(Operators):
     """An array that remembers how it was computed. Make one with `tinydiff.tensor`.
 
     data: the array. grad: the gradient that `backward` leaves here. node: what computed it; None for a leaf.
+    name: for you, x.name = "x"; it is shown.
     Its operators and methods are NumPy's; each only names the op that it means.
     """
 
-    __slots__ = ("_data", "_grad", "node", "_requires_grad", "hooks", "__weakref__")
+    __slots__ = ("_data", "_grad", "node", "_requires_grad", "hooks", "_name", "__weakref__")
 
     def __init__(self, data: Array, requires_grad: bool = False, node: Node | None = None):
         self._data = data
@@ -296,6 +297,9 @@ class Node(ShapeDtype):
 
     def __eq__(self, other: Any) -> bool:  # as a key of dicts, and not as the shape and dtype of its output
         return self is other if isinstance(other, Node) else self.no_values()
+
+    def __repr__(self) -> str:
+        return summary.node(self)
 
     def check_kept(self) -> None:
         """Errors: RuntimeError if what was kept for the rule has been freed, or changed since."""
