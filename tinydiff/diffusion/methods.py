@@ -80,6 +80,12 @@ def karras_times(process: Any, steps: int, begin: float, end: float, rho: float 
     return [begin, *(time_at(process, (high + i / steps * (low - high)) ** rho) for i in range(1, steps)), end]
 
 
+def usual_times(process: Any, steps: int, begin: float, end: float) -> list[float]:
+    """`uniform_times`, or `karras_times` for a process whose `equal_steps` is false, such as KarrasSDE."""
+    times = uniform_times if getattr(process, "equal_steps", True) else karras_times
+    return times(process, steps, begin, end)
+
+
 # ---------------------------------------------------------------- a method and its options
 
 
@@ -96,7 +102,7 @@ class Method:
         rule: Callable[..., Array],
         *,
         steps: int = 50,
-        timesteps: Timesteps | None = uniform_times,
+        timesteps: Timesteps | None = usual_times,
         evaluations: int | None = 1,
         **options: Any,
     ):
