@@ -18,8 +18,8 @@ PACKAGE = Path(__file__).parent.parent / "tinydiff"
 # for each.
 HOUSE = """
 backend summary arguments rng observers changes hooks modes shape_dtype operators engine recompute ops check anomaly
-functional nn optim microbatch profile saving data diffusion models latents metrics interop plot training_log training study fast
-__init__ __main__
+functional nn optim microbatch profile saving data diffusion models latents metrics interop plot training_log training
+study fast __init__ __main__
 """.split()
 LEVEL = {part: level for level, part in enumerate(HOUSE)}
 

@@ -17,6 +17,7 @@ from ..engine import Tensor
 from ..modes import no_grad
 from ..operators import array_of
 from ..rng import Rng, as_rng
+from .conditions import conditions
 from .methods import Method, Timesteps, ddim_step, karras_times
 from .predict import as_score, checked_score, denoised
 from .process import like, per_sample, plain, time_at, time_of
@@ -79,7 +80,7 @@ def inpaint(
 
     x = sample(
         model, known.shape, process, rng, method=Method(repaint), steps=steps, eps=eps, timesteps=timesteps,
-        sample_offset=sample_offset, callback=callback, **condition,
+        sample_offset=sample_offset, callback=callback, condition=conditions(inpaint, condition),
     )  # fmt: skip
     return xp.where(mask, known, x)
 
@@ -187,8 +188,8 @@ def denoise(model: Model, noisy: Any, process: Any, *, sigma: Any = None, **cond
     times = [time_at(process, s) for s in sigmas.reshape(-1).tolist()]
     t = to_device(times * (n if sigmas.ndim == 0 else 1)).astype(noisy.dtype)  # (N,)
     x = per_sample(plain(process).marginal_scale(t), noisy) * noisy
-    score = as_score(model, process)
-    return denoised(process, x, t, checked_score(score(Tensor(x), Tensor(t), **condition), x))
+    score = as_score(model, process)(Tensor(x), Tensor(t), **conditions(denoise, condition))
+    return denoised(process, x, t, checked_score(score, x))
 
 
 def noise_level(noisy: Any) -> Array:

@@ -41,6 +41,7 @@ and nearly straight:
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
 from collections.abc import Callable
@@ -114,7 +115,9 @@ class Method:
         for name in options:
             if name not in self.defaults:
                 known = f"it has {', '.join(self.defaults)}" if self.defaults else "it has none"
-                raise TypeError(f"{self.name} has no option {name!r}: {known}")
+                near = difflib.get_close_matches(name, self.defaults, n=1)
+                meant = f"did you mean {near[0]!r}? " if near else ""
+                raise TypeError(f"{self.name} has no option {name!r}: {meant}{known}")
         self.options = {name: _plain_number(value) for name, value in options.items()}
 
     def __call__(self, **options: Any) -> Method:

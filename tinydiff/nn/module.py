@@ -74,7 +74,7 @@ class Module:
     def forward(self, *inputs: Any, **options: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
-    def __call__(self, *inputs: Any, **options: Any) -> Any:
+    def __call__(self, /, *inputs: Any, **options: Any) -> Any:
         output = self.forward(*inputs, **options)
         if self._forward_hooks:
             for handle in list(self._forward_hooks):
