@@ -29,7 +29,7 @@ import inspect
 import operator
 import reprlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from . import backend, summary
 from .arguments import check_floating, check_precision
@@ -159,12 +159,17 @@ def origin(x: Tensor) -> Any:
 # ---------------------------------------------------------------- 2. op
 
 
-class Op:
+P = ParamSpec("P")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Op(Generic[P]):
     """A function of arrays with a rule. Called on arrays it returns an array; with a Tensor among its inputs it returns
     a Tensor, and leaves a node if a gradient may be asked for."""
 
-    def __init__(self, forward: Callable[..., Any], holomorphic: bool = True):
-        self.forward, self.name = forward, forward.__name__
+    def __init__(self, forward: Callable[P, Any], holomorphic: bool = True):
+        self.forward: Callable[..., Any] = forward
+        self.name = forward.__name__
         self.holomorphic = holomorphic  # complex differentiable, so that the complex step can check it
         self.rule: Callable[..., Any] | None = None
         self.unread: Sequence[int] | None = None  # the places of the inputs that the rule does not read; None: all
@@ -182,7 +187,7 @@ class Op:
     def __reduce__(self) -> str:
         return self.forward.__qualname__  # copied and pickled by name, as a function is
 
-    def __call__(self, *inputs: Any, **params: Any) -> Any:
+    def __call__(self, *inputs: P.args, **params: P.kwargs) -> Any:
         if observers:
             return observed("on_call", Op.apply)(self, inputs, params)
         return self.apply(inputs, params)
@@ -254,12 +259,16 @@ class Op:
         return functools.partial(backend.entered, self.fast_rules, name)
 
 
+@overload
+def op(forward: Callable[P, Any], *, holomorphic: bool = ...) -> Op[P]: ...
+@overload
+def op(forward: None = None, *, holomorphic: bool = ...) -> Callable[[Callable[P, Any]], Op[P]]: ...
 def op(forward: Any = None, *, holomorphic: bool = True) -> Any:
     """Decorator: make a function of arrays an op, and enter it in OPS. See the head of this file."""
     return register(Op(forward, holomorphic)) if forward else functools.partial(op, holomorphic=holomorphic)
 
 
-def composite(function: Any) -> Any:
+def composite(function: Function) -> Function:
     """Decorator: enter a function that is written in other ops, and so needs no rule, in OPS."""
     return register(function)
 

@@ -169,7 +169,7 @@ class Denoiser(ScoreModel):
     def __init__(self, net: Callable[..., Any], sigma_data: float):
         super().__init__(net, KarrasSDE(), "edm", sigma_data=sigma_data)
 
-    def forward(self, x: Any, sigma: Any, /, **condition: Any) -> Any:  # type: ignore[override]
+    def forward(self, x: Any, sigma: Any, /, **condition: Any) -> Any:
         if not isinstance(sigma, (list, tuple)):
             sigma = array_of(_number_or_times("Denoiser: sigma", sigma, "(0, inf)", len(x)))
         if isinstance(sigma, float):
