@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parent.parent / "tinydiff"
 HOUSE = """
 backend summary arguments rng observers changes hooks modes shape_dtype operators engine recompute ops check anomaly
 functional nn optim microbatch profile saving data diffusion models latents metrics interop plot training_log training
-study fast __init__ __main__
+study doctor check_ops fast __init__ __main__
 """.split()
 LEVEL = {part: level for level, part in enumerate(HOUSE)}
 

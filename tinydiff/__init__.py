@@ -6,6 +6,7 @@ order: engine, ops; then nn, optim, diffusion, models, training. The folder fast
 
 import difflib
 import importlib.util
+import sys
 from typing import TYPE_CHECKING, Any
 
 from . import backend, functional, nn, ops, optim
@@ -21,7 +22,15 @@ if TYPE_CHECKING:
     from .study.exercise import exercise, exercises
     from .study.explain import explain
 
-if backend.wants_fast() and importlib.util.find_spec(".fast", __name__):
+backend.warn_of_unknown_variables()
+try:
+    _wants_fast = backend.wants_fast()
+except ValueError as error:
+    if sys.argv[:1] != ["-m"]:
+        raise
+    sys.stderr.write(f"tinydiff: {error}\n")  # `python -m tinydiff`: a user's mistake gets no traceback
+    sys.exit(2)
+if _wants_fast and importlib.util.find_spec(".fast", __name__):
     from . import fast  # noqa: F401  which registers quicker versions of what the others define
 
 __version__ = "0.1.0"

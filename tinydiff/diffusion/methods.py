@@ -116,8 +116,8 @@ class Method:
             if name not in self.defaults:
                 known = f"it has {', '.join(self.defaults)}" if self.defaults else "it has none"
                 near = difflib.get_close_matches(name, self.defaults, n=1)
-                meant = f"did you mean {near[0]!r}? " if near else ""
-                raise TypeError(f"{self.name} has no option {name!r}: {meant}{known}")
+                meant = f"; did you mean {near[0]!r}?" if near else ""
+                raise TypeError(f"{self.name} has no option {name!r}: {known}{meant}")
         self.options = {name: _plain_number(value) for name, value in options.items()}
 
     def __call__(self, **options: Any) -> Method:
