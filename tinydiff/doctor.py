@@ -107,7 +107,7 @@ def threads_and_products() -> Iterator[Finding]:
     rate, busy = gemm()
     where = f"about {busy:.1f} threads of the BLAS" if backend.active().name == "numpy" else "on the device"
     few = backend.active().name == "numpy" and cores > 1 and busy < 0.6 * cores
-    state, remedy = ("note", "unset the limit, if you have set one; or other programs are busy") if few else ("ok", "")
+    state, remedy = ("note", "other programs may be busy; else raise the limit of threads, if one is set") if few else ("ok", "")
     yield "matrix products", state, f"{rate / 1e9:.0f} GFLOP/s in float32, 1024 x 1024, {where}", remedy
 
 
@@ -117,7 +117,7 @@ def gemm(size: int = 1024, seconds: float = 0.3) -> tuple[float, float]:
     a = Rng(0).normal((size, size))
     backend.scalar((a @ a)[0, 0])
     best, begin, used = math.inf, time.perf_counter(), time.process_time()
-    while time.perf_counter() - begin < seconds:
+    while best == math.inf or time.perf_counter() - begin < seconds:
         start = time.perf_counter()
         backend.scalar((a @ a)[0, 0])
         best = min(best, time.perf_counter() - start)
