@@ -107,7 +107,9 @@ def threads_and_products() -> Iterator[Finding]:
     rate, busy = gemm()
     where = f"about {busy:.1f} threads of the BLAS" if backend.active().name == "numpy" else "on the device"
     few = backend.active().name == "numpy" and cores > 1 and busy < 0.6 * cores
-    state, remedy = ("note", "other programs may be busy; else raise the limit of threads, if one is set") if few else ("ok", "")
+    state, remedy = (
+        ("note", "other programs may be busy; else raise the limit of threads, if one is set") if few else ("ok", "")
+    )
     yield "matrix products", state, f"{rate / 1e9:.0f} GFLOP/s in float32, 1024 x 1024, {where}", remedy
 
 

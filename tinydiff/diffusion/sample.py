@@ -189,7 +189,7 @@ class SamplerState:
         if self.unchecked:
             self.unchecked = False
             if backend.name == "numpy":  # it costs nothing beside the model; a device would have to wait
-                check_size(score, self.process, self.times[0])
+                check_size(score, x, self.process, self.times[0])
         return score
 
     def evaluate(self, x: Array, t: Any) -> Evaluation:
@@ -223,13 +223,19 @@ def is_plain_score(model: Any) -> bool:
     return not (isinstance(model, ScoreModel) or getattr(model, "is_denoiser", False))
 
 
-def check_size(score: Array, process: Any, t: float) -> None:
-    """A RuntimeWarning for a score that is too large for x of the prior. s score is -E[z | x], a mean of standard
-    normals, so that E|s score|^2 is at most 1 per number."""
+def check_size(score: Array, x: Array, process: Any, t: float) -> None:
+    """A RuntimeWarning for what cannot be a score at x of the prior, because it is too large and does not point back.
+
+    s score is -E[z | x], a mean of standard normals, so that E|s score|^2 is at most 1 per number; and where there is
+    hardly anything but noise, it is about -x / s.
+    """
     if score.size == 0:
         return
-    size = float(process.marginal_std(t)) * math.sqrt(float((score.astype("float64") ** 2).mean()))
-    if size > 3 + 12 / math.sqrt(score.size):  # no score of one number is that large by chance
+    a, b = score.astype("float64").ravel(), x.astype("float64").ravel()
+    length = math.sqrt(float(a @ a))
+    size, back = float(process.marginal_std(t)) * length / math.sqrt(a.size), -float(a @ b)
+    # No score of few numbers is that large by chance.
+    if size > 3 + 12 / math.sqrt(a.size) and not back > 0.5 * length * math.sqrt(float(b @ b)):
         warnings.warn(
             f"at t = {t:g}, in pure noise, s(t) score(x, t) has the size {size:.3g}, and should be about 1 or less. "
             "If the model is a denoiser, D(x, sigma), wrap it by score_of(model, process); if it predicts the noise, "
