@@ -55,6 +55,7 @@ def inpaint(
     Source: Lugmayr et al. 2022, "RePaint", algorithm 1, with a jump length of 1; resample = 1 is Song et al. 2021,
     appendix I.2.
     """
+    conditions(inpaint, condition)  # for its errors: other arguments of `sample` may be among them
     known, mask = _images("inpaint", known), to_device(array_of(mask))
     if mask.dtype != "bool" or mask.ndim != known.ndim or any(m not in (1, n) for m, n in zip(mask.shape, known.shape)):
         raise ValueError(f"inpaint: mask must be of bool and fit {known.shape}, not {mask.dtype} of shape {mask.shape}")
@@ -80,7 +81,7 @@ def inpaint(
 
     x = sample(
         model, known.shape, process, rng, method=Method(repaint), steps=steps, eps=eps, timesteps=timesteps,
-        sample_offset=sample_offset, callback=callback, condition=conditions(inpaint, condition),
+        sample_offset=sample_offset, callback=callback, **condition,
     )  # fmt: skip
     return xp.where(mask, known, x)
 
