@@ -26,7 +26,7 @@ from .numbers import EPSILON, Derivative, Problem
 
 RTOL = {"complex step": 1e-8, "central differences": 1e-6}
 DIRECTIONS = 16
-SHOWN = 4  # wrong elements, beside the worst
+SHOWN = 2  # wrong elements, beside the worst
 
 
 @dataclass(frozen=True)
