@@ -422,7 +422,7 @@ BAD: dict[str, Bad] = {
     "truth": (lambda: bool(t(3)), ValueError, ("(3,)",)),
     "len": (lambda: len(t()), TypeError, ("shape () has no length",)),
     "numpy.asarray": (lambda: np.asarray(t(2, 3)), TypeError, ("lose the gradient", "(2, 3)", ".numpy()")),
-    "numpy.concatenate": (lambda: np.concatenate([t(2, 3), t(2, 3)]), TypeError, ("lose the gradient", "(2, 3)")),
+    "numpy.hstack": (lambda: np.hstack([t(2, 3), t(2, 3)]), TypeError, ("lose the gradient", "(2, 3)")),
     "numpy.arctan": (lambda: np.arctan(t(2, 3)), TypeError, ("arctan of (2, 3)", "tinydiff.ops", ".numpy()")),
     "numpy.add.reduce": (lambda: np.add.reduce(t(2, 3)), TypeError, ("add of (2, 3)", "lose the gradient")),
     "numpy.exp into": (

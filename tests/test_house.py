@@ -18,13 +18,13 @@ PACKAGE = Path(__file__).parent.parent / "tinydiff"
 # for each.
 HOUSE = """
 backend summary arguments rng observers changes hooks modes shape_dtype operators engine recompute ops check anomaly
-nn interop optim microbatch profile files saving data diffusion models latents metrics plot stopping watching
-training_files training_log training study fast __init__ __main__
+functional nn interop optim microbatch profile files saving data diffusion models latents metrics plot stopping watching
+training_files training_log training study doctor check_ops fast __init__ __main__
 """.split()
 LEVEL = {part: level for level, part in enumerate(HOUSE)}
 
 # Who may import NumPy: the doors, and what makes, reads or compares numbers on the host.
-HOST = set("backend summary rng check data saving plot interop metrics latents study fast".split())
+HOST = set("backend summary rng check data saving plot interop metrics latents study doctor check_ops fast".split())
 
 
 def part_of(module: str) -> str:

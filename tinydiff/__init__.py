@@ -4,10 +4,12 @@ A tiny reverse-mode autograd over NumPy or CuPy (`TINYDIFF_BACKEND=cupy`), and o
 order: engine, ops; then nn, optim, diffusion, models, training. The folder fast/ makes it quick, and can be left out.
 """
 
+import difflib
 import importlib.util
+import sys
 from typing import TYPE_CHECKING, Any
 
-from . import backend, nn, ops, optim
+from . import backend, functional, nn, ops, optim
 from .anomaly import detect_anomaly
 from .check import GradcheckError, gradcheck
 from .engine import Tensor, grad, tensor
@@ -21,7 +23,15 @@ if TYPE_CHECKING:
     from .study.exercise import exercise, exercises
     from .study.explain import explain
 
-if backend.wants_fast() and importlib.util.find_spec(".fast", __name__):
+backend.warn_of_unknown_variables()
+try:
+    _wants_fast = backend.wants_fast()
+except ValueError as error:
+    if sys.argv[:1] != ["-m"]:
+        raise
+    sys.stderr.write(f"tinydiff: {error}\n")  # `python -m tinydiff`: a user's mistake gets no traceback
+    sys.exit(2)
+if _wants_fast and importlib.util.find_spec(".fast", __name__):
     from . import fast  # noqa: F401  which registers quicker versions of what the others define
 
 __version__ = "0.1.0"
@@ -35,6 +45,7 @@ __all__ = [
     "exercise",
     "exercises",
     "explain",
+    "functional",
     "grad",
     "grad_enabled",
     "gradcheck",
@@ -57,4 +68,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(".study", __name__)
     if name in LATER:
         return getattr(importlib.import_module(LATER[name], __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "backward":
+        raise AttributeError("tinydiff has no function backward: y.backward() is a method of the Tensor y")
+    near = difflib.get_close_matches(name, [*__all__, *dir(ops)])
+    hint = f": did you mean {' or '.join(n if n in __all__ else f'ops.{n}' for n in near)}?" if near else ""
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")

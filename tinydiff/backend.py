@@ -9,6 +9,7 @@ that every wait for the device can be counted (`syncs`) and forbidden (`no_sync`
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import importlib
 import os
@@ -51,6 +52,7 @@ class ArrayModule:
 xp: Any = ArrayModule()
 syncs = 0  # how often the host has waited for the device
 _active: Backend | None = None
+reports: list[Callable[[], Any]] = []  # (name, state, text, remedy) for the doctor, from what registers itself in fast/
 loaders: dict[str | None, Callable[[], Any]] = {}  # by Backend.fast: what brings its fast versions, when it is chosen
 _precision = "float32"
 _forbidden = threading.local()
@@ -108,6 +110,19 @@ def wants_fast() -> bool:
     switch("TINYDIFF_CC")  # read when the first loop is compiled; a wrong one is said now
     switch("TINYDIFF_KEEP_MEMORY")  # read before the first step in threads
     return switch("TINYDIFF_FAST")
+
+
+VARIABLES = ("BACKEND", "CC", "DATA", "FAST", "KEEP_MEMORY")
+
+
+def warn_of_unknown_variables() -> None:
+    """A UserWarning for each variable TINYDIFF_... of the environment that nothing reads: it may be misspelt."""
+    for name in sorted(os.environ):
+        end = name.removeprefix("TINYDIFF_")
+        if name != end and end not in VARIABLES:
+            near = difflib.get_close_matches(end, VARIABLES, n=1)
+            meant = f"did you mean TINYDIFF_{near[0]}?" if near else f"those are TINYDIFF_ and {', '.join(VARIABLES)}"
+            warnings.warn(f"tinydiff reads no variable {name}: {meant}", UserWarning, stacklevel=3)
 
 
 def switch(name: str) -> bool:

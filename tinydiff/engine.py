@@ -29,9 +29,9 @@ import inspect
 import operator
 import reprlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Generic, ParamSpec, TypeVar, overload
 
-from . import backend
+from . import backend, summary
 from .arguments import check_floating, check_precision
 from .backend import Array, HostArray
 from .changes import changes, check_unchanged, clock, note_change
@@ -48,10 +48,11 @@ class Tensor(Operators):
     """An array that remembers how it was computed. Make one with `tinydiff.tensor`.
 
     data: the array. grad: the gradient that `backward` leaves here. node: what computed it; None for a leaf.
+    name: for you, x.name = "x"; it is shown.
     Its operators and methods are NumPy's; each only names the op that it means.
     """
 
-    __slots__ = ("_data", "_grad", "node", "_requires_grad", "hooks", "__weakref__")
+    __slots__ = ("_data", "_grad", "node", "_requires_grad", "hooks", "_name", "__weakref__")
 
     def __init__(self, data: Array, requires_grad: bool = False, node: Node | None = None):
         self._data = data
@@ -159,12 +160,17 @@ def origin(x: Tensor) -> Any:
 # ---------------------------------------------------------------- 2. op
 
 
-class Op:
+P = ParamSpec("P")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Op(Generic[P]):
     """A function of arrays with a rule. Called on arrays it returns an array; with a Tensor among its inputs it returns
     a Tensor, and leaves a node if a gradient may be asked for."""
 
-    def __init__(self, forward: Callable[..., Any], holomorphic: bool = True):
-        self.forward, self.name = forward, forward.__name__
+    def __init__(self, forward: Callable[P, Any], holomorphic: bool = True):
+        self.forward: Callable[..., Any] = forward
+        self.name = forward.__name__
         self.holomorphic = holomorphic  # complex differentiable, so that the complex step can check it
         self.rule: Callable[..., Any] | None = None
         self.unread: Sequence[int] | None = None  # the places of the inputs that the rule does not read; None: all
@@ -182,7 +188,7 @@ class Op:
     def __reduce__(self) -> str:
         return self.forward.__qualname__  # copied and pickled by name, as a function is
 
-    def __call__(self, *inputs: Any, **params: Any) -> Any:
+    def __call__(self, *inputs: P.args, **params: P.kwargs) -> Any:
         if observers:
             return observed("on_call", Op.apply)(self, inputs, params)
         return self.apply(inputs, params)
@@ -254,12 +260,16 @@ class Op:
         return functools.partial(backend.entered, self.fast_rules, name)
 
 
+@overload
+def op(forward: Callable[P, Any], *, holomorphic: bool = ...) -> Op[P]: ...
+@overload
+def op(forward: None = None, *, holomorphic: bool = ...) -> Callable[[Callable[P, Any]], Op[P]]: ...
 def op(forward: Any = None, *, holomorphic: bool = True) -> Any:
     """Decorator: make a function of arrays an op, and enter it in OPS. See the head of this file."""
     return register(Op(forward, holomorphic)) if forward else functools.partial(op, holomorphic=holomorphic)
 
 
-def composite(function: Any) -> Any:
+def composite(function: Function) -> Function:
     """Decorator: enter a function that is written in other ops, and so needs no rule, in OPS."""
     return register(function)
 
@@ -297,6 +307,9 @@ class Node(ShapeDtype):
 
     def __eq__(self, other: Any) -> bool:  # as a key of dicts, and not as the shape and dtype of its output
         return self is other if isinstance(other, Node) else self.no_values()
+
+    def __repr__(self) -> str:
+        return summary.node(self)
 
     def check_kept(self) -> None:
         """Errors: RuntimeError if what was kept for the rule has been freed, or changed since."""

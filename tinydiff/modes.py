@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -59,7 +59,7 @@ class set_grad_enabled:
         if entry is not None:
             recording.set(entry[2])
 
-    def __call__(self, fn: Any) -> Any:
+    def __call__(self, fn: Function) -> Function:
         if not callable(fn):
             raise TypeError(f"{type(self).__name__} decorates something callable, not {fn!r}")
         code = fn if inspect.isroutine(fn) else type(fn).__call__  # of an object that can be called
@@ -111,12 +111,22 @@ class set_grad_enabled:
         return steps
 
 
-class no_grad(set_grad_enabled):
-    """Inside `with no_grad():`, or a function, coroutine or generator decorated with `@no_grad()`, nothing is
-    recorded. `@no_grad` without brackets means the same."""
+if TYPE_CHECKING:  # what is decorated keeps its signature, with brackets and without
 
-    def __new__(cls, fn: Any = None) -> Any:
-        return super().__new__(cls) if fn is None else cls()(fn)
+    @overload
+    def no_grad() -> set_grad_enabled: ...
+    @overload
+    def no_grad(fn: Function) -> Function: ...
+    def no_grad(fn: Any = None) -> Any: ...
 
-    def __init__(self) -> None:
-        super().__init__(False)
+else:
+
+    class no_grad(set_grad_enabled):
+        """Inside `with no_grad():`, or a function, coroutine or generator decorated with `@no_grad()`, nothing is
+        recorded. `@no_grad` without brackets means the same."""
+
+        def __new__(cls, fn: Any = None) -> Any:
+            return super().__new__(cls) if fn is None else cls()(fn)
+
+        def __init__(self) -> None:
+            super().__init__(False)

@@ -78,6 +78,16 @@ class NumPyFunction:
         )
 
 
+def values_of(x: Any) -> Any:
+    """x for NumPy: Tensors as NumPy arrays, in lists, tuples and dicts too. Errors: TypeError where a gradient would be
+    lost."""
+    if isinstance(x, (list, tuple)):
+        return type(x)(map(values_of, x))
+    if isinstance(x, dict):
+        return {name: values_of(value) for name, value in x.items()}
+    return x.__array__() if isinstance(x, Operators) else x
+
+
 class Operators:
     """The base of Tensor, whose array is `_data`."""
 
@@ -97,6 +107,7 @@ class Operators:
     size = property(lambda self: self._data.size)
     dtype = property(lambda self: self._data.dtype)
     T = property(lambda self: OPS["transpose"](self))
+    name = property(lambda self: getattr(self, "_name", None), lambda self, name: setattr(self, "_name", name))
 
     def tolist(self) -> Any: return self.numpy().tolist()
 
@@ -213,6 +224,21 @@ class Operators:
             raise ValueError(f"a Tensor of {array.dtype} as {dtype} needs a copy")
         return array.astype(dtype)
 
+    def __array_function__(self, fn: Any, _types: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """For numpy.mean(x) and the like: x's own method or the op of that name; else NumPy's function of the values.
+        Errors: TypeError where NumPy would lose a gradient, or an op of that name is called otherwise."""
+        name = fn.__name__
+        if name in ("shape", "ndim", "size"):
+            return fn(*(array_of(a) for a in args), **options)
+        own = getattr(args[0], name, None) if args and isinstance(args[0], Operators) else None
+        known = functools.partial(own, *args[1:]) if callable(own) else functools.partial(OPS.get(name, fn), *args)
+        if callable(own) or name in OPS:
+            try:
+                return known(**options)
+            except TypeError as error:
+                raise TypeError(f"NumPy's {name}, called so, is no op of tinydiff: use ops.{name} ({error})") from error
+        return fn(*values_of(args), **values_of(options))
+
     def __reduce__(self) -> Any:
         """For pickle and copy: leaves, without their hooks. Errors: TypeError for a result, which has a graph."""
         if self.node is not None:
@@ -221,7 +247,8 @@ class Operators:
                 "its graph: take x.detach()"
             )
         grad = None if self._grad is None else self._grad.detach()
-        return restored, (type(self), self._data, self._requires_grad, grad), getattr(self, "__dict__", None)
+        given = type(self), self._data, self._requires_grad, grad, self.name
+        return restored, given, getattr(self, "__dict__", None)
 
     def __repr__(self) -> str:
         """The values if they are few, else one line about them. Waits for the device."""
@@ -233,7 +260,8 @@ class Operators:
 
     def __str__(self) -> str:
         grad, history = self._about()
-        about = [f"dtype={self.dtype}"] if str(self.dtype) != "float32" else []
+        about = [] if self.name is None else [f"name={self.name!r}"]
+        about += [f"dtype={self.dtype}"] if str(self.dtype) != "float32" else []
         about += [] if grad is None else [f"|grad|={summary.norm(grad)}"]
         return f"tensor({', '.join([str(self.numpy()), *about, *filter(None, [history])])})".replace(
             "\n", "\n" + " " * 7
@@ -289,9 +317,9 @@ class Operators:
         return owner.hooks
 
 
-def restored(kind: Any, data: Any, requires_grad: bool, grad: Tensor | None) -> Tensor:
+def restored(kind: Any, data: Any, requires_grad: bool, grad: Tensor | None, name: str | None = None) -> Tensor:
     x = kind.__new__(kind)
-    x._data, x._requires_grad, x._grad, x.node, x.hooks = data, requires_grad, grad, None, None
+    x._data, x._requires_grad, x._grad, x.node, x.hooks, x._name = data, requires_grad, grad, None, None, name
     return x
 
 

@@ -32,6 +32,7 @@ from .nn import Module, Parameter
 from .operators import array_of
 
 Schedule = Callable[[float], float]
+__all__ = ["EMA", "SGD", "Adam", "AdamW", "Optimizer", "clip_grad_norm", "constant", "cosine", "exponential", "warmup"]
 
 
 # ---------------------------------------------------------------- optimisers

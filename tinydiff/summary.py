@@ -49,6 +49,19 @@ def one_line(array: Any, gradient: Any, history: str) -> str:
     return f"tensor({', '.join([*parts, history] if history else parts)})"
 
 
+def node(node: Any) -> str:
+    """A node of the graph: "<node multiply(exp (2, 3), leaf x (3,)) -> (2, 3) float32>". What has no gradient is a
+    constant; of the others, the op that made it, or its name."""
+    inputs = []
+    for parent, value in zip(node.parents, node.values or [None] * len(node.parents)):
+        who = "constant" if parent is None else parent.op.name if hasattr(parent, "op") else "leaf"
+        name = getattr(parent, "name", None)
+        shape = getattr(value if parent is None else parent, "shape", "" if value is None else repr(value))
+        inputs.append(" ".join(str(part) for part in (who, name, shape) if part not in (None, "")))
+    freed = "" if node.values is not None else ", what it had kept is freed (by backward; retain_graph=True keeps it)"
+    return f"<node {node.op.name}({', '.join(inputs)}) -> {node.shape} {node.dtype}{freed}>"
+
+
 def table(array: Any, gradient: Any, history: str) -> str:
     """The same as HTML, with a picture of what looks like images: (H, W), or (N, H, W, C) with 1 or 3 channels."""
     rows = [("shape", str(array.shape)), ("dtype", str(array.dtype)), *figures(array)]

@@ -1,9 +1,23 @@
 """The timesteps of methods."""
 
 import pytest
-from mixtures import constant_vp
+from mixtures import SPEC, constant_vp
 
-from tinydiff.diffusion import VESDE, karras_times, sigma_at, uniform_times
+from tinydiff import Rng
+from tinydiff.diffusion import (
+    METHODS,
+    VESDE,
+    VPSDE,
+    Brownian,
+    FlowSDE,
+    KarrasSDE,
+    SubVPSDE,
+    karras_times,
+    sample,
+    sigma_at,
+    steps_for,
+    uniform_times,
+)
 
 SDES = [VESDE(25.0), constant_vp()]
 
@@ -37,3 +51,18 @@ def test_bad_steps_and_ends_are_quoted(timesteps):
 def test_a_bad_rho_is_quoted(rho):
     with pytest.raises(ValueError, match=rf"rho must be a number in \(0, inf\), not {rho}"):
         karras_times(VESDE(), 4, 1.0, 0.1, rho=rho)
+
+
+PROCESSES = {
+    "ve": VESDE(25.0), "vp": VPSDE(), "cosine": VPSDE("cosine"), "subvp": SubVPSDE(), "flow": FlowSDE(),
+    "karras": KarrasSDE(), "brownian": Brownian(10.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "rk45"])
+def test_every_method_samples_every_process_with_its_defaults(name, process, numpy_backend):
+    """With 35 evaluations. Equal steps of t up to 80 left noise: a distance of 0.16 to 0.37."""
+    sde = PROCESSES[process]
+    x = sample(SPEC.score(sde), (4000, 1), sde, Rng(0), method=name, steps=steps_for(name, 35), eps=1e-3)
+    assert SPEC.distance(x) < 0.1

@@ -26,6 +26,7 @@ from .numbers import EPSILON, Derivative, Problem
 
 RTOL = {"complex step": 1e-8, "central differences": 1e-6}
 DIRECTIONS = 16
+SHOWN = 2  # wrong elements, beside the worst
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,10 @@ class Report:
             lines[0] += f"; largest relative error {self.worst.relative_error:.2g}, {self.worst.place}"
         elif self.worst is not None:
             lines.append(f"worst: {self.worst}")
+            others = [element for element in self.wrong if element is not self.worst]
+            lines += [f"wrong: {element}" for element in others[:SHOWN]]
+            if len(others) > SHOWN:
+                lines.append(f"and {len(others) - SHOWN} more, which are in error.report.wrong")
         if self.diagnosis:
             lines.append(f"diagnosis: {self.diagnosis}")
         if self.kinks:

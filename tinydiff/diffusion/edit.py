@@ -17,6 +17,7 @@ from ..engine import Tensor
 from ..modes import no_grad
 from ..operators import array_of
 from ..rng import Rng, as_rng
+from .conditions import conditions
 from .methods import Method, Timesteps, ddim_step, karras_times
 from .predict import as_score, checked_score, denoised, for_rows
 from .process import like, per_sample, plain, time_at, time_of
@@ -54,6 +55,7 @@ def inpaint(
     Source: Lugmayr et al. 2022, "RePaint", algorithm 1, with a jump length of 1; resample = 1 is Song et al. 2021,
     appendix I.2.
     """
+    conditions(inpaint, condition)  # for its errors: other arguments of `sample` may be among them
     known, mask = _images("inpaint", known), to_device(array_of(mask))
     if mask.dtype != "bool" or mask.ndim != known.ndim or any(m not in (1, n) for m, n in zip(mask.shape, known.shape)):
         raise ValueError(f"inpaint: mask must be of bool and fit {known.shape}, not {mask.dtype} of shape {mask.shape}")
@@ -221,8 +223,8 @@ def denoise(model: Model, noisy: Any, process: Any, *, sigma: Any = None, **cond
     times = [time_at(process, s) for s in sigmas.reshape(-1).tolist()]
     t = to_device(times * (n if sigmas.ndim == 0 else 1)).astype(noisy.dtype)  # (N,)
     x = per_sample(plain(process).marginal_scale(t), noisy) * noisy
-    score = as_score(model, process)
-    return denoised(process, x, t, checked_score(score(Tensor(x), Tensor(t), **condition), x))
+    score = as_score(model, process)(Tensor(x), Tensor(t), **conditions(denoise, condition))
+    return denoised(process, x, t, checked_score(score, x))
 
 
 def noise_level(noisy: Any) -> Array:

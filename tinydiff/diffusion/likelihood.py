@@ -23,6 +23,7 @@ from ..microbatch import over_microbatches
 from ..modes import set_grad_enabled
 from ..operators import array_of
 from ..rng import Rng, as_rng
+from .conditions import conditions
 from .predict import as_score, checked_score, flow_velocity, rows_of
 from .process import least_time, like, plain
 from .runge_kutta import solve
@@ -55,6 +56,7 @@ def log_likelihood(
     tolerance cannot be met.
     Source: Song et al. 2021, section 4.3 and appendix D.2.
     """
+    condition = conditions(log_likelihood, condition)
     x = to_device(array_of(x))
     if x.dtype.kind != "f" or x.ndim == 0:
         raise TypeError(f"log_likelihood: x must be (N, ...) of floats, not {x.dtype} of shape {x.shape}")
@@ -158,6 +160,7 @@ def bits_per_dimension(
     of log_likelihood.
     Source: Theis et al. 2016, "A note on the evaluation of generative models", section 3.1.
     """
+    condition = conditions(bits_per_dimension, condition)
     images = array_of(images)
     if images.dtype != "uint8":
         raise TypeError(
@@ -176,10 +179,10 @@ def bits_per_dimension(
         source = Rng(**state)
         k = to_device(images[rows]).astype("float32")
         x = low + (high - low) * (k + source.uniform(k.shape, sample_offset=rows.start)) / 256
-        conditions = {name: rows_of(value, rows, n) for name, value in condition.items()}
+        given = {name: rows_of(value, rows, n) for name, value in condition.items()}
         nats = log_likelihood(
             model, x, process, source, probes=probes, eps=eps, rtol=rtol, atol=atol, sample_offset=rows.start,
-            **conditions,
+            condition=given,
         )  # fmt: skip
         return to_host(nats / (-d * math.log(2)) + (8 - math.log2(high - low)))
 

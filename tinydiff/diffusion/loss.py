@@ -9,7 +9,8 @@ In most of them, noise of a known strength is added to the data, and the network
 
 The last part of this chapter has the other ways to learn a score, for comparison: explicit, implicit and sliced score
 matching. All draw times t and noise z from `rng`, so that row i is that of sample `sample_offset + i`: the loss of a
-sample is the same alone, in a batch, or in a microbatch. All return a Tensor of shape (), to be minimised.
+sample is the same alone, in a batch, or in a microbatch. A condition that has the name of an argument is given in a
+mapping, condition={"eps": labels}. All return a Tensor of shape (), to be minimised.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ..backend import Array, to_device, xp
 from ..engine import Tensor, grad
 from ..operators import array_of
 from ..rng import Rng
+from .conditions import conditions
 from .predict import Denoiser, ScoreModel, as_score
 from .process import KarrasSDE, least_time, like, per_sample, plain
 
@@ -58,7 +60,7 @@ def score_matching_loss(
     weight: Song et al. 2021.
     """
     _, t, z, x = noised(x0, process, rng, uniform(eps), sample_offset)
-    score = score_at(as_score(model, process), x, t, condition)
+    score = score_at(as_score(model, process), x, t, conditions(score_matching_loss, condition))
     return ops.square(per_sample(plain(process).marginal_std(t), x) * score + z).sum() / len(x)
 
 
@@ -82,6 +84,7 @@ def denoising_loss(
     times: `uniform()`, as there, unless given; for flow matching `logit_normal()`, for KarrasSDE `log_normal()`.
     weight: of t (N,) -> (N,), 1 unless given. The other arguments, the result and the errors: as score_matching_loss.
     """
+    condition = conditions(denoising_loss, condition)
     errors, t = _squared_errors(model, x0, rng, times or uniform(), sample_offset, condition)
     if weight is not None:
         errors = errors * per_sample(weight(t), errors)
@@ -109,6 +112,7 @@ def edm_loss(
     Errors: TypeError for an x0 that is not of floats, or an rng that is no Rng; ValueError for an empty batch.
     Source: Karras et al. 2022, equations 2 and 8, table 1.
     """
+    condition = conditions(edm_loss, condition)
     errors, _ = _squared_errors(denoiser, x0, rng, log_normal(mean, std), sample_offset, condition)
     return errors.mean()
 
@@ -250,6 +254,7 @@ def likelihood_loss(
     assert sd is not None  # ScoreModel has asked for it
     low, high = (-0.5 * math.log1p((sd / s) ** 2) for s in (eps, process.t_max))  # of ln r
     x0 = to_device(array_of(x0))
+    condition = conditions(likelihood_loss, condition)
     errors, _ = _squared_errors(model, x0, rng, _uniform_in_log_r(sd, low, high), sample_offset, condition)
     d = math.prod(x0.shape[1:])
     prior = (x0**2).sum() / (2 * process.t_max**2 * len(x0))

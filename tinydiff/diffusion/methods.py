@@ -41,6 +41,7 @@ and nearly straight:
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib
 import inspect
@@ -83,6 +84,12 @@ def karras_times(process: Any, steps: int, begin: float, end: float, rho: float 
     return [begin, *(time_at(process, (high + i / steps * (low - high)) ** rho) for i in range(1, steps)), end]
 
 
+def usual_times(process: Any, steps: int, begin: float, end: float) -> list[float]:
+    """`uniform_times`, or `karras_times` for a process whose `equal_steps` is false, such as KarrasSDE."""
+    times = uniform_times if getattr(process, "equal_steps", True) else karras_times
+    return times(process, steps, begin, end)
+
+
 # ---------------------------------------------------------------- a method and its options
 
 
@@ -99,7 +106,7 @@ class Method:
         rule: Callable[..., Array],
         *,
         steps: int = 50,
-        timesteps: Timesteps | None = uniform_times,
+        timesteps: Timesteps | None = usual_times,
         evaluations: int | None = 1,
         **options: Any,
     ):
@@ -111,7 +118,9 @@ class Method:
         for name in options:
             if name not in self.defaults:
                 known = f"it has {', '.join(self.defaults)}" if self.defaults else "it has none"
-                raise TypeError(f"{self.name} has no option {name!r}: {known}")
+                near = difflib.get_close_matches(name, self.defaults, n=1)
+                meant = f"; did you mean {near[0]!r}?" if near else ""
+                raise TypeError(f"{self.name} has no option {name!r}: {known}{meant}")
         self.options = {name: _plain_number(value) for name, value in options.items()}
 
     def __call__(self, **options: Any) -> Method:

@@ -40,6 +40,7 @@ from ..arguments import number
 from ..backend import Array, to_device, to_host, xp
 from ..engine import Tensor
 from ..operators import array_of
+from .conditions import conditions
 from .process import KarrasSDE, by_name, like, per_sample, plain, sqrt
 
 Score = Callable[..., Any]
@@ -101,24 +102,24 @@ class ScoreModel(HasSigmaData):
         if predicts == "edm" or sigma_data is not None:
             self.sigma_data = sigma_data
 
-    def forward(self, x: Any, t: Any, **condition: Any) -> Any:
+    def forward(self, x: Any, t: Any, /, **condition: Any) -> Any:
         return self.score(x, t, **condition)
 
-    def score(self, x: Any, t: Any, **condition: Any) -> Any:
+    def score(self, x: Any, t: Any, /, **condition: Any) -> Any:
         """The gradient of ln p_t at x, in the shape of x: -z / s."""
         t = _number_or_times(f"{type(self).__name__}: t", t, "(0, inf)", len(x))
         z = self.noise(x, t, **condition)
         return -z / per_sample(plain(self.process).marginal_std(t), x)
 
-    def denoised(self, x: Any, t: Any, **condition: Any) -> Any:
+    def denoised(self, x: Any, t: Any, /, **condition: Any) -> Any:
         """E[x_0 | x], in the shape of x."""
         return self.split(self.output(x, t, **condition), x, t)[0]
 
-    def noise(self, x: Any, t: Any, **condition: Any) -> Any:
+    def noise(self, x: Any, t: Any, /, **condition: Any) -> Any:
         """E[z | x], in the shape of x."""
         return self.split(self.output(x, t, **condition), x, t)[1]
 
-    def output(self, x: Any, t: Any, **condition: Any) -> Any:
+    def output(self, x: Any, t: Any, /, **condition: Any) -> Any:
         """The prediction of the network at x and t, y (N, ...)."""
         inputs, process, edm = x, plain(self.process), self.predicts == "edm"
         t = _number_or_times(f"{type(self).__name__}: t", t, "(0, inf)" if edm else "[0, inf)", len(x))
@@ -168,7 +169,7 @@ class Denoiser(ScoreModel):
     def __init__(self, net: Callable[..., Any], sigma_data: float):
         super().__init__(net, KarrasSDE(), "edm", sigma_data=sigma_data)
 
-    def forward(self, x: Any, sigma: Any, **condition: Any) -> Any:  # type: ignore[override]
+    def forward(self, x: Any, sigma: Any, /, **condition: Any) -> Any:
         if not isinstance(sigma, (list, tuple)):
             sigma = array_of(_number_or_times("Denoiser: sigma", sigma, "(0, inf)", len(x)))
         if isinstance(sigma, float):
@@ -194,8 +195,9 @@ class Guided:
     would have to wait to know). The same formulas hold for scores, so it is a model of the same kind as `model`; a
     score's noise level is that of `process`, which a ScoreModel brings along.
 
-    The condition may be given here, or where the model is used. `sample` splits the conditions given here into
-    microbatches as it does those that it is given itself. The result is an array, without a gradient.
+    The condition may be given here, or where the model is used; one that is called like an argument goes into a
+    mapping, condition={"process": labels}. `sample` splits the conditions given here into microbatches as it does those
+    that it is given itself. The result is an array, without a gradient.
     Errors: ValueError for a weight that is no finite number, an interval that is none, or one for a score without a
     process.
     Source: Ho and Salimans 2022, "Classifier-free diffusion guidance", equation 6; the interval: Kynkäänniemi et al.
@@ -214,14 +216,14 @@ class Guided:
         **condition: Any,
     ):
         self.model, self.weight = model, number("Guided: weight", weight)
-        self.condition, self.negative = condition, dict(negative or {})
+        self.condition, self.negative = conditions(Guided, condition), dict(negative or {})
         self.is_denoiser = getattr(model, "is_denoiser", False)
         self.process = getattr(model, "process", None) if process is None else process
         self.interval = None if interval is None else _interval(interval)
         if interval is not None and not self.is_denoiser and self.process is None:
             raise ValueError(f"Guided: an interval={interval} of noise levels needs the process of the score, process=")
 
-    def __call__(self, x: Any, t: Any, **condition: Any) -> Array:
+    def __call__(self, x: Any, t: Any, /, **condition: Any) -> Array:
         conditional = array_of(self.model(x, t, **{**self.condition, **condition}))
         weight = self._weight_at(t, conditional)
         if isinstance(weight, float) and weight == 0:
@@ -271,7 +273,7 @@ class Counted:
         self.model, self.nfe, self._whole = model, 0, self
         self.is_denoiser = getattr(model, "is_denoiser", False)
 
-    def __call__(self, *args: Any, **condition: Any) -> Any:
+    def __call__(self, /, *args: Any, **condition: Any) -> Any:
         backend.each_time(self._count)
         return self.model(*args, **condition)
 
@@ -302,7 +304,7 @@ def score_of(denoiser: Callable[..., Any], process: Any) -> Score:
 
     process = plain(process)
 
-    def score(x: Any, t: Any, **condition: Any) -> Any:
+    def score(x: Any, t: Any, /, **condition: Any) -> Any:
         t = _number_or_times("score_of: t", t, "(0, inf)", len(x))
         s, m = process.marginal_std(t), process.marginal_scale(t)
         wide_s, wide_m = per_sample(s, x), per_sample(m, x)  # (N,) -> (N, 1, ..., 1)

@@ -39,6 +39,7 @@ class SDE:
     """What all processes share: the times they are defined for, and the prior N(0, prior_std^2 I)."""
 
     t_max = 1.0
+    equal_steps = True  # are equal steps in t good for sampling? Not where most of the times have hardly any data left.
 
     def drift(self, x: Any, t: Any) -> Any:
         """f(x, t), which broadcasts to the shape of x. x (N, ...) with t (N,) or a number."""
@@ -126,6 +127,8 @@ class Brownian(SDE):
     Errors: ValueError unless sigma and t_max are positive and finite.
     """
 
+    equal_steps = False
+
     def __init__(self, sigma: float = 1.0, t_max: float = 1.0):
         self.sigma = number("Brownian: sigma", sigma, "(0, inf)")
         self.t_max = number("Brownian: t_max", t_max, "(0, inf)")
@@ -154,11 +157,13 @@ class KarrasSDE(SDE):
         f = 0,   g(t) = sqrt(2 t),   m = 1,   s(t) = t,      for t from 0 to sigma_max
 
     The prior is N(0, sigma_max^2 I). With equal steps in t, nearly all steps would lie where there is nothing but
-    noise: sample with timesteps=karras_times.
+    noise, so every method takes `karras_times` here.
     Errors: ValueError unless sigma_max is positive and finite.
     Source: Karras et al. 2022, "Elucidating the design space of diffusion-based generative models", table 1, last
     column.
     """
+
+    equal_steps = False
 
     def __init__(self, sigma_max: float = 80.0):
         self.t_max = number("KarrasSDE: sigma_max", sigma_max, "(0, inf)")

@@ -10,6 +10,8 @@ checks, and the last step. The update rules, in which the methods differ, are in
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from numbers import Integral, Real
@@ -23,8 +25,9 @@ from ..microbatch import over_microbatches
 from ..modes import no_grad
 from ..operators import array_of
 from ..rng import Rng, as_rng
+from .conditions import conditions
 from .methods import Method, Timesteps, as_method
-from .predict import Score, as_score, checked_score, denoised, for_rows, rows_of
+from .predict import Counted, Guided, Score, ScoreModel, as_score, checked_score, denoised, for_rows, rows_of
 from .process import least_time, like, plain, sigma_at, time_of
 
 Callback = Callable[[int, Any, Array, Array], Any]
@@ -66,17 +69,21 @@ def sample(
     per core). An array, Tensor or list in `condition` with N entries along its first axis is split in the same way; any
     other condition goes to every part as it is.
 
+    Conditions that have the name of an argument here go into a mapping: condition={"steps": labels}.
+
     Row i of the noise depends on the seed and i alone. So a sample is the same alone, among 64 and in any microbatch,
     except for the rounding of matrix products of another size.
     Errors: ValueError for an unknown method, steps or microbatch < 1, eps or start outside the process, a shape that is
     not one, timesteps that do not decrease from the start to eps, a callback together with several parts, a score of
     another shape, and bad values of options; TypeError for an option that the method does not have, or one among the
-    conditions.
+    conditions, and for a condition whose name is nearly that of an argument. RuntimeWarning for what cannot be a score,
+    such as a denoiser that is a plain function (not on a GPU, which would have to wait).
     """
     chosen, shape, source = as_method(method), _checked_shape(shape), as_rng(rng)
     for name in condition:
         if name in chosen.defaults:
             raise TypeError(f"{name} is an option of the method: method={chosen.name}({name}={condition[name]!r})")
+    condition = conditions(sample, condition, chosen.defaults)
     count = integer("steps", chosen.steps if steps is None else steps)
     eps, sample_offset = least_time("eps", eps, process), integer("sample_offset", sample_offset, 0)
     x, begin = _checked_start(start, shape, process, eps)
@@ -86,9 +93,10 @@ def sample(
     def samples(rows: slice, rng: Rng) -> Array:
         offset, of_rows = sample_offset + rows.start, (rows.stop - rows.start, *shape[1:])
         x_start = x[rows] if x is not None else process.prior(of_rows, rng, sample_offset=offset).astype("float32")
-        conditions = {name: rows_of(value, rows, n) for name, value in condition.items()}
+        given = {name: rows_of(value, rows, n) for name, value in condition.items()}
         score = as_score(for_rows(model, rows, n), process)
-        state = SamplerState(score, process, x_start, times, count, rng, offset, callback, conditions)
+        state = SamplerState(score, process, x_start, times, count, rng, offset, callback, given)
+        state.unchecked = x is None and is_plain_score(model)
         return state.last_step(chosen.rule(state, **chosen.options), chosen)
 
     if microbatch is None or n <= integer("microbatch", microbatch):
@@ -139,6 +147,8 @@ class SamplerState:
     times: steps + 1 of them, decreasing; only the first and the last for a method that chooses its own.
     """
 
+    unchecked = False  # is the size of the first score still to be checked? See check_size.
+
     def __init__(
         self,
         score: Score,
@@ -175,7 +185,12 @@ class SamplerState:
         """
         x = like(self.x, x)
         times = xp.full(len(x), float(t), x.dtype) if isinstance(t, Real) else like(x, array_of(t))  # (N,)
-        return checked_score(self._score(Tensor(x), Tensor(times), **self._condition), x)
+        score = checked_score(self._score(Tensor(x), Tensor(times), **self._condition), x)
+        if self.unchecked:
+            self.unchecked = False
+            if backend.name == "numpy":  # it costs nothing beside the model; a device would have to wait
+                check_size(score, x, self.process, self.times[0])
+        return score
 
     def evaluate(self, x: Array, t: Any) -> Evaluation:
         """Score and denoised image at x, between two of the times; the callback is not called."""
@@ -198,6 +213,36 @@ class SamplerState:
 
 
 # ---------------------------------------------------------------- checks
+
+
+def is_plain_score(model: Any) -> bool:
+    """Is it a score by the caller's word alone, and neither a ScoreModel nor a denoiser? Guided and Counted are what
+    their model is."""
+    while isinstance(model, (Guided, Counted)):
+        model = model.model
+    return not (isinstance(model, ScoreModel) or getattr(model, "is_denoiser", False))
+
+
+def check_size(score: Array, x: Array, process: Any, t: float) -> None:
+    """A RuntimeWarning for what cannot be a score at x of the prior, because it is too large and does not point back.
+
+    s score is -E[z | x], a mean of standard normals, so that E|s score|^2 is at most 1 per number; and where there is
+    hardly anything but noise, it is about -x / s.
+    """
+    if score.size == 0:
+        return
+    a, b = score.astype("float64").ravel(), x.astype("float64").ravel()
+    length = math.sqrt(float(a @ a))
+    size, back = float(process.marginal_std(t)) * length / math.sqrt(a.size), -float(a @ b)
+    # No score of few numbers is that large by chance.
+    if size > 3 + 12 / math.sqrt(a.size) and not back > 0.5 * length * math.sqrt(float(b @ b)):
+        warnings.warn(
+            f"at t = {t:g}, in pure noise, s(t) score(x, t) has the size {size:.3g}, and should be about 1 or less. "
+            "If the model is a denoiser, D(x, sigma), wrap it by score_of(model, process); if it predicts the noise, "
+            "x_0 or a velocity, by ScoreModel",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def _checked_shape(shape: Any) -> tuple[int, ...]:

@@ -37,7 +37,7 @@ from ..engine import Tensor
 from ..rng import Rng, as_rng
 from .inputs import each_label, sizes
 
-TAKEN = ("self", "x", "noise", "context", "context_mask")  # no names of labels
+TAKEN = ("self", "x", "noise", "condition", "context", "context_mask")  # no names of labels
 
 
 class UNet(nn.Module):

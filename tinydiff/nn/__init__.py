@@ -6,13 +6,14 @@ or None for a new seed.
 
 from .attention import MultiHeadAttention
 from .conv import Conv1d, Conv2d, ConvTranspose2d
-from .layers import GELU, Dropout, Embedding, FourierFeatures, Linear, ReLU, Sigmoid, SiLU
+from .layers import GELU, Dropout, Embedding, Flatten, FourierFeatures, Identity, Linear, ReLU, Sigmoid, SiLU, Tanh
 from .module import Module, Parameter, Sequential, Setting, Unfilled
 from .norm import BatchNorm2d, GroupNorm, LayerNorm
 from .transformer import LearnedPositions, SinusoidalPositions, TransformerBlock
 
 __all__ = [
-    "BatchNorm2d", "Conv1d", "Conv2d", "ConvTranspose2d", "Dropout", "Embedding", "FourierFeatures", "GELU",
-    "GroupNorm", "LayerNorm", "LearnedPositions", "Linear", "Module", "MultiHeadAttention", "Parameter", "ReLU",
-    "Sequential", "Setting", "SiLU", "Sigmoid", "SinusoidalPositions", "TransformerBlock", "Unfilled",
+    "BatchNorm2d", "Conv1d", "Conv2d", "ConvTranspose2d", "Dropout", "Embedding", "Flatten", "FourierFeatures", "GELU",
+    "GroupNorm", "Identity", "LayerNorm", "LearnedPositions", "Linear", "Module", "MultiHeadAttention", "Parameter",
+    "ReLU", "Sequential", "Setting", "SiLU", "Sigmoid", "SinusoidalPositions", "Tanh", "TransformerBlock",
+    "Unfilled",
 ]  # fmt: skip

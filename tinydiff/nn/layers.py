@@ -166,6 +166,27 @@ class Sigmoid(Module):
         return ops.sigmoid(x)
 
 
+class Tanh(Module):
+    """(e^x - e^-x) / (e^x + e^-x)"""
+
+    def forward(self, x: Any) -> Any:
+        return ops.tanh(x)
+
+
+class Identity(Module):
+    """x itself, where a layer is expected."""
+
+    def forward(self, x: Any) -> Any:
+        return x
+
+
+class Flatten(Module):
+    """Each sample as one row: (N, H, W, C) -> (N, H W C)."""
+
+    def forward(self, x: Any) -> Any:
+        return x.reshape((len(x), math.prod(x.shape[1:])))  # (N, ...) -> (N, D)
+
+
 class Dropout(Module):
     """In training, each element is set to 0 with probability p, and the others are divided by 1 - p; in evaluation
     nothing is done.

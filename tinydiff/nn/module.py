@@ -95,7 +95,7 @@ class Module:
     def forward(self, *inputs: Any, **options: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
-    def __call__(self, *inputs: Any, **options: Any) -> Any:
+    def __call__(self, /, *inputs: Any, **options: Any) -> Any:
         output = self.forward(*inputs, **options)
         if self._forward_hooks:
             for handle in list(self._forward_hooks):
@@ -337,8 +337,14 @@ def _as_array(value: Any) -> Any:
 def _tree(module: Module, label: str) -> Iterator[tuple[str, int]]:
     yield label + type(module).__name__ + _arguments(module), module.count()
     indent = " " * (len(label) - len(label.lstrip(" "))) + "  "
-    for path, child in module.children():
-        yield from _tree(child, f"{indent}{path}: ")
+    shown: dict[str, Any] = dict(module.children())
+    if isinstance(module, Sequential):  # where plain functions may stand among the layers
+        shown = {str(i): layer for i, layer in enumerate(module)}
+    for path, child in shown.items():
+        if isinstance(child, Module):
+            yield from _tree(child, f"{indent}{path}: ")
+        else:
+            yield f"{indent}{path}: {getattr(child, '__qualname__', None) or repr(child)}", 0
 
 
 def _arguments(module: Module) -> str:

@@ -114,6 +114,23 @@ def _say(line: str) -> None:
             print(line, file=sys.stderr, flush=True)
 
 
+def report() -> list[tuple[str, str, str, str]]:
+    """For tinydiff.doctor: (name, "ok", "note" or "WRONG", what there is, what to do)."""
+    try:
+        compiler = " ".join(_compiler())
+    except CannotCompile as reason:
+        compiler = str(reason)
+    found = [("C compiler", "ok" if compiler else "note", compiler or "none", "")]
+    if not switch("TINYDIFF_CC"):
+        found.append(("C kernels", "note", "switched off by TINYDIFF_CC=0; NumPy runs, slower", "unset TINYDIFF_CC"))
+    elif library("f") is None:
+        remedy = "install gcc or clang (see the reason on stderr); without them all works, more slowly"
+        found.append(("C kernels", "note", "none; NumPy runs, slower", remedy))
+    else:
+        found.append(("C kernels", "ok", f"{len(SOURCES)} files compiled, in {cache_dir('kernels')}", ""))
+    return found
+
+
 # ---------------------------------------------------------------- what is there
 
 

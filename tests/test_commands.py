@@ -1,0 +1,123 @@
+"""`python -m tinydiff doctor` and `check`: what they say, their exit codes, and no traceback for a user's mistake."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tinydiff import backend, check_ops, doctor
+from tinydiff.__main__ import main
+from tinydiff.operators import OPS
+from tinydiff.study.examples import CALLS
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    env = {k: v for k, v in os.environ.items() if not k.startswith("TINYDIFF_")}
+    root = str(Path(__file__).parents[1])
+    command = [sys.executable, "-m", "tinydiff", *arguments]
+    return subprocess.run(command, env={**env, **environment}, cwd=root, capture_output=True, text=True, timeout=100)
+
+
+def test_the_doctor_finds_nothing_wrong_here(capsys: Any, monkeypatch: Any, numpy_backend: str) -> None:
+    monkeypatch.delenv("TINYDIFF_DATA", raising=False)
+    assert main(["doctor", "--seconds", "0.5"]) == 0
+    said = capsys.readouterr().out
+    for part in (
+        "Python: 3.",
+        "numpy: ",
+        "tinydiff: ",
+        "backend: numpy",
+        "GFLOP/s",
+        "MNIST: ",
+        "steps of a small U-Net",
+    ):
+        assert part in said
+    assert said.endswith("all is well\n") and "\x1b" not in said and "WRONG" not in said
+
+
+def test_the_doctor_says_what_to_do_and_goes_on(tmp_path: Path, monkeypatch: Any, numpy_backend: str) -> None:
+    monkeypatch.setenv("TINYDIFF_DATA", str(tmp_path))
+
+    def broken() -> Any:
+        raise OSError("no driver")
+        yield
+
+    monkeypatch.setattr(doctor, "the_backend", broken)
+    out = io.StringIO()
+    assert doctor.examine(out, seconds=0.1) == 1
+    said = out.getvalue()
+    assert "WRONG  broken: OSError: no driver" in said
+    assert "WRONG  MNIST: " in said and "to do: mend what TINYDIFF_DATA names" in said
+    assert "steps of a small U-Net" in said and said.endswith("2 problems\n")
+
+
+def test_the_doctor_of_a_backend_that_is_not_there(numpy_backend: str) -> None:
+    done = run("doctor", "--seconds", "0.1", TINYDIFF_BACKEND="jax")
+    assert done.returncode == 1 and "WRONG  backend: unknown backend 'jax'" in done.stdout
+    assert "steps of a small U-Net" in done.stdout and "Traceback" not in done.stderr
+
+
+def test_a_gradient_that_is_wrong_does_not_train(monkeypatch: Any, numpy_backend: str) -> None:
+    matmul: Any = OPS["matmul"]
+    monkeypatch.setattr(matmul, "fast_rules", {})
+    monkeypatch.setattr(matmul, "rule", lambda g, y, a, b: (g @ b.T * np.nan, None))
+    ((_, state, text, remedy),) = doctor.training(1.0)
+    assert state == "WRONG" and "tinydiff check" in remedy
+
+
+def test_a_product_has_a_rate(each_backend: str) -> None:
+    rate, busy = doctor.gemm(64, 0.01)
+    assert rate > 0 and busy >= 0
+
+
+def test_every_op_is_right_on_this_backend(each_backend: str) -> None:
+    """Those that the tests themselves register have no example."""
+    out = io.StringIO()
+    names = [name for name in CALLS if name in OPS] if each_backend == "numpy" else ["matmul", "conv2d", "dropout"]
+    assert check_ops.check_ops(names, out) == 0
+    assert out.getvalue().endswith(f"{len(names)} of {len(names)} ops are right on {backend.name}\n")
+
+
+def test_a_wrong_rule_is_named(monkeypatch: Any, capsys: Any, numpy_backend: str) -> None:
+    monkeypatch.setattr(OPS["tanh"], "rule", lambda g, z, _x: 2 * g * (1 - z * z))
+    assert main(["check", "tanh", "sin", "--order", "2"]) == 1
+    said = capsys.readouterr().out
+    assert "constant factor 2" in said and said.endswith("1 of 2 ops are right on numpy\nWRONG: tanh\n")
+
+
+def test_an_op_that_is_not_there(capsys: Any, numpy_backend: str) -> None:
+    assert main(["check", "sofmax"]) == 2
+    assert "did you mean softmax" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "environment, says",
+    [
+        ({"TINYDIFF_FAST": "2"}, "tinydiff: TINYDIFF_FAST must be 0 or 1, not '2'"),
+        ({"TINYDIFF_BACKEND": "jax"}, "unknown backend 'jax': choose one of numpy, cupy"),
+    ],
+)
+def test_a_mistake_in_the_environment_is_one_line(environment: Any, says: str, numpy_backend: str) -> None:
+    done = run("check", "sin", **environment)
+    assert done.returncode == 2 and done.stderr.startswith(says) and done.stderr.count("\n") == 1
+
+
+def test_a_variable_that_nothing_reads_is_warned_of(monkeypatch: Any, numpy_backend: str) -> None:
+    done = run("check", "sin", TINYDIFF_BACKNED="cupy")
+    assert done.returncode == 0
+    assert "UserWarning: tinydiff reads no variable TINYDIFF_BACKNED: did you mean TINYDIFF_BACKEND?" in done.stderr
+
+
+def test_every_variable_that_is_read_is_known() -> None:
+    import re
+
+    root = Path(backend.__file__).parent
+    read = {name for path in root.rglob("*.py") for name in re.findall(r'"TINYDIFF_([A-Z_]+)"', path.read_text())}
+    assert read == set(backend.VARIABLES)

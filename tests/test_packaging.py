@@ -1,0 +1,59 @@
+"""What is handed out: the source distribution has what its tests need, and the files beside the code agree with it."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tinydiff
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_source_distribution_is_complete(tmp_path: Path, numpy_backend: str) -> None:
+    """Made of what git has, by setuptools alone, so that nothing is downloaded."""
+    pytest.importorskip("setuptools", minversion="77")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("no checkout")
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file() and not name.endswith(".png"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    code = "from setuptools import setup; setup()"
+    made = subprocess.run([sys.executable, "-c", code, "-q", "sdist"], cwd=tmp_path, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    (file,) = (tmp_path / "dist").glob("*.tar.gz")
+    with tarfile.open(file) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    hidden = (".ci/", ".git")
+    missing = {n for n in listed.stdout.splitlines() if not n.startswith(hidden) and not n.endswith(".png")} - names
+    assert not missing
+
+
+def test_the_files_beside_the_code_have_its_version_and_licence() -> None:
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert re.search(r"^version: (.*)$", citation, re.M)[1] == tinydiff.__version__  # type: ignore[index]
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    metadata = config["metadata"]
+    assert metadata["author"] in citation and f"license: {metadata['license']}" in citation
+    least = metadata.parser["options"]["python_requires"].removeprefix(">=").strip()
+    assert f"Python :: {least}" in metadata["classifiers"] and "Typing :: Typed" in metadata["classifiers"]
+
+
+def test_contributing_shows_an_op_that_is_right(op: object, numpy_backend: str) -> None:
+    from tinydiff.engine import op as decorator
+
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)
+    space: dict[str, object] = {"op": decorator, "Any": object}
+    for block in blocks:
+        exec("from __future__ import annotations\n" + "\n".join(line[3:] for line in block.splitlines()), space)
+    assert tinydiff.gradcheck(space["cube"], np.array([1.0, -2.0]), order=2).ok
