@@ -343,6 +343,14 @@ def test_guidance_and_negative_prompts_matter_and_1_is_none(folder_2: Path) -> N
     strong, away = (sd.paint("a red cat", guidance=4, negative=n, **options) for n in ("", "storm"))
     assert abs(strong - plain).max() > 1e-4 and abs(away - strong).max() > 1e-5
 
+    def first_guess(guidance: float) -> Any:
+        seen: list[Any] = []
+        sd.paint("a red cat", guidance=guidance, callback=lambda i, t, x, d: seen.append(host(d)), **options)
+        return seen[0]
+
+    without, with_words, four = (first_guess(g) for g in (0, 1, 4))
+    assert abs(four - (without + 4 * (with_words - without))).max() < 1e-2 * abs(four - without).max()
+
 
 def test_image_to_image_and_inpainting_keep_what_they_should(folder: Path) -> None:
     sd = load_pipeline(folder)
