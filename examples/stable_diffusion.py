@@ -150,7 +150,8 @@ def learn(sd, args):
     pictures = data.folder(args.learn, size=[args.height or 512, args.width or 512], colour=True)
     rng, batch = Rng(args.seed).child("lora"), min(args.batch, len(pictures.images))
     with no_grad():
-        latents = [to_host(sd.autoencoder.encode(data.to_float(x[None], -1, 1)).data) for x in pictures.images]
+        each = (to_device(data.to_float(x[None], -1, 1)) for x in pictures.images)
+        latents = [to_host(sd.autoencoder.encode(x).data) for x in each]
     latents, context = np.concatenate(latents), sd.encode(args.prompt)
     sd.unet.checkpointing = True  # the blocks are computed again in the backward pass: memory for one of them is enough
     lora = Lora(sd.unet, args.rank, rng=rng.child("start"))
