@@ -78,6 +78,7 @@ def dimensions(folder: Path) -> dict[str, Any]:
     return {"net": lambda x, t: 0 * x, "x0": np.zeros((2, 28, 28, 1), "float32"), "rng": Rng(0)}
 
 
+# What a page takes as given; most take nothing.
 BEFORE: dict[str, Callable[[Path], dict[str, Any]]] = {
     "README.md": quickstart,
     "docs/design.md": lambda folder: {"op": Op},  # an op that no registry knows
@@ -92,7 +93,8 @@ WITH_BLOCKS = [p for p in (ROOT / "README.md", *PAGES) if PLAIN.search(p.read_te
 def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    space: dict[str, Any] = {"__name__": "page", **BEFORE[str(page.relative_to(ROOT))](tmp_path)}
+    before_it = BEFORE.get(str(page.relative_to(ROOT)), lambda _folder: {})
+    space: dict[str, Any] = {"__name__": "page", **before_it(tmp_path)}
     before = dict(OPS)
     try:
         for number, block in enumerate(PLAIN.findall(page.read_text()), 1):
