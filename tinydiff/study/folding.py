@@ -23,7 +23,8 @@ def holder_of(loss: Tensor) -> Module | None:
         return None
     leaves = {id(x) for node in graph_of(loss.node) for x in node.parents if isinstance(x, Parameter)}
     best, most = None, (0, 0)
-    for module in [x for x in gc.get_objects() if isinstance(x, Module)]:
+    # By type, since isinstance would ask each object for its __class__, which runs code of those that load lazily.
+    for module in [x for x in gc.get_objects() if issubclass(type(x), Module)]:
         try:
             held = {id(p) for p in module.parameters()}
         except (ValueError, AttributeError):  # one that is not finished yet, or holds itself
