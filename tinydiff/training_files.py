@@ -155,7 +155,7 @@ class Files:
                     _link(path, self.out / f"checkpoint-{self.saved_at}.npz")
             self._write(path, state)
             self.saved_at = state.step
-            for older in self._last()[: -(self.keep - 1) or None]:
+            for older in self._may_go()[: 1 - self.keep]:
                 older.unlink(missing_ok=True)
             last = state.records[-1] if state.records else {}
             if self.keep_best and last.get("step") == state.step and last["loss"] < self.best:
@@ -188,6 +188,10 @@ class Files:
         found = [(re.fullmatch(r"checkpoint-(\d+)\.npz", path.name), path) for path in self.out.iterdir()]
         return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
 
+    def _may_go(self) -> list[Path]:
+        """Of these, the ones that this run may remove: none if it makes none, for then they are somebody else's."""
+        return self._last() if self.keep > 1 else []
+
     def _write(self, path: Path, state: TrainState) -> None:
         parts = {name: part.state_dict() for name, part in self.parts.items()}
         if flaws := self._flaws(parts):
@@ -199,7 +203,7 @@ class Files:
                 saving.save(path, {"settings": self.settings, "run": run, **parts})
                 return
             except OSError as error:
-                if error.errno not in FULL or not (older := self._last()):
+                if error.errno not in FULL or not (older := self._may_go()):
                     raise
                 older[0].unlink()  # the newest one is worth more than the oldest
 
