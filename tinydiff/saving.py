@@ -49,12 +49,7 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     "/" in it; ValueError for an array whose path of keys cannot be the name of a file in a zip, above all a long one,
     and for so much that is not an array that `load` would refuse it; OSError, with the name of the file.
     """
-    if not isinstance(state, Mapping):
-        raise TypeError(f"save: the state must be a dict, not {type(state).__name__}: {state!r}")
-    arrays: dict[str, np.ndarray] = {}
-    structure = _split(state, "", arrays)
-    arrays[STRUCTURE] = np.frombuffer(json.dumps(structure).encode(), np.uint8)
-    _text(arrays[STRUCTURE])
+    arrays = _arrays_of(state)
 
     def write(file: BinaryIO) -> None:
         archive = zipfile.ZipFile(file, "w")
@@ -70,6 +65,11 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
         _seal(file)
 
     write_in_little_room(path, write)
+
+
+def check(state: Mapping[str, Any]) -> None:
+    """Could this be saved? Nothing is written. Errors: TypeError and ValueError, as those of `save`."""
+    _arrays_of(state)
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -212,6 +212,17 @@ def not_finite(state: Any, path: str = "") -> list[tuple[str, str]]:
     if array.dtype.kind not in "fc" or np.isfinite(array).all():
         return []
     return [(path, "NaN" if np.isnan(array).any() else "Inf")]
+
+
+def _arrays_of(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays of a state by path, and its structure."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"save: the state must be a dict, not {type(state).__name__}: {state!r}")
+    arrays: dict[str, np.ndarray] = {}
+    structure = _split(state, "", arrays)
+    arrays[STRUCTURE] = np.frombuffer(json.dumps(structure).encode(), np.uint8)
+    _text(arrays[STRUCTURE])
+    return arrays
 
 
 def _split(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:

@@ -130,9 +130,19 @@ class Files:
 
     # ---- while it runs
 
-    def log(self, record: Record) -> None:
-        """Add a line to the log, after those that could not be written before."""
-        if self.out is not None:
+    def log(self, record: Record, own: Record) -> None:
+        """Add a line to the log, after those that could not be written before. own: the record without what on_record
+        has added. Errors: TypeError or ValueError if that cannot be written; then the record is its own."""
+        if self.out is None:
+            return
+        try:
+            saving.check({"record": record})
+            _line(record)
+        except (TypeError, ValueError):
+            record.clear()
+            record.update(own)
+            raise
+        finally:
             self.lines.append(_line(record))
             self._write_lines()
 

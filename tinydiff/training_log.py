@@ -97,12 +97,13 @@ class TrainLog:
         # Without an image there is no mean; the next record counts these steps too.
         if (state.step == self.steps or _is_due(state.step, self.log_every, epoch_ends)) and self.progress.learned():
             record = self.progress.record(lr)
+            own = dict(record)
             try:
                 if self.on_record is not None:
                     with self.progress.paused():
                         self.on_record(state)  # which may add to the record
             finally:
-                self.files.log(record)
+                self.files.log(record, own)
         try:
             if state.step == self.steps or _is_due(state.step, self.save_every, epoch_ends):
                 with self.progress.paused():

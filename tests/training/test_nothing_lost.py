@@ -230,6 +230,15 @@ def test_sys_exit_in_a_picture_costs_no_step(tmp_path):
     assert checkpoint(tmp_path)["run"]["step"] == 6
 
 
+@pytest.mark.parametrize("added, message", [({"seen": {1, 2}}, "which cannot be"), ({"val/loss": 1.0}, "'val/loss'")])
+def test_a_record_that_cannot_be_saved_costs_no_step(tmp_path, added, message):
+    """What on_record added is left out of it: it would stand in the way of every later checkpoint."""
+    with pytest.raises(TypeError, match=message):
+        Task(tmp_path).train(on_record=lambda run: run.step == 6 and run.records[-1].update(added))
+    assert checkpoint(tmp_path)["run"]["step"] == 6
+    assert [record["step"] for record in log_of(tmp_path)] == [3, 6] and not added.keys() & log_of(tmp_path)[1].keys()
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
