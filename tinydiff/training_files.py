@@ -199,8 +199,9 @@ class Files:
         return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
 
     def _may_go(self) -> list[Path]:
-        """Of these, the ones that this run may remove: none if it makes none, for then they are somebody else's."""
-        return self._last() if self.keep > 1 else []
+        """Of these, the ones that this run may remove. They are somebody else's if it makes none, and before it has
+        begun."""
+        return self._last() if self.keep > 1 and self.saved_at is not None else []
 
     def _write(self, path: Path, state: TrainState) -> None:
         parts = {name: part.state_dict() for name, part in self.parts.items()}

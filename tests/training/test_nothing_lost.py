@@ -436,6 +436,15 @@ def test_what_is_missing_at_the_end_is_in_the_exit_code(tmp_path, monkeypatch):
     assert checkpoint(tmp_path)["run"]["step"] == 6 and len(log_of(tmp_path)) == 2, "the last good one is there"
 
 
+def test_a_new_run_on_a_full_disk_removes_nothing_of_the_older_one(tmp_path, monkeypatch):
+    Task(tmp_path).train(keep=3)
+    there = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    full(monkeypatch, lambda: True)
+    with pytest.raises(OSError, match="No space left"):
+        Task(tmp_path).train(keep=3)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == there and "checkpoint-6.npz" in there
+
+
 def test_what_could_not_be_written_is_tried_again_after_a_minute(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(training_files.time, "monotonic", lambda: now[0])
