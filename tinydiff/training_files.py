@@ -372,7 +372,7 @@ def _link(source: Path, target: Path) -> None:
     temporary = target.with_name(target.name + LINKING)
     temporary.unlink(missing_ok=True)
     try:
-        os.link(source, temporary)
+        os.link(os.path.realpath(source), temporary)  # a name of a link would lead to whatever comes after it
     except OSError as error:
         if error.errno in (*FULL, errno.EROFS, errno.EACCES):
             raise

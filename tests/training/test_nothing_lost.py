@@ -277,6 +277,21 @@ def test_the_last_ones_and_the_best_are_kept(tmp_path):
     assert len(list(tmp_path.glob("previous-1-*"))) == 5
 
 
+@posix
+def test_checkpoints_on_another_disk_behind_a_link_are_kept_too(tmp_path):
+    """A second name is one of the file, not of the link, which would lead to the newest checkpoint for ever."""
+    Task(tmp_path).train(epochs=1)
+    (tmp_path / "large disk").mkdir()
+    os.replace(tmp_path / "checkpoint.npz", tmp_path / "large disk/x.npz")
+    (tmp_path / "checkpoint.npz").symlink_to(tmp_path / "large disk/x.npz")
+    task = Task(tmp_path)
+    run = task.train(epochs=4, keep=2, keep_best=True, resume=True)
+    assert (tmp_path / "checkpoint.npz").is_symlink() and checkpoint(tmp_path)["run"]["step"] == 12
+    assert checkpoint(tmp_path, "checkpoint-9.npz")["run"]["step"] == 9
+    best = min(run.records[1:], key=lambda record: record["loss"])
+    assert checkpoint(tmp_path, "best.npz")["run"]["step"] == best["step"]
+
+
 def test_a_run_that_keeps_one_checkpoint_removes_no_other(tmp_path):
     """They are copies of the user's own, or of a run that kept more."""
     Task(tmp_path).train(epochs=2, keep=2)

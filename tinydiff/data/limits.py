@@ -61,7 +61,8 @@ def read_npz(path: Path, most: Mapping[str, int | None]) -> dict[str, np.ndarray
 
 def keep(path: Path, write: Callable[[BinaryIO], object], what: str) -> None:
     """Write a file of the cache by write(file). If that is not possible (no space, a folder of others, a file where a
-    folder should be), a warning says so: it is no reason to refuse what has been made and is good."""
+    folder should be), a warning says so: it is no reason to refuse what has been made and is good. What killed
+    processes left in its folder is removed."""
     try:
         remove_litter(path.parent)
         write_atomically(path, write)
