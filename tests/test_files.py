@@ -150,6 +150,37 @@ def test_after_a_kill_in_little_room_the_next_file_takes_its_place(tmp_path: Pat
     assert path.read_bytes() == b"xx" and not path.is_symlink() and not waiting.exists()
 
 
+@linux
+def test_what_was_killed_while_it_made_room_is_removed(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, elsewhere = small_disk / "x", small_disk.parent / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
+    write_atomically(path, write_numbers(40_000))
+    code = (
+        f"import os, signal, shutil, tempfile; from tinydiff.files import write_in_little_room\n"
+        f"tempfile.tempdir = {str(elsewhere)!r}\n"
+        f"shutil.copyfileobj = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"write_in_little_room({str(path)!r}, lambda f: f.write(b'y' * 40_000))"
+    )
+    for copy_is_there in (True, False):  # after a restart of the machine it may be gone
+        assert program(code).wait() == -signal.SIGKILL
+        (copy,) = elsewhere.iterdir()
+        assert len(os.listdir(small_disk)) == 2
+        if not copy_is_there:
+            copy.unlink()
+        write_in_little_room(path, write_numbers(40_000))
+        assert os.listdir(small_disk) == ["x"] and os.listdir(elsewhere) == []
+
+
+def test_a_folder_that_cannot_be_listed_can_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(folder: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    monkeypatch.setattr(os, "listdir", denied)
+    write_atomically(tmp_path / "x", write_numbers(3))
+    assert (tmp_path / "x").read_bytes() == b"xxx"
+
+
 def test_a_line_is_added_whole_or_not_at_all(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     path = tmp_path / "log"
@@ -239,7 +270,7 @@ def test_a_file_is_no_litter_until_it_has_its_name(tmp_path: Path, monkeypatch: 
     path, replace = tmp_path / "x", os.replace
 
     def while_another_starts(*names: Any) -> None:
-        files.remove_litter(path)
+        files.remove_litter(path.parent, path.name)
         replace(*names)
 
     monkeypatch.setattr(os, "replace", while_another_starts)

@@ -494,6 +494,26 @@ def test_other_programs_read_and_write_those_weights(tmp_path: Path) -> None:
     assert found.dtype == np.float32 and found.tolist() == [1.5, -2.0]
 
 
+def test_every_kind_of_number_comes_back_or_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = pytest.importorskip("safetensors")
+    for kind in "?bBhHiIqQefdF":
+        a = np.arange(6).reshape(2, 3).astype(kind)
+        saving.save_weights(tmp_path / "a.safetensors", {"a": a})
+        found = saving.load_weights(tmp_path / "a.safetensors")["a"]
+        assert found.dtype == a.dtype and found.tolist() == a.tolist()
+    header = json.dumps({"b": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "b.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"1234")
+    with pytest.raises(ValueError, match="b.safetensors' has numbers of a kind that NumPy does not have: F8_E4M3"):
+        saving.load_weights(tmp_path / "b.safetensors")
+
+    def no_memory(data: bytes) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(package, "deserialize", no_memory)
+    with pytest.raises(MemoryError, match="not enough memory to read .*b.safetensors"):
+        saving.load_weights(tmp_path / "b.safetensors")
+
+
 def test_weights_are_arrays_in_a_file_of_a_known_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong in ("w.pt", "w"):
         with pytest.raises(ValueError, match="weights are kept in .safetensors or .npz, not in .*w"):

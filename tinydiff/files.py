@@ -49,7 +49,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
     temporary = ""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        remove_litter(target)
+        remove_litter(target.parent, target.name)
         # In the same directory, because a rename is atomic only within one file system.
         handle, temporary = _temporary(target)
         with contextlib.ExitStack() as held:
@@ -107,11 +107,12 @@ def _make_room(path: Path) -> bool:
                 continue
             handle, copy = tempfile.mkstemp(prefix=MOVED, suffix=f"-{target.name}", dir=place)
             with os.fdopen(handle, "wb") as file:
+                _lock(handle)
+                os.symlink(copy, link)  # first of all, so that the copy can be found if this process is killed
                 _copy(target, file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.symlink(copy, link)
-            os.replace(link, target)
+                os.replace(link, target)
             _sync_directory(target.parent)
             return True
         except OSError:
@@ -156,18 +157,29 @@ def _temporary(target: Path) -> tuple[int, str]:
         os.close(handle)  # another process took it for litter before it was locked
 
 
-def remove_litter(target: Path) -> None:
-    """Remove what processes left beside this file that were killed while they wrote it."""
-    name = re.escape(target.name)
+def remove_litter(folder: Path, name: str | None = None) -> None:
+    """Remove what processes left in a folder that were killed while they wrote the file of this name. None: any file;
+    that is for folders of the cache, where nobody else has files."""
+    name = ".+" if name is None else re.escape(name)
     unfinished = re.compile(rf"{name}\.[a-z0-9_]{{8}}\.part|\.{name}\.(\d+)-\d+")  # the second as 0.1.0 called them
-    for there in os.listdir(target.parent):
-        if (match := unfinished.fullmatch(there)) and not (match[1] and _is_alive(int(match[1]))):
-            path = target.with_name(there)
+    try:
+        there = os.listdir(folder)
+    except OSError:  # it is not there, or may be written to and not read
+        return
+    for match in filter(None, map(unfinished.fullmatch, there)):
+        if not (match[1] and _is_alive(int(match[1]))):
+            path = folder / match[0]
+            moved = _moved_to(path)  # of a link that was to take the place of a file
             with contextlib.suppress(OSError):
-                handle = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+                if moved and not moved.exists():
+                    path.unlink()
+                    continue
+                handle = os.open(moved or path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
                 try:
                     if _lock(handle):
                         path.unlink()
+                        if moved:
+                            moved.unlink()
                 finally:
                     os.close(handle)
 

@@ -22,13 +22,13 @@ import numpy as np
 from . import nn
 from .backend import to_device, to_host, xp
 from .data import to_float
-from .data.limits import filling, read_npz
+from .data.limits import keep, read_npz
 from .engine import Tensor
 from .microbatch import over_microbatches
 from .models.inputs import sizes
 from .modes import no_grad
 from .operators import array_of
-from .saving import cache_dir, save
+from .saving import cache_dir
 
 MEASURED = 4096  # images, at most
 
@@ -110,8 +110,8 @@ class LatentSpace(nn.Module):
 
 def cached_latents(space: LatentSpace, images: np.ndarray) -> np.ndarray:
     """space.encode(images), from the cache if they were encoded before: a file for each pair of images and weights, in
-    `${XDG_CACHE_HOME:-~/.cache}/tinydiff/latents`. A damaged file is made again; a cache that cannot be written only
-    costs the time."""
+    `${XDG_CACHE_HOME:-~/.cache}/tinydiff/latents`. A damaged file is made again; a cache that cannot be written
+    costs the time, and a warning says so."""
     path = cache_dir("latents") / f"{digest(images)}-{space.fingerprint()}.npz"
     shape = (len(images), *space.shape)
     try:
@@ -121,11 +121,7 @@ def cached_latents(space: LatentSpace, images: np.ndarray) -> np.ndarray:
     except Exception:  # files, zip and NumPy each have errors of their own; after any of them, encode again
         pass
     latents = space.encode(images)
-    try:
-        with filling(path.parent):
-            save(path, {"latents": latents})
-    except OSError:
-        pass
+    keep(path, lambda file: np.savez(file, latents=latents), "the latents are")
     return latents
 
 

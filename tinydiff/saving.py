@@ -49,12 +49,7 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     "/" in it; ValueError for an array whose path of keys cannot be the name of a file in a zip, above all a long one,
     and for so much that is not an array that `load` would refuse it; OSError, with the name of the file.
     """
-    if not isinstance(state, Mapping):
-        raise TypeError(f"save: the state must be a dict, not {type(state).__name__}: {state!r}")
-    arrays: dict[str, np.ndarray] = {}
-    structure = _split(state, "", arrays)
-    arrays[STRUCTURE] = np.frombuffer(json.dumps(structure).encode(), np.uint8)
-    _text(arrays[STRUCTURE])
+    arrays = _arrays_of(state)
 
     def write(file: BinaryIO) -> None:
         archive = zipfile.ZipFile(file, "w")
@@ -70,6 +65,11 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
         _seal(file)
 
     write_in_little_room(path, write)
+
+
+def check(state: Mapping[str, Any]) -> None:
+    """Could this be saved? Nothing is written. Errors: TypeError and ValueError, as those of `save`."""
+    _arrays_of(state)
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -214,6 +214,17 @@ def not_finite(state: Any, path: str = "") -> list[tuple[str, str]]:
     return [(path, "NaN" if np.isnan(array).any() else "Inf")]
 
 
+def _arrays_of(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays of a state by path, and its structure."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"save: the state must be a dict, not {type(state).__name__}: {state!r}")
+    arrays: dict[str, np.ndarray] = {}
+    structure = _split(state, "", arrays)
+    arrays[STRUCTURE] = np.frombuffer(json.dumps(structure).encode(), np.uint8)
+    _text(arrays[STRUCTURE])
+    return arrays
+
+
 def _split(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
     """The value with each array replaced by {ARRAY: its path}; the arrays go into `arrays`."""
     if isinstance(value, Mapping):
@@ -288,7 +299,8 @@ def save_weights(path: str | os.PathLike[str], weights: Mapping[str, Any]) -> No
 def load_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The arrays by name in a file of save_weights, or in a *.safetensors of another program; 16-bit brain floats
     become float32. For layers of PyTorch, whose axes have another order, see interop.
-    Errors: ValueError, with the name of the file, for one that is damaged, or another ending; ImportError as above."""
+    Errors: ValueError, with the name of the file, for one that is damaged, or of another ending, or whose numbers NumPy
+    does not have (8-bit floats); MemoryError, with the name too; ImportError as above."""
     name = os.fspath(path)
     if _ending(path) == ".npz":
         arrays = load(path)
@@ -299,17 +311,27 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     with open(name, "rb") as file:
         data = file.read()
     try:
-        return {key: _tensor(**found) for key, found in package.deserialize(data)}
+        found = package.deserialize(data)
+    except MemoryError as error:
+        raise MemoryError(f"there is not enough memory to read {name!r}") from error
     except Exception as error:
         raise ValueError(f"{name!r} is no .safetensors, or it is damaged: {error!r}") from error
+    if other := sorted({tensor["dtype"] for _, tensor in found} - {"BF16", *KINDS}):
+        raise ValueError(f"{name!r} has numbers of a kind that NumPy does not have: {', '.join(other)}")
+    return {key: _tensor(**tensor) for key, tensor in found}
+
+
+# NumPy's names for the numbers of the format.
+KINDS = {
+    "BOOL": "?", "U8": "u1", "U16": "<u2", "U32": "<u4", "U64": "<u8", "I8": "i1", "I16": "<i2", "I32": "<i4",
+    "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8", "C64": "<c8",
+}  # fmt: skip
 
 
 def _tensor(dtype: str, shape: list[int], data: Any) -> np.ndarray:
     if dtype == "BF16":  # the upper half of a float32
         return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32).reshape(shape)
-    kinds = {"F": "f", "I": "i", "U": "u"}
-    kind = np.dtype(bool) if dtype == "BOOL" else np.dtype(f"<{kinds[dtype[0]]}{int(dtype[1:]) // 8}")
-    return np.frombuffer(data, kind).reshape(shape).copy()
+    return np.frombuffer(data, KINDS[dtype]).reshape(shape).copy()
 
 
 def _ending(path: str | os.PathLike[str]) -> str:

@@ -130,9 +130,19 @@ class Files:
 
     # ---- while it runs
 
-    def log(self, record: Record) -> None:
-        """Add a line to the log, after those that could not be written before."""
-        if self.out is not None:
+    def log(self, record: Record, own: Record) -> None:
+        """Add a line to the log, after those that could not be written before. own: the record without what on_record
+        has added. Errors: TypeError or ValueError if that cannot be written; then the record is its own."""
+        if self.out is None:
+            return
+        try:
+            saving.check({"record": record})
+            _line(record)
+        except (TypeError, ValueError):
+            record.clear()
+            record.update(own)
+            raise
+        finally:
             self.lines.append(_line(record))
             self._write_lines()
 
@@ -155,7 +165,7 @@ class Files:
                     _link(path, self.out / f"checkpoint-{self.saved_at}.npz")
             self._write(path, state)
             self.saved_at = state.step
-            for older in self._last()[: -(self.keep - 1) or None]:
+            for older in self._may_go()[: 1 - self.keep]:
                 older.unlink(missing_ok=True)
             last = state.records[-1] if state.records else {}
             if self.keep_best and last.get("step") == state.step and last["loss"] < self.best:
@@ -188,6 +198,11 @@ class Files:
         found = [(re.fullmatch(r"checkpoint-(\d+)\.npz", path.name), path) for path in self.out.iterdir()]
         return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
 
+    def _may_go(self) -> list[Path]:
+        """Of these, the ones that this run may remove. They are somebody else's if it makes none, and before it has
+        begun."""
+        return self._last() if self.keep > 1 and self.saved_at is not None else []
+
     def _write(self, path: Path, state: TrainState) -> None:
         parts = {name: part.state_dict() for name, part in self.parts.items()}
         if flaws := self._flaws(parts):
@@ -199,7 +214,7 @@ class Files:
                 saving.save(path, {"settings": self.settings, "run": run, **parts})
                 return
             except OSError as error:
-                if error.errno not in FULL or not (older := self._last()):
+                if error.errno not in FULL or not (older := self._may_go()):
                     raise
                 older[0].unlink()  # the newest one is worth more than the oldest
 
@@ -357,7 +372,7 @@ def _link(source: Path, target: Path) -> None:
     temporary = target.with_name(target.name + LINKING)
     temporary.unlink(missing_ok=True)
     try:
-        os.link(source, temporary)
+        os.link(os.path.realpath(source), temporary)  # a name of a link would lead to whatever comes after it
     except OSError as error:
         if error.errno in (*FULL, errno.EROFS, errno.EACCES):
             raise

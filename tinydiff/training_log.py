@@ -67,7 +67,7 @@ class TrainLog:
                 if self.stop.twice or self.watch.updating:
                     raise
                 self.progress.read()
-            except Exception:
+            except (Exception, SystemExit):
                 if not self.watch.updating:
                     with contextlib.suppress(Exception):  # the first error is the one to be seen
                         self.progress.read()
@@ -97,14 +97,15 @@ class TrainLog:
         # Without an image there is no mean; the next record counts these steps too.
         if (state.step == self.steps or _is_due(state.step, self.log_every, epoch_ends)) and self.progress.learned():
             record = self.progress.record(lr)
+            own = dict(record)
             try:
                 if self.on_record is not None:
                     with self.progress.paused():
                         self.on_record(state)  # which may add to the record
             finally:
-                self.files.log(record)
+                self.files.log(record, own)
         try:
-            if _is_due(state.step, self.save_every, epoch_ends):
+            if state.step == self.steps or _is_due(state.step, self.save_every, epoch_ends):
                 with self.progress.paused():
                     self.files.save(state)
             self.files.try_again(state)
@@ -202,6 +203,8 @@ class Progress:
         return sum(values) / len(values)
 
     def speed(self) -> str:
+        if not self.images:
+            return "no image learned since it was resumed"
         rate = self.images / max(self.seconds, 1e-9)
         epoch, position = self.order.locate(self.state.step)
         left = (self.epochs - epoch) * self.order.n - position * self.order.batch_size

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from tinydiff.data import DownloadError, folder, glyphs, mnist
-from tinydiff.data.limits import filling, keep, read_npz
+from tinydiff.data.limits import keep, read_npz
 from tinydiff.data.mnist import FILES, Source, read_idx
 
 module = importlib.import_module("tinydiff.data.mnist")
@@ -337,9 +337,9 @@ def test_what_killed_processes_left_is_removed_by_the_next(tmp_path):
 
 @posix
 def test_what_a_living_process_writes_is_left_alone(tmp_path):
-    with filling(tmp_path):  # a lock of its own, as another process has
-        (tmp_path / "living.part").write_text("half")
-        keep(tmp_path / "y", lambda file: file.write(b"y"), "it is")
-        assert (tmp_path / "living.part").exists()
-    keep(tmp_path / "z", lambda file: file.write(b"z"), "it is")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["y", "z"]
+    def slowly(file):
+        keep(tmp_path / "y", lambda other: other.write(b"y"), "it is")  # as another process may, at the same time
+        file.write(b"x")
+
+    keep(tmp_path / "x", slowly, "it is")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"x": b"x", "y": b"y"}

@@ -55,7 +55,6 @@ def nan_gradient(task, value):
 
 @pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value")
 def test_a_finite_loss_with_a_gradient_of_nan_never_touches_the_weights(each_backend, tmp_path):
-    """It used to update the weights, and to save them over the last good ones."""
     good, task = Task(ema=False), Task(tmp_path, ema=False)
     good.train(epochs=1)  # three steps
     poisoned(task, 3, 4, spoil=nan_gradient)  # at the fourth, and when that is looked at again
@@ -132,6 +131,18 @@ def test_an_epoch_of_skipped_steps_has_no_record(tmp_path):
     ]
 
 
+def test_a_resumed_run_that_only_skips_ends_all_the_same(tmp_path):
+    """Its record has images of the run before, and it has no speed of its own."""
+    stopped = Task(tmp_path, lambda calls: calls == 4 and signal.raise_signal(signal.SIGINT))
+    assert stopped.train().step == 5
+    task = poisoned(Task(tmp_path), 0, 1)  # step 5, and the look at it
+    run = task.train(epochs=2, resume=True, nonfinite="skip")
+    assert run.finished and [(r["step"], r["images"], r.get("skipped")) for r in run.records] == [
+        (3, 10, None),
+        (6, 8, 2),
+    ]
+
+
 def test_rolling_back_goes_on_from_the_last_good_weights(each_backend, tmp_path):
     """The weights are spoiled without being NaN: every loss is. Only older weights help."""
     task = Task(tmp_path)
@@ -158,9 +169,11 @@ def test_weights_that_an_update_made_infinite_are_not_saved(tmp_path):
     with pytest.raises(FloatingPointError, match="step 12 is not saved, because model/weight has (Inf|NaN)"):
         task.train(schedule=schedule, schedule_by="step")
     assert checkpoint(tmp_path)["run"]["step"] == 9 and not checkpoint(tmp_path)["run"]["finished"]
-    task = Task(tmp_path, optimizer=SGD, ema=False)
-    run = task.train(schedule=schedule, schedule_by="step", nonfinite="rollback")
-    assert run.finished and not saving.not_finite(checkpoint(tmp_path))
+    for save_every in (None, 5):  # 5: at the last step no checkpoint is due
+        task = Task(tmp_path, optimizer=SGD, ema=False)
+        options = {"schedule": schedule, "schedule_by": "step", "save_every": save_every}
+        run = task.train(**options, nonfinite="rollback")
+        assert run.finished and not saving.not_finite(checkpoint(tmp_path))
 
 
 class Stateful(nn.Module):
@@ -211,6 +224,21 @@ def test_an_error_in_the_loss_or_a_picture_costs_no_step(tmp_path):
     assert whole.weights().tobytes() == second.weights().tobytes()
 
 
+def test_sys_exit_in_a_picture_costs_no_step(tmp_path):
+    with pytest.raises(SystemExit):
+        Task(tmp_path).train(save_every=100, on_record=lambda run: run.step == 6 and sys.exit(3))
+    assert checkpoint(tmp_path)["run"]["step"] == 6
+
+
+@pytest.mark.parametrize("added, message", [({"seen": {1, 2}}, "which cannot be"), ({"val/loss": 1.0}, "'val/loss'")])
+def test_a_record_that_cannot_be_saved_costs_no_step(tmp_path, added, message):
+    """What on_record added is left out of it: it would stand in the way of every later checkpoint."""
+    with pytest.raises(TypeError, match=message):
+        Task(tmp_path).train(on_record=lambda run: run.step == 6 and run.records[-1].update(added))
+    assert checkpoint(tmp_path)["run"]["step"] == 6
+    assert [record["step"] for record in log_of(tmp_path)] == [3, 6] and not added.keys() & log_of(tmp_path)[1].keys()
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -247,6 +275,28 @@ def test_the_last_ones_and_the_best_are_kept(tmp_path):
     Task(tmp_path).train(epochs=1)  # a new run sets all of them aside
     assert sorted(p.name for p in tmp_path.glob("[bcl]*")) == ["checkpoint.npz", "log.jsonl"]
     assert len(list(tmp_path.glob("previous-1-*"))) == 5
+
+
+@posix
+def test_checkpoints_on_another_disk_behind_a_link_are_kept_too(tmp_path):
+    """A second name is one of the file, not of the link, which would lead to the newest checkpoint for ever."""
+    Task(tmp_path).train(epochs=1)
+    (tmp_path / "large disk").mkdir()
+    os.replace(tmp_path / "checkpoint.npz", tmp_path / "large disk/x.npz")
+    (tmp_path / "checkpoint.npz").symlink_to(tmp_path / "large disk/x.npz")
+    task = Task(tmp_path)
+    run = task.train(epochs=4, keep=2, keep_best=True, resume=True)
+    assert (tmp_path / "checkpoint.npz").is_symlink() and checkpoint(tmp_path)["run"]["step"] == 12
+    assert checkpoint(tmp_path, "checkpoint-9.npz")["run"]["step"] == 9
+    best = min(run.records[1:], key=lambda record: record["loss"])
+    assert checkpoint(tmp_path, "best.npz")["run"]["step"] == best["step"]
+
+
+def test_a_run_that_keeps_one_checkpoint_removes_no_other(tmp_path):
+    """They are copies of the user's own, or of a run that kept more."""
+    Task(tmp_path).train(epochs=2, keep=2)
+    Task(tmp_path).train(epochs=4, resume=True)
+    assert checkpoint(tmp_path, "checkpoint-3.npz")["run"]["step"] == 3
 
 
 # ---------------------------------------------------------------- signals
@@ -317,7 +367,7 @@ def test_signals_that_are_ignored_stay_so_and_handlers_come_back(tmp_path):
 
 @posix
 def test_a_pipe_that_nobody_reads_holds_up_nothing(tmp_path):
-    """train.py 2>&1 | less: the steps went no further, and Ctrl-C ended the run without saving."""
+    """As in `train.py 2>&1 | less`: the steps go on, and Ctrl-C still saves."""
     read, write = os.pipe()
     options = f"log_every=1, stream=os.fdopen({write}, 'w', buffering=1)"
     program = started(tmp_path, options=options, pass_fds=[write], stderr=subprocess.PIPE)
@@ -399,6 +449,15 @@ def test_what_is_missing_at_the_end_is_in_the_exit_code(tmp_path, monkeypatch):
     assert run.finished and run.exit_code == 74 and "checkpoint.npz: [Errno 28]" in run.unsaved
     assert "NOT SAVED, after step 12: " in task.stream.getvalue()
     assert checkpoint(tmp_path)["run"]["step"] == 6 and len(log_of(tmp_path)) == 2, "the last good one is there"
+
+
+def test_a_new_run_on_a_full_disk_removes_nothing_of_the_older_one(tmp_path, monkeypatch):
+    Task(tmp_path).train(keep=3)
+    there = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    full(monkeypatch, lambda: True)
+    with pytest.raises(OSError, match="No space left"):
+        Task(tmp_path).train(keep=3)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == there and "checkpoint-6.npz" in there
 
 
 def test_what_could_not_be_written_is_tried_again_after_a_minute(tmp_path, monkeypatch):

@@ -56,9 +56,7 @@ def damaged(blob: bytes, draw: np.random.Generator) -> bytes:
             case 5:
                 found[at : at + length] = b"\xff" * length
             case _:
-                found[at : at + length] = (
-                    draw.choice(list(b'0123456789",[]{}\n\r\\'), length).astype(np.uint8).tobytes()
-                )
+                found[at : at + length] = draw.choice(MARKS, length).tobytes()
     return bytes(found)
 
 

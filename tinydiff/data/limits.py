@@ -6,26 +6,17 @@ each reader says how many bytes it takes at most, and looks before it reads.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
-import time
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from ..saving import write_atomically
-
-try:
-    import fcntl
-except ImportError:  # Windows has none
-    fcntl = None  # type: ignore[assignment]
-
-ABANDONED = 24 * 3600  # seconds, where it cannot be asked whether a process still writes a file
+from ..files import remove_litter, write_atomically
 
 
 def check_size(path: str | os.PathLike[str], most: int) -> None:
@@ -70,40 +61,10 @@ def read_npz(path: Path, most: Mapping[str, int | None]) -> dict[str, np.ndarray
 
 def keep(path: Path, write: Callable[[BinaryIO], object], what: str) -> None:
     """Write a file of the cache by write(file). If that is not possible (no space, a folder of others, a file where a
-    folder should be), a warning says so: it is no reason to refuse what has been made and is good."""
+    folder should be), a warning says so: it is no reason to refuse what has been made and is good. What killed
+    processes left in its folder is removed."""
     try:
-        with filling(path.parent):
-            write_atomically(path, write)
+        remove_litter(path.parent)
+        write_atomically(path, write)
     except OSError as error:
         warnings.warn(f"{what} not cached in {path}: {error}", stacklevel=3)
-
-
-@contextlib.contextmanager
-def filling(folder: Path) -> Iterator[None]:
-    """Inside, this process writes files into a folder of the cache. First, what killed processes have left is removed.
-
-    Whoever writes there holds a shared lock on the folder, which the system releases when the process ends, however it
-    ends. So if the lock can be had alone, nobody alive is writing, and every .part is a leftover.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
-        _remove_parts(folder, older_than=ABANDONED)
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # others are writing, or this file system has no locks
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove_parts(folder)
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_SH)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _remove_parts(folder: Path, older_than: float = 0) -> None:
-    for name in os.listdir(folder):
-        with contextlib.suppress(OSError):
-            if name.endswith(".part") and time.time() - os.lstat(folder / name).st_mtime >= older_than:
-                os.unlink(folder / name)

@@ -67,7 +67,6 @@ def _in_threads(
     fn: Callable[[slice], Result], parts: list[slice], n: int, enabled: bool, workers: int
 ) -> Iterator[Result]:
     """The microbatches in threads. When this ends, also by an error or early, no thread is at work any more."""
-
     left = deque(enumerate(parts))  # what nobody has begun
     found: list[SimpleQueue] = [SimpleQueue() for _ in parts]  # (result, error) of each
     ended: SimpleQueue = SimpleQueue()
@@ -252,9 +251,8 @@ def _end(limit: weakref.ref[_Limit]) -> None:
     with _limits_lock:
         others = [other for other in _limits if other is not limit]
         if len(others) < len(_limits):
-            _set_blas(
-                others
-            )  # before it is forgotten: if Ctrl-C comes between, it is done again when the limit is dropped
+            # Before it is forgotten: if Ctrl-C comes between, it is done again when the limit is dropped.
+            _set_blas(others)
             _limits[:] = others
 
 
