@@ -179,8 +179,7 @@ def pencil(name: str, derivation: Derivation) -> str:
     if name == "normalize":
         parts.append(f"The head of the file derives it:\n\n{block(module_story(name))}")
     if derivation.pencil:
-        text = derivation.pencil.replace("```claims", "```text")
-        parts.append(re.sub(r"\]\((?!https?:)", "](../", text).replace("](../ops/", "]("))
+        parts.append(re.sub(r"\]\((?!https?:)", "](../", derivation.pencil).replace("](../ops/", "]("))
     if derivation.generated:
         why = ["", "put in the differential", "what each differential is multiplied with, that is its adjoint"]
         lines = [f"{'dL ' if i == 0 else '   '}= {line}" for i, line in enumerate(derivation.generated)]
