@@ -72,7 +72,7 @@ def rewritten(text: str, page: Path) -> str:
 
 
 def write_source_pages(pages: list[Path]) -> None:
-    """A page for each linked file; for a folder its list."""
+    """A page for each linked file; for a folder its list. Pages of files that nobody links to any more are removed."""
     wanted: set[str] = set()
     for page in pages:
         wanted |= targets(page.read_text(), page)
@@ -89,6 +89,9 @@ def write_source_pages(pages: list[Path]) -> None:
             here = [f"[{op}]({up}ops/{op}.md)" for op in OPS if file_of_op(op) == name]
             body = (f"The pages of its ops: {', '.join(here)}.\n\n" if here else "") + body
         op_pages.put(out, f"---\norphan: true\n---\n\n# {name}\n\n{body}\n")
+    for old in (DOCS / "source").rglob("*.md"):
+        if str(old.relative_to(DOCS / "source").with_suffix("")) not in wanted:
+            old.unlink()
 
 
 # ---------------------------------------------------------------- pages that run

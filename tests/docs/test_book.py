@@ -245,6 +245,20 @@ def test_a_link_to_an_op_that_is_not_in_that_file_stops_the_build(link: str) -> 
         book.rewritten(f"[a](../../tinydiff/ops/{link})", DOCS / "derivations" / "softmax.md")
 
 
+def test_the_page_of_a_file_that_is_gone_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(book, "ROOT", tmp_path)
+    monkeypatch.setattr(book, "DOCS", tmp_path / "docs")
+    pages = tmp_path / "docs" / "source" / "tinydiff"
+    pages.mkdir(parents=True)
+    (pages / "gone.py.md").write_text("# tinydiff/gone.py")
+    (tmp_path / "tinydiff").mkdir()
+    (tmp_path / "tinydiff" / "here.py").write_text("")
+    page = tmp_path / "docs" / "page.md"
+    page.write_text("[here](../tinydiff/here.py)")
+    book.write_source_pages([page])
+    assert [p.name for p in pages.iterdir()] == ["here.py.md"]
+
+
 def test_a_quote_must_stand_in_a_linked_file() -> None:
     page = DOCS / "engine.md"
     text = page.read_text()
