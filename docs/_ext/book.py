@@ -62,7 +62,9 @@ def rewritten(text: str, page: Path) -> str:
         if not is_source(path):
             return match[0]
         name = (match[3] or "").removeprefix("#")
-        if name in OPS and "tinydiff/ops" in str(path):
+        if name:
+            if name not in OPS or file_of_op(name) != str(path.relative_to(ROOT)):
+                raise FalseClaim(f"{page.name}: {match[2]} has no op {name!r}")
             return f"]({up}ops/{name}.md)"
         return f"]({up}source/{path.relative_to(ROOT)}.md)"
 
@@ -70,7 +72,7 @@ def rewritten(text: str, page: Path) -> str:
 
 
 def write_source_pages(pages: list[Path]) -> None:
-    """A page for each linked file; for a folder its list."""
+    """A page for each linked file; for a folder its list. Pages of files that nobody links to any more are removed."""
     wanted: set[str] = set()
     for page in pages:
         wanted |= targets(page.read_text(), page)
@@ -87,6 +89,9 @@ def write_source_pages(pages: list[Path]) -> None:
             here = [f"[{op}]({up}ops/{op}.md)" for op in OPS if file_of_op(op) == name]
             body = (f"The pages of its ops: {', '.join(here)}.\n\n" if here else "") + body
         op_pages.put(out, f"---\norphan: true\n---\n\n# {name}\n\n{body}\n")
+    for old in (DOCS / "source").rglob("*.md"):
+        if str(old.relative_to(DOCS / "source").with_suffix("")) not in wanted:
+            old.unlink()
 
 
 # ---------------------------------------------------------------- pages that run
@@ -165,6 +170,11 @@ def pages() -> list[Path]:
 # ---------------------------------------------------------------- Sphinx
 
 
+def marked(text: str) -> str:
+    """The page with the class `claims` on what is evaluated: book.css draws a bar beside it."""
+    return re.sub(r"^```claims$", "```{code-block} text\n:class: claims\n", text, flags=re.M)
+
+
 def more(index: str) -> str:
     """The pages that the index does not list yet, at the end of the contents."""
     names = (str(page.relative_to(DOCS).with_suffix("")) for page in pages())
@@ -190,7 +200,7 @@ def before_reading(app: Any) -> None:
 def on_reading(app: Any, name: str, source: list[str]) -> None:
     page = DOCS / f"{name}.md"
     if not name.startswith("source/"):
-        source[0] = rewritten(source[0], page).replace("```claims\n", "```text\n")
+        source[0] = marked(rewritten(source[0], page))
     if name == "index":
         source[0] += more(source[0])
 

@@ -190,11 +190,14 @@ class Scene:
         self.tolerance = 1e-9 if self.method == "complex step" else 1e-6
 
     def run(self, source: str) -> None:
-        """Python that defines functions and arrays for the claims after it."""
+        """Python that defines functions and arrays for the claims after it. Errors: FalseClaim if it gives a new value
+        to what is already known."""
         space = {"np": np, **self.values}
         before = dict(space)
         exec(source, space)
         for name, made in space.items():
+            if name in before and made is not before[name]:
+                raise FalseClaim(f"{self.case.name}: {name!r} has a meaning already, and Python gives it another")
             if name not in before and not name.startswith("__"):
                 if callable(made):
                     self.functions[name] = made
@@ -260,8 +263,8 @@ class Scene:
             if shape is not None:
                 try:
                     found = summed(found, shape, self.values["g"].shape)
-                except ValueError as error:
-                    raise FalseClaim(f"{self.case.name}: {text.strip()!r}: {error}") from None
+                except ValueError as reason:
+                    raise FalseClaim(f"{self.case.name}: {text.strip()!r}: {reason}") from None
             error = max(error, relative(found, np.asarray(wanted)))
             if not error <= self.tolerance:
                 raise FalseClaim(

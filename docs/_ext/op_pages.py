@@ -179,8 +179,7 @@ def pencil(name: str, derivation: Derivation) -> str:
     if name == "normalize":
         parts.append(f"The head of the file derives it:\n\n{block(module_story(name))}")
     if derivation.pencil:
-        text = derivation.pencil.replace("```claims", "```text")
-        parts.append(re.sub(r"\]\((?!https?:)", "](../", text).replace("](../ops/", "]("))
+        parts.append(re.sub(r"\]\((?!https?:)", "](../", derivation.pencil).replace("](../ops/", "]("))
     if derivation.generated:
         why = ["", "put in the differential", "what each differential is multiplied with, that is its adjoint"]
         lines = [f"{'dL ' if i == 0 else '   '}= {line}" for i, line in enumerate(derivation.generated)]
@@ -189,9 +188,10 @@ def pencil(name: str, derivation: Derivation) -> str:
         parts.append(block("\n".join(lines)))
     if derivation.checked:
         worst = max(c.error for c in derivation.checked)
+        article = "the " if derivation.method == "complex step" else ""
         parts.append(
             f"Evaluated on random numbers when this page was built: {len(derivation.checked)} formulas, against "
-            f"{derivation.method}. The largest relative error is {error(worst)}."
+            f"{article}{derivation.method}. The largest relative error is {error(worst)}."
         )
     if not parts:
         return ""
@@ -252,7 +252,7 @@ def by_hand(name: str, case: Case, z: Any, g: Any, adjoints: list[Any]) -> str:
     rows += [labelled(bar(n), a) for n, a in zip(case.inputs, adjoints)]
     note = " (axes of length 1 are left out)" if any(np.ndim(a) > 2 for a in (z, *case.inputs.values())) else ""
     return (
-        f"## By hand\n\nThe inputs{note}, the result, an adjoint {bar(out)} that someone hands back, and what the "
+        f"## By hand\n\nThe inputs{note}, the result, an adjoint {bar(out)} that arrives, and what the "
         f"backward pass makes of it:\n\n{block(chr(10).join(rows))}"
     )
 

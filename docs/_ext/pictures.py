@@ -10,6 +10,7 @@ import numpy as np
 from tinydiff.plot import BLUE, FAINT, INK, RED, frame, new_figure, save
 
 IMAGES = Path(__file__).parents[1] / "images"
+POSITIVE, NEGATIVE = "#e08214", "#8073ac"  # orange and violet, as in the matrices
 
 
 def matrix(axes: Any, a: Any, title: str, size: float | None = None, digits: int = 3, fontsize: int = 8) -> None:
@@ -52,7 +53,7 @@ def cross_entropy() -> None:
     for a, values, title in zip(
         axes, (p, y, p - y), ("p: what the net said", "y: what is true", "p - y: the gradient")
     ):
-        a.bar(range(3), values, color=[RED if v < 0 else BLUE for v in values], width=0.6)
+        a.bar(range(3), values, color=[NEGATIVE if v < 0 else POSITIVE for v in values], width=0.6)
         a.axhline(0, color=FAINT, linewidth=0.8)
         a.set_ylim(-0.85, 1.05)
         frame(a, title, x="class")
@@ -102,7 +103,7 @@ def group_norm() -> None:
     figure, axes = sheet(8.4, 2.6, 4)
     shown = zip((xhat, h, first, second), ("xhat", "h = g w", "without its mean", "and its part along xhat"))
     for a, (values, title) in zip(axes, shown):
-        a.bar(range(6), values, color=[RED if v < 0 else BLUE for v in values], width=0.6)
+        a.bar(range(6), values, color=[NEGATIVE if v < 0 else POSITIVE for v in values], width=0.6)
         a.axhline(0, color=FAINT, linewidth=0.8)
         a.set_ylim(-1.6, 2)
         frame(a, title, x="element of the group")

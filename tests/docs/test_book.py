@@ -146,6 +146,12 @@ def test_an_adjoint_or_a_differential_of_nothing_stops_the_build(line: str) -> N
         derivations.derive("multiply", by_hand=f"```claims\n{line}\n```")
 
 
+def test_python_cannot_change_what_is_true() -> None:
+    page = "```python\nx = x + 1\n```\n\n```claims\nz = x y\n```"
+    with pytest.raises(FalseClaim, match="'x' has a meaning already"):
+        derivations.derive("multiply", by_hand=page)
+
+
 def test_an_adjoint_without_a_formula_stops_the_build() -> None:
     with pytest.raises(FalseClaim, match="no formula that can be evaluated gives the adjoint of y"):
         derivations.derive("multiply", text="z = x y\n\nx̄ = z̄ y")
@@ -182,7 +188,6 @@ def test_the_page_of_an_op_has_all_its_parts(tmp_path: Path) -> None:
         for part in [*parts, "What it costs", "What ran", *(["At kinks"] if name == "relu" else [])]:
             assert f"\n## {part}\n" in page, (name, part)
         assert (tmp_path / "images" / f"{name}.svg").read_text().count("<rect") > 3
-        assert "claims" not in page
     assert "| x[0] = 0 | 0 | 1 | 0 |" in op_pages.page("relu", tmp_path)
 
 
@@ -221,12 +226,37 @@ def test_a_page_that_is_false_stops_the_build(right: str, wrong: str, words: str
     assert words in str(found.value).replace("x\u0304", "x̄")
 
 
+def test_what_is_evaluated_is_marked() -> None:
+    text = book.marked("```claims\nx = x\n```\n\n```text\nclaims\n```\n")
+    assert text == "```{code-block} text\n:class: claims\n\nx = x\n```\n\n```text\nclaims\n```\n"
+
+
 def test_links_to_the_source_lead_into_the_book() -> None:
     page = DOCS / "derivations" / "softmax.md"
     text = "[a](../../tinydiff/engine.py) [b](../../tinydiff/ops/softmax.py#softmax) [c](../notation.md) [d](other.md)"
     wanted = "[a](../source/tinydiff/engine.py.md) [b](../ops/softmax.md) [c](../notation.md) [d](other.md)"
     assert book.rewritten(text, page) == wanted
     assert book.targets(text, page) == {"tinydiff/engine.py", "tinydiff/ops/softmax.py"}
+
+
+@pytest.mark.parametrize("link", ["softmax.py#sofmtax", "softmax.py#conv2d"])
+def test_a_link_to_an_op_that_is_not_in_that_file_stops_the_build(link: str) -> None:
+    with pytest.raises(FalseClaim, match="has no op"):
+        book.rewritten(f"[a](../../tinydiff/ops/{link})", DOCS / "derivations" / "softmax.md")
+
+
+def test_the_page_of_a_file_that_is_gone_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(book, "ROOT", tmp_path)
+    monkeypatch.setattr(book, "DOCS", tmp_path / "docs")
+    pages = tmp_path / "docs" / "source" / "tinydiff"
+    pages.mkdir(parents=True)
+    (pages / "gone.py.md").write_text("# tinydiff/gone.py")
+    (tmp_path / "tinydiff").mkdir()
+    (tmp_path / "tinydiff" / "here.py").write_text("")
+    page = tmp_path / "docs" / "page.md"
+    page.write_text("[here](../tinydiff/here.py)")
+    book.write_source_pages([page])
+    assert [p.name for p in pages.iterdir()] == ["here.py.md"]
 
 
 def test_a_quote_must_stand_in_a_linked_file() -> None:

@@ -352,6 +352,18 @@ def test_view_says_when_there_is_no_such_pass(numpy_backend: str, tmp_path: Path
     assert "it went wrong" in said and "ended after 3 backward passes" in said and not out.exists()
 
 
+def test_view_does_not_call_a_page_saved_that_is_not(numpy_backend: str, tmp_path: Path, capsys: Any) -> None:
+    script, out = tmp_path / "script.py", tmp_path / "no_such_folder" / "out.html"
+    script.write_text(
+        "import tinydiff as td\n"
+        "try:\n    td.tensor([1.0], requires_grad=True).sum().backward()\n"
+        "except Exception:\n    pass\n"
+    )
+    with pytest.raises(FileNotFoundError):
+        main(["view", "--out", str(out), str(script)])
+    assert "open it in a browser" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("arguments", [["--pass", "0", __file__], ["--seconds", "-1", __file__], ["no_such_script.py"]])
 def test_view_refuses_what_makes_no_sense(capsys: Any, arguments: list[str]) -> None:
     with pytest.raises(SystemExit):

@@ -237,6 +237,14 @@ def test_a_small_op_shows_its_jacobian(visit: Any, case: Case) -> None:
     assert text(page, "#element h2").endswith("[3]")
 
 
+def test_the_elements_that_the_verdict_speaks_of_are_listed(visit: Any, case: Case) -> None:
+    page = visit(case.path, "#node=h")
+    verdict = text(page, "#node .verdict")
+    assert verdict.startswith("✓") and verdict.endswith("at each element listed under “Checked”")
+    listed = page.locator("#element section:has(h3:has-text('Checked: first.b̄ias')) button")
+    assert listed.all_inner_texts() == [f"✓ [{k}]" for k in range(4)]
+
+
 def test_summing_to_the_shape_is_a_step_of_its_own(visit: Any, case: Case) -> None:
     page = visit(case.path, "#node=h&step=1")
     assert "broadcast first.bias (4,) to (2, 4)" in text(page, "#node")

@@ -208,12 +208,16 @@ CATALOGUE = (
                  ("sum(g) stands where sum(g z) belongs", lambda g, z, x, *, axis: z * (g - total(g, axis))),
                  ("only the diagonal z (1 - z) is there: every output depends on every x",
                   lambda g, z, x, *, axis: g * z * (1 - z)),
-                 ("the sum runs along the wrong axis", lambda g, z, x, *, axis: z * (g - total(g * z, 0))))),
+                 ("the sum runs along the wrong axis", lambda g, z, x, *, axis: z * (g - total(g * z, 0))),
+                 ("the sum runs over everything: each row has its own", lambda g, z, x, *, axis:
+                     z * (g - total(g * z, None))))),
     Sheet("log_softmax", 3, lambda N, P: ((N(3, 4),), {"axis": -1}),
           ("dz = dx - d(log sum e^x).", "d(log sum e^x) = sum(softmax(x) dx).", "softmax(x) = e^z."),
           slips=(("the term e^z sum(g) is missing: every output depends on every x", lambda g, z, x, *, axis: g),
                  ("the sum over g is missing", lambda g, z, x, *, axis: g * (1 - exp(z))),
                  ("z stands where e^z belongs", lambda g, z, x, *, axis: g - z * total(g, axis)),
+                 ("the sum runs over everything: each row has its own", lambda g, z, x, *, axis:
+                     g - exp(z) * total(g, None)),
                  ("that is the rule of softmax", lambda g, z, x, *, axis: z * (g - total(g * z, axis))))),
     Sheet("mse_loss", 3, lambda N, P: ((N(2, 3), N(2, 3)), {"reduction": "mean"}),
           ("The mean of n squares; g is a number.", "dz = 2 mean((prediction - target) (dprediction - dtarget)).",

@@ -40,7 +40,7 @@ def plot(report: Report, path: str | os.PathLike[str]) -> None:
             ratio = np.where(np.abs(n) > 1e-12 * size, a / n, np.nan)
         error = np.log10(np.maximum(np.abs(a - n) / size, 1e-17))
         heat(figure, places[0], error, f"{compared.name}: error, of the largest", "cividis", -12, 0, "log10")
-        heat(figure, places[1], ratio, "analytic / numeric", "PuOr", 0, 2, "1 is right")
+        heat(figure, places[1], ratio, "analytic / numeric", "PuOr_r", 0, 2, "1 is right")
         steps(places[2], compared)
     figure.set_layout_engine("tight")
     save(figure, path)
@@ -51,7 +51,7 @@ def heat(figure: Any, axes: Any, values: Any, title: str, colours: str, low: flo
     shape = values.shape[-1] if values.ndim else 1
     axes.set_facecolor("magenta")  # what is no number is left transparent
     image = axes.imshow(values.reshape(-1, shape), cmap=colours, vmin=low, vmax=high, aspect="auto")
-    figure.colorbar(image, ax=axes, label=label, extend="both" if colours == "PuOr" else "neither")
+    figure.colorbar(image, ax=axes, label=label, extend="both" if colours == "PuOr_r" else "neither")
     frame(axes, title, x="last axis", y="the other axes")
     for axis in (axes.xaxis, axes.yaxis):
         axis.get_major_locator().set_params(integer=True)

@@ -35,6 +35,7 @@ class Waiting(Observer):
     def __init__(self, number: int, out: Path, options: dict[str, Any]):
         self.number, self.out, self.options = number, out, options
         self.begun = 0
+        self.failure: Exception | None = None  # of saving; the script may have taken it for one of its own
         self.lock = threading.Lock()
         self.here = threading.local()
         self.results: weakref.WeakKeyDictionary[Node, weakref.ref[Tensor]] = weakref.WeakKeyDictionary()
@@ -66,13 +67,18 @@ class Waiting(Observer):
             result = self.results[node]() if node in self.results else None
             if result is None:  # its owner let it go; only the shape is known
                 result = Tensor(backend.xp.full(node.shape, float("nan"), node.dtype), True, node)
-            save(result, self.out, grad=g, **self.options)
+            try:
+                save(result, self.out, grad=g, **self.options)
+            except Exception as error:
+                self.failure = error
+                raise
             raise Saved
 
 
 def view(script: Path, arguments: Sequence[str], out: Path, number: int, **options: Any) -> int:
     """Run the script as `python SCRIPT ARGUMENTS` does, but in this process, until its pass of that number (from 1) is
-    saved in `out`. How many passes had begun by then, or by the end of the script. options: as for `save`."""
+    saved in `out`. How many passes had begun by then, or by the end of the script. options: as for `save`.
+    Errors: those of the script, and of `save`, even if the script catches them."""
     waiting = Waiting(number, out, options)
     before = sys.argv, sys.path
     sys.argv, sys.path = [str(script), *arguments], [os.path.abspath(script.parent), *sys.path]
@@ -86,4 +92,6 @@ def view(script: Path, arguments: Sequence[str], out: Path, number: int, **optio
             sys.stderr.write(f"{error.code}\n")
     finally:
         sys.argv, sys.path = before
+    if waiting.failure is not None:
+        raise waiting.failure
     return waiting.begun

@@ -193,7 +193,7 @@ function drawNode() {
   const show = keys => make("div", {class: "pictures"}, ...keys.filter(k => v[k]).map(k => picture(v[k])));
   const flow = text => make("p", {class: "flow"}, text);
   const [tone, text] = {wrong: ["wrong", "✗ the rule disagrees with the numeric derivative"],
-    right: ["right", "✓ the rule agrees with the numeric derivative: in a random direction, and at the elements with a dotted frame"],
+    right: ["right", "✓ the rule agrees with the numeric derivative: in a random direction, and at each element listed under “Checked”"],
     "": ["soft", "the rule was not checked: there was no time, or no numeric value"]}[node.verdict];
   const verdict = make("p", {class: `verdict ${tone}`}, text);
   page.replaceChildren(make("span", {class: "crumb"}, row.path || row.ops || ""),
@@ -314,7 +314,7 @@ function chainRule(panel, view, node, at) {
         wrong: "✗ the rule is wrong here", kink: "at a kink: the value lies between the derivatives of the two sides",
         "no numeric value": "the numeric derivative is not finite"}[check.verdict]),
       make("p", {class: "soft"}, `The derivatives are numeric, in float64, of this op alone: ${check.method}.`));
-  } else panel.append(make("p", {class: "soft"}, "The terms of this element were not computed. They were for those with a dotted frame:"));
+  } else panel.append(make("p", {class: "soft"}, "The terms of this element were not computed. They were for those listed under “Checked”."));
   if (x.jacobian != null) panel.append(jacobian(x, view, node, at));
   if (x.checks) panel.append(checked(x, view.input));
 }
