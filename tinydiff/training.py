@@ -54,7 +54,7 @@ def train(
     keep: int = 1,
     keep_best: bool = False,
     nonfinite: str = "stop",
-    bear: int = 10,
+    most_nonfinite: int = 10,
     on_record: Callable[[TrainState], Any] | None = None,
     reference: Mapping[int, float] | None = None,
     stream: TextIO | None = None,
@@ -80,9 +80,9 @@ def train(
     nonfinite: what to do about a step whose loss or gradient is NaN or Inf. It never touches the weights, and the op
     that made it is named: the same batch is computed again under detect_anomaly. "stop": save and raise. "skip": leave
     this batch out. "rollback": go on from the weights of the last checkpoint, without the batches since then, which
-    would lead to the same place. After `bear` such steps the run gives up, as with "stop". "late": look only when the
-    losses are printed, never waiting for the device, as captured steps must; the weights may then be spoiled, but not
-    the checkpoint. A weight that is not finite is never saved.
+    would lead to the same place. After `most_nonfinite` such steps the run gives up, as with "stop". "late": look only
+    when the losses are printed, never waiting for the device, as captured steps must; the weights may then be spoiled,
+    but not the checkpoint. A weight that is not finite is never saved.
     resume: go on from the checkpoint, which also says where the random sources are that the model's modules hold as
     attributes (Dropout). The learning rate is the optimizer's own, so a run may go on with a lower one.
     on_record(state): called after each record, for pictures. reference: {epoch: loss} of another training, printed
@@ -115,7 +115,7 @@ def train(
             f"train: a captured step cannot look at itself, so nonfinite={nonfinite!r} needs capture=False"
         )
     nonfinite = "late" if capture else nonfinite
-    keep, bear = integer("train: keep", keep), integer("train: bear", bear, 0)
+    keep, most_nonfinite = integer("train: keep", keep), integer("train: most_nonfinite", most_nonfinite, 0)
     if on_record is not None and not callable(on_record):
         raise TypeError(f"train: on_record must be a function of the TrainState, not {on_record!r}")
     reference = {epoch: number(f"train: reference[{epoch!r}]", x) for epoch, x in (reference or {}).items()}
@@ -132,7 +132,7 @@ def train(
         {"model": model, "optimizer": optimizer, "ema": ema, "sources": sources if sources.named else None},
         order, keep, keep_best,
     )  # fmt: skip
-    watch = Watch(loss, model, optimizer.parameters, sources, nonfinite, bear, microbatch, threads)
+    watch = Watch(loss, model, optimizer.parameters, sources, nonfinite, most_nonfinite, microbatch, threads)
 
     def step(rng: Rng, *batch: Array) -> Array:
         optimizer.zero_grad()  # so the last gradients are not in memory beside the next

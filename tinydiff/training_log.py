@@ -119,8 +119,8 @@ class TrainLog:
     def _bear(self, found: str) -> None:
         """Something was not finite: skip the step, roll back, or give up. The step has not touched the weights."""
         watch = self.watch
-        if watch.policy == "stop" or watch.found > watch.most:
-            many = "" if watch.policy == "stop" else f" This is number {watch.found}, and {watch.most} are borne."
+        if watch.policy == "stop" or watch.found > watch.most_nonfinite:
+            many = "" if watch.policy == "stop" else f" This is number {watch.found}, and {watch.most_nonfinite} are borne."
             raise FloatingPointError(
                 f"{found}. The weights are as they were before this step.{many} Lower the learning rate, mend the data "
                 "or the loss, or leave such steps out: nonfinite='skip'; to look yourself: tinydiff.detect_anomaly"

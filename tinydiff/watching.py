@@ -26,7 +26,7 @@ class Watch:
     """Looks at every step of a run, and does what `policy` says about one that is not finite.
 
     loss, parameters, microbatch, threads: as for microbatch.gradients. sources: the random sources of the model.
-    bear: so many steps that are not finite are borne, the next one ends the run.
+    most_nonfinite: so many steps that are not finite are borne, the next one ends the run.
     """
 
     def __init__(
@@ -36,12 +36,12 @@ class Watch:
         parameters: Sequence[Any],
         sources: Any,
         policy: str,
-        bear: int,
+        most_nonfinite: int,
         microbatch: int | None,
         threads: int | None,
     ):
         self.loss, self.parameters, self.sources = loss, parameters, sources
-        self.policy, self.most, self.microbatch, self.threads = policy, bear, microbatch, threads
+        self.policy, self.most_nonfinite, self.microbatch, self.threads = policy, most_nonfinite, microbatch, threads
         whole = [layer for _, layer in model.named_modules() if layer.needs_whole_batch]
         self.whole = bool(whole)
         trained = {id(p) for p in model.parameters()}

@@ -119,7 +119,7 @@ def test_a_run_that_skips_resumes_as_if_nothing_had_happened(tmp_path):
 def test_after_a_stated_number_of_such_steps_it_gives_up(tmp_path):
     task = poisoned(Task(tmp_path), *range(3, 99))
     with pytest.raises(FloatingPointError, match=r"at step 6 .* This is number 4, and 3 are borne"):
-        task.train(nonfinite="skip", bear=3)
+        task.train(nonfinite="skip", most_nonfinite=3)
     assert checkpoint(tmp_path)["run"]["step"] == 6 and task.optimizer.counts == [3, 3]
 
 
@@ -153,7 +153,7 @@ def test_rolling_back_goes_on_from_the_last_good_weights(each_backend, tmp_path)
 
     task.at = spoil
     with np.errstate(all="ignore"):
-        run = task.train(nonfinite="rollback", bear=1)
+        run = task.train(nonfinite="rollback", most_nonfinite=1)
     assert run.finished and task.optimizer.counts == [12 - 3] * 2  # steps 3, 4 and 5 are lost
     assert "Rolled back to the weights of step 3; the batches since then are left out" in task.stream.getvalue()
     assert run.records[-1]["loss"] < 100
@@ -245,7 +245,7 @@ def test_a_record_that_cannot_be_saved_costs_no_step(tmp_path, added, message):
         ({"nonfinite": "ignore"}, "nonfinite must be one of stop, skip, rollback, late, not 'ignore'"),
         ({"nonfinite": "rollback", "out": None}, "nonfinite='rollback' needs `out`"),
         ({"nonfinite": "skip", "capture": True}, "a captured step cannot look at itself"),
-        ({"bear": -1}, "bear must be an integer of 0 or more, not -1"),
+        ({"most_nonfinite": -1}, "most_nonfinite must be an integer of 0 or more, not -1"),
         ({"keep": 0}, "keep must be an integer of 1 or more, not 0"),
     ],
 )
