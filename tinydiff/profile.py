@@ -144,7 +144,7 @@ def profile(step: Callable[[], Any], *, repeat: int = 1, show: bool = True) -> R
     finally:
         _one_at_a_time.release()
     rows = sorted(watch.rows.values(), key=lambda row: -row.seconds)
-    report = Report(rows, repeat, wall, watch.busy, watch.most_nonfinite, flop_rate, byte_rate)
+    report = Report(rows, repeat, wall, watch.busy, watch.most, flop_rate, byte_rate)
     if show:
         sys.stdout.write(f"{report}\n")
     return report

@@ -4,6 +4,7 @@ end, with what they need put before them here. The README's session, and the pag
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import book
 import numpy as np
 import pytest
 
-from tinydiff import Rng, backend, optim, saving
+from tinydiff import Rng, backend, optim, saving, study
 from tinydiff.diffusion import Denoiser
 from tinydiff.engine import Op
 from tinydiff.models.unet import UNet
@@ -85,6 +86,7 @@ BEFORE: dict[str, Callable[[Path], dict[str, Any]]] = {
     "docs/one_and_two_dimensions.md": dimensions,
     "docs/own_pictures.md": pets,
     "docs/samplers.md": samplers,
+    "docs/viewer.md": lambda folder: {},
 }
 WITH_BLOCKS = [p for p in (ROOT / "README.md", *PAGES) if PLAIN.search(p.read_text())]
 
@@ -93,6 +95,7 @@ WITH_BLOCKS = [p for p in (ROOT / "README.md", *PAGES) if PLAIN.search(p.read_te
 def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(study, "save", functools.partial(study.save, seconds=1.0))  # all checks take half a minute
     before_it = BEFORE.get(str(page.relative_to(ROOT)), lambda _folder: {})
     space: dict[str, Any] = {"__name__": "page", **before_it(tmp_path)}
     before = dict(OPS)
