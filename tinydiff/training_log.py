@@ -120,7 +120,8 @@ class TrainLog:
         """Something was not finite: skip the step, roll back, or give up. The step has not touched the weights."""
         watch = self.watch
         if watch.policy == "stop" or watch.found > watch.most_nonfinite:
-            many = "" if watch.policy == "stop" else f" This is number {watch.found}, and {watch.most_nonfinite} are borne."
+            most = watch.most_nonfinite
+            many = "" if watch.policy == "stop" else f" This is number {watch.found}, and {most} are borne."
             raise FloatingPointError(
                 f"{found}. The weights are as they were before this step.{many} Lower the learning rate, mend the data "
                 "or the loss, or leave such steps out: nonfinite='skip'; to look yourself: tinydiff.detect_anomaly"
