@@ -94,6 +94,13 @@ def test_a_net_that_is_not_filled_has_shapes_and_becomes_one_that_is() -> None:
     assert (host(blank(x)) == host(net(x))).all()
 
 
+def test_a_parameter_made_of_one_number_shown_everywhere_has_memory_of_its_own() -> None:
+    """Only what Unfilled makes is kept as it is."""
+    p = nn.Parameter(np.broadcast_to(np.float32(1), (3,)))
+    p.data -= to_device(np.arange(3, dtype="float32"))
+    assert host(p).tolist() == [1, 0, -1]
+
+
 # ---------------------------------------------------------------- files
 
 

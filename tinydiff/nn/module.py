@@ -25,6 +25,7 @@ from typing import Any
 from .. import backend
 from ..arguments import check_precision
 from ..backend import Array, xp
+from ..changes import memory_of
 from ..engine import Tensor
 from ..hooks import Handle, Hooks
 from ..modes import no_grad
@@ -58,14 +59,18 @@ class Unfilled(Rng):
         super().__init__(0)
 
     def normal(self, shape: int | tuple[int, ...], dtype: Any = "float32", *, sample_offset: int = 0) -> Array:
-        return xp.broadcast_to(xp.zeros((), dtype), shape)
+        return xp.broadcast_to(_BLANK.setdefault((xp.__name__, str(dtype)), xp.zeros((), dtype)), shape)
 
     uniform = normal
 
 
+_BLANK: dict[tuple[str, str], Array] = {}  # the one number, by module and dtype
+
+
 def is_unfilled(array: Array) -> bool:
-    """Is this one number, shown in every place?"""
-    return array.size > 1 and not any(array.strides)
+    """Did Unfilled make this array?"""
+    memory = memory_of(array)
+    return any(memory is blank for blank in _BLANK.values())
 
 
 class Setting(Tensor):
