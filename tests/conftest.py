@@ -8,6 +8,7 @@ skipped where it is not installed.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +17,18 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # helpers beside the tests: strict, op_examples, op_oracles
+sys.path.insert(1, str(Path(__file__).parents[1] / "docs" / "_ext"))  # and those of the book beside its pages
 
 import strict
 
 from tinydiff import backend, engine
 from tinydiff.operators import OPS
+
+# A job in the background, or one that nohup started, ignores Ctrl-C and the end of its terminal, and so would the programs
+# that the tests start and then send these signals.
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (getattr(signal, "SIGHUP", None), signal.SIG_DFL)):
+    if number is not None and signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, usual)
 
 BACKENDS = ["cupy"] if os.environ.get("TINYDIFF_BACKEND") == "cupy" else ["numpy", "strict"]
 

@@ -491,7 +491,7 @@ def test_words_become_latents_become_pictures(tmp_path, monkeypatch, capsys):
     assert imread(out / "samples.png").shape[0] == (30 + 2) * 3
     assert imread(out / "story.png").ndim == imread(out / "pairs.png").ndim == 3
     kept = [*(tmp_path / "cache" / "tinydiff" / "latents").iterdir()]
-    assert len(kept) == 1 and saving.load(kept[0])["latents"].shape == (120, 7, 7, 8)
+    assert len(kept) == 1 and np.load(kept[0])["latents"].shape == (120, 7, 7, 8)
     first = (out / "samples.png").read_bytes()
     assert main(monkeypatch, LATENT, prompt, *options) == 0 and (out / "samples.png").read_bytes() == first
     message = main(monkeypatch, LATENT, prompt, *options, "--kl-weight", 0)
