@@ -24,8 +24,8 @@ import strict
 from tinydiff import backend, engine
 from tinydiff.operators import OPS
 
-# A job in the background, or one that nohup started, ignores Ctrl-C and the end of its terminal, and so would the programs
-# that the tests start and then send these signals.
+# A job in the background, or one that nohup started, ignores Ctrl-C and the end of its terminal. So would the programs
+# that the tests start in order to send them these signals.
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (getattr(signal, "SIGHUP", None), signal.SIG_DFL)):
     if number is not None and signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, usual)
