@@ -17,9 +17,9 @@ PACKAGE = Path(__file__).parent.parent / "tinydiff"
 # From the ground up: a file imports only from files that stand above it in this list. docs/design.md has it with a line
 # for each.
 HOUSE = """
-backend summary arguments rng observers changes hooks modes shape_dtype operators engine recompute ops check anomaly
-functional nn interop optim microbatch profile files saving data diffusion models latents metrics plot stopping watching
-training_files training_log training study doctor check_ops fast __init__ __main__
+locks backend summary arguments rng observers changes hooks modes shape_dtype operators engine recompute ops check
+anomaly functional nn interop optim microbatch profile files saving data diffusion models latents metrics plot stopping
+watching training_files training_log training study doctor check_ops fast __init__ __main__
 """.split()
 LEVEL = {part: level for level, part in enumerate(HOUSE)}
 

@@ -7,13 +7,12 @@ so the engine asks here first, and raises an error instead.
 from __future__ import annotations
 
 import itertools
-import os
-import threading
 import weakref
 from typing import Any
 
 from . import backend
 from .backend import Array
+from .locks import free_in_child
 
 clock = itertools.count(1)  # numbers nodes, and changes in place, in the order in which they happen
 
@@ -27,17 +26,7 @@ class Changes(dict[int, tuple[int, Any]]):
 changes = Changes()
 
 
-_noting = threading.RLock()
-
-
-def _after_fork() -> None:
-    """Another thread of the parent may have held the lock; nobody in a child would free it."""
-    global _noting
-    _noting = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+_noting = free_in_child()
 
 
 def memory_of(array: Array) -> Array:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+from .locks import free_in_child
 
 
 class Observer:
@@ -47,17 +48,7 @@ def tell(x: Any, name: str, value: Any) -> None:
             observer.on_set(x, name, value)
 
 
-_changing = threading.RLock()
-
-
-def _after_fork() -> None:
-    """Another thread of the parent may have held the lock; nobody in a child would free it."""
-    global _changing
-    _changing = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+_changing = free_in_child()
 
 
 @contextlib.contextmanager

@@ -6,8 +6,6 @@ Everything about an op, its gradient included, stands on its page in tinydiff/op
 from __future__ import annotations
 
 import functools
-import os
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from . import backend, summary
 from .changes import note_change
 from .hooks import Handle, Hooks
+from .locks import free_in_child
 from .modes import grad_enabled
 
 if TYPE_CHECKING:
@@ -37,17 +36,7 @@ def register(function: Any) -> Any:
     return function
 
 
-_accumulating = threading.RLock()
-
-
-def _after_fork() -> None:
-    """Another thread of the parent may have held the lock; nobody in a child would free it."""
-    global _accumulating
-    _accumulating = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+_accumulating = free_in_child()
 
 
 COMPARISONS = ("less", "less_equal", "greater", "greater_equal", "equal", "not_equal")
