@@ -56,7 +56,12 @@ HERE = Path(__file__).parent
 SOURCES = sorted(HERE.glob("*.c"))
 # -O3 turns the loops into vector instructions. Not -ffast-math: NaN and Inf stay what they are, sums keep their order.
 FLAGS = ("-O3", "-std=c11", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
-NATIVE = "-mcpu=native" if platform.machine().lower() in ("arm64", "aarch64", "ppc64le") else "-march=native"
+MACHINE = platform.machine().lower()
+NATIVE = ["-mcpu=native" if MACHINE in ("arm64", "aarch64", "ppc64le") else "-march=native"]
+if MACHINE in ("x86_64", "amd64"):
+    # For some processors GCC keeps a product and its sum apart in a loop with one sum, and together in the same loop
+    # with several. Then the digits of an image would depend on how many stand beside it.
+    NATIVE.append("--param=avoid-fma-max-bits=0")
 SUFFIX = ".dll" if os.name == "nt" else ".so"
 REALS = {"f": "float", "d": "double"}
 SLOW, LIMIT = 10, 120  # seconds, after which a line says that it takes long, and after which NumPy goes on
@@ -183,7 +188,7 @@ def _digest(*parts: bytes) -> str:
 
 def _made_from(real: str) -> str:
     texts = [path.read_bytes() for path in (*SOURCES, *sorted(HERE.glob("*.h")))]
-    return _digest(*texts, repr((_flags(), real, _processor())).encode())
+    return _digest(*texts, repr((NATIVE, _flags(), real, _processor())).encode())
 
 
 def _processor() -> str:
@@ -239,7 +244,7 @@ def _compile(compiler: list[str], real: str, folder: Path, name: str) -> Path:
         raise CannotCompile(f"{folder} cannot be written: {error}") from error
     try:
         made = work / f"kernels{SUFFIX}"
-        if _make(compiler, [NATIVE, *_flags(), f"-DREAL={real}"], work, made):
+        if _make(compiler, [*NATIVE, *_flags(), f"-DREAL={real}"], work, made):
             complaint = _make(compiler, [*_flags(), f"-DREAL={real}"], work, made)  # its assembler may be too old
             if complaint:
                 raise CannotCompile(f"{shlex.join([*compiler, *_flags()])} failed: {complaint}")
