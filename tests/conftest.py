@@ -84,8 +84,13 @@ def op() -> Iterator[Any]:
     OPS.update(before)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whoever uses the fixture `torch` bears its mark, so that `-m torch` finds all of them."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Whoever uses the fixture `torch` bears its mark, so that `-m torch` finds all of them. And what runs on numpy
+    whatever the environment says has nothing to tell of cupy."""
     for item in items:
         if "torch" in getattr(item, "fixturenames", ()):
             item.add_marker("torch")
+    if BACKENDS == ["cupy"]:
+        of_numpy = {item for item in items if "numpy_backend" in getattr(item, "fixturenames", ())}
+        config.hook.pytest_deselected(items=list(of_numpy))
+        items[:] = [item for item in items if item not in of_numpy]
