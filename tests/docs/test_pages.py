@@ -45,7 +45,7 @@ def test_sessions_and_claims(page: Path) -> None:
 
 
 def pets(folder: Path) -> dict[str, Any]:
-    """Four pictures with the captions of the page."""
+    """Four pictures with the captions of the page, and a file of six more."""
     from PIL import Image
 
     (folder / "pets").mkdir()
@@ -56,6 +56,7 @@ def pets(folder: Path) -> dict[str, Any]:
         Image.fromarray(draw.integers(0, 256, (64, 64, 3)).astype("uint8")).save(folder / "pets" / name)
         rows.append(f'{name},"{caption}"')
     (folder / "pets" / "captions.csv").write_text("\n".join(rows))
+    np.save(folder / "photos.npy", draw.integers(0, 256, (6, 64, 64, 3)).astype("uint8"))
     return {}
 
 
