@@ -18,6 +18,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # helpers beside the tests: strict, op_examples, op_oracles
 sys.path.insert(1, str(Path(__file__).parents[1] / "docs" / "_ext"))  # and those of the book beside its pages
+sys.path.insert(2, str(Path(__file__).parents[1] / "docs"))  # where twins.py is, the nets in PyTorch
 
 import strict
 

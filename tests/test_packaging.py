@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import configparser
+import doctest
+import email
 import re
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 
 import tinydiff
+from tinydiff.operators import OPS
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,9 +36,37 @@ def test_the_source_distribution_is_complete(tmp_path: Path, numpy_backend: str)
     (file,) = (tmp_path / "dist").glob("*.tar.gz")
     with tarfile.open(file) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+        shown = archive.extractfile(next(name for name in archive.getnames() if name.endswith("/PKG-INFO")))
+        assert shown is not None
+        metadata = email.message_from_string(shown.read().decode())
     hidden = (".ci/", ".git")
     missing = {n for n in listed.stdout.splitlines() if not n.startswith(hidden) and not n.endswith(".png")} - names
     assert not missing
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    text = metadata.get_payload()
+    assert isinstance(text, str) and text.strip() == (ROOT / "DESCRIPTION.md").read_text().strip()
+    assert not relative_targets(text)
+
+
+def relative_targets(text: str) -> list[str]:
+    """What a package index, which has only the text, could not find: links and pictures without an address."""
+    found = re.findall(r"\]\(\s*<?([^)\s>]+)", text) + re.findall(r"^\[[^]]+\]:\s*(\S+)", text, re.M)
+    found += re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]+)""", text)
+    return [target for target in found if not re.match(r"(https?:|mailto:|#)", target)]
+
+
+def test_a_relative_link_would_be_found() -> None:
+    text = "[a](docs/a.md) ![b](b.png) <img src='c.png'> [d]\n\n[d]: d.md\n[e](https://e.org) [f](#f)"
+    assert sorted(relative_targets(text)) == ["b.png", "c.png", "d.md", "docs/a.md"]
+    assert relative_targets((ROOT / "README.md").read_text())  # which is why an index gets another text
+
+
+def test_the_text_for_an_index_is_true(numpy_backend: str) -> None:
+    try:
+        failures, examples = doctest.testfile(str(ROOT / "DESCRIPTION.md"), module_relative=False)
+    finally:
+        OPS.pop("squash", None)  # the op that it defines
+    assert examples >= 8 and failures == 0
 
 
 def test_the_files_beside_the_code_have_its_version_and_licence() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import os
 import re
 import subprocess
@@ -10,27 +12,59 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parent / "typed" / "user.py"
-ROOT = SCRIPT.parents[2]
+SCRIPTS = Path(__file__).parent / "typed"
+ROOT = SCRIPTS.parents[1]
+PUBLIC = (
+    "",
+    "ops",
+    "nn",
+    "optim",
+    "functional",
+    "interop",
+    "diffusion",
+    "data",
+    "saving",
+    "training",
+    "metrics",
+    "plot",
+)
 
 
-def test_a_users_script_under_mypy_strict(tmp_path: Path, numpy_backend: str) -> None:
+@pytest.mark.parametrize("name", ["user.py", "everything.py"])
+def test_a_users_script_under_mypy_strict(name: str, tmp_path: Path, numpy_backend: str) -> None:
+    script = SCRIPTS / name
     pytest.importorskip("mypy")
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file", os.devnull, "--cache-dir", str(tmp_path)]
     options = ["--follow-imports=silent", "--no-error-summary", "--hide-error-context"]
     done = subprocess.run(
-        [*command, *options, str(SCRIPT)], cwd=tmp_path, capture_output=True, text=True,
+        [*command, *options, str(script)], cwd=tmp_path, capture_output=True, text=True,
         env={**os.environ, "MYPYPATH": str(ROOT)},
     )  # fmt: skip
-    found = {int(line): text for line, text in re.findall(r"user\.py:(\d+): error: (.*)", done.stdout)}
+    found = {int(line): text for line, text in re.findall(rf"{name}:(\d+): error: (.*)", done.stdout)}
     wanted = {
         number: line.split("# error: ")[1]
-        for number, line in enumerate(SCRIPT.read_text().splitlines(), 1)
+        for number, line in enumerate(script.read_text().splitlines(), 1)
         if "# error: " in line
     }
     assert found.keys() == wanted.keys(), done.stdout + done.stderr
     for number, text in wanted.items():
         assert text in found[number]
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_the_scripts_leave_no_public_name_out(module: str) -> None:
+    """Those of __all__; where there is none, the functions and classes without an underscore."""
+    found = importlib.import_module(f"tinydiff.{module}".rstrip("."))
+    own = {
+        n for n, v in vars(found).items() if getattr(v, "__module__", "") == found.__name__ and not n.startswith("_")
+    }
+    names = set(getattr(found, "__all__", own))
+    used = set()
+    for script in SCRIPTS.glob("*.py"):
+        for node in ast.walk(ast.parse(script.read_text())):
+            used |= {getattr(node, "attr", None), getattr(node, "id", None)}
+            used |= {alias.name for alias in getattr(node, "names", []) if isinstance(alias, ast.alias)}
+    assert names and not names - used
 
 
 def test_optim_has_a_list_of_its_names() -> None:

@@ -13,6 +13,7 @@ from . import backend, functional, nn, ops, optim
 from .anomaly import detect_anomaly
 from .check import GradcheckError, gradcheck
 from .engine import Tensor, grad, tensor
+from .interop import from_dlpack
 from .modes import grad_enabled, no_grad
 from .profile import profile
 from .recompute import checkpoint
@@ -45,6 +46,7 @@ __all__ = [
     "exercise",
     "exercises",
     "explain",
+    "from_dlpack",
     "functional",
     "grad",
     "grad_enabled",

@@ -2,8 +2,9 @@
 
 tinydiff is written once, against `xp`. `TINYDIFF_BACKEND=numpy` (the default) or `=cupy`, or one call of `use`
 before the first array, decides what `xp` is. There is no fallback: a backend that cannot run is an error that
-says why. Arrays enter a device by `to_device` and leave it by `to_host` or `scalar`, and by nothing else, so
-that every wait for the device can be counted (`syncs`) and forbidden (`no_sync`).
+says why. Arrays enter a device by `to_device` (those of another library on the same device join it by `from_dlpack`),
+and leave it by `to_host` or `scalar`, and by nothing else, so that every wait for the device can be counted (`syncs`)
+and forbidden (`no_sync`).
 """
 
 from __future__ import annotations
@@ -215,6 +216,11 @@ def to_device(a: Any, dtype: Any = None) -> Array:
     """An array of the backend in use, from a host array, a nested list, a number, or an array that is there already."""
     array = active().to_device(a)
     return array if dtype is None else array.astype(dtype, copy=False)
+
+
+def from_dlpack(a: Any) -> Array:
+    """An array of the backend in use that shares the memory of another library's, which must be on its device."""
+    return active().module.from_dlpack(a)
 
 
 def to_host(a: Any) -> numpy.ndarray:

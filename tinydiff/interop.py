@@ -1,4 +1,4 @@
-"""Weights from PyTorch and to PyTorch, without importing it.
+"""Weights from PyTorch and to PyTorch, without importing it; and Tensors that share their memory with other libraries.
 
     from_torch(model, torch.load("weights.pt"))
     torch_model.load_state_dict({k: torch.tensor(v) for k, v in to_torch(model).items()})
@@ -6,6 +6,9 @@
 The names of the weights must be the same; they are if both modules have the same attributes. Only the order of the axes
 differs: PyTorch has (out, in) and channels first, tinydiff (in, out) and channels last. Only axes are exchanged: if a
 network flattens an image, the rows of the Linear after it must be put in the new order by hand.
+
+    x = from_dlpack(torch_tensor)              # one memory, two names: nothing is copied
+    torch_tensor = torch.from_dlpack(x)        # and back; also jax.dlpack.from_dlpack, numpy.from_dlpack, ...
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from . import backend, nn
+from .arguments import check_precision
+from .engine import Tensor
 
 # For each layer, the order of the axes of PyTorch's array: ours = theirs.transpose(axes).
 AXES: dict[type, dict[str, tuple[int, ...]]] = {
@@ -86,3 +91,30 @@ def _host(value: Any) -> np.ndarray:
     if "bfloat16" in kind or "float8" in kind:  # a torch tensor, or an array of ml_dtypes
         value = value.float() if hasattr(value, "float") else value.astype("float32")
     return value.numpy() if hasattr(value, "numpy") else backend.to_host(value)
+
+
+# ---------------------------------------------------------------- arrays of other libraries
+
+
+def from_dlpack(x: Any, /, *, copy: bool | None = None) -> Tensor:
+    """A Tensor of the memory of another library's array, by the DLPack protocol; nothing is copied unless copy=True.
+
+    x: anything with `__dlpack__` (arrays of NumPy, PyTorch, JAX, CuPy and so on), on the device of the backend in use.
+    Both share the memory: what one writes the other sees, and no gradient notices it. The Tensor requires no gradient;
+    set x.requires_grad for one. Memory that the other library marks as read-only stays so.
+    Errors: TypeError for what has no `__dlpack__`, and for 16-bit floating numbers; BufferError, with the reason, where
+    the memory cannot be shared: it is on another device, of a dtype that NumPy lacks, or it requires a gradient there.
+    Source: the Python array API standard, 2024.12, from_dlpack.
+    """
+    if not (hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__")):
+        raise TypeError(f"from_dlpack: a {type(x).__name__} has no __dlpack__; tinydiff.tensor makes a Tensor of {x!r}")
+    try:
+        array = backend.from_dlpack(x)
+    except (BufferError, RuntimeError, ValueError, TypeError) as error:  # each library has its own
+        kind, number = x.__dlpack_device__()
+        raise BufferError(
+            f"from_dlpack: backend {backend.active().name!r} cannot share the memory of this {type(x).__name__}, which "
+            f"is on DLPack's device ({int(kind)}, {number}; (1, 0) is the CPU, 2 is CUDA): {error}"
+        ) from error
+    check_precision("from_dlpack", array.dtype)
+    return Tensor(array.copy() if copy else array)

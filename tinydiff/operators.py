@@ -213,6 +213,24 @@ class Operators:
             raise ValueError(f"a Tensor of {array.dtype} as {dtype} needs a copy")
         return array.astype(dtype)
 
+    def __dlpack__(self, *, copy: bool | None = None, **options: Any) -> Any:
+        """For another library's from_dlpack(x): the memory of the array itself, which both then share; a copy only if
+        it is asked for, or if an axis runs backwards, which PyTorch does not survive. options: the others of the array
+        API standard (stream, max_version, dl_device). Errors: BufferError for a Tensor that requires a gradient, which
+        the other library would lose, and where copy=False cannot be."""
+        if self._requires_grad:
+            raise BufferError(
+                f"another library would lose the gradient of a Tensor of shape {self.shape}: hand over x.detach()"
+            )
+        array, backwards = self._data, any(stride < 0 for stride in self._data.strides)
+        if backwards and copy is False:
+            raise BufferError(f"a Tensor of strides {array.strides} runs backwards, and needs a copy")
+        return (array.copy() if backwards or copy else array).__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        """(kind, number) of the device, as DLPack counts them: (1, 0) is the CPU."""
+        return self._data.__dlpack_device__()
+
     def __array_function__(self, fn: Any, _types: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """For numpy.mean(x) and the like: x's own method or the op of that name; else NumPy's function of the values.
         Errors: TypeError where NumPy would lose a gradient, or an op of that name is called otherwise."""

@@ -39,7 +39,7 @@ TOLERANCE = 1e-6
 
 def is_source(path: Path) -> bool:
     """Is it a file or folder of the repository, and no page of the book?"""
-    inside = DOCS in path.parents and DOCS / "_ext" not in path.parents
+    inside = DOCS in path.parents and path.suffix != ".py"
     return path.exists() and ROOT in path.parents and not inside
 
 

@@ -15,7 +15,7 @@ from measure import Run, Unavailable
 
 from tinydiff import backend
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))  # where the twins of the nets are
+sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))  # where the twins of the nets are
 
 import twins  # noqa: E402
 
@@ -42,13 +42,13 @@ def wait() -> None:
 def net_of(name: str) -> Any:
     torch.manual_seed(0)
     makers: dict[str, Callable[[], Any]] = {
-        "concat": lambda: twins.UNet("concat"),
-        "add": lambda: twins.UNet("add"),
-        "conditional": twins.Conditional,
-        "latent": twins.Latent,
-        "autoencoder": twins.Coder,
+        "concat": lambda: twins.ScoreUNet("concat"),
+        "add": lambda: twins.ScoreUNet("add"),
+        "conditional": twins.ConditionalUNet,
+        "latent": twins.LatentUNet,
+        "autoencoder": twins.Autoencoder,
         "quickstart": lambda: twins.Denoiser(
-            twins.ResidualUNet(ours.QUICKSTART_CHANNELS, ours.QUICKSTART_LABELS), ours.SIGMA_DATA
+            twins.UNet(ours.QUICKSTART_CHANNELS, ours.QUICKSTART_LABELS), ours.SIGMA_DATA
         ),
     }
     return makers[name]().to(DEVICE)

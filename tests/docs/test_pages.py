@@ -45,7 +45,7 @@ def test_sessions_and_claims(page: Path) -> None:
 
 
 def pets(folder: Path) -> dict[str, Any]:
-    """Four pictures with the captions of the page."""
+    """Four pictures with the captions of the page, and a file of six more."""
     from PIL import Image
 
     (folder / "pets").mkdir()
@@ -56,6 +56,7 @@ def pets(folder: Path) -> dict[str, Any]:
         Image.fromarray(draw.integers(0, 256, (64, 64, 3)).astype("uint8")).save(folder / "pets" / name)
         rows.append(f'{name},"{caption}"')
     (folder / "pets" / "captions.csv").write_text("\n".join(rows))
+    np.save(folder / "photos.npy", draw.integers(0, 256, (6, 64, 64, 3)).astype("uint8"))
     return {}
 
 
@@ -88,11 +89,14 @@ BEFORE: dict[str, Callable[[Path], dict[str, Any]]] = {
     "docs/samplers.md": samplers,
     "docs/viewer.md": lambda folder: {},
 }
+NEEDS = {"from_pytorch.md": "torch"}  # a package, for the blocks without prompts
 WITH_BLOCKS = [p for p in (ROOT / "README.md", *PAGES) if PLAIN.search(p.read_text())]
 
 
 @pytest.mark.parametrize("page", WITH_BLOCKS, ids=lambda p: p.name)
 def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if page.name in NEEDS:
+        pytest.importorskip(NEEDS[page.name])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(study, "save", functools.partial(study.save, seconds=1.0))  # all checks take half a minute

@@ -15,8 +15,8 @@ from tinydiff.diffusion import VESDE
 from tinydiff.models import tutorial
 
 torch = pytest.importorskip("torch")
+import twins  # noqa: E402
 from compare import TOLERANCE, channels_first, close, compare_gradients  # noqa: E402  after the check that PyTorch is here
-from twins import Coder, Conditional, Latent, UNet, std  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("each_backend")]
 
@@ -26,10 +26,10 @@ STD = VESDE(25.0).marginal_std
 # ---------------------------------------------------------------- comparing
 
 NETS: dict[str, tuple[Callable[[], Any], Callable[[], Any], tuple[int, int, int]]] = {
-    "concat": (lambda: tutorial.ScoreUNet(STD, rng=0), lambda: UNet("concat"), (28, 28, 1)),
-    "add": (lambda: tutorial.ScoreUNet(STD, skips="add", rng=0), lambda: UNet("add"), (28, 28, 1)),
-    "conditional": (lambda: tutorial.ConditionalUNet(STD, rng=0), Conditional, (28, 28, 1)),
-    "latent": (lambda: tutorial.LatentUNet(STD, rng=0), Latent, (10, 10, 4)),
+    "concat": (lambda: tutorial.ScoreUNet(STD, rng=0), lambda: twins.ScoreUNet("concat"), (28, 28, 1)),
+    "add": (lambda: tutorial.ScoreUNet(STD, skips="add", rng=0), lambda: twins.ScoreUNet("add"), (28, 28, 1)),
+    "conditional": (lambda: tutorial.ConditionalUNet(STD, rng=0), twins.ConditionalUNet, (28, 28, 1)),
+    "latent": (lambda: tutorial.LatentUNet(STD, rng=0), twins.LatentUNet, (10, 10, 4)),
 }
 
 
@@ -67,7 +67,7 @@ def test_score_net(name: str, dtype: str, way: str) -> None:
     z = rng.normal(size=(n, *shape)).astype(dtype)
     t = np.array([1e-3, 0.7], dtype)
     labels = np.array([3, 9])
-    s = std(torch.tensor(t)).numpy()[:, None, None, None]
+    s = twins.std(torch.tensor(t)).numpy()[:, None, None, None]
     x = x0 + s * z
 
     given = (labels,) if name in ("conditional", "latent") else ()
@@ -92,7 +92,10 @@ def test_score_net(name: str, dtype: str, way: str) -> None:
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_autoencoder(dtype: str, mode: bool) -> None:
     torch.manual_seed(0)
-    ours, theirs = tutorial.Autoencoder(rng=0).astype(dtype).train(mode), Coder().to(getattr(torch, dtype)).train(mode)
+    ours, theirs = (
+        tutorial.Autoencoder(rng=0).astype(dtype).train(mode),
+        twins.Autoencoder().to(getattr(torch, dtype)).train(mode),
+    )
     theirs.load_state_dict({key: torch.tensor(value) for key, value in interop.to_torch(ours).items()})
     tolerance = TOLERANCE[dtype]
     x = np.random.default_rng(1).random((5, 28, 28, 1)).astype(dtype)

@@ -51,7 +51,7 @@ def test_unet(name: str, dtype: str) -> None:
     channels, labels, context = options.pop("channels"), options.pop("labels"), options.get("context")
     shared = {"embedding": 24, "groups": 4, "heads": 2, **options}
     ours = UNet(channels, widths, labels=labels, rng=0, **shared).astype(dtype)
-    theirs = twins.ResidualUNet(widths, labels, channels=channels, **shared).to(getattr(torch, dtype))
+    theirs = twins.UNet(widths, labels, channels=channels, **shared).to(getattr(torch, dtype))
     move(theirs, ours)
 
     rng, n, tolerance = np.random.default_rng(1), 3, TOLERANCE[dtype]
@@ -107,7 +107,7 @@ def denoisers(dtype: str) -> tuple[Any, Any]:
     """A small text-to-image net within the denoiser, and its twin."""
     net = UNet(3, (8, 16), labels={"digit": 5}, embedding=24, groups=4, heads=2, context=12, rng=0)
     ours = Denoiser(TextToImage(TextEncoder(7, 5, 12, blocks=1, heads=3, rng=0), net), 0.5).astype(dtype)
-    their_net = twins.ResidualUNet(
+    their_net = twins.UNet(
         (8, 16), {"digit": 5}, embedding=24, groups=4, heads=2, context=12, channels=3, attention=(1,)
     )
     theirs = twins.Denoiser(twins.TextToImage(twins.TextEncoder(7, 5, 12, 1, 3), their_net), 0.5)

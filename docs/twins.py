@@ -1,5 +1,13 @@
-"""The nets of the lineage in plain PyTorch, channels first, written from the figures of the tutorial without looking at
-tinydiff.models.tutorial. For the parity tests and the benchmarks."""
+"""The nets of tinydiff in plain PyTorch, channels first: the same names of classes and weights, so that a checkpoint of
+one is a checkpoint of the other.
+
+    net = twins.ScoreUNet("concat")
+    net.load_state_dict({name: torch.tensor(a) for name, a in interop.to_torch(ours).items()})
+
+Copy this file beside your own program; it needs PyTorch alone. docs/from_pytorch.md says more. The nets of the tutorial
+were written from its figures, without looking at tinydiff.models.tutorial, because the tests compare the two: output,
+loss and every gradient (tests/parity).
+"""
 
 from __future__ import annotations
 
@@ -25,7 +33,9 @@ class FourierFeatures(torch.nn.Module):
         return torch.cat([torch.sin(a), torch.cos(a)], dim=-1)
 
 
-class UNet(torch.nn.Module):
+class ScoreUNet(torch.nn.Module):
+    """models.tutorial.ScoreUNet. skips: "concat" or "add"."""
+
     def __init__(self, skips: str):
         super().__init__()
         conv, tconv, lin, norm = torch.nn.Conv2d, torch.nn.ConvTranspose2d, torch.nn.Linear, torch.nn.GroupNorm
@@ -95,7 +105,9 @@ class Spatial(torch.nn.Module):
         return self.transformer(tokens, c).transpose(1, 2).reshape(x.shape) + x
 
 
-class Conditional(UNet):
+class ConditionalUNet(ScoreUNet):
+    """models.tutorial.ConditionalUNet."""
+
     def __init__(self) -> None:
         super().__init__("add")
         self.cond_embed = torch.nn.Embedding(10, 256)
@@ -106,7 +118,9 @@ class Conditional(UNet):
         return self.run(x, t, lambda h: self.attn3(h, c), lambda h: self.attn4(h, c))
 
 
-class Coder(torch.nn.Module):
+class Autoencoder(torch.nn.Module):
+    """models.tutorial.Autoencoder."""
+
     def __init__(self) -> None:
         super().__init__()
         conv, tconv, norm, silu = torch.nn.Conv2d, torch.nn.ConvTranspose2d, torch.nn.BatchNorm2d, torch.nn.SiLU
@@ -122,7 +136,9 @@ class Coder(torch.nn.Module):
         return self.decoder(self.encoder(x))
 
 
-class Latent(torch.nn.Module):
+class LatentUNet(torch.nn.Module):
+    """models.tutorial.LatentUNet."""
+
     def __init__(self) -> None:
         super().__init__()
         conv, tconv, lin, norm = torch.nn.Conv2d, torch.nn.ConvTranspose2d, torch.nn.Linear, torch.nn.GroupNorm
@@ -196,8 +212,9 @@ class SpatialTransformer(torch.nn.Module):
         return self.block(tokens, *seen, **masks).mT.reshape(x.shape)
 
 
-class ResidualUNet(torch.nn.Module):
-    """Each level, on either way, is a list of pairs: a residual block, and the transformer that follows it or None."""
+class UNet(torch.nn.Module):
+    """models.unet.UNet: ours. Each level, on either way, is a list of pairs: a residual block, and the transformer that
+    follows it or None."""
 
     def __init__(
         self,
@@ -288,7 +305,8 @@ def shuffle(x: Any, patch: int) -> Any:
 
 
 class TextEncoder(torch.nn.Module):
-    """A transformer of PyTorch on words and places; padding, the number 0, counts at the first place alone."""
+    """models.text.TextEncoder: a transformer of PyTorch on words and places; padding, the number 0, counts at the first
+    place alone."""
 
     def __init__(self, size: int, length: int, features: int, blocks: int, heads: int):
         super().__init__()
@@ -308,6 +326,8 @@ class TextEncoder(torch.nn.Module):
 
 
 class TextToImage(torch.nn.Module):
+    """models.text.TextToImage."""
+
     def __init__(self, encoder: Any, net: Any):
         super().__init__()
         self.encoder, self.net = encoder, net
@@ -317,7 +337,7 @@ class TextToImage(torch.nn.Module):
 
 
 class Classifier(torch.nn.Module):
-    """For images whose last resolution has so many pixels."""
+    """models.classifier.Classifier, for images whose last resolution has so many pixels."""
 
     def __init__(
         self,
@@ -358,7 +378,7 @@ def perceptual_distance(layers: list[Any], others: list[Any]) -> Any:
 
 
 class Denoiser(torch.nn.Module):
-    """The preconditioning of Karras et al. 2022, equation 7."""
+    """diffusion.Denoiser: the preconditioning of Karras et al. 2022, equation 7."""
 
     def __init__(self, net: Any, sigma_data: float):
         super().__init__()
