@@ -201,8 +201,7 @@ def trained(args, path):
             args.out / "loss.png",
             x="step",
             title=f"EDM loss of latents, {Path(args.data).name}",
-            reference={record["step"]: record["validation"] for record in state.records},
-            reference_label="validation, averaged weights",
+            validation_label="validation, averaged weights",
         )
 
     wanted = args.images or LEARNED * 64**2 / np.prod(args.shape[:2])
@@ -294,8 +293,9 @@ def paint(space, denoiser, tokenizer, prompts, args):
     tokens = np.repeat(tokenizer.encode(prompts), args.samples, axis=0)  # (prompts * samples, L)
     weights = args.sweep or [args.guidance]
     rows = [samples_of(space, denoiser, tokenizer, tokens, weight, args) for weight in weights]
-    labels = prompts if not args.sweep else [f"{p}, {w:g}" for w in args.sweep for p in prompts]
-    plot.image_grid(np.concatenate(rows), args.out / "samples.png", rows=len(labels), row_labels=labels, low=-1, high=1)
+    labels = prompts if not args.sweep else [f"guidance {weight:g}" for weight in args.sweep]
+    plot.image_grid(np.concatenate(rows), args.out / "samples.png", rows=len(labels), row_labels=labels, low=-1, high=1,
+                    title=prompts[0] if args.sweep else None)  # fmt: skip
     print(f"\n{args.out / 'samples.png'} painted in {time.monotonic() - began:.0f} s", file=sys.stderr)
 
 

@@ -193,8 +193,7 @@ def trained(args, path):
             args.out / "loss.png",
             x="step",
             title=f"EDM loss, {Path(args.data).name}",
-            reference={record["step"]: record["validation"] for record in state.records},
-            reference_label="validation, averaged weights",
+            validation_label="validation, averaged weights",
         )
 
     wanted = args.images or WORK * 28**2 / np.prod(args.shape[:2])
@@ -323,8 +322,9 @@ def paint(denoiser, tokenizer, prompts, args, steps):
     began = time.monotonic()
     tokens = np.repeat(tokenizer.encode(prompts), args.samples, axis=0)  # (prompts * samples, L)
     rows = [samples_of(denoiser, tokenizer, tokens, weight, args, steps) for weight in args.sweep or [args.guidance]]
-    labels = prompts if not args.sweep else [f"{p}, {w:g}" for w in args.sweep for p in prompts]
-    plot.image_grid(np.concatenate(rows), args.out / "samples.png", rows=len(labels), row_labels=labels, low=-1, high=1)
+    labels = prompts if not args.sweep else [f"guidance {weight:g}" for weight in args.sweep]
+    plot.image_grid(np.concatenate(rows), args.out / "samples.png", rows=len(labels), row_labels=labels, low=-1, high=1,
+                    title=prompts[0] if args.sweep else None)  # fmt: skip
     print(f"\n{args.out / 'samples.png'} painted in {time.monotonic() - began:.0f} s", file=sys.stderr)
 
 
@@ -421,7 +421,9 @@ def draw_maps(denoiser, tokenizer, prompt, args, columns=6):
         share = shares[..., i] / shares[..., i].max()
         large = np.kron(share, np.ones((1, side, side)))  # (columns, H, W)
         rows += [*np.broadcast_to(2 * large[..., None] - 1, (*large.shape, 3)), picture]
-    plot.image_grid(np.stack(rows), args.out / "maps.png", rows=len(words), row_labels=words, low=-1, high=1)
+    names = [*(f"pass {i + 1}" for i in passes), "the picture"]
+    plot.image_grid(np.stack(rows), args.out / "maps.png", rows=len(words), row_labels=words, column_labels=names, low=-1,
+                    high=1)  # fmt: skip
     print(f"{args.out / 'maps.png'}", file=sys.stderr)
 
 

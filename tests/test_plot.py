@@ -177,7 +177,7 @@ def drawn(monkeypatch, tmp_path, *arguments, **options):
 def test_loss_curve_draws_ours_theirs_and_the_scale(monkeypatch, tmp_path):
     axes = drawn(monkeypatch, tmp_path, RECORDS, reference=tutorial.PUBLISHED_LOSS["add"], levels=tutorial.SIMPLE_LOSS)
     lines = {line.get_label(): line.get_xydata() for line in axes.lines}
-    np.testing.assert_allclose(lines["this run"], [(r["epoch"], r["loss"]) for r in RECORDS])
+    np.testing.assert_allclose(lines["training"], [(r["epoch"], r["loss"]) for r in RECORDS])
     assert lines["published"].tolist()[-1] == [74, 24.75]
     assert len(axes.lines) == 2 + len(tutorial.SIMPLE_LOSS)
     assert axes.get_yscale() == "log" and axes.get_xlabel() == "epoch"
@@ -221,7 +221,7 @@ def test_a_curve_of_numpy_scalars_and_tensors(numpy_backend, monkeypatch, tmp_pa
     records = [{"epoch": np.int64(0), "loss": np.float32(2)}, {"epoch": np.float64(1), "loss": Tensor(np.ones(()))}]
     axes = drawn(monkeypatch, tmp_path, records, reference={np.int64(1): np.float64(3)}, levels={"one": np.float32(1)})
     lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
-    assert lines["this run"] == [[0, 2], [1, 1]] and lines["published"] == [[1, 3]]
+    assert lines["training"] == [[0, 2], [1, 1]] and lines["published"] == [[1, 3]]
 
 
 @pytest.mark.parametrize("kind", ["svg", "pdf"])
