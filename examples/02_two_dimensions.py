@@ -162,7 +162,7 @@ def draw_samples(net, rng, path):
     figure.set_layout_engine("tight", rect=(0, 0.08, 1, 1))
     figure.legend(
         [*dots, lines.legend_elements()[0][0], *start, *end],
-        [f"{n:,} points", "exact density: 2, 15, 50 and 85 % of its maximum", "start of a way, t = 1", "its end, t = 0"],
+        [f"{n:,} points", "exact density: 2, 15, 50 and 85 % of its maximum", "start, t = 1", "end, t = 0"],
         loc="lower center", ncols=4, frameon=False, fontsize=8,
     )  # fmt: skip
     plot.save(figure, path)

@@ -422,8 +422,8 @@ def draw_maps(denoiser, tokenizer, prompt, args, columns=6):
         large = np.kron(share, np.ones((1, side, side)))  # (columns, H, W)
         rows += [*np.broadcast_to(2 * large[..., None] - 1, (*large.shape, 3)), picture]
     names = [*(f"pass {i + 1}" for i in passes), "the picture"]
-    plot.image_grid(np.stack(rows), args.out / "maps.png", rows=len(words), row_labels=words, column_labels=names, low=-1,
-                    high=1)  # fmt: skip
+    plot.image_grid(np.stack(rows), args.out / "maps.png", rows=len(words), row_labels=words, column_labels=names,
+                    low=-1, high=1)  # fmt: skip
     print(f"{args.out / 'maps.png'}", file=sys.stderr)
 
 

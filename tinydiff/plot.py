@@ -23,7 +23,7 @@ from .saving import write_atomically
 
 # Colours that differ for colour-blind readers too: Okabe and Ito 2008, "Color universal design". RED is vermilion.
 INK, FAINT, BLUE, RED = "#222222", "#767676", "#0072b2", "#d55e00"
-COLOURS = (BLUE, RED, "#009e73", "#cc79a7", "#56b4e9")  # for lines beside each other
+COLOURS = (BLUE, RED, "#009e73", "#56b4e9", INK)  # for lines beside each other
 
 
 def image_grid(
@@ -108,7 +108,7 @@ def _sheet(
     dpi = 100
     height, width = (side * scale / dpi for side in sheet.shape[:2])  # inches, as all lengths here
     down, across = (side * scale / dpi for side in pitch)
-    size = min([9.0, *(72 * down / 1.3 / len(label.splitlines() or [""]) for label in rows)])  # so that all lines fit
+    size = min([9.0, *(72 * down / 1.4 / len(label.splitlines() or [""]) for label in rows)])  # so that all lines fit
     upright = any(text_width(word, 8) > across - 0.04 for label in columns for word in label.split())
     names = list(columns) if upright else [_broken(label, across - 0.04, 8) for label in columns]
     tall = [text_width(name, 8) if upright else 8 * 1.3 / 72 * len(name.splitlines()) for name in names]
@@ -116,7 +116,8 @@ def _sheet(
     left = math.ceil(dpi * max([text_width(label, size) + 0.16 for label in rows], default=0)) / dpi
     above = math.ceil(dpi * max([length + 0.08 for length in tall], default=0)) / dpi
     top = above + (0.3 if title else 0.0)
-    beside = math.ceil(dpi * max(0.0, text_width(title or "", 10) + 0.2 - left - width) / 2) / dpi  # for a long title
+    over = text_width(title, 10) + 0.2 - left - width if title else 0.0
+    beside = math.ceil(dpi * max(over, 0.0) / 2) / dpi  # for a long title
     figure = new_figure(left + width + 2 * beside, top + height, dpi)
     whole = left + width + 2 * beside, top + height
     axes = figure.add_axes(((left + beside) / whole[0], 0, width / whole[0], height / whole[1]))
@@ -274,7 +275,7 @@ def matrix(
         axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white" if strong else INK)
     frame(axes, title)
     axes.spines[:].set_visible(False)
-    figure.set_layout_engine("tight")
+    figure.tight_layout()  # once: a layout engine would move things a little at every drawing
     return save(figure, path)
 
 
