@@ -281,7 +281,10 @@ def test_names_of_lines_do_not_touch_each_other_nor_a_line(tmp_path, last):
     figure = plot.loss_curve(records, tmp_path / "a.png", levels=levels, reference={0: 1.061, 299: 0.991})
     (axes,) = figure.axes
     assert len(axes.texts) == 8 and all_apart(figure, [*axes.texts, axes.title])
-    assert min(box[0] for box in boxes(figure, axes.texts)) > axes.bbox.x1
+    found = np.array(boxes(figure, axes.texts))
+    assert (found[:, 0] > axes.bbox.x1).all()
+    middles = (found[:, 1] + found[:, 3]) / 2
+    assert (middles >= axes.bbox.y0).all() and (middles <= axes.bbox.y1).all()
     by_height = [float(text.get_text().rsplit(", ", 1)[1]) for text in sorted(axes.texts, key=lambda t: t.xyann[1])]
     assert by_height == sorted(by_height)
 

@@ -9,9 +9,11 @@ import pytest
 from test_nothing_lost import checkpoint, nan_gradient, poisoned
 from test_training import DropoutTask, Task, Terminal, X, call_at, log_of, without_time
 
-from tinydiff import Rng, backend, nn, ops, tensor
+from tinydiff import Rng, backend, nn, ops, tensor, training_log
+from tinydiff.data.batches import Batches
 from tinydiff.optim import SGD
-from tinydiff.training import read_log, train, write_csv
+from tinydiff.training import TrainState, read_log, train, write_csv
+from tinydiff.training_log import Progress
 
 HELD = np.random.default_rng(1).normal(size=(7, 3)).astype(np.float32)
 SEEN = HELD @ np.array([[1.0], [-2.0], [0.5]], np.float32)
@@ -191,22 +193,40 @@ class Cell(Terminal):
 
 @pytest.mark.parametrize("stream", [Cell, Terminal])
 def test_one_line_renews_itself(monkeypatch, stream):
-    from tinydiff import training_log
-
     now = [0.0]
     monkeypatch.setattr(training_log.time, "monotonic", lambda: now[0])
     task = Task(at=lambda calls: now.__setitem__(0, now[0] + 2.0))
     task.stream = stream()
     task.train(epochs=2, validation=(HELD, SEEN))
-    screen = []
-    for line in task.stream.getvalue().split("\n"):
-        shown = ""
-        for text in line.split("\r"):  # what comes later stands over what was there, and clears no more than itself
-            shown = text + shown[len(text) :]
-        screen.append(shown.rstrip())
+    screen = seen(task.stream.getvalue())
     assert len(screen) == 3 and screen[2] == "" and "\033" not in task.stream.getvalue()
     for epoch, (line, record) in enumerate(zip(screen, task_records(task))):
         assert line.startswith(f"epoch {epoch}  step {3 * epoch + 3}  loss {record} ") and line.endswith(" left")
+
+
+def seen(printed):
+    """The lines on the screen: what comes later stands over what was there, and clears no more than itself."""
+    screen = []
+    for line in printed.split("\n"):
+        shown = ""
+        for text in line.split("\r"):
+            shown = text + shown[len(text) :]
+        screen.append(shown.rstrip())
+    return screen
+
+
+def test_a_shorter_line_clears_a_longer_one():
+    stream = Cell()
+    progress = Progress(TrainState(), Batches(10, 4, seed=0), 1, {}, stream)
+    for text, stays in (
+        ("a long line", False),
+        ("short", False),
+        ("a longer one", False),
+        ("stays", True),
+        ("x", True),
+    ):
+        progress.say(text, stays)
+    assert seen(stream.getvalue()) == ["stays", "x", ""]
 
 
 def task_records(task):
