@@ -26,7 +26,7 @@ from tinydiff.optim import EMA, Adam, cosine, warmup
 
 TIMES = (0.02, 0.1, 0.3, 1.0)  # at which the learned score is drawn
 PALE = "#c9d8e6"  # histograms
-SHADES = {"two standard deviations": "#eef3f8", "one": "#dbe7f2"}
+SHADES = {"within two standard deviations": "#eef3f8", "within one": "#dbe7f2"}
 
 
 def main() -> int:

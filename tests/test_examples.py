@@ -257,7 +257,6 @@ def validation_by_hand(folder, out):
     pictures = data.folder(folder, size=(24, 16))  # of these the hash chooses none, so the first is held out
     x0, tokens = data.to_float(pictures.images[[0] * 512], -1, 1), tokenizer.encode(pictures.captions[:1] * 512)
     rng = Rng(0).child("validation")
-    rng.permutation(1)
     with ema.applied(), no_grad():
         x0, tokens = map(backend.to_device, (x0, tokens))
         return edm_loss(denoiser, x0, rng, mean=0.3, std=1.4, tokens=tokens).item()
