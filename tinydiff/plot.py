@@ -113,7 +113,7 @@ def _sheet(
     names = list(columns) if upright else [_broken(label, across - 0.04, 8) for label in columns]
     tall = [text_width(name, 8) if upright else 8 * 1.3 / 72 * len(name.splitlines()) for name in names]
     # Whole pixels, so that none of the images is smeared over two.
-    left = math.ceil(dpi * max([text_width(label, size) + 0.16 for label in rows], default=0)) / dpi
+    left = math.ceil(dpi * max([text_width(label, size) + 0.2 for label in rows], default=0)) / dpi
     above = math.ceil(dpi * max([length + 0.08 for length in tall], default=0)) / dpi
     top = above + (0.3 if title else 0.0)
     over = text_width(title, 10) + 0.2 - left - width if title else 0.0
