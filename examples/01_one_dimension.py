@@ -25,7 +25,8 @@ from tinydiff.models.fourier import ScoreMLP
 from tinydiff.optim import EMA, Adam, cosine, warmup
 
 TIMES = (0.02, 0.1, 0.3, 1.0)  # at which the learned score is drawn
-PALE = "#c9d8e6"
+PALE = "#c9d8e6"  # histograms
+SHADES = {"within two standard deviations": "#eef3f8", "within one": "#dbe7f2"}
 
 
 def main() -> int:
@@ -77,13 +78,15 @@ def learn(exact, steps, rng):
     for step in range(steps):
         optimizer.lr = 5e-3 * schedule(step)
         x0 = exact.mixture.sample(512, rng).reshape((512, 1))
+        noise = rng.copy()  # to measure another score with the same noise
         optimizer.zero_grad()
         loss = score_matching_loss(net, x0, sde, rng)
         loss.backward()
         optimizer.step()
         ema.update()
         if (step + 1) % 1000 == 0:
-            print(f"step {step + 1}  loss {loss.item():.3f}")
+            best = score_matching_loss(exact.score, x0, sde, noise)
+            print(f"step {step + 1}  loss {loss.item():.3f}, of the exact score {best.item():.3f}")
     ema.copy_to(net)
     print(f"the network learned in {time.monotonic() - began:.0f} s")
     return net
@@ -105,9 +108,9 @@ def score_of(net):
 
 def draw_walks(walks, exact, path, what, height):
     """Two rows, forward and reverse: the density at the start, five walks, the density at the end."""
-    figure = plot.new_figure(9.5, 5.6)
+    figure = plot.new_figure(9.5, 6.0)
     grid = figure.add_gridspec(
-        2, 3, width_ratios=(1, 4, 1), wspace=0.06, hspace=0.5, left=0.07, right=0.98, top=0.94, bottom=0.1
+        2, 3, width_ratios=(1, 4, 1), wspace=0.06, hspace=0.5, left=0.07, right=0.98, top=0.94, bottom=0.17
     )
     titles = f"forward: from {what} to noise", f"reverse: from noise to {what}"
     for row, ((times, x), title) in enumerate(zip(walks, titles)):
@@ -115,9 +118,10 @@ def draw_walks(walks, exact, path, what, height):
         t, x = np.array(times), to_host(x)
         if not exact.mixture.variances.any():  # a point: one and two standard deviations around it
             spread = np.array([exact.process.marginal_std(float(u)) for u in t])
-            for n, shade in ((2, "#eef3f8"), (1, "#dbe7f2")):
-                middle.fill_between(t, -n * spread, n * spread, color=shade, linewidth=0)
-        middle.plot(t, x[:, :5], linewidth=0.9)
+            for n, (name, shade) in zip((2, 1), SHADES.items()):
+                middle.fill_between(t, -n * spread, n * spread, color=shade, linewidth=0, label=name)
+        for i, colour in enumerate(plot.COLOURS):
+            middle.plot(t, x[:, i : i + 1], color=colour, linewidth=0.9, label="" if i else "five of the walks")
         middle.set_xlim(t[0], t[-1])
         middle.set_ylim(-height, height)
         middle.tick_params(labelleft=False)
@@ -131,7 +135,17 @@ def draw_walks(walks, exact, path, what, height):
                 axes.set_ylabel("x")
             else:
                 axes.tick_params(labelleft=False)
+    draw_key(figure)
     plot.save(figure, path)
+
+
+def draw_key(figure):
+    """What the lines and areas of all panels mean, once each, along the lower edge."""
+    key = {}
+    for axes in figure.axes:
+        for handle, name in zip(*axes.get_legend_handles_labels()):
+            key.setdefault(name, handle)
+    figure.legend(list(key.values()), list(key), loc="lower center", ncols=len(key), frameon=False, fontsize=9)
 
 
 def draw_density(axes, x, exact, times, i):
@@ -143,8 +157,10 @@ def draw_density(axes, x, exact, times, i):
     else:
         at = t if exact.mixture.variances.all() or t > 0 else float(times[i - 1])
         grid = np.linspace(-span, span, 601)
-        axes.hist(x, bins=np.linspace(-span, span, 81), density=True, orientation="horizontal", color=PALE)
-        axes.plot(to_host(exact.density(to_device(grid), at)), grid, color=plot.RED, linewidth=1.3)
+        axes.hist(x, bins=np.linspace(-span, span, 81), density=True, orientation="horizontal", color=PALE,
+                  label=f"all {len(x):,} walks")  # fmt: skip
+        density = to_host(exact.density(to_device(grid), at))
+        axes.plot(density, grid, color=plot.RED, linewidth=1.3, label="exact density")
         if at != t:
             axes.text(0.5, 0.7, "the noise of\nthe last step", transform=axes.transAxes, ha="center", fontsize=8)
     axes.set_xticks([])
@@ -154,7 +170,7 @@ def draw_density(axes, x, exact, times, i):
 
 def draw_learned(net, exact, samples, path):
     """The score, learned and exact, where the data are at four times; and what the learned one makes of noise."""
-    figure = plot.new_figure(12.5, 3.1)
+    figure = plot.new_figure(12.5, 3.5)
     for i, t in enumerate(TIMES):
         axes = figure.add_subplot(1, 5, i + 1)
         x = np.linspace(-25, 25, 4001)
@@ -164,22 +180,20 @@ def draw_learned(net, exact, samples, path):
         truth = to_host(exact.score(to_device(x), t))
         learned = to_host(score_of(net)(to_device(x.astype(np.float32)), t))
         low, high = truth.min() * 1.2, truth.max() * 1.2
-        axes.fill_between(x, low, low + density / density.max() * (high - low) * 0.4, color="#e3eaf1")
+        here = low + density / density.max() * (high - low) * 0.4
+        axes.fill_between(x, low, here, color="#e3eaf1", label="density at that time, not to scale")
         axes.plot(x, truth, color=plot.RED, linewidth=1.4, label="exact")
         axes.plot(x, learned, color=plot.BLUE, linewidth=1.4, linestyle=(0, (4, 2)), label="learned")
         axes.set_ylim(low, high)
         plot.frame(axes, f"t = {t:g}", x="x", y="score" if i == 0 else "")
-        if i == 0:
-            axes.legend(frameon=False, fontsize=8, loc="upper right")
     axes = figure.add_subplot(1, 5, 5)
     x = np.linspace(-5, 5, 501)
     density = to_host(exact.density(to_device(x), 0.0))
     axes.hist(to_host(samples), bins=np.linspace(-5, 5, 81), density=True, color=PALE, label="made from noise")
-    axes.plot(x, density, color=plot.RED, linewidth=1.4, label="data, exact")
-    axes.set_ylim(0, density.max() * 1.45)
-    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    axes.plot(x, density, color=plot.RED, linewidth=1.4, label="exact")
     plot.frame(axes, "t = 0", x="x", y="density")
-    figure.set_layout_engine("tight", w_pad=1.6)
+    figure.set_layout_engine("tight", w_pad=1.6, rect=(0, 0.09, 1, 1))
+    draw_key(figure)
     plot.save(figure, path)
 
 

@@ -135,7 +135,7 @@ def draw_samples(net, rng, path):
                   callback=lambda *a: frames.append(a))  # fmt: skip
     ways = np.stack([to_host(x[:WAYS]) for _, _, x, _ in frames] + [to_host(made[:WAYS])])  # (302, 5, 2)
     data = to_host(MIXTURE.sample(n, rng.child("data")))
-    figure = plot.new_figure(11, 3.1, dpi=100)
+    figure = plot.new_figure(11, 3.5, dpi=100)
     panels = [
         ("noise, t = 1", to_host(frames[0][2]), 28),
         ("the way back of five", None, 17),
@@ -145,20 +145,26 @@ def draw_samples(net, rng, path):
     for i, (title, points, half) in enumerate(panels):
         axes = figure.add_subplot(1, 4, i + 1)
         if points is None:
-            axes.plot(ways[..., 0], ways[..., 1], linewidth=0.9)
-            axes.plot(*ways[0].T, "o", color=plot.INK, markersize=4, markerfacecolor="white")
-            axes.plot(*ways[-1].T, "o", color=plot.INK, markersize=4)
+            for way, colour in enumerate(plot.COLOURS):
+                axes.plot(*ways[:, way].T, color=colour, linewidth=0.9)
+            start = axes.plot(*ways[0].T, "o", color=plot.INK, markersize=4, markerfacecolor="white")
+            end = axes.plot(*ways[-1].T, "o", color=plot.INK, markersize=4)
         else:
-            axes.plot(*points.T, ".", color=plot.BLUE, markersize=1.5)
+            dots = axes.plot(*points.T, ".", color=plot.BLUE, markersize=1.5)
             density = to_host(EXACT.density(to_device(window(half, 121)), 1.0 if i == 0 else 0.0)).reshape(121, 121)
             levels = density.max() * np.array([0.02, 0.15, 0.5, 0.85])
-            axes.contour(density, levels=levels, extent=extent(half), colors=plot.RED, linewidths=0.9)
+            lines = axes.contour(density, levels=levels, extent=extent(half), colors=plot.RED, linewidths=0.9)
         axes.set_xlim(extent(half)[:2])
         axes.set_ylim(extent(half)[2:])
         axes.set_aspect("equal")
         plot.frame(axes, title, x="$x_1$", y="$x_2$" if i == 0 else "")
         axes.tick_params(labelsize=8)
-    figure.set_layout_engine("tight")
+    figure.set_layout_engine("tight", rect=(0, 0.08, 1, 1))
+    figure.legend(
+        [*dots, lines.legend_elements()[0][0], *start, *end],
+        [f"{n:,} points", "exact density: 2, 15, 50 and 85 % of its maximum", "start, t = 1", "end, t = 0"],
+        loc="lower center", ncols=4, frameon=False, fontsize=8,
+    )  # fmt: skip
     plot.save(figure, path)
 
 

@@ -115,9 +115,9 @@ def compare(model, ema, sde, args):
     def row(method, steps=None, label=""):
         counted = Counted(model)
         x = sample(counted, (10, 28, 28, 1), sde, Rng(args.seed).child("samples"), method=method, steps=steps)
-        names.append(f"{method.name}, {counted.nfe}{label}")
+        names.append(f"{method.name}\n{counted.nfe} evaluations{label}")
         rows.append(backend.to_host(x))
-        print(names[-1], file=sys.stderr)
+        print(f"{method.name}, {counted.nfe}{label}", file=sys.stderr)
 
     few = [method for name, method in METHODS.items() if name != "rk45"]
     with ema.applied():

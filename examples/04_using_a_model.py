@@ -27,6 +27,7 @@ import numpy as np
 
 from tinydiff import Rng, data, plot
 from tinydiff.backend import to_device, to_host
+from tinydiff.data.glyphs import ATTRIBUTES
 from tinydiff.diffusion import (
     METHODS,
     Counted,
@@ -56,9 +57,8 @@ def main() -> int:
     sde = KarrasSDE()
     rows = compare(denoiser, sde, args) if args.compare else use(denoiser, sde, images, digits, args)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    plot.image_grid(
-        np.concatenate(list(rows.values())), args.out, rows=len(rows), row_labels=list(rows), low=-1, high=1
-    )
+    plot.image_grid(np.concatenate(list(rows.values())), args.out, rows=len(rows), row_labels=list(rows), low=-1,
+                    high=1, column_labels=ATTRIBUTES["digit"] if args.compare else None)  # fmt: skip
     print(f"{args.out} after {time.monotonic() - began:.0f} s", file=sys.stderr)
     return 0
 
@@ -115,7 +115,7 @@ def compare(denoiser, sde, args):
             options = {"method": method, "steps": steps_for(method, args.compare), "timesteps": karras_times}
         counted = Counted(model)
         x = sample(counted, (10, 28, 28, 1), sde, Rng(args.seed).child("samples"), eps=EPS, **options)
-        rows[f"{name}, {counted.nfe}"] = to_host(x)
+        rows[f"{name}\n{counted.nfe} evaluations"] = to_host(x)
         print(f"{name}, {counted.nfe} evaluations", file=sys.stderr)
     return rows
 

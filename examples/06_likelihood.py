@@ -42,6 +42,7 @@ def main() -> int:
     d = images[0].size
     test = common.images(args, "test")[..., None]
     levels = {"each pixel by itself": by_itself(images, test), **(PUBLISHED if args.data == "mnist" else {})}
+    shown = test[:256]  # for the curve of the bound on images that it does not learn from
 
     def loss(greys, rng, sample_offset):
         """In bits per dimension."""
@@ -53,11 +54,11 @@ def main() -> int:
         )
 
     def pictures(state):
-        title = f"bits per dimension, {args.data}"
-        plot.loss_curve(state.records, args.out / "loss.png", x="step", levels=levels, title=title)
+        draw_loss(state.records, levels, args)
 
     if args.measure:
-        common.load_checkpoint(args.out / "checkpoint.npz", "--channels and --fourier", model=model, ema=ema)
+        state = common.load_checkpoint(args.out / "checkpoint.npz", "--channels and --fourier", model=model, ema=ema)
+        records = state["run"]["records"]
     else:
         steps = args.epochs * -(-len(images) // args.batch_size)
         print(f"{model.count():,} parameters, {args.epochs} rounds of {len(images):,} images; pictures and log go to "
@@ -71,6 +72,7 @@ def main() -> int:
             batch_size=args.batch_size,
             microbatch=args.microbatch,
             threads=args.threads,
+            validation=shown,
             seed=args.seed,
             schedule=warmup(100, cosine(steps)),
             schedule_by="step",
@@ -83,10 +85,20 @@ def main() -> int:
         )
         if state.exit_code:
             return state.exit_code  # 130: Ctrl-C, 143: SIGTERM, 74: not saved
+        records = state.records
     with ema.applied():
         draw_samples(model, sde, args)
-        measure(model, sde, images, test[: args.bits], args)
+        measured = measure(model, sde, images, test[: args.bits], args)
+    draw_loss(records, {"this net, by the ODE": measured, **levels}, args)
     return 0
+
+
+def draw_loss(records, levels, args):
+    """loss.png: the bound, on the images of training and on others; the levels are of test images."""
+    plot.loss_curve(
+        records, args.out / "loss.png", x="step", levels=levels, title=f"bits per dimension, {args.data}",
+        label="bound, training images", validation_label="bound, test images",
+    )  # fmt: skip
 
 
 def dequantised(greys, rng, sample_offset=0):
@@ -112,15 +124,17 @@ def draw_samples(model, sde, args):
 
 
 def measure(model, sde, train, test, args):
-    """Bits per dimension of test images (n, 28, 28, 1), and of each pixel by itself; bits.txt."""
+    """Bits per dimension of test images (n, 28, 28, 1), and of each pixel by itself; bits.txt. Returns the first."""
     bits = bits_per_dimension(
         model, test, sde, Rng(args.seed).child("bits"), low=LOW, high=HIGH, eps=EPS, rtol=args.rtol, atol=args.rtol,
         threads=args.threads, progress=common.show_bits,
     )  # fmt: skip
-    line = f"{average(bits)} bits per dimension on {len(test)} test images, to a tolerance of {args.rtol:g}"
+    found = average(bits)
+    line = f"{found} bits per dimension on {len(test)} test images, to a tolerance of {args.rtol:g}"
     line += f"; each pixel by itself {by_itself(train, test):.4f}"
     print(f"\n{line}", file=sys.stderr)
     (args.out / "bits.txt").write_text(line + "\n")
+    return found.mean
 
 
 def arguments():

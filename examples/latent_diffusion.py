@@ -42,11 +42,11 @@ from text_to_image import (
     check_same,
     check_shape,
     draw_words,
+    for_validation,
     guided,
     judge_samples,
     parse_painting,
     some_of,
-    validation_loss,
 )
 
 from tinydiff import Rng, data, plot, saving
@@ -183,33 +183,32 @@ def trained(args, path):
         common.leave_unscaled(space)
     latents = cached_latents(space, images)  # (N, h, w, C), once
     tokens = tokenizer.encode(captions)  # (N, L)
-    validation = latents[held], tokens[held]
+    held_out = latents[held], tokens[held]
     latents, tokens = latents[~held], tokens[~held]
     denoiser, ema = new_model(tokenizer, args)
 
     def loss(z0, tokens, rng, sample_offset):
-        tokens = drop_prompts(tokens, CAPTION_DROPOUT, rng, sample_offset=sample_offset)
+        if denoiser.training:
+            tokens = drop_prompts(tokens, CAPTION_DROPOUT, rng, sample_offset=sample_offset)
         return loss_of(denoiser, z0, tokens, rng, sample_offset)
 
     def pictures(state):
-        with ema.applied():
-            state.records[-1]["validation"] = validation_loss(denoiser, loss_of, *validation, args.seed)
-            if state.step % 1000 == 0:
+        if state.step % 1000 == 0:
+            with ema.applied():
                 paint(space, denoiser, tokenizer, args.preview, args)
         plot.loss_curve(
             state.records,
             args.out / "loss.png",
             x="step",
             title=f"EDM loss of latents, {Path(args.data).name}",
-            reference={record["step"]: record["validation"] for record in state.records},
-            reference_label="validation, averaged weights",
+            validation_label="validation, averaged weights",
         )
 
     wanted = args.images or LEARNED * 64**2 / np.prod(args.shape[:2])
     epochs = max(1, round(wanted / len(latents)))
     steps = epochs * -(-len(latents) // args.batch_size)
     print(f"the diffusion: {denoiser.count():,} parameters, {len(tokenizer.words)} words, {len(latents):,} pictures, "
-          f"{len(validation[0]):,} held out; pictures go to {args.out}", file=sys.stderr)  # fmt: skip
+          f"{len(held_out[0]):,} held out; pictures go to {args.out}", file=sys.stderr)  # fmt: skip
     began = args.out / "checkpoint.npz"
     if args.resume and began.exists():
         check_resumed(began, denoiser, tokenizer)
@@ -222,6 +221,7 @@ def trained(args, path):
         batch_size=args.batch_size,
         microbatch=args.microbatch,
         threads=args.threads,
+        validation=for_validation(held_out, args.seed),
         seed=args.seed,
         schedule=warmup(min(200, -(-steps // 10)), cosine(steps)),
         schedule_by="step",
@@ -294,8 +294,9 @@ def paint(space, denoiser, tokenizer, prompts, args):
     tokens = np.repeat(tokenizer.encode(prompts), args.samples, axis=0)  # (prompts * samples, L)
     weights = args.sweep or [args.guidance]
     rows = [samples_of(space, denoiser, tokenizer, tokens, weight, args) for weight in weights]
-    labels = prompts if not args.sweep else [f"{p}, {w:g}" for w in args.sweep for p in prompts]
-    plot.image_grid(np.concatenate(rows), args.out / "samples.png", rows=len(labels), row_labels=labels, low=-1, high=1)
+    labels = prompts if not args.sweep else [f"guidance {weight:g}" for weight in args.sweep]
+    plot.image_grid(np.concatenate(rows), args.out / "samples.png", rows=len(labels), row_labels=labels, low=-1, high=1,
+                    title=prompts[0] if args.sweep else None)  # fmt: skip
     print(f"\n{args.out / 'samples.png'} painted in {time.monotonic() - began:.0f} s", file=sys.stderr)
 
 

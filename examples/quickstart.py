@@ -101,10 +101,12 @@ def load(args):
 def draw_samples(denoiser, args, steps):
     """samples.png: one row per digit; one column per style of glyphs, or ten samples of handwriting."""
     if args.data == "mnist":
-        wanted = [{"digit": d} for d in range(10) for _ in range(10)]
+        wanted, names = [{"digit": d} for d in range(10) for _ in range(10)], None
     else:
         drawn = {name: values for name, values in VARIETIES[VARIETY].items() if len(values) > 1}
         styles = [dict(zip(drawn, choice)) for choice in itertools.product(*drawn.values())]
+        plain = ("regular", "upright")
+        names = [" ".join(value for value in style.values() if value not in plain) for style in styles]
         wanted = [
             {"digit": d, **{name: ATTRIBUTES[name].index(v) for name, v in style.items()}}
             for d in range(10)
@@ -114,7 +116,8 @@ def draw_samples(denoiser, args, steps):
     model, shape = Guided(denoiser, args.guidance), (len(wanted), 28, 28, 1)
     rng = Rng(args.seed).child("samples")
     x = sample(model, shape, KarrasSDE(), rng, method="heun", steps=steps, eps=0.002, microbatch=20, **condition)
-    plot.image_grid(x, args.out / "samples.png", rows=10, row_labels=list(ATTRIBUTES["digit"]), low=-1, high=1)
+    plot.image_grid(x, args.out / "samples.png", rows=10, row_labels=ATTRIBUTES["digit"], column_labels=names, low=-1,
+                    high=1)  # fmt: skip
 
 
 def arguments():

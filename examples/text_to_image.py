@@ -42,12 +42,11 @@ from typing import NamedTuple
 import common
 import numpy as np
 
-from tinydiff import Rng, data, no_grad, plot, saving
-from tinydiff.backend import to_device, to_host
+from tinydiff import Rng, data, plot, saving
+from tinydiff.backend import to_host
 from tinydiff.data import ATTRIBUTES, hold_out, validation_mask
 from tinydiff.diffusion import Denoiser, Guided, KarrasSDE, edm_loss, sample
 from tinydiff.metrics import conditional_accuracy, copied, frechet_distance, nearest, precision_recall
-from tinydiff.microbatch import microbatch_size, over_microbatches
 from tinydiff.models.attention_maps import attention_maps
 from tinydiff.models.text import TextEncoder, TextToImage, Tokenizer, drop_prompts, split
 from tinydiff.models.unet import UNet
@@ -172,7 +171,7 @@ def trained(args, path):
     args.channels = args.channels or ([32, 64] if max(args.shape) <= 32 else [32, 64, 96])
     check_shape(args.shape, args.channels, 2)
     tokens = tokenizer.encode(captions)  # (N, L)
-    validation = images[held], tokens[held]
+    held_out = images[held], tokens[held]
     images, tokens = images[~held], tokens[~held]  # (n, H, W, C) of bytes, (n, L)
     some = images[:: max(1, len(images) // 10_000)]
     denoiser, ema = new_model(tokenizer, args, float(data.to_float(some, -1, 1).std()))
@@ -180,28 +179,27 @@ def trained(args, path):
         check_resumed(args.out / "checkpoint.npz", denoiser, tokenizer)
 
     def loss(x0, tokens, rng, sample_offset):
-        tokens = drop_prompts(tokens, CAPTION_DROPOUT, rng, sample_offset=sample_offset)
+        if denoiser.training:
+            tokens = drop_prompts(tokens, CAPTION_DROPOUT, rng, sample_offset=sample_offset)
         return loss_of(denoiser, x0, tokens, rng, sample_offset)
 
     def pictures(state):
-        with ema.applied():
-            state.records[-1]["validation"] = validation_loss(denoiser, loss_of, *validation, args.seed)
-            if state.step % 1000 == 0:  # a preview, with few steps
+        if state.step % 1000 == 0:  # a preview, with few steps
+            with ema.applied():
                 paint(denoiser, tokenizer, args.preview, args, steps=min(args.steps, 7))
         plot.loss_curve(
             state.records,
             args.out / "loss.png",
             x="step",
             title=f"EDM loss, {Path(args.data).name}",
-            reference={record["step"]: record["validation"] for record in state.records},
-            reference_label="validation, averaged weights",
+            validation_label="validation, averaged weights",
         )
 
     wanted = args.images or WORK * 28**2 / np.prod(args.shape[:2])
     epochs = max(1, round(wanted / len(images)))
     steps = epochs * -(-len(images) // args.batch_size)
     print(f"{denoiser.count():,} parameters, {len(tokenizer.words)} words, {len(images):,} pictures, "
-          f"{len(validation[0]):,} held out; pictures go to {args.out}", file=sys.stderr)  # fmt: skip
+          f"{len(held_out[0]):,} held out; pictures go to {args.out}", file=sys.stderr)  # fmt: skip
     state = train(
         denoiser,
         loss,
@@ -211,6 +209,7 @@ def trained(args, path):
         batch_size=args.batch_size,
         microbatch=args.microbatch,
         threads=args.threads,
+        validation=for_validation(held_out, args.seed),
         seed=args.seed,
         schedule=warmup(min(200, -(-steps // 10)), cosine(steps)),
         schedule_by="step",
@@ -250,18 +249,10 @@ def loss_of(denoiser, x0, tokens, rng, sample_offset):
     return edm_loss(denoiser, x0, rng, mean=mean, std=std, sample_offset=sample_offset, tokens=tokens)
 
 
-def validation_loss(denoiser, loss_of, images, tokens, seed):
-    """The loss on pictures that are not learned from, always the same ones with the same noise; of few pictures each is
-    taken several times."""
-    rng = Rng(seed).child("validation")
-    rows = np.resize(rng.permutation(len(images)), VALIDATED)
-
-    def of(part):
-        x0, words = (to_device(a[rows[part]]) for a in (images, tokens))
-        return len(words) * loss_of(denoiser, x0, words, rng.copy(), part.start).item()
-
-    with no_grad():
-        return sum(over_microbatches(of, VALIDATED, microbatch_size(VALIDATED, images[0].size))) / VALIDATED
+def for_validation(arrays, seed):
+    """So many of the held-out rows, of few each several times, with another noise each time."""
+    rows = np.resize(Rng(seed).child("validation").permutation(len(arrays[0])), VALIDATED)
+    return [a[rows] for a in arrays]
 
 
 # ---------------------------------------------------------------- the model
@@ -323,8 +314,9 @@ def paint(denoiser, tokenizer, prompts, args, steps):
     began = time.monotonic()
     tokens = np.repeat(tokenizer.encode(prompts), args.samples, axis=0)  # (prompts * samples, L)
     rows = [samples_of(denoiser, tokenizer, tokens, weight, args, steps) for weight in args.sweep or [args.guidance]]
-    labels = prompts if not args.sweep else [f"{p}, {w:g}" for w in args.sweep for p in prompts]
-    plot.image_grid(np.concatenate(rows), args.out / "samples.png", rows=len(labels), row_labels=labels, low=-1, high=1)
+    labels = prompts if not args.sweep else [f"guidance {weight:g}" for weight in args.sweep]
+    plot.image_grid(np.concatenate(rows), args.out / "samples.png", rows=len(labels), row_labels=labels, low=-1, high=1,
+                    title=prompts[0] if args.sweep else None)  # fmt: skip
     print(f"\n{args.out / 'samples.png'} painted in {time.monotonic() - began:.0f} s", file=sys.stderr)
 
 
@@ -421,7 +413,9 @@ def draw_maps(denoiser, tokenizer, prompt, args, columns=6):
         share = shares[..., i] / shares[..., i].max()
         large = np.kron(share, np.ones((1, side, side)))  # (columns, H, W)
         rows += [*np.broadcast_to(2 * large[..., None] - 1, (*large.shape, 3)), picture]
-    plot.image_grid(np.stack(rows), args.out / "maps.png", rows=len(words), row_labels=words, low=-1, high=1)
+    names = [*(f"pass {i + 1}" for i in passes), "the picture"]
+    plot.image_grid(np.stack(rows), args.out / "maps.png", rows=len(words), row_labels=words, column_labels=names,
+                    low=-1, high=1)  # fmt: skip
     print(f"{args.out / 'maps.png'}", file=sys.stderr)
 
 

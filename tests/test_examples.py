@@ -185,7 +185,8 @@ def test_words_become_pictures(tmp_path):
     text = run(WORDS, "a seven", "a small bold zero", *options)
     assert "held out" not in text and (out / "samples.png").read_bytes() == first  # it has been trained
     run(WORDS, "a seven", *options, "--sweep", 0, 2, "--negative", "bold", "--interval", 0.1, 5, "--maps")
-    assert imread(out / "samples.png").shape[0] == imread(out / "maps.png").shape[0] == (2 * 30 + 2) * 3
+    assert imread(out / "samples.png").shape[0] == (2 * 30 + 2) * 3 + 30  # the prompt is above
+    assert 0 < imread(out / "maps.png").shape[0] - (2 * 30 + 2) * 3 < 50  # the names of the columns are
     assert imread(out / "words.png").ndim == 3
     text = run(WORDS, "a seven", *options, "--drawn", 700, status=1)
     assert text == f"the model in {out} was trained with drawn 120, not 700: choose another --out\n"
@@ -226,7 +227,7 @@ def test_words_become_pictures_of_your_own(tmp_path, own_pictures, monkeypatch, 
     assert main(monkeypatch, WORDS, "a red cat", *options, "--size", "24x16", "--maps") == 0
     assert re.search(r"7 words, 11 pictures, 1 held out", capsys.readouterr().err)
     assert imread(out / "samples.png").shape[0] == (26 + 2) * 3  # a row of pictures 24 pixels high
-    assert imread(out / "maps.png").shape[0] == (3 * 26 + 2) * 3
+    assert 0 < imread(out / "maps.png").shape[0] - (3 * 26 + 2) * 3 < 50  # the names of the columns are above
     (record,) = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert record["validation"] == pytest.approx(validation_by_hand(own_pictures, out), rel=1e-4)
     for file in own_pictures.iterdir():  # painting needs the model alone
@@ -257,7 +258,6 @@ def validation_by_hand(folder, out):
     pictures = data.folder(folder, size=(24, 16))  # of these the hash chooses none, so the first is held out
     x0, tokens = data.to_float(pictures.images[[0] * 512], -1, 1), tokenizer.encode(pictures.captions[:1] * 512)
     rng = Rng(0).child("validation")
-    rng.permutation(1)
     with ema.applied(), no_grad():
         x0, tokens = map(backend.to_device, (x0, tokens))
         return edm_loss(denoiser, x0, rng, mean=0.3, std=1.4, tokens=tokens).item()
@@ -497,7 +497,7 @@ def test_words_become_latents_become_pictures(tmp_path, monkeypatch, capsys):
     message = main(monkeypatch, LATENT, prompt, *options, "--kl-weight", 0)
     assert "model.npz is there already, so --kl-weight cannot change its autoencoder" in message
     assert main(monkeypatch, LATENT, prompt, *options, "--sweep", 0, 2, "--negative", "heavy") == 0
-    assert imread(out / "samples.png").shape[0] == (2 * 30 + 2) * 3
+    assert imread(out / "samples.png").shape[0] == (2 * 30 + 2) * 3 + 30  # the prompt is above
     assert "the word 'pink'" in main(monkeypatch, LATENT, "a pink seven", *options)
     assert "was trained on glyphs, not on scenes" in main(monkeypatch, LATENT, *options, "--data", "scenes")
     assert "there is no judge yet" in main(monkeypatch, LATENT, *options, "--judge", 5)
@@ -549,8 +549,8 @@ def test_the_quickstart_samples_every_digit_in_every_style_of_the_glyphs(tmp_pat
     options = ["--out", tmp_path, "--images", 80, "--channels", 8, 16, "--steps", 2]
     assert main(monkeypatch, QUICKSTART, *options) == 0
     height, width = imread(tmp_path / "samples.png").shape[:2]
-    labels = width - (8 * 30 + 2) * 3  # two faces, two weights, two slants
-    assert height == (10 * 30 + 2) * 3 and 0 < labels < 100
+    names = height - (10 * 30 + 2) * 3, width - (8 * 30 + 2) * 3  # two faces, two weights, two slants
+    assert 0 < names[0] < 50 and 0 < names[1] < 100
 
 
 def test_one_dimension_draws_and_walks_as_far_as_it_must(tmp_path, monkeypatch, capsys, each_backend):
@@ -595,7 +595,7 @@ def test_a_model_of_glyphs_is_used(tmp_path, monkeypatch, each_backend):
     np.testing.assert_array_equal(one, two)
     assert (one != untold).any()
     assert main(monkeypatch, USING, *options, "--compare", 5, "--out", tmp_path / "compare.png") == 0
-    assert imread(tmp_path / "compare.png").shape[0] == (8 * 30 + 2) * 3
+    assert 0 < imread(tmp_path / "compare.png").shape[0] - (8 * 30 + 2) * 3 < 50  # the digits are named above
 
 
 @pytest.mark.slow

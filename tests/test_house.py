@@ -18,8 +18,8 @@ PACKAGE = Path(__file__).parent.parent / "tinydiff"
 # for each.
 HOUSE = """
 locks backend summary arguments rng observers changes hooks modes shape_dtype operators engine recompute ops check
-anomaly functional nn interop optim microbatch profile files saving data diffusion models latents metrics plot stopping
-watching training_files training_log training study doctor check_ops fast __init__ __main__
+anomaly functional nn interop optim microbatch profile files saving records data diffusion models latents metrics plot
+stopping watching training_files validating training_log training study doctor check_ops fast __init__ __main__
 """.split()
 LEVEL = {part: level for level, part in enumerate(HOUSE)}
 

@@ -1,11 +1,15 @@
 """Pictures: every pixel where it belongs, labels and points where they are wanted, files whole or not there."""
 
+import io
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.image import imread
+from matplotlib.text import Text
 
 from tinydiff import Tensor, backend, plot
 from tinydiff.models import tutorial
@@ -70,6 +74,92 @@ def test_labels_make_room_at_the_left_and_titles_above(numpy_backend, tmp_path):
     assert (labelled[:, 0, 0] == 1).all()  # and none is cut off
 
 
+def boxes(figure, texts):
+    """Where these texts are, in pixels: (left, bottom, right, top) of each."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw_without_rendering()
+    return [Text.get_window_extent(text, renderer).extents for text in texts]
+
+
+def all_apart(figure, texts):
+    """Is each of these texts inside the picture, and do no two of them touch?"""
+    whole, found = figure.bbox, boxes(figure, texts)
+    inside = all(a >= 0 and b >= 0 and c <= whole.width and d <= whole.height for a, b, c, d in found)
+    over = [(p, q) for i, p in enumerate(found) for q in found[:i]
+            if p[0] < q[2] and q[0] < p[2] and p[1] < q[3] and q[1] < p[3]]  # fmt: skip
+    return inside and not over
+
+
+STYLES = ["sans", "sans leaning right", "sans bold", "sans bold leaning right", "serif"]
+
+
+@pytest.mark.parametrize(("side", "scale", "turned"), [(28, 3, 0), (8, 3, 90), (64, 4, 0)])
+def test_columns_have_names_that_do_not_touch(numpy_backend, tmp_path, side, scale, turned):
+    images = np.random.default_rng(0).random((10, side, side))
+    rows = ["heun\n35 evaluations", "rk45\n122 evaluations"]
+    options = {"rows": 2, "scale": scale, "row_labels": rows, "column_labels": STYLES, "title": "five styles of two"}
+    figure = plot.image_grid(images, tmp_path / "a.png", **options)
+    (axes,) = figure.axes
+    assert all_apart(figure, [*axes.texts, *figure.texts])
+    names = [text for text in axes.texts if text.get_text().replace("\n", " ") in STYLES]
+    assert [text.get_text().replace("\n", " ") for text in names] == STYLES
+    assert {text.get_rotation() for text in names} == {turned}
+    size = (side + 2) * scale  # of an image and its gap, in pixels
+    middles = [(box[0] + box[2]) / 2 for box in boxes(figure, names)]
+    np.testing.assert_allclose(np.diff(middles), size, atol=3)
+    sheet = imread(tmp_path / "a.png")[..., 0]
+    drawn = sheet[-(2 * (side + 2) + 2) * scale :, -(5 * (side + 2) + 2) * scale :][::scale, ::scale]
+    np.testing.assert_allclose(drawn[2 : side + 2, 2 : side + 2], images[0], atol=1 / 255)  # no pixel is smeared
+
+
+def test_a_title_may_be_wider_than_the_picture(numpy_backend, tmp_path):
+    figure = plot.image_grid(np.zeros((4, 4)), title="a title that is longer than the picture is wide")
+    assert all_apart(figure, figure.texts) and figure.bbox.width > 200
+    figure = plot.matrix(
+        np.zeros((1, 1)), labels=["a"], low=-1, high=1, title="cosines between the vectors of the words"
+    )
+    assert all_apart(figure, [figure.axes[0].title])
+
+
+def test_row_labels_shrink_where_rows_are_low(numpy_backend):
+    figure = plot.image_grid(np.zeros((6, 4, 4)), rows=6, scale=2, row_labels=["one\ntwo"] * 6)
+    assert all_apart(figure, figure.axes[0].texts)
+
+
+def test_without_a_path_nothing_is_written_and_the_figure_shows_itself(numpy_backend, tmp_path, monkeypatch):
+    """IPython asks an object for _repr_png_."""
+    monkeypatch.chdir(tmp_path)
+    draw = {
+        "grid": lambda *path: plot.image_grid(np.zeros((4, 4)), *path),
+        "curve": lambda *path: plot.loss_curve(RECORDS, *path),
+        "matrix": lambda *path: plot.matrix(np.zeros((1, 1)), *path, labels=["a"], low=-1, high=1),
+    }
+    for name, figure in draw.items():
+        shown = figure()._repr_png_()
+        assert list(tmp_path.iterdir()) == [] and shown[:8] == b"\x89PNG\r\n\x1a\n"
+        assert figure(tmp_path / "a.png")._repr_png_() == shown, name
+        np.testing.assert_array_equal(imread(io.BytesIO(shown)), imread(tmp_path / "a.png"))
+        (tmp_path / "a.png").unlink()
+
+
+def as_seen(colour, kind):
+    """A colour as the colour-blind see it: Vienot, Brettel and Mollon 1999, in linear RGB."""
+    rgb = np.array([((c + 0.055) / 1.055) ** 2.4 if c > 0.04 else c / 12.92 for c in to_rgb(colour)])
+    lms = np.array([[17.8824, 43.5161, 4.11935], [3.45565, 27.1554, 3.86714], [0.0299566, 0.184309, 1.46709]])
+    l, m, s = lms @ rgb  # noqa: E741
+    l, m = (2.02344 * m - 2.52581 * s, m) if kind == "protan" else (l, 0.494207 * l + 1.24827 * s)  # noqa: E741
+    return np.clip(np.linalg.solve(lms, [l, m, s]), 0, 1) ** (1 / 2.2)
+
+
+@pytest.mark.parametrize("kind", ["protan", "deutan"])
+def test_colour_blind_readers_can_tell_the_colours_apart(kind):
+    def nearest(colours):
+        seen = [as_seen(colour, kind) for colour in colours]
+        return min(np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i])
+
+    assert nearest(plot.COLOURS) > 0.2 > nearest([f"C{i}" for i in range(5)])  # matplotlib's own are too near
+
+
 def test_a_matrix_is_blue_below_and_red_above(numpy_backend, tmp_path):
     labels = ["zero", "one"]
     for values, colours in (([[1, -1], [-1, 1]], "rbbr"), ([[-1, 1], [-1, 1]], "brbr")):
@@ -117,6 +207,7 @@ def test_a_matrix_that_cannot_be_drawn_is_an_error(numpy_backend, tmp_path, valu
         (np.zeros((3, 0, 4)), {}, r"not \(3, 0, 4\)"),
         (np.zeros((3, 4, 4)), {"low": 1}, "low must be less than high, not 1.0 and 1.0"),
         (np.zeros((3, 4, 4)), {"rows": 3, "row_labels": ["a"]}, "1 row labels for 3 rows"),
+        (np.zeros((3, 4, 4)), {"rows": 2, "column_labels": ["a"]}, "1 column labels for 2 columns"),
     ],
 )
 def test_bad_images_are_quoted(numpy_backend, tmp_path, images, options, message):
@@ -177,10 +268,42 @@ def drawn(monkeypatch, tmp_path, *arguments, **options):
 def test_loss_curve_draws_ours_theirs_and_the_scale(monkeypatch, tmp_path):
     axes = drawn(monkeypatch, tmp_path, RECORDS, reference=tutorial.PUBLISHED_LOSS["add"], levels=tutorial.SIMPLE_LOSS)
     lines = {line.get_label(): line.get_xydata() for line in axes.lines}
-    np.testing.assert_allclose(lines["this run"], [(r["epoch"], r["loss"]) for r in RECORDS])
+    np.testing.assert_allclose(lines["training"], [(r["epoch"], r["loss"]) for r in RECORDS])
     assert lines["published"].tolist()[-1] == [74, 24.75]
     assert len(axes.lines) == 2 + len(tutorial.SIMPLE_LOSS)
     assert axes.get_yscale() == "log" and axes.get_xlabel() == "epoch"
+
+
+@pytest.mark.parametrize("last", [0.98, 1.0, 1.062, 30.0])
+def test_names_of_lines_do_not_touch_each_other_nor_a_line(tmp_path, last):
+    records = [{"epoch": e, "loss": last + 30 / (1 + e), "validation": 1.01 * last + 30 / (1 + e)} for e in range(300)]
+    levels = {"RealNVP": 1.06, "FFJORD": 0.99, "each pixel by itself, on test images": 1.07, "zero": 31.0, "x": 30.9}
+    figure = plot.loss_curve(records, tmp_path / "a.png", levels=levels, reference={0: 1.061, 299: 0.991})
+    (axes,) = figure.axes
+    assert len(axes.texts) == 8 and all_apart(figure, [*axes.texts, axes.title])
+    found = np.array(boxes(figure, axes.texts))
+    assert (found[:, 0] > axes.bbox.x1).all()
+    middles = (found[:, 1] + found[:, 3]) / 2
+    assert (middles >= axes.bbox.y0).all() and (middles <= axes.bbox.y1).all()
+    by_height = [float(text.get_text().rsplit(", ", 1)[1]) for text in sorted(axes.texts, key=lambda t: t.xyann[1])]
+    assert by_height == sorted(by_height)
+
+
+def test_a_loss_curve_has_the_validation_loss_of_the_records_that_have_one(monkeypatch, tmp_path):
+    records = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0, "validation": 2.5}]
+    axes = drawn(monkeypatch, tmp_path, records, x="step", label="bound", validation_label="bound, others")
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert lines == {"bound": [[1, 3], [2, 2]], "bound, others": [[2, 2.5]]}
+    assert {text.get_text() for text in axes.texts} == {"bound, 2", "bound, others, 2.5"}
+    with pytest.raises(ValueError, match="a validation loss, on a logarithmic scale, must be a number .* not None"):
+        plot.loss_curve([{"epoch": 1, "loss": 3.0, "validation": None}])
+
+
+def test_learning_rates_are_on_a_logarithmic_scale_if_asked_for(monkeypatch, tmp_path):
+    records = [{"lr": 10.0**-k, "loss": 1.0} for k in range(5)]
+    assert drawn(monkeypatch, tmp_path, records, x="lr", log_x=True).get_xscale() == "log"
+    with pytest.raises(ValueError, match="lr, on a logarithmic scale, must be a number .* not 0.0"):
+        plot.loss_curve([{"lr": 0.0, "loss": 1.0}], x="lr", log_x=True)
 
 
 def test_loss_curve_of_one_record_by_another_key(monkeypatch, tmp_path):
@@ -221,7 +344,7 @@ def test_a_curve_of_numpy_scalars_and_tensors(numpy_backend, monkeypatch, tmp_pa
     records = [{"epoch": np.int64(0), "loss": np.float32(2)}, {"epoch": np.float64(1), "loss": Tensor(np.ones(()))}]
     axes = drawn(monkeypatch, tmp_path, records, reference={np.int64(1): np.float64(3)}, levels={"one": np.float32(1)})
     lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
-    assert lines["this run"] == [[0, 2], [1, 1]] and lines["published"] == [[1, 3]]
+    assert lines["training"] == [[0, 2], [1, 1]] and lines["published"] == [[1, 3]]
 
 
 @pytest.mark.parametrize("kind", ["svg", "pdf"])

@@ -69,6 +69,10 @@ class Report:
     flop_rate: float  # FLOP/s of one thread while so many multiply matrices
     byte_rate: float  # bytes/s of one thread while so many copy
 
+    def __repr__(self) -> str:
+        """Short, because a notebook shows it below the table that was printed."""
+        return f"<Report: {len(self.rows)} ops, {self.wall / self.repeat * 1e3:.1f} ms a step>"
+
     @property
     def outside(self) -> float:
         """Seconds on the clock in which no thread was in an op."""

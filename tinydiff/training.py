@@ -1,6 +1,6 @@
 """The training loop, in plain sight. Beside it: what a run prints (training_log.py) and keeps (training_files.py), how
-it is asked to stop (stopping.py), and who looks whether a step is sound (watching.py). The forward and backward pass
-over a batch is microbatch.gradients.
+it is asked to stop (stopping.py), who looks whether a step is sound (watching.py), and the loss on data that are not
+learned from (validating.py). The forward and backward pass over a batch is microbatch.gradients.
 
 Everything random is a function of the seed and the step: which images are in batch `step` (data.Batches), and which
 noise they get (rng.child(step)). So a run that was stopped and resumed ends with the very weights of one that was not.
@@ -23,13 +23,15 @@ from .backend import Array
 from .data.batches import Batches
 from .files import InUse
 from .microbatch import arrays_of, gradients
-from .optim import constant
+from .optim import clip_grad_norm, constant
+from .records import read_log, write_csv
 from .rng import Rng
 from .training_files import CannotResume, Files, Sources, TrainState
 from .training_log import TrainLog
+from .validating import Validation
 from .watching import POLICIES, Watch
 
-__all__ = ["CannotResume", "InUse", "TrainState", "gradients", "train"]
+__all__ = ["CannotResume", "InUse", "TrainState", "gradients", "read_log", "train", "write_csv"]
 
 
 def train(
@@ -42,6 +44,8 @@ def train(
     batch_size: int,
     microbatch: int | None = None,
     threads: int | None = None,
+    validation: Any = None,
+    clip_norm: float | None = None,
     capture: bool = False,
     seed: int = 0,
     schedule: Callable[[int], float] | None = None,
@@ -69,14 +73,19 @@ def train(
     threads: how many microbatches to work on at a time, on a CPU (None: one per core). With several microbatches their
     number changes no bit of the result, and the loss must change no state; a single microbatch leaves the threads to
     the BLAS.
+    validation: data that are not learned from, arrays like `data`. Every record then has "validation", their mean loss
+    by the averaged weights (ema) or, without any, the present ones, always with the same noise and after model.eval():
+    a loss that leaves conditions out at random can ask model.training whether it should.
+    clip_norm: scale the gradients of a step so that the norm of all together is at most this (optim.clip_grad_norm).
     capture: on CuPy, repeat each step as one CUDA graph (see fast/capture.py for what the loss may then not do).
     schedule: epoch, or step with schedule_by="step", -> factor of the learning rate. ema: updated after each step.
     out: a directory for log.jsonl and checkpoint.npz. Both are there before the first step; those of an older run get
     the names previous-1-checkpoint.npz, previous-1-log.jsonl, and so on. A record of the log is the mean loss over the
     images since the record before; it is written at the end of each epoch, or every `log_every` steps and at the end.
     The checkpoint is written at the end of each epoch, or every `save_every` steps, and at the end.
-    keep: so many of the last checkpoints, the older ones as checkpoint-STEP.npz. keep_best: also the one with the
-    lowest loss in its record, as best.npz.
+    keep: so many of the last checkpoints, the older ones as checkpoint-STEP.npz. keep_best: of the checkpoints that are
+    written when a record is, also the one with the lowest validation loss, or without validation the lowest loss, as
+    best.npz.
     nonfinite: what to do about a step whose loss or gradient is NaN or Inf. It never touches the weights, and the op
     that made it is named: the same batch is computed again under detect_anomaly. "stop": save and raise. "skip": leave
     this batch out. "rollback": go on from the weights of the last checkpoint, without the batches since then, which
@@ -85,8 +94,8 @@ def train(
     but not the checkpoint. A weight that is not finite is never saved.
     resume: go on from the checkpoint, which also says where the random sources are that the model's modules hold as
     attributes (Dropout). The learning rate is the optimizer's own, so a run may go on with a lower one.
-    on_record(state): called after each record, for pictures. reference: {epoch: loss} of another training, printed
-    beside this one. stream: where progress is printed, stderr unless given.
+    on_record(state): called after each record, for pictures; state.stop("why") in it ends the run there. reference:
+    {epoch: loss} of another training, printed beside this one. stream: where progress is printed, stderr unless given.
 
     Ctrl-C, SIGTERM and SIGHUP finish the step, save, print how to go on, and return; a second one stops at once.
     Returns the TrainState; sys.exit(state.exit_code) tells a shell how it ended. A file that cannot be written (a full
@@ -96,7 +105,7 @@ def train(
     and for a state that cannot be saved; CannotResume for a checkpoint that is damaged or of other data, batch size,
     seed or model, and then nothing is changed; FileNotFoundError if there is nothing to resume; files.InUse, with its
     process number, if another run uses the directory; FloatingPointError, which names the step, when the loss is not
-    finite; MemoryError, which says what microbatch would fit.
+    finite, or the validation loss; MemoryError, which says what microbatch would fit.
     """
     epochs, batch_size = integer("train: epochs", epochs), integer("train: batch_size", batch_size)
     microbatch, threads, log_every, save_every = (
@@ -118,6 +127,8 @@ def train(
     keep, most_nonfinite = integer("train: keep", keep), integer("train: most_nonfinite", most_nonfinite, 0)
     if on_record is not None and not callable(on_record):
         raise TypeError(f"train: on_record must be a function of the TrainState, not {on_record!r}")
+    if clip_norm is not None:
+        clip_norm = number("train: clip_norm", clip_norm, "(0, inf)")
     reference = {epoch: number(f"train: reference[{epoch!r}]", x) for epoch, x in (reference or {}).items()}
     arrays, n = arrays_of("train: the data", data)
     if microbatch is None and any(layer.needs_whole_batch for _, layer in model.named_modules()):
@@ -130,7 +141,11 @@ def train(
     files = Files(
         out,
         {"model": model, "optimizer": optimizer, "ema": ema, "sources": sources if sources.named else None},
-        order, keep, keep_best,
+        order, keep, "" if not keep_best else "loss" if validation is None else "validation",
+    )  # fmt: skip
+    validated = None if validation is None else Validation(
+        loss, model, ema, sources, validation, len(arrays), Rng(seed).child("validation"), batch_size, microbatch,
+        threads,
     )  # fmt: skip
     watch = Watch(loss, model, optimizer.parameters, sources, nonfinite, most_nonfinite, microbatch, threads)
 
@@ -138,6 +153,8 @@ def train(
         optimizer.zero_grad()  # so the last gradients are not in memory beside the next
         value = gradients(loss, optimizer.parameters, batch, rng, microbatch, threads)  # forward and backward
         if watch.finite(value):
+            if clip_norm is not None:
+                clip_grad_norm(optimizer.parameters, clip_norm)
             optimizer.step()
             if ema is not None:
                 ema.update()
@@ -148,7 +165,9 @@ def train(
     try:
         with files.claimed(resume):
             state = files.load() if resume else files.start()
-            log = TrainLog(state, files, watch, order, epochs, log_every, save_every, on_record, reference, stream)
+            log = TrainLog(
+                state, files, watch, order, epochs, log_every, save_every, validated, on_record, reference, stream
+            )
             with log.running():
                 while state.step < log.steps and not log.stopped:
                     epoch, _ = order.locate(state.step)

@@ -44,6 +44,11 @@ class TrainState:
     skipped: int = 0  # images since the last record whose steps were skipped, because something was not finite
     signal: int = 0  # the signal that ended the run; 0 if none did
     unsaved: str = ""  # what could not be written, and is missing on the disk
+    stopped: str = ""  # why on_record ended the run
+
+    def stop(self, why: str = "on_record asked for it") -> None:
+        """In on_record: this record is the last one. The run is then saved, and finished; resumed, it goes on."""
+        self.stopped = why or "on_record asked for it"
 
     @property
     def exit_code(self) -> int:
@@ -62,16 +67,17 @@ class Files:
     """log.jsonl and checkpoint.npz in the directory of a run; without a directory, nothing.
 
     parts: objects with a state_dict, by name; None is left out. settings: must be the same to resume. keep: so many of
-    the last checkpoints. keep_best: the one with the lowest loss too, best.npz.
+    the last checkpoints. best_by: the name of a number in the records; the checkpoint with the lowest one is kept too,
+    as best.npz.
     """
 
-    def __init__(self, out: Any, parts: dict[str, Any], order: Batches, keep: int = 1, keep_best: bool = False):
+    def __init__(self, out: Any, parts: dict[str, Any], order: Batches, keep: int = 1, best_by: str = ""):
         self.out = None if out is None else Path(out)
         self.parts = {name: part for name, part in parts.items() if part is not None}
-        self.order, self.keep, self.keep_best = order, keep, keep_best
+        self.order, self.keep, self.best_by = order, keep, best_by
         self.settings = {"images": order.n, "batch_size": order.batch_size, "seed": order.seed}
         self.saved_at: int | None = None
-        self.best = math.inf  # the loss of best.npz
+        self.best = math.inf  # the number of best.npz
         self.lines: list[str] = []  # of the log, which could not be written yet
         self.set_aside: list[tuple[Path, Path]] = []  # the files of an older run: where they were, where they are
         self.troubles: dict[str, str] = {}  # what could not be written, and why
@@ -168,9 +174,9 @@ class Files:
             for older in self._may_go()[: 1 - self.keep]:
                 older.unlink(missing_ok=True)
             last = state.records[-1] if state.records else {}
-            if self.keep_best and last.get("step") == state.step and last["loss"] < self.best:
+            if self.best_by and last.get("step") == state.step and last[self.best_by] < self.best:
                 _link(path, self.out / "best.npz")
-                self.best = last["loss"]
+                self.best = last[self.best_by]
 
     def try_again(self, state: TrainState, now: bool = False) -> None:
         """Write what could not be written, if that was a minute ago."""
@@ -247,9 +253,9 @@ class Files:
         log = self.out / "log.jsonl"
         self._load_parts(saved, path, lambda: saving.write_atomically(log, lambda file: file.write(lines.encode())))
         self.saved_at = state.step
-        if self.keep_best:
+        if self.best_by:
             with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-                self.best = float(saving.load(self.out / "best.npz")["run"]["records"][-1]["loss"])
+                self.best = float(saving.load(self.out / "best.npz")["run"]["records"][-1][self.best_by])
         return state
 
     def roll_back(self) -> int:

@@ -20,6 +20,7 @@ from .backend import Array, xp
 from .data.batches import Batches
 from .stopping import Stop, stop_signals
 from .training_files import Files, Record, TrainState
+from .validating import Validation
 from .watching import Watch
 
 
@@ -35,21 +36,22 @@ class TrainLog:
         epochs: int,
         log_every: int | None,
         save_every: int | None,
+        validation: Validation | None,
         on_record: Callable[[TrainState], Any] | None,
         reference: Mapping[int, float] | None,
         stream: TextIO | None,
     ):
         self.state, self.files, self.watch, self.order = state, files, watch, order
         self.steps = epochs * order.steps_per_epoch
-        self.log_every, self.save_every, self.on_record = log_every, save_every, on_record
+        self.log_every, self.save_every, self.validation, self.on_record = log_every, save_every, validation, on_record
         self.progress = Progress(state, order, epochs, reference or {}, sys.stderr if stream is None else stream)
         self.files.say = self.progress.say
         self.stop = Stop()
 
     @property
     def stopped(self) -> bool:
-        """Has a signal asked for the end of the loop?"""
-        return self.stop.signal != 0
+        """Has a signal or on_record asked for the end of the loop?"""
+        return self.stop.signal != 0 or self.state.stopped != ""
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -74,7 +76,7 @@ class TrainLog:
                         self.files.save(self.state)
                 raise
             self.state.signal = self.stop.signal
-            self.state.finished = self.state.step >= self.steps
+            self.state.finished = self.state.step >= self.steps or self.state.stopped != ""
             try:
                 self.files.try_again(self.state, now=True)
                 self.files.save(self.state)
@@ -96,7 +98,7 @@ class TrainLog:
         epoch_ends = state.step % self.order.steps_per_epoch == 0
         # Without an image there is no mean; the next record counts these steps too.
         if (state.step == self.steps or _is_due(state.step, self.log_every, epoch_ends)) and self.progress.learned():
-            record = self.progress.record(lr)
+            record = self.progress.record(lr, self._validated())
             own = dict(record)
             try:
                 if self.on_record is not None:
@@ -115,6 +117,19 @@ class TrainLog:
             watch.found += 1
             self._bear(str(error))
         watch.updating = watch.policy == "late"  # an interrupt of a captured step may come anywhere in it
+
+    def _validated(self) -> Record:
+        """The validation loss, for a record. Errors: FloatingPointError if it is not finite."""
+        if self.validation is None:
+            return {}
+        with self.progress.paused():
+            loss = self.validation.measure()
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the validation loss is {loss} after step {self.state.step}: are the validation data finite? The "
+                "training loss is"
+            )
+        return {"validation": loss}
 
     def _bear(self, found: str) -> None:
         """Something was not finite: skip the step, roll back, or give up. The step has not touched the weights."""
@@ -143,9 +158,10 @@ def _is_due(step: int, every: int | None, epoch_ends: bool) -> bool:
 
 
 class Progress:
-    """Reads the losses back, adds them up, and prints the progress: on a terminal in one line that is overwritten,
-    elsewhere in a new line every half minute. Every record is printed in a line of its own. It never waits for who
-    reads it (a pager, a stopped terminal): lines are kept until they can be written, the last thousand of them."""
+    """Reads the losses back, adds them up, and prints the progress: on a terminal and in a notebook in one line that is
+    overwritten, elsewhere in a new line every half minute. Every record is printed in a line of its own. It never waits
+    for who reads it (a pager, a stopped terminal): lines are kept until they can be written, the last thousand of them.
+    """
 
     def __init__(
         self,
@@ -156,7 +172,8 @@ class Progress:
         stream: TextIO | None,  # sys.stderr is None in a process without a console: then nothing is printed
     ):
         self.state, self.order, self.epochs, self.reference, self.stream = state, order, epochs, reference, stream
-        self.live = stream is not None and stream.isatty()
+        self.live = stream is not None and (stream.isatty() or _of_notebook(stream))
+        self.over = ""  # the line that the next one overwrites
         self.waiting: collections.deque[str] = collections.deque(maxlen=1000)  # lines that could not be written yet
         self.pending: list[tuple[Array, int]] = []  # (loss, images) of the steps that have not been read back
         self.steps: list[int] = []  # which these are
@@ -215,8 +232,8 @@ class Progress:
         """Was there a step since the last record that was not skipped?"""
         return bool(self.pending) or self.state.images > 0
 
-    def record(self, lr: float) -> Record:
-        """The mean loss since the last record, as a line of the log."""
+    def record(self, lr: float, validation: Record) -> Record:
+        """The mean loss since the last record, as a line of the log. validation: what belongs beside it."""
         self.read()
         state = self.state
         epoch, _ = self.order.locate(state.step - 1)
@@ -225,6 +242,7 @@ class Progress:
             "epoch": epoch,
             "step": state.step,
             "loss": loss,
+            **validation,
             "lr": lr,
             "images": state.images,
             "seconds": round(state.seconds, 3),
@@ -234,7 +252,8 @@ class Progress:
         state.records.append(record)
         state.loss_sum, state.images, state.skipped = 0.0, 0, 0
         published = f" (published {self.reference[epoch]:g})" if epoch in self.reference else ""
-        self.say(f"epoch {epoch}  step {state.step}  loss {loss:.4g}{published}  lr {lr:.3g}  {self.speed()}")
+        held_out = "".join(f"  {name} {value:.4g}" for name, value in validation.items())
+        self.say(f"epoch {epoch}  step {state.step}  loss {loss:.4g}{published}{held_out}  lr {lr:.3g}  {self.speed()}")
         return record
 
     @contextlib.contextmanager
@@ -247,6 +266,8 @@ class Progress:
     def close(self, out: Path | None) -> None:
         if self.state.unsaved:
             self.say(f"NOT SAVED, after step {self.state.step}: {self.state.unsaved}")
+        if self.state.stopped:
+            self.say(f"stopped after step {self.state.step}: {self.state.stopped}")
         if self.state.finished:
             return
         epoch, position = self.order.locate(self.state.step)
@@ -260,9 +281,14 @@ class Progress:
         self.say(f"interrupted after step {self.state.step} (epoch {epoch}, {position} batches); {kept}")
 
     def say(self, text: str, stays: bool = True) -> None:
-        """Print a line, which the next one overwrites on a terminal unless it stays."""
-        start, end = ("\r\033[K", "\n" if stays else "") if self.live else ("", "\n")
-        self.waiting.append(start + text + end)
+        """Print a line, which the next one overwrites, unless it stays."""
+        if self.live:
+            # Blanks, and not the terminal's code that clears a line, which notebooks do not know.
+            start, text = "\r" * bool(self.over), text.ljust(len(self.over))
+            self.over = "" if stays else text.rstrip()
+            self.waiting.append(start + text + "\n" * stays)
+        else:
+            self.waiting.append(f"{text}\n")
         while self.stream is not None and self.waiting and _takes(self.stream):
             line = self.waiting.popleft()
             # Nobody reads any more, or the disk of a log is full: no reason to end a training.
@@ -287,6 +313,11 @@ def _takes(stream: TextIO) -> bool:
         return bool(select.select([], [stream.fileno()], [], 0)[1])
     except (AttributeError, OSError, ValueError):  # no file, as in a notebook; on Windows only sockets can be asked
         return True
+
+
+def _of_notebook(stream: TextIO) -> bool:
+    """Is it the output of a cell? It is no terminal, but a line in it can be overwritten too."""
+    return type(stream).__module__.partition(".")[0] == "ipykernel"
 
 
 def clock(seconds: float) -> str:

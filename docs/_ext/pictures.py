@@ -40,7 +40,7 @@ def finish(figure: Any, name: str) -> None:
 
 def softmax() -> None:
     y = np.array([1.0, 2.0, 5.0]) / 8
-    figure, axes = sheet(7.4, 2.6, 3)
+    figure, axes = sheet(7.4, 2.8, 3)
     matrix(axes[0], np.diag(y), "diag(y): each by itself", 0.63)
     matrix(axes[1], -np.outer(y, y), "- y yᵀ: they share one sum", 0.63)
     matrix(axes[2], np.diag(y) - np.outer(y, y), "together: rows sum to 0", 0.63)
