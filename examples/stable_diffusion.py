@@ -68,7 +68,7 @@ def main():
         try:
             sd = load_pipeline(args.weights, half=args.half, progress=Progress("loading"), predicts=args.predicts)
             if args.lora:
-                Lora.load(sd.unet, args.lora, args.lora_scale)
+                Lora.load(sd.unet, args.lora, args.lora_scale, text_encoder=sd.text_encoder)
             args.out.mkdir(parents=True, exist_ok=True)
             {"learn": learn, "pulls": draw_pulls, "paint": paint}[args.what](sd, args)
         except (ValueError, RuntimeError, MemoryError) as error:

@@ -41,6 +41,7 @@ class TextEncoder(nn.Module):
         if activation not in ACTIVATIONS:
             raise ValueError(f"TextEncoder: activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
         rng, self.length = as_rng(rng), integer("TextEncoder: length", length)
+        self.activation = activation
         self.width, hidden = integer("TextEncoder: width", width), 4 * width if hidden is None else hidden
         self.embeddings = {
             "token_embedding": nn.Embedding(size, width, rng=rng),

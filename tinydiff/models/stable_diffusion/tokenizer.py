@@ -12,15 +12,17 @@ units"; Radford et al. 2021, "CLIP".
 from __future__ import annotations
 
 import functools
+import json
 import re
 import unicodedata
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ...arguments import integer
 from ...backend import to_host
+from ...saving import write_atomically
 from .weights import read_json
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -74,6 +76,22 @@ class Tokenizer:
                 )
             merges.append(pair)
         return cls(read_json(folder / "vocab.json"), merges, length, padding)
+
+    def save(self, folder: Any) -> None:
+        """vocab.json, merges.txt and tokenizer_config.json, as from_folder reads them. Errors: OSError."""
+        merges = "".join(f"{left} {right}\n" for left, right in self._ranks)
+        padding = next(piece for piece, number in self.vocabulary.items() if number == self.padding)
+        config = {
+            "tokenizer_class": "CLIPTokenizer", "bos_token": START, "eos_token": END, "unk_token": END,
+            "pad_token": padding, "model_max_length": self.length,
+        }  # fmt: skip
+        files = {
+            "vocab.json": json.dumps(self.vocabulary, ensure_ascii=False),
+            "merges.txt": f"#version: 0.2\n{merges}",
+            "tokenizer_config.json": json.dumps(config),
+        }
+        for name, text in files.items():
+            write_atomically(Path(folder) / name, functools.partial(_write, text.encode()))
 
     def encode(self, prompts: str | Sequence[str]) -> Any:
         """int64 (N, length), in host memory. What is beyond the last place is cut off, and a warning says what."""
@@ -137,6 +155,10 @@ class Tokenizer:
                 i += 1 + together
             word = merged
         return tuple(word)
+
+
+def _write(data: bytes, file: BinaryIO) -> None:
+    file.write(data)
 
 
 def split(text: str) -> list[str]:
