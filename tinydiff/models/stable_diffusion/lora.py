@@ -127,9 +127,7 @@ class Lora(nn.Module):
                 found.setdefault(names[stem], {})[kind] = entry.read()
         wrong += [f"{layer}: no {kind}" for layer, p in found.items() for kind in ("down", "up") if kind not in p]
         if wrong or not found:
-            what = (
-                "these nets" if text_encoder is not None else "this U-Net (give text_encoder= if it has layers of it)"
-            )
+            what = "this U-Net (the text encoder's need text_encoder=)" if text_encoder is None else "these nets"
             listed = "".join(f"\n  {name}" for name in wrong) or " it has no entries"
             raise ValueError(f"{str(path)!r} changes more than the layers of {what}, or is no LoRA:{listed}")
         alphas = _alphas(path)
@@ -168,8 +166,11 @@ class Pair(nn.Module):
         if down.shape[1:] != (inside, *kernel) or up.shape != (outside, down.shape[0]) or not down.size:
             wanted = f"(rank, {', '.join(map(str, (inside, *kernel)))}) and ({outside}, rank)"
             raise ValueError(f"{name} has matrices of {down.shape} and {up.shape}, not {wanted}")
-        if not math.isfinite(factor := float(parts.get("alpha", len(down))) / len(down)):
-            raise ValueError(f"{name} has an alpha of {parts['alpha']}, which is not finite")
+        factor = 1.0
+        if (alpha := parts.get("alpha")) is not None:
+            if alpha.size != 1 or not math.isfinite(alpha.sum()):
+                raise ValueError(f"{name} has an alpha of {alpha!r}, which is no finite number")
+            factor = float(alpha.sum()) / len(down)
         pair = cls(layer, len(down), nn.Unfilled())
         pair.lora_A = nn.Parameter(to_device(down.transpose(_FROM_FILE[down.ndim]).astype("float32", order="C")))
         pair.lora_B = nn.Parameter(to_device(up.T.astype("float32", order="C") * factor))
