@@ -47,7 +47,11 @@ class TextEncoder(nn.Module):
             "token_embedding": nn.Embedding(size, width, rng=rng),
             "position_embedding": nn.Embedding(length, width, rng=rng),
         }
-        self.encoder = {"layers": [Block(width, heads, hidden, activation, eps, rng) for _ in range(layers)]}
+        self.encoder = {
+            "layers": [
+                Block(width, heads, hidden, activation, eps, rng) for _ in range(integer("TextEncoder: layers", layers))
+            ]
+        }
         self.final_layer_norm = nn.LayerNorm(width, eps)
 
     def forward(self, tokens: Any) -> Tensor:

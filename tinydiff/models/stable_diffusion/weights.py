@@ -67,7 +67,12 @@ def load_nets(path: Any, *, half: bool = False, progress: Progress | None = None
     makers: dict[str, Callable[[Any], Any]] = {
         "text_encoder": text_encoder_of, "unet": unet_of, "vae": autoencoder_of
     }  # fmt: skip
-    nets = {part: make(configs[part]) for part, make in makers.items()}
+    nets = {}
+    for part, make in makers.items():
+        try:
+            nets[part] = make(configs[part])
+        except (TypeError, LookupError, AttributeError) as error:  # a list for a number, and the like
+            raise ValueError(f"the configuration of the {part} in {str(path)!r} is of no such net: {error}") from error
     wrong = [found for part, net in nets.items() for found in misfits(net, part, sources[part])]
     if wrong:
         raise ValueError(f"the weights in {str(path)!r} do not fit, {len(wrong)} entries:\n  " + "\n  ".join(wrong))
