@@ -195,7 +195,8 @@ def matrix(
     if not low < high:
         raise ValueError(f"matrix: low must be less than high, not {low!r} and {high!r}")
     rows, columns = values.shape
-    figure = new_figure(1.6 + 0.48 * columns, 1.3 + 0.48 * rows)
+    beside, below = (0.065 * max(8, *map(len, texts), 0) for texts in (labels, column_labels))  # inches, of these texts
+    figure = new_figure(max(1.1 + beside + 0.48 * columns, 0.1 * len(title)), 0.8 + below + 0.48 * rows)
     axes = figure.add_subplot()
     axes.imshow(values, cmap="RdBu_r", vmin=low, vmax=high)
     axes.set_xticks(range(columns), column_labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
