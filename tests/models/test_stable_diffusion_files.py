@@ -175,3 +175,27 @@ def test_an_index_that_is_wrong(tmp_path: Path) -> None:
     (index.parent / file).write_bytes(whole[:-4])
     with pytest.raises(ValueError, match=f"{file}' .* is cut off or damaged"):
         load_nets(made)
+
+
+# ---------------------------------------------------------------- what a part says of itself
+
+
+@pytest.mark.parametrize(
+    "file, changes, message",
+    [
+        ("unet/config.json", {"layers_per_block": None}, "layers must be an integer of 1 or more, not None"),
+        ("unet/config.json", {"layers_per_block": -1}, "layers must be an integer of 1 or more, not -1"),
+        ("unet/config.json", {"down_block_types": 7}, "configuration of the unet in .* is of no such net"),
+        ("vae/config.json", {"latent_channels": "4"}, "latent must be an integer"),
+        ("text_encoder/config.json", {"num_hidden_layers": []}, "layers must be an integer"),
+        ("scheduler/scheduler_config.json", {"prediction_type": []}, r"must predict epsilon or v_prediction, not \[\]"),
+        ("tokenizer/tokenizer_config.json", {"pad_token": {}}, r"tokenizer_config.json' has pad_token=\{\}"),
+        ("tokenizer/vocab.json", {"a": None}, "number of 'a' is no whole number from 0 on: None"),
+        ("tokenizer/vocab.json", {"a": 600}, "numbers up to 600, and the text encoder 600 vectors"),
+    ],
+)  # fmt: skip
+def test_a_part_that_says_nonsense(file: str, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    made = save_folder(tmp_path / "x")
+    (made / file).write_text(json.dumps({**json.loads((made / file).read_text()), **changes}))
+    with pytest.raises(ValueError, match=message):
+        load_pipeline(made)

@@ -35,13 +35,19 @@ class Tokenizer:
     """vocabulary: piece -> number. merges: pairs of pieces, the most frequent first. length: of an encoded prompt.
     padding: the piece that fills it, of version 1 the end, of version 2 "!".
 
-    Errors: ValueError for a vocabulary without the start, the end, the padding or one of the 256 bytes.
+    Errors: ValueError for a vocabulary without the start, the end, the padding or one of the 256 bytes, or with
+    a number that is none.
     """
 
     def __init__(
         self, vocabulary: dict[str, int], merges: Sequence[tuple[str, str]], length: int = 77, padding: str = END
     ):
         self.vocabulary, self.length = vocabulary, integer("Tokenizer: length", length, 3)
+        wrong = [(p, n) for p, n in vocabulary.items() if not isinstance(n, int) or not 0 <= n < 2**31]
+        if wrong:
+            raise ValueError(
+                f"the vocabulary's number of {wrong[0][0]!r} is no whole number from 0 on: {wrong[0][1]!r}"
+            )
         self._ranks = {pair: i for i, pair in enumerate(merges)}
         bytes_of_words = [c + end for c in BYTES.values() for end in ("", LAST)]
         if missing := [piece for piece in (START, END, padding, *bytes_of_words) if piece not in vocabulary]:
@@ -62,7 +68,9 @@ class Tokenizer:
             if (folder / name).is_file():
                 found = read_json(folder / name)
                 given = found.get("pad_token", padding)
-                padding = given["content"] if isinstance(given, dict) else given
+                padding = given.get("content") if isinstance(given, dict) else given
+                if not isinstance(padding, str):
+                    raise ValueError(f"{str(folder / name)!r} has pad_token={given!r}, which is no piece")
                 length = found.get("model_max_length", length)
         merges = []
         lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
