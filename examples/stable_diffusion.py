@@ -68,7 +68,7 @@ def main():
         try:
             sd = load_pipeline(args.weights, half=args.half, progress=Progress("loading"), predicts=args.predicts)
             if args.lora:
-                Lora.load(sd.unet, args.lora, args.lora_scale)
+                Lora.load(sd.unet, args.lora, args.lora_scale, text_encoder=sd.text_encoder)
             args.out.mkdir(parents=True, exist_ok=True)
             {"learn": learn, "pulls": draw_pulls, "paint": paint}[args.what](sd, args)
         except (ValueError, RuntimeError, MemoryError) as error:
@@ -121,6 +121,8 @@ def picture(path, args):
     """A picture file as floats in [0, 1], (H, W, 3): of the size asked for, or its own in whole blocks of 8."""
     try:
         found = data.picture_file.read_picture(path, None, None, (255, 255, 255))
+        if min(found.shape[:2]) < 8:
+            sys.exit(f"{path} is {found.shape[0]}x{found.shape[1]}, and must be 8x8 at least")
         height, width = args.height or found.shape[0] // 8 * 8, args.width or found.shape[1] // 8 * 8
         if found.shape[:2] != (height, width):
             print(f"{path} is {found.shape[0]}x{found.shape[1]}, and is cropped to {height}x{width}", file=sys.stderr)
@@ -176,6 +178,8 @@ def draw_pulls(sd, args):
     """words.png: a row for the keys and one for the values of each layer, a column for each word of the prompt."""
     if args.init is None:
         sys.exit("--pulls asks what the loss of a picture pulls on: give the picture, --init")
+    if not sd.tokenizer.numbers(args.prompt):
+        sys.exit(f"--pulls asks which words the loss pulls on, and the prompt {args.prompt!r} has none")
     x = to_device(picture(args.init, args)[None] * 2 - 1)
     with no_grad():
         z = sd.autoencoder.encode(x).data

@@ -383,3 +383,14 @@ plot.image_grid(numpy.zeros((1, 2, 2)), {str(tmp_path / "a.png")!r})
 assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_long_labels_and_a_long_title_are_on_the_picture(numpy_backend, tmp_path):
+    """No ink at the edges, where it would be cut off."""
+    plot.matrix(
+        np.zeros((3, 2)), tmp_path / "a.png", labels=["down_blocks.0.attentions.0, values"] * 3,
+        column_labels=["incomprehensibility"] * 2, low=-1, high=1, title="which words the loss pulls on, of the most",
+    )  # fmt: skip
+    image = imread(tmp_path / "a.png")[..., :3]
+    edges = [image[:2], image[-2:], image[:, :2], image[:, -2:]]
+    assert all((edge == image[0, 0]).all() for edge in edges) and (image != image[0, 0]).any()

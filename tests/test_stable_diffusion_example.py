@@ -111,3 +111,6 @@ def test_what_is_wrong_is_said_in_a_line_or_two(weights: Path, tmp_path: Path, m
     said = main(monkeypatch, "a cat", *small[:-1], tmp_path / "no_picture.png")
     assert "no_picture.png cannot be opened: No such file" in said
     assert "give the picture, --init" in main(monkeypatch, "a cat", *small[:4], "--pulls")
+    assert "the prompt ' ' has none" in main(monkeypatch, " ", *small, "--pulls")
+    tiny = picture(tmp_path / "tiny.png", 7, 20)
+    assert "tiny.png is 7x20, and must be 8x8 at least" in main(monkeypatch, "a cat", *small[:-1], tiny)

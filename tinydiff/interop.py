@@ -81,6 +81,11 @@ def axes_of(module: nn.Module) -> Iterator[tuple[str, tuple[int, ...]]]:
                 yield from ((f"{path}.{name}".lstrip("."), axes) for name, axes in names.items())
 
 
+def from_bfloat16(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    """The numbers of bfloat16 in these bytes, as float32: each is the upper half of one."""
+    return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4").reshape(shape)
+
+
 def _host(value: Any) -> np.ndarray:
     """A NumPy array, also from a torch tensor that requires a gradient or is on a GPU."""
     if hasattr(value, "detach"):

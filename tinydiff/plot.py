@@ -264,7 +264,9 @@ def matrix(
     if not low < high:
         raise ValueError(f"matrix: low must be less than high, not {low!r} and {high!r}")
     rows, columns = values.shape
-    figure = new_figure(max(1.6 + 0.48 * columns, text_width(title, 10) + 0.3), 1.3 + 0.48 * rows)
+    beside, below = (max(text_width(text, 8) for text in texts) for texts in (labels, column_labels))
+    width = max(1.1 + beside + 0.48 * columns, text_width(title, 10) + 0.3)
+    figure = new_figure(width, 0.8 + below + 0.48 * rows)
     axes = figure.add_subplot()
     axes.imshow(values, cmap="RdBu_r", vmin=low, vmax=high)
     axes.set_xticks(range(columns), column_labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)

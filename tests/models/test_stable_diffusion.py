@@ -495,7 +495,7 @@ def test_a_lora_of_something_else_is_refused(folder: Path, tmp_path: Path) -> No
         {f"{stem}.lora_A.weight": np.zeros((4, 8), "float32"), f"{stem}.lora_B.weight": np.zeros((8, 4), "float32")},
         path,
     )
-    with pytest.raises(ValueError, match=r"are \(4, 8\) and \(8, 4\), not \(rank, 64\) and \(32, rank\)"):
+    with pytest.raises(ValueError, match=r"has matrices of \(4, 8\) and \(8, 4\), not \(rank, 64\) and \(32, rank\)"):
         Lora.load(unet, path)
     with pytest.raises(ValueError, match="no layer that ends in attn9"):
         Lora(unet, targets=["attn9"])

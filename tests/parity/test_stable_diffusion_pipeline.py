@@ -3,6 +3,7 @@ sampler that both have; the tokeniser on hundreds of prompts; the names of the s
 
 from __future__ import annotations
 
+import copy
 import random
 import shutil
 from pathlib import Path
@@ -12,11 +13,13 @@ import numpy as np
 import pytest
 import small_diffusion
 
-from tinydiff import Rng
-from tinydiff.models.stable_diffusion import pipeline, tokenizer, weights
+from tinydiff import Rng, interop, no_grad, tensor
+from tinydiff.models.stable_diffusion import pipeline, tokenizer, weights, writing
+from tinydiff.models.stable_diffusion.lora import Lora
 from tinydiff.models.stable_diffusion.tokenizer import END
 
 torch = pytest.importorskip("torch")
+load_file = pytest.importorskip("safetensors.torch").load_file
 import released  # noqa: E402  after the check that PyTorch is here
 from compare import channels_first  # noqa: E402
 from diffusers import (  # noqa: E402
@@ -214,3 +217,89 @@ def test_names_of_the_single_file(version: int, tmp_path: Path) -> None:
             ours = found[part][name].read()
             assert (ours.reshape(value.shape) == value.numpy()).all(), name
     shutil.rmtree(tmp_path)
+
+
+# ---------------------------------------------------------------- files that they write, and files that they read
+
+
+def test_they_read_what_is_written_here(theirs: Any, tmp_path: Path) -> None:
+    """The folder, with all that its configurations say: the same weights give the same numbers."""
+    made, given = theirs
+    ours = pipeline.load_pipeline(given)
+    writing.save_folder(ours, tmp_path / "ours")
+    again = StableDiffusionPipeline.from_pretrained(tmp_path / "ours", safety_checker=None, local_files_only=True)
+    rng = np.random.default_rng(0)
+    x, words = (
+        torch.tensor(rng.normal(size=s), dtype=torch.float32) for s in ((1, 4, 5, 4), (1, 77, ours.unet.context))
+    )
+    with torch.no_grad():
+        for call in (
+            lambda pipe: pipe.unet(x, 500, words).sample,
+            lambda pipe: pipe.vae.decode(x).sample,
+            lambda pipe: pipe.text_encoder(torch.tensor(ours.tokenizer.encode(PROMPT))).last_hidden_state,
+        ):
+            found, wanted = call(again), call(made)
+            assert abs(found - wanted).max() < 1e-5 * abs(wanted).max()
+    assert again.scheduler.config.prediction_type == made.scheduler.config.prediction_type
+    assert again.vae.config.scaling_factor == made.vae.config.scaling_factor
+    ids = made.tokenizer(prompts(50), padding="max_length", max_length=77, truncation=True).input_ids
+    assert (tokenizer.Tokenizer.from_folder(tmp_path / "ours" / "tokenizer").encode(prompts(50)) == ids).all()
+
+
+def test_files_of_bfloat16_in_several_parts(theirs: Any, tmp_path: Path) -> None:
+    """As they write them: the weights are read as their numbers are."""
+    folder = Path(shutil.copytree(theirs[1], tmp_path / "several"))
+    shutil.rmtree(folder / "unet")
+    unet = copy.deepcopy(theirs[0].unet).to(torch.bfloat16)
+    unet.save_pretrained(folder / "unet", max_shard_size="30KB")
+    assert len(list((folder / "unet").glob("*.safetensors"))) > 1
+    found = interop.to_torch(pipeline.load_pipeline(folder).unet)
+    assert all((found[name] == p.float().numpy()).all() for name, p in unet.state_dict().items())
+
+
+def test_a_lora_goes_there_and_comes_back(theirs: Any, tmp_path: Path) -> None:
+    """Ours changes their U-Net as it changes ours; theirs, with an alpha, convolutions and the words, changes ours."""
+    peft = pytest.importorskip("peft")
+    made, folder = theirs
+    ours, their_unet = pipeline.load_pipeline(folder), copy.deepcopy(made.unet)
+    rng = np.random.default_rng(0)
+    x, words = (rng.normal(size=s).astype("float32") for s in ((1, 5, 4, 4), (1, 77, ours.unet.context)))
+
+    def both(unet: Any) -> float:
+        with torch.no_grad():
+            y = unet(torch.tensor(channels_first(x)), 500, torch.tensor(words)).sample
+        with no_grad():
+            z = ours.unet(tensor(x), np.array([500.0]), tensor(words))
+        return float(abs(channels_first(z) - y.numpy()).max() / abs(y.numpy()).max())
+
+    before = both(their_unet)
+    lora = Lora(ours.unet, rank=2, rng=0)
+    for i, p in enumerate(lora.parameters()):
+        p.data = Rng(i).normal(p.shape)
+    assert both(their_unet) > 0.01
+    lora.save(tmp_path / "ours.safetensors")
+    their_unet.load_lora_adapter(load_file(tmp_path / "ours.safetensors"), prefix="unet")
+    assert both(their_unet) < 1e-4 > before
+    lora.remove()
+
+    their_unet, their_words = copy.deepcopy(made.unet), copy.deepcopy(made.text_encoder)
+    state, configs = {}, {}
+    for part, net, targets in (
+        ("unet", their_unet, ["to_q", "conv1", "proj_in"]),
+        ("text_encoder", their_words, ["k_proj", "fc1"]),
+    ):
+        config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=targets, init_lora_weights=False)
+        peft.inject_adapter_in_model(config, net)
+        state[part] = {n.replace(".default", ""): p.detach() for n, p in net.named_parameters() if ".lora_" in n}
+        configs[f"{part}_lora_adapter_metadata"] = {**config.to_dict(), "target_modules": targets}
+    weight_name = "theirs.safetensors"
+    StableDiffusionPipeline.save_lora_weights(tmp_path, *state.values(), weight_name=weight_name, **configs)
+    tokens = ours.tokenizer.encode(PROMPT)
+    assert both(their_unet) > 0.01
+    Lora.load(ours.unet, tmp_path / "theirs.safetensors", text_encoder=ours.text_encoder)
+    assert both(their_unet) < 1e-4
+    with torch.no_grad():
+        wanted = their_words(torch.tensor(tokens)).last_hidden_state.numpy()
+        plain = made.text_encoder(torch.tensor(tokens)).last_hidden_state.numpy()
+    found = ours.encode(PROMPT)
+    assert abs(found - wanted).max() < 1e-4 * abs(wanted).max() < 0.01 * abs(plain - wanted).max()

@@ -273,13 +273,34 @@ def test_winograd_of_any_size(size: Any, padding: Any, dtype: str, monkeypatch: 
         (geometry(5, 3, 1, 1), 16, 16),  # 25 pixels in 4 tiles of 16
         (geometry(3, 3, 1, 1), 64, 64),
         (geometry(8, 3, 1, 1), 15, 64),
-        (geometry(8, 3, 1, 1), 512, 512),  # the points of the weights take too much memory
+        (geometry(8, 3, 1, 1), 512, 512),  # to make the points of the weights takes longer than the rest
     ],
     ids=str,
 )
 def test_winograd_leaves_the_rest_to_others(at: Geometry, channels: int, out: int) -> None:
     assert conv.by_winograd(geometry(8, 3, padding=1), (8, 8), 16, 16)
     assert not conv.by_winograd(at, at.out, channels, out)
+
+
+@pytest.mark.parametrize("n, size, channels, out", [(2, (16, 16), 1500, 70), (4, (32, 32), 140, 272)], ids=str)
+def test_winograd_of_fewer_tiles_than_channels(
+    n: int, size: Any, channels: int, out: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some channels, and some tiles, at a time; in any number of parts, of which each has its own channels."""
+    at = geometry(size, 3, padding=1)
+    compare(at, n, channels, out, "float32")
+    given, found = arrays(at, n, channels, out, "float32"), []
+    for parts in (1, 2, 3):
+        monkeypatch.setattr(compiled, "threads_for", lambda size, parts=parts: parts)
+        found.append([fast(*(given[name] for name in names), None, geometry=at) for fast, _, names in THREE[:2]])
+    assert all(np.array_equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
+
+
+def test_the_gradient_by_large_weights_is_not_by_winograd() -> None:
+    at = geometry(32, 3, padding=1)
+    x, w, y = (4, 32, 32, 512), (3, 3, 512, 512), (4, 32, 32, 512)
+    assert conv.way_of(at, "xw", x, w) == conv.way_of(at, "yw", y, w) == "winograd"
+    assert conv.way_of(at, "xy", x, y) == "taps"
 
 
 def test_winograd_gives_an_image_the_same_digits_in_any_batch() -> None:

@@ -15,7 +15,7 @@
 
 #define QUERIES 32
 #define KEYS 64
-#define TILE (BYTES == 64 ? 8 : 4) /* rows whose sums, two vectors each, stay in registers */
+#define TILE (REGISTERS == 32 ? 8 : 6) /* rows whose sums, two vectors each, stay in registers */
 
 
 /* ---------------------------------------------------------------- products of matrices */
@@ -136,6 +136,14 @@ static head head_of(const int64_t *restrict which, const real *q, const real *k,
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* ---------------------------------------------------------------- forward and rule */
+
+/* How many numbers a vector has. */
+int attention_width(int64_t *restrict width, int64_t one)
+{
+    for (int64_t i = 0; i < one; i++)
+        width[i] = WIDTH;
+    return 0;
+}
 
 /* y (B, L, E), top and rsum (B, L) for B heads; head b has q[which[b][0]], k[which[b][1]], v[which[b][2]] and, of the
    masks, which[b][3]. A mask of one row, R = 1, holds for all queries. D and E are multiples of WIDTH. */

@@ -34,7 +34,7 @@ attention_vjp_in_c = Function(
     + "out dq(B,L,D), out dk(B,S,D), out dv(B,S,E), "
     + LENGTHS,
 )
-VECTOR = 16  # widths that are a multiple of this are one of a vector's, too
+width_in_c = Function("attention_width", "out int64 width(one), int one")  # of float32, a multiple of that of float64
 
 
 # ---------------------------------------------------------------- softmax
@@ -137,30 +137,38 @@ def _is_for_products(q: Array, k: Array, v: Array) -> bool:
 
 def in_blocks(q: Array, k: Array, v: Array, mask: Any, *, scale: float) -> Any:
     """The output; and y, which is the output with widened rows, the largest score of each query, and 1 / sum."""
-    arrays, lead = _heads(q, k, v, mask)
-    b, length, width = math.prod(lead), q.shape[-2], v.shape[-1]
-    y = np.empty((*lead, length, _whole(width)), q.dtype)
-    top, rsum = np.empty((b, length), q.dtype), np.empty((b, length), q.dtype)
-    if not attention_in_c(**arrays, y=_matrices(y), top=top, rsum=rsum, R=1, scale=scale):
+    vector = np.empty(1, np.int64)
+    if not width_in_c(width=vector):
         return NotImplemented
+    arrays, lead = _heads(q, k, v, mask, int(vector[0]))
+    b, length, width = math.prod(lead), q.shape[-2], v.shape[-1]
+    y = np.empty((*lead, length, arrays["v"].shape[-1]), q.dtype)
+    top, rsum = np.empty((b, length), q.dtype), np.empty((b, length), q.dtype)
+    attention_in_c(**arrays, y=_matrices(y), top=top, rsum=rsum, R=1, scale=scale)
     return _narrow(y, width), (y, top, rsum)
 
 
 def in_blocks_vjp(g: Array, _y: Any, q: Array, k: Array, v: Array, mask: Any, *, scale: float, residuals: Any) -> Any:
     y, top, rsum = residuals
-    arrays, lead = _heads(q, k, v, mask)
-    adjoints = [np.empty((*lead, x.shape[-2], _whole(x.shape[-1])), y.dtype) for x in (q, k, v)]
+    vector = np.empty(1, np.int64)
+    width_in_c(width=vector)
+    arrays, lead = _heads(q, k, v, mask, int(vector[0]))
+    widths = [arrays[name].shape[-1] for name in "qkv"]
+    adjoints = [np.empty((*lead, x.shape[-2], width), y.dtype) for x, width in zip((q, k, v), widths)]
     dq, dk, dv = map(_matrices, adjoints)
     attention_vjp_in_c(
-        g=_widened(g), y=_matrices(y), top=top, rsum=rsum, **arrays, dq=dq, dk=dk, dv=dv, R=1, scale=scale
-    )
+        g=_widened(g, int(vector[0])), y=_matrices(y), top=top, rsum=rsum, **arrays, dq=dq, dk=dk, dv=dv, R=1,
+        scale=scale,
+    )  # fmt: skip
     found = [_narrow(a, x.shape[-1]) for a, x in zip(adjoints, (q, k, v))]
     return *found, lambda: attention.mask_adjoint(g, q, k, v, mask, scale=scale)
 
 
-def _heads(q: Array, k: Array, v: Array, mask: Any) -> tuple[dict[str, Any], tuple[int, ...]]:
-    """The arrays as C takes them, and the leading axes that they are broadcast to."""
-    arrays = {"q": _widened(q), "k": _widened(k), "v": _widened(v), "allowed": None, "added": None}
+def _heads(q: Array, k: Array, v: Array, mask: Any, vector: int) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """The arrays as C takes them, with rows of whole vectors of so many numbers, and the leading axes that they are
+    broadcast to."""
+    wide = {name: _widened(x, vector) for name, x in zip("qkv", (q, k, v))}
+    arrays: dict[str, Any] = {**wide, "allowed": None, "added": None}
     if mask is not None:
         mask = np.atleast_2d(mask)
         mask = np.broadcast_to(mask, (*mask.shape[:-2], *((1, *mask.shape)[-2:-1]), k.shape[-2]))  # (.., L or 1, S)
@@ -182,17 +190,12 @@ def _matrices(a: Array) -> Array:
     return np.ascontiguousarray(a).reshape(-1, *a.shape[-2:])
 
 
-def _whole(width: int) -> int:
-    """So many columns as are whole vectors."""
-    return width + -width % VECTOR
-
-
-def _widened(a: Array) -> Array:
+def _widened(a: Array, vector: int) -> Array:
     """(.., M, N) -> (A, M, N), with zeros up to whole vectors of columns."""
     width = a.shape[-1]
-    if width == _whole(width):
+    if width % vector == 0:
         return _matrices(a)
-    wide = np.zeros((*a.shape[:-1], _whole(width)), a.dtype)
+    wide = np.zeros((*a.shape[:-1], width + -width % vector), a.dtype)
     wide[..., :width] = a
     return _matrices(wide)
 

@@ -119,11 +119,14 @@ def way_of(geometry: Geometry, names: str, *shapes: Any) -> str | None:
     if geometry.groups == channels == out > 1:
         return "depthwise"
     result = geometry.size if names[0] == "y" else geometry.out  # the image whose tiles are computed
+    if names == "xy" and 36 * channels * out > 2**22:
+        return "taps"  # the sums of all points of the weights would take too much memory
     return "winograd" if by_winograd(geometry, result, channels, out) else "taps"
 
 
 def by_winograd(geometry: Geometry, out: tuple[int, int], channels: int, channels_out: int) -> bool:
     """Is that quicker, for some tens of images? It must not depend on their number, which would change the digits."""
+    tiles = math.ceil(out[0] / 4) * math.ceil(out[1] / 4)
     return (
         geometry.kernel == (3, 3)
         and geometry.stride == geometry.dilation == (1, 1)
@@ -131,8 +134,8 @@ def by_winograd(geometry: Geometry, out: tuple[int, int], channels: int, channel
         and max(*geometry.padding[0], *geometry.padding[1]) <= 2
         and min(channels, channels_out) >= 16  # else the sums are too short for what is done before and after them
         and min(out) >= 4  # of 3x3 pixels the other way leaves out the border, nearly half of the products
-        and 8 * math.ceil(out[0] / 4) * math.ceil(out[1] / 4) <= out[0] * out[1]  # the tiles are half full at least
-        and 36 * channels * channels_out <= 2**22  # numbers that are made of the weights
+        and 8 * tiles <= out[0] * out[1]  # they are half full at least
+        and (tiles >= 16 or 36 * channels * channels_out <= 2**22)  # or the weights are most of the work
     )
 
 

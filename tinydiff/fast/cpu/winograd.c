@@ -37,6 +37,8 @@
 
 #define LANES (2 * WIDTH)               /* channels of y in a block */
 #define ROWS (REGISTERS == 32 ? 12 : 6) /* of a block: its sums, two vectors and a number fill the registers */
+#define GROUP (1 << 15) /* weights of a point that stay in the second cache, in numbers */
+#define FEW 252         /* tiles at a time with those */
 #define CHUNK (1 << 20) /* bytes of X and Y at a time: they fit the second cache, unless the channels are very many */
 
 /* ---------------------------------------------------------------- from numbers to points, and the transposed maps */
@@ -239,22 +241,26 @@ INLINE vec load_apart(const real *p, int64_t step, int64_t n)
     return load(a);
 }
 
-/* The points of the weights w[u, v, c, o], for each point k and block of channels o: W[k, block, c, lane]. transposed: of
-   those of the gradient by the input, in which the taps are turned round, and c and o exchanged. */
-static void points_of_weights(const real *w, int64_t C, int64_t O, int transposed, real *W)
+/* The points of the weights w[u, v, c, o] of the channels o from `first` to `last`, for each point k and block of them:
+   W[k, block, c, lane]. transposed: of those of the gradient by the input, in which the taps are turned round, and c and
+   o exchanged. Both vectors of a block are made one after the other, as they are neighbours in w, too. */
+static void points_of_weights(const real *w, int64_t C, int64_t O, int transposed, int64_t first, int64_t last, real *W,
+                              int64_t step)
 {
-    int64_t rows = transposed ? O : C, out = transposed ? C : O, step = apart(whole(out, LANES) * rows);
-    for (int64_t o = 0; o < out; o += WIDTH)
-        for (int64_t c = 0; c < rows; c++) {
-            vec taps[3][3], points[6][6];
-            for (int t = 0; t < 9; t++)
-                taps[t / 3][t % 3] = transposed ? load_apart(w + ((8 - t) * C + o) * O + c, O, out - o)
-                                                : load_some(w + (t * C + c) * O + o, out - o);
-            all_points_of_w(taps, points);
+    int64_t rows = transposed ? O : C;
+    for (int64_t block = first; block < last; block += LANES)
+        for (int64_t c = 0; c < rows; c++)
+            for (int64_t o = block; o < block + LANES && o < last; o += WIDTH) {
+                vec taps[3][3], points[6][6];
+                for (int t = 0; t < 9; t++)
+                    taps[t / 3][t % 3] = transposed ? load_apart(w + ((8 - t) * C + o) * O + c, O, last - o)
+                                                    : load_some(w + (t * C + c) * O + o, last - o);
+                all_points_of_w(taps, points);
 #pragma GCC unroll 36
-            for (int k = 0; k < 36; k++)
-                store(W + k * step + (o / LANES * rows + c) * LANES + o % LANES, points[k / 6][k % 6]);
-        }
+                for (int k = 0; k < 36; k++)
+                    store(W + k * step + ((block - first) / LANES * rows + c) * LANES + o - block,
+                          points[k / 6][k % 6]);
+            }
 }
 
 /* y[n, i, j, o] = b[o] + sum over u, v, c of x[n, i + u - top, j + v - left, c] w[u, v, c, o], or, transposed, with
@@ -263,52 +269,65 @@ int winograd(const real *restrict x, const real *restrict w, const real *restric
              int64_t H, int64_t W, int64_t C, int64_t A, int64_t B, int64_t OH, int64_t OW, int64_t O, int64_t top,
              int64_t left, int64_t transposed, int64_t part, int64_t parts)
 {
-    int64_t x_step = whole(C, WIDTH), y_step = whole(O, LANES), down = (OH + 3) / 4, across = (OW + 3) / 4;
-    int64_t all = N * down * across, first = all * part / parts, last = all * (part + 1) / parts;
-    int64_t T = tiles_at_a_time(x_step + y_step, last - first);
-    int64_t of_w_apart = apart(y_step * C), of_x_apart = apart(T * x_step), of_y_apart = apart(T * y_step);
-    real *memory = malloc((36 * (of_w_apart + of_x_apart + of_y_apart) + x_step + y_step + WIDTH) * sizeof(real));
+    int64_t x_step = whole(C, WIDTH), down = (OH + 3) / 4, across = (OW + 3) / 4, all = N * down * across;
+    /* Each part has its own tiles, or, where there are fewer tiles than channels, so that most of the work is to make the
+       points of the weights, its own channels, and then some of them at a time: their weights of a point stay in the
+       second cache. */
+    int few = all < O;
+    int64_t blocks = whole(O, LANES) / LANES, first = few ? 0 : all * part / parts;
+    int64_t last = few ? all : all * (part + 1) / parts, o_first = few ? blocks * part / parts * LANES : 0;
+    int64_t o_last = few && part + 1 < parts ? blocks * (part + 1) / parts * LANES : O;
+    int64_t group = few ? whole(GROUP / C + 1, LANES) : whole(O, LANES);
+    int64_t T = few ? whole(all < FEW ? all : FEW, ROWS) : tiles_at_a_time(x_step + group, last - first);
+    int64_t of_w_apart = apart(group * C), of_x_apart = apart(T * x_step), of_y_apart = apart(T * group);
+    int64_t rest = x_step + whole(O, LANES);
+    real *memory = malloc((36 * (of_w_apart + of_x_apart + of_y_apart) + rest + WIDTH) * sizeof(real));
     if (!memory)
         return 1;
     real *weights = aligned(memory), *X = weights + 36 * of_w_apart, *Y = X + 36 * of_x_apart;
     real *zeros = Y + 36 * of_y_apart, *bias = zeros + x_step;
     memset(X, 0, 36 * of_x_apart * sizeof(real)); /* rows that belong to no tile are multiplied too */
-    memset(zeros, 0, (x_step + y_step) * sizeof(real));
-    points_of_weights(w, A, B, (int)transposed, weights);
+    memset(zeros, 0, rest * sizeof(real));
     if (b)
         memcpy(bias, b, O * sizeof(real));
     Images of_x = {H, W, C, top, left};
-    for (; first < last; first += T) {
-        int64_t tiles = last - first < T ? last - first : T;
+    for (int64_t start = first; start < last; start += T) {
+        int64_t tiles = last - start < T ? last - start : T;
         for (int64_t t = 0; t < tiles; t++) {
-            int64_t n = (first + t) / across / down, i = (first + t) / across % down * 4, j = (first + t) % across * 4;
+            int64_t n = (start + t) / across / down, i = (start + t) / across % down * 4, j = (start + t) % across * 4;
             const real *at[36];
             pixels_of(6, x + n * H * W * C, &of_x, i, j, zeros, at);
             points_of_tile_of_x(at, C, X + t * x_step, of_x_apart);
         }
-        for (int64_t k = 0; k < 36; k++)
-            for (int64_t o = 0; o < O; o += LANES)
-                for (int64_t t = 0; t < tiles; t += ROWS)
-                    PRODUCTS[O - o > WIDTH](X + k * of_x_apart + t * x_step, x_step, weights + k * of_w_apart + o * C,
-                                            C,
-                                            Y + k * of_y_apart + t * y_step + o, y_step);
-        for (int64_t t = 0; t < tiles; t++) {
-            int64_t n = (first + t) / across / down, i = (first + t) / across % down * 4, j = (first + t) % across * 4;
-            for (int64_t o = 0; o < O; o += WIDTH) {
-                vec points[6][6], sums[4][4];
+        for (int64_t from = o_first; from < o_last; from += group) {
+            int64_t to = o_last - from < group ? o_last : from + group;
+            if (few || start == first)
+                points_of_weights(w, A, B, (int)transposed, from, to, weights, of_w_apart);
+            for (int64_t k = 0; k < 36; k++)
+                for (int64_t o = from; o < to; o += LANES)
+                    for (int64_t t = 0; t < tiles; t += ROWS)
+                        PRODUCTS[to - o > WIDTH](X + k * of_x_apart + t * x_step, x_step,
+                                                 weights + k * of_w_apart + (o - from) * C, C,
+                                                 Y + k * of_y_apart + t * group + o - from, group);
+            for (int64_t t = 0; t < tiles; t++) {
+                int64_t n = (start + t) / across / down, i = (start + t) / across % down * 4;
+                int64_t j = (start + t) % across * 4;
+                for (int64_t o = from; o < to; o += WIDTH) {
+                    vec points[6][6], sums[4][4];
 #pragma GCC unroll 36
-                for (int k = 0; k < 36; k++)
-                    points[k / 6][k % 6] = load(Y + k * of_y_apart + t * y_step + o);
-                all_of_y(points, sums);
-                for (int r = 0; r < 4 && i + r < OH; r++)
-                    for (int q = 0; q < 4 && j + q < OW; q++) {
-                        vec sum = sums[r][q] + load(bias + o);
-                        real *to = y + ((n * OH + i + r) * OW + j + q) * O + o;
-                        if (O - o >= WIDTH)
-                            store(to, sum);
-                        else
-                            memcpy(to, &sum, (O - o) * sizeof(real));
-                    }
+                    for (int k = 0; k < 36; k++)
+                        points[k / 6][k % 6] = load(Y + k * of_y_apart + t * group + o - from);
+                    all_of_y(points, sums);
+                    for (int r = 0; r < 4 && i + r < OH; r++)
+                        for (int q = 0; q < 4 && j + q < OW; q++) {
+                            vec sum = sums[r][q] + load(bias + o);
+                            real *at = y + ((n * OH + i + r) * OW + j + q) * O + o;
+                            if (to - o >= WIDTH)
+                                store(at, sum);
+                            else
+                                memcpy(at, &sum, (to - o) * sizeof(real));
+                        }
+                }
             }
         }
     }

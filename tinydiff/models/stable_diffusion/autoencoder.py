@@ -43,7 +43,8 @@ class Autoencoder(nn.Module):
         rng: Rng | int | None = None,
     ):
         rng, channels = as_rng(rng), sizes("Autoencoder: channels", channels)
-        self.in_channels, self.latent = integer("Autoencoder: in_channels", in_channels), latent
+        self.in_channels = integer("Autoencoder: in_channels", in_channels)
+        self.latent, layers = integer("Autoencoder: latent", latent), integer("Autoencoder: layers", layers)
         self.reduction, self.scaling = 2 ** (len(channels) - 1), number("Autoencoder: scaling", scaling, "(0, inf)")
         self.encoder = Encoder(in_channels, channels, 2 * latent, layers, groups, rng)
         self.decoder = Decoder(latent, channels, out_channels, layers + 1, groups, rng)

@@ -115,6 +115,50 @@ def _of_openclip(inner: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
+# ---------------------------------------------------------------- and back
+
+
+def names_for_single_file(part: str, names: Iterable[str]) -> dict[str, str]:
+    """For each name of a net, ours, the original one; the other way round than parts_of_single_file. The text encoder
+    is that of version 1."""
+    names = list(names)
+    if part == "text_encoder":
+        return {n: f"cond_stage_model.transformer.text_model.{n}" for n in names}
+    if part == "vae":
+        levels = 1 + max(int(m[1]) for n in names if (m := re.match(r"decoder\.up_blocks\.(\d+)", n)))
+        return {n: f"first_stage_model.{_vae_to_file(n, levels)}" for n in names}
+    layers = 1 + max(int(m[1]) for n in names if (m := re.match(r"down_blocks\.0\.resnets\.(\d+)", n)))
+    attention = {m[1] for n in names if (m := re.match(r"up_blocks\.(\d+)\.attentions", n))}
+    return {n: f"model.diffusion_model.{_unet_to_file(n, layers, attention)}" for n in names}
+
+
+def _unet_to_file(name: str, layers: int, attention: set[str]) -> str:
+    """attention: the levels on the way up that have it, whose upsampler is the third thing of its block."""
+    if m := re.match(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.*)", name):
+        side, level, kind, j, rest = m[1], int(m[2]), m[3], int(m[4]), m[5]
+        first = level * (layers + 1)
+        if kind == "downsamplers":
+            return f"input_blocks.{first + layers + 1}.0.op.{rest.removeprefix('conv.')}"
+        if kind == "upsamplers":
+            return f"output_blocks.{first + layers}.{1 + (m[2] in attention)}.{rest}"
+        block = f"input_blocks.{1 + first + j}" if side == "down" else f"output_blocks.{first + j}"
+        return f"{block}.1.{rest}" if kind == "attentions" else f"{block}.0.{replaced(rest, _turned(RESNET))}"
+    middle = name.startswith("mid_block.resnets")
+    name = replaced(name, _turned(UNET))
+    return replaced(name, _turned(RESNET)) if middle else name
+
+
+def _vae_to_file(name: str, levels: int) -> str:
+    if m := re.match(r"(encoder|decoder)\.(down|up)_blocks\.(\d+)\.(.*)", name):
+        level = int(m[3]) if m[2] == "down" else levels - 1 - int(m[3])
+        name = f"{m[1]}.{m[2]}.{level}.{re.sub('^resnets', 'block', m[4])}"
+    return replaced(name, _turned(VAE))
+
+
+def _turned(table: Mapping[str, str]) -> dict[str, str]:
+    return {new: old for old, new in table.items()}
+
+
 # ---------------------------------------------------------------- sizes from shapes, in PyTorch's order of axes
 
 

@@ -207,6 +207,7 @@ def load_pipeline(
     nets = load_nets(path, half=half, progress=progress, tokenizer=tokenizer)
     process, predicted = schedule_of(nets.scheduler)
     words = Tokenizer.from_folder(nets.tokenizer)
-    if len(words.vocabulary) > (size := nets.text_encoder.embeddings["token_embedding"].num_embeddings):
-        raise ValueError(f"the vocabulary has {len(words.vocabulary)} pieces, and the text encoder {size} vectors")
+    size = nets.text_encoder.embeddings["token_embedding"].num_embeddings
+    if (last := max(words.vocabulary.values())) >= size:
+        raise ValueError(f"the vocabulary has numbers up to {last}, and the text encoder {size} vectors, from 0 on")
     return StableDiffusion(nets.text_encoder, nets.unet, nets.autoencoder, words, process, predicts or predicted)

@@ -90,7 +90,7 @@ def schedule_of(config: Mapping[str, Any]) -> tuple[ScaledLinearSDE, str]:
         raise ValueError(
             f"the schedule must be scaled_linear with 1000 steps, not {kind!r} with {config.get('num_train_timesteps')}"
         )
-    if predicts not in predictions:
+    if not isinstance(predicts, str) or predicts not in predictions:
         raise ValueError(f"the net must predict {' or '.join(predictions)}, not {predicts!r}")
     if config.get("rescale_betas_zero_snr"):
         raise ValueError("a schedule with rescale_betas_zero_snr ends in pure noise, which is not supported here")

@@ -41,12 +41,17 @@ class TextEncoder(nn.Module):
         if activation not in ACTIVATIONS:
             raise ValueError(f"TextEncoder: activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
         rng, self.length = as_rng(rng), integer("TextEncoder: length", length)
+        self.activation = activation
         self.width, hidden = integer("TextEncoder: width", width), 4 * width if hidden is None else hidden
         self.embeddings = {
             "token_embedding": nn.Embedding(size, width, rng=rng),
             "position_embedding": nn.Embedding(length, width, rng=rng),
         }
-        self.encoder = {"layers": [Block(width, heads, hidden, activation, eps, rng) for _ in range(layers)]}
+        self.encoder = {
+            "layers": [
+                Block(width, heads, hidden, activation, eps, rng) for _ in range(integer("TextEncoder: layers", layers))
+            ]
+        }
         self.final_layer_norm = nn.LayerNorm(width, eps)
 
     def forward(self, tokens: Any) -> Tensor:

@@ -12,15 +12,17 @@ units"; Radford et al. 2021, "CLIP".
 from __future__ import annotations
 
 import functools
+import json
 import re
 import unicodedata
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ...arguments import integer
 from ...backend import to_host
+from ...saving import write_atomically
 from .weights import read_json
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -33,13 +35,19 @@ class Tokenizer:
     """vocabulary: piece -> number. merges: pairs of pieces, the most frequent first. length: of an encoded prompt.
     padding: the piece that fills it, of version 1 the end, of version 2 "!".
 
-    Errors: ValueError for a vocabulary without the start, the end, the padding or one of the 256 bytes.
+    Errors: ValueError for a vocabulary without the start, the end, the padding or one of the 256 bytes, or with
+    a number that is none.
     """
 
     def __init__(
         self, vocabulary: dict[str, int], merges: Sequence[tuple[str, str]], length: int = 77, padding: str = END
     ):
         self.vocabulary, self.length = vocabulary, integer("Tokenizer: length", length, 3)
+        wrong = [(p, n) for p, n in vocabulary.items() if not isinstance(n, int) or not 0 <= n < 2**31]
+        if wrong:
+            raise ValueError(
+                f"the vocabulary's number of {wrong[0][0]!r} is no whole number from 0 on: {wrong[0][1]!r}"
+            )
         self._ranks = {pair: i for i, pair in enumerate(merges)}
         bytes_of_words = [c + end for c in BYTES.values() for end in ("", LAST)]
         if missing := [piece for piece in (START, END, padding, *bytes_of_words) if piece not in vocabulary]:
@@ -55,12 +63,15 @@ class Tokenizer:
     def from_folder(cls, folder: Any) -> Tokenizer:
         """From vocab.json and merges.txt, and, if they are there, tokenizer_config.json and special_tokens_map.json,
         which name the padding. Errors: FileNotFoundError; ValueError that names the file."""
-        folder, padding, length = Path(folder), END, 77
+        folder, length = Path(folder), 77
+        padding: Any = END
         for name in ("tokenizer_config.json", "special_tokens_map.json"):
             if (folder / name).is_file():
                 found = read_json(folder / name)
                 given = found.get("pad_token", padding)
-                padding = given["content"] if isinstance(given, dict) else given
+                padding = given.get("content") if isinstance(given, dict) else given
+                if not isinstance(padding, str):
+                    raise ValueError(f"{str(folder / name)!r} has pad_token={given!r}, which is no piece")
                 length = found.get("model_max_length", length)
         merges = []
         lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
@@ -74,6 +85,22 @@ class Tokenizer:
                 )
             merges.append(pair)
         return cls(read_json(folder / "vocab.json"), merges, length, padding)
+
+    def save(self, folder: Any) -> None:
+        """vocab.json, merges.txt and tokenizer_config.json, as from_folder reads them. Errors: OSError."""
+        merges = "".join(f"{left} {right}\n" for left, right in self._ranks)
+        padding = next(piece for piece, number in self.vocabulary.items() if number == self.padding)
+        config = {
+            "tokenizer_class": "CLIPTokenizer", "bos_token": START, "eos_token": END, "unk_token": END,
+            "pad_token": padding, "model_max_length": self.length,
+        }  # fmt: skip
+        files = {
+            "vocab.json": json.dumps(self.vocabulary, ensure_ascii=False),
+            "merges.txt": f"#version: 0.2\n{merges}",
+            "tokenizer_config.json": json.dumps(config),
+        }
+        for name, text in files.items():
+            write_atomically(Path(folder) / name, functools.partial(_write, text.encode()))
 
     def encode(self, prompts: str | Sequence[str]) -> Any:
         """int64 (N, length), in host memory. What is beyond the last place is cut off, and a warning says what."""
@@ -137,6 +164,10 @@ class Tokenizer:
                 i += 1 + together
             word = merged
         return tuple(word)
+
+
+def _write(data: bytes, file: BinaryIO) -> None:
+    file.write(data)
 
 
 def split(text: str) -> list[str]:

@@ -56,7 +56,7 @@ class UNet(nn.Module):
     ):
         rng, channels, levels = as_rng(rng), sizes("UNet: channels", channels), len(channels)
         self.in_channels, self.context = integer("UNet: in_channels", in_channels), integer("UNet: context", context)
-        self.checkpointing = False
+        layers, self.checkpointing = integer("UNet: layers", layers), False
         heads = sizes("UNet: heads", [heads] * levels if isinstance(heads, int) else heads, levels)
         attention = [True] * (levels - 1) + [False] if attention is None else list(attention)
         embedding, first = 4 * channels[0], channels[0]

@@ -11,6 +11,7 @@ memory, and each layer widens its own while it computes.
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 from ... import nn
 from ...backend import to_device
 from ...engine import Tensor
-from ...interop import axes_of
+from ...interop import axes_of, from_bfloat16
 from .autoencoder import Autoencoder
 from .names import OLD_ATTENTION, configurations, parts_of_single_file, replaced
 from .text_encoder import TextEncoder
@@ -66,7 +67,12 @@ def load_nets(path: Any, *, half: bool = False, progress: Progress | None = None
     makers: dict[str, Callable[[Any], Any]] = {
         "text_encoder": text_encoder_of, "unet": unet_of, "vae": autoencoder_of
     }  # fmt: skip
-    nets = {part: make(configs[part]) for part, make in makers.items()}
+    nets = {}
+    for part, make in makers.items():
+        try:
+            nets[part] = make(configs[part])
+        except (TypeError, LookupError, AttributeError) as error:  # a list for a number, and the like
+            raise ValueError(f"the configuration of the {part} in {str(path)!r} is of no such net: {error}") from error
     wrong = [found for part, net in nets.items() for found in misfits(net, part, sources[part])]
     if wrong:
         raise ValueError(f"the weights in {str(path)!r} do not fit, {len(wrong)} entries:\n  " + "\n  ".join(wrong))
@@ -102,8 +108,8 @@ def open_safetensors(path: Path) -> dict[str, Entry]:
     except ImportError as error:
         raise RuntimeError("weights are read by the package safetensors: pip install 'tinydiff[weights]'") from error
     try:
-        file = safe_open(path, framework="numpy")
-        return {name: _entry(file, name, path) for name in file.keys()}  # noqa: SIM118  it is no dict
+        file, header = safe_open(path, framework="numpy"), functools.cache(lambda: _header(path))
+        return {name: _entry(file, header, name, path) for name in file.keys()}  # noqa: SIM118  it is no dict
     except SafetensorError as error:
         size = path.stat().st_size
         raise ValueError(
@@ -114,7 +120,15 @@ def open_safetensors(path: Path) -> dict[str, Entry]:
 KINDS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 
-def _entry(file: Any, name: str, path: Path) -> Entry:
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """What the file says of its arrays, and where the first one begins. The package, which has checked it, does not
+    tell where an array lies, and NumPy has no bfloat16."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return json.loads(file.read(length)), 8 + length
+
+
+def _entry(file: Any, header: Callable[[], tuple[dict[str, Any], int]], name: str, path: Path) -> Entry:
     part = file.get_slice(name)
     shape, kind = tuple(part.get_shape()), part.get_dtype()
     size = KINDS.get(kind, 1)
@@ -122,8 +136,14 @@ def _entry(file: Any, name: str, path: Path) -> Entry:
         size *= n
 
     def read() -> Any:
+        if kind == "BF16":
+            entries, start = header()
+            begin, end = entries[name]["data_offsets"]
+            with path.open("rb") as own:
+                own.seek(start + begin)
+                return from_bfloat16(own.read(end - begin), shape)
         if kind not in ("F16", "F32", "F64"):
-            raise ValueError(f"{name} in {str(path)!r} is of {kind}: weights must be of F16, F32 or F64")
+            raise ValueError(f"{name} in {str(path)!r} is of {kind}: weights must be of F16, BF16, F32 or F64")
         return file.get_tensor(name)
 
     return Entry(shape, size, read)
@@ -143,7 +163,7 @@ def _open_folder(path: Path) -> tuple[dict[str, dict[str, Entry]], dict[str, Any
     sources, configs = {}, {}
     for part in ("text_encoder", "unet", "vae"):
         configs[part] = read_json(path / part / "config.json")
-        entries = open_safetensors(_weights_file(path / part))
+        entries = _open_part(path / part)
         names = {n: n.removeprefix("text_model.") for n in entries}
         if part == "vae":
             names = {n: replaced(n, OLD_ATTENTION) if "attentions" in n else n for n in names}
@@ -151,15 +171,35 @@ def _open_folder(path: Path) -> tuple[dict[str, dict[str, Entry]], dict[str, Any
     return sources, configs, read_json(path / "scheduler" / "scheduler_config.json")
 
 
-def _weights_file(folder: Path) -> Path:
+def _open_part(folder: Path) -> dict[str, Entry]:
+    """The arrays of a net, which are in one file, or in several, with an index that says which is where."""
     stem = "model" if folder.name == "text_encoder" else "diffusion_pytorch_model"
-    for name in (f"{stem}.safetensors", f"{stem}.fp16.safetensors"):
-        if (folder / name).is_file():
-            return folder / name
+    for kind in ("", ".fp16"):
+        if (file := folder / f"{stem}{kind}.safetensors").is_file():
+            return open_safetensors(file)
+        if (index := folder / f"{stem}.safetensors.index{kind}.json").is_file():
+            return _open_shards(index)
     pickles = [p for p in sorted(folder.iterdir()) if p.suffix in PICKLES]
     if pickles:
         open_safetensors(pickles[0])  # says why not
     raise FileNotFoundError(f"there is no {stem}.safetensors in {str(folder)!r}, nor {stem}.fp16.safetensors")
+
+
+def _open_shards(index: Path) -> dict[str, Entry]:
+    """Errors: ValueError for an index that is none, or names an array that its file does not have; FileNotFoundError
+    for files that are not there."""
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+        raise ValueError(f"{str(index)!r} has no weight_map, of the file in which each array is")
+    files = sorted(set(places.values()))
+    if outside := [file for file in files if Path(file).name != file]:
+        raise ValueError(f"{str(index)!r} names the file {outside[0]!r}, which is not in its folder")
+    if missing := [file for file in files if not (index.parent / file).is_file()]:
+        raise FileNotFoundError(f"{str(index)!r} names {', '.join(missing)}, and there is no such file")
+    found = {file: open_safetensors(index.parent / file) for file in files}
+    if lacking := [f"{name} in {file}" for name, file in places.items() if name not in found[file]]:
+        raise ValueError(f"{str(index)!r} names arrays that are not there: {', '.join(lacking[:9])}")
+    return {name: found[file][name] for name, file in places.items()}
 
 
 def _open_single_file(path: Path) -> tuple[dict[str, dict[str, Entry]], dict[str, Any], dict[str, Any]]:
@@ -224,9 +264,9 @@ def misfits(net: nn.Module, part: str, source: Mapping[str, Entry]) -> list[str]
     axes = dict(axes_of(net))
     for name, p in own.items():
         if name not in source:
-            found.append(f"missing: {part} {name} {_in_file(p.shape, axes.get(name))}")
-        elif _plain(source[name].shape, p.ndim) != _in_file(p.shape, axes.get(name)):
-            wanted = _in_file(p.shape, axes.get(name))
+            found.append(f"missing: {part} {name} {file_shape(p.shape, axes.get(name))}")
+        elif _plain(source[name].shape, p.ndim) != file_shape(p.shape, axes.get(name)):
+            wanted = file_shape(p.shape, axes.get(name))
             found.append(f"wrongly shaped: {part} {name} is {source[name].shape}, not {wanted}")
     return found + [f"unexpected: {part} {n} {e.shape}" for n, e in source.items() if n not in own and n not in IGNORED]
 
@@ -259,7 +299,7 @@ def _plain(shape: tuple[int, ...], ndim: int) -> tuple[int, ...]:
     return shape[:2] if ndim == 2 and shape[2:] == (1, 1) else tuple(shape)
 
 
-def _in_file(shape: tuple[int, ...], axes: tuple[int, ...] | None) -> tuple[int, ...]:
+def file_shape(shape: tuple[int, ...], axes: tuple[int, ...] | None) -> tuple[int, ...]:
     """The shape in PyTorch's order of axes."""
     if axes is None:
         return tuple(shape)
