@@ -4,6 +4,9 @@ python -m tinydiff explain softmax
 python -m tinydiff view examples/quickstart.py --batch-size 2
 python -m tinydiff doctor
 python -m tinydiff check matmul
+python -m tinydiff train glyphs
+python -m tinydiff sample runs/glyphs/checkpoint.npz --label 7
+python -m tinydiff eval runs/glyphs/checkpoint.npz
 """
 
 from __future__ import annotations
@@ -15,8 +18,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import backend
+from .commands import Run, evaluate, sample, train
 
-Run = Callable[[argparse.Namespace], int]  # returns the exit code
+MODELS = ("train", "sample", "eval")  # whose files and words are the user's
+OPTIONS = "parser of the command"
+
+
+class Parser(argparse.ArgumentParser):
+    def refuse(self, unknown: Sequence[str]) -> None:
+        """End with what an option that there is not may have been meant to be."""
+        options = [option for action in self._actions for option in action.option_strings]
+        name = unknown[0].split("=")[0]
+        near = difflib.get_close_matches(name, options, cutoff=0.6)
+        hint = f": did you mean {' or '.join(near)}?" if near else ""
+        self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
 
 
 def explain(parser: argparse.ArgumentParser) -> Run:
@@ -133,23 +148,44 @@ def check(parser: argparse.ArgumentParser) -> Run:
     return run
 
 
-COMMANDS = (explain, view, exercise, doctor, check)
+COMMANDS: dict[str, Callable[[argparse.ArgumentParser], Run]] = {
+    "train": train, "sample": sample, "eval": evaluate,
+    "explain": explain, "view": view, "exercise": exercise, "doctor": doctor, "check": check,
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tinydiff", description="Look into tinydiff from the command line.")
-    commands = parser.add_subparsers(required=True, metavar="command")
-    for command in COMMANDS:
-        sub = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__)
-        sub.set_defaults(run=command(sub), command=command.__name__)
-    given = parser.parse_args(arguments)
+    parser = argparse.ArgumentParser(
+        prog="python -m tinydiff", description="Train and sample models, and look into tinydiff.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(required=True, metavar="command", parser_class=Parser)
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(name, help=command.__doc__, description=command.__doc__, allow_abbrev=False)
+        sub.set_defaults(run=command(sub), command=name, **{OPTIONS: sub})
+    given, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        getattr(given, OPTIONS).refuse(unknown)
     try:
         backend.active()
     except (ValueError, RuntimeError) as error:  # TINYDIFF_BACKEND names none, or one that cannot run here
         if given.command != "doctor":  # which says it beside the rest
             sys.stderr.write(f"{error}\n")
             return 2
-    return given.run(given)
+    try:
+        return given.run(given)
+    except (OSError, ValueError, RuntimeError) as error:
+        if given.command not in MODELS or type(error) is RuntimeError:
+            raise
+        sys.stderr.write(f"python -m tinydiff {given.command}: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted\n")
+        return 130  # as a shell reports an interrupted program
+
+
+def run() -> None:
+    """The program `tinydiff`."""
+    sys.exit(main())
 
 
 if __name__ == "__main__":

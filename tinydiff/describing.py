@@ -122,7 +122,7 @@ def rebuild(description: Any, *, rng: Any, own: Any = None, largest: int = 2**16
                 return getattr(build(inner, depth + 1), method)
             case {"own": str(name), **rest} if not rest:
                 if own is None:
-                    raise Unknown(f"its net is {name!r}, which it does not describe")
+                    raise Unknown(f"it does not describe the {name!r} in it")
                 return own
             case {"class": str(name), "arguments": dict(given), **rest} if not rest:
                 return make(name, {key: build(item, depth + 1) for key, item in given.items()})

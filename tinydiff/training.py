@@ -53,6 +53,7 @@ def train(
     save_every: int | None = None,
     keep: int = 1,
     keep_best: bool = False,
+    about: Mapping[str, Any] | None = None,
     nonfinite: str = "stop",
     most_nonfinite: int = 10,
     on_record: Callable[[TrainState], Any] | None = None,
@@ -77,6 +78,7 @@ def train(
     The checkpoint is written at the end of each epoch, or every `save_every` steps, and at the end.
     keep: so many of the last checkpoints, the older ones as checkpoint-STEP.npz. keep_best: also the one with the
     lowest loss in its record, as best.npz.
+    about: what each checkpoint says of its model, Trained(...).about(), so that tinydiff.load can rebuild it.
     nonfinite: what to do about a step whose loss or gradient is NaN or Inf. It never touches the weights, and the op
     that made it is named: the same batch is computed again under detect_anomaly. "stop": save and raise. "skip": leave
     this batch out. "rollback": go on from the weights of the last checkpoint, without the batches since then, which
@@ -130,7 +132,7 @@ def train(
     files = Files(
         out,
         {"model": model, "optimizer": optimizer, "ema": ema, "sources": sources if sources.named else None},
-        order, keep, keep_best,
+        order, keep, keep_best, about,
     )  # fmt: skip
     watch = Watch(loss, model, optimizer.parameters, sources, nonfinite, most_nonfinite, microbatch, threads)
 
