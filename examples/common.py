@@ -170,8 +170,13 @@ def check_channels(parser, channels):
 
 def mnist(args, split="train"):
     """.images uint8 (n, 28, 28), .labels uint8 (n,). Ends the program if they are not found."""
+    return found_or_exit(args, data.mnist, args.data_dir, split)
+
+
+def found_or_exit(args, read, *where):
+    """read(*where), which may need the files of MNIST. Ends the program if they are not found."""
     try:
-        return data.mnist(args.data_dir, split)
+        return read(*where)
     except (OSError, ValueError, data.DownloadError) as error:
         instead = "\nOr take --data glyphs, digits drawn here, which need no files." if hasattr(args, "data") else ""
         sys.exit(f"{error}{instead}")
@@ -197,16 +202,13 @@ def labelled(args, split="train"):
 def pictures_for_judge(args, split="train"):
     """Images, bytes (n, H, W, C), and the labels of their attributes, {name: (n,)}. Ends the program if MNIST is not
     found."""
-    if args.data == "mnist":
-        mnist(args, split)
-    return judging.pictures_to_judge(args.data, split, args.data_dir)
+    return found_or_exit(args, judging.pictures_to_judge, args.data, split, args.data_dir)
 
 
 def new_judge(args):
     """A classifier for --data, not trained yet; the pictures and labels that it learns from; and its file in the cache,
     whose name depends on them. Ends the program if MNIST is not found."""
-    pictures_for_judge(args)
-    return judging.new_judge(args.data, args.data_dir)
+    return found_or_exit(args, judging.new_judge, args.data, args.data_dir)
 
 
 def load_judge(judge, path, args):

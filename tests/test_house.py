@@ -19,7 +19,8 @@ PACKAGE = Path(__file__).parent.parent / "tinydiff"
 HOUSE = """
 locks backend summary arguments describing rng observers changes hooks modes shape_dtype operators engine recompute ops
 check anomaly functional nn interop optim microbatch profile files saving data diffusion models latents trained metrics
-judging plot stopping watching training_files training_log training recipe commands study doctor check_ops fast __init__ __main__
+judging plot stopping watching training_files training_log training recipe commands study doctor check_ops fast
+__init__ __main__
 """.split()
 LEVEL = {part: level for level, part in enumerate(HOUSE)}
 

@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
     try:
         return given.run(given)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, FloatingPointError, MemoryError) as error:
         if given.command not in MODELS or type(error) is RuntimeError:
             raise
         sys.stderr.write(f"python -m tinydiff {given.command}: {error}\n")
