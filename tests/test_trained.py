@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import io
 import json
 import tracemalloc
 from pathlib import Path
@@ -202,7 +203,7 @@ def learn(out: Path, epochs: int, channels: list[int], resume: bool = False, abo
 
     says = Trained(model, KarrasSDE(), SHAPE).about() if about else None
     train(model, loss, x, Adam(model.parameters(), lr=1e-2), epochs=epochs, batch_size=8, out=out, resume=resume,
-          ema=EMA(model, 0.9), about=says, stream=open("/dev/null", "w"))  # fmt: skip
+          ema=EMA(model, 0.9), about=says, stream=io.StringIO())  # fmt: skip
     return model
 
 

@@ -74,7 +74,12 @@ def sample(parser: argparse.ArgumentParser) -> Run:
     have their autoencoder in them. Without --label a model that knows labels makes pictures of each value of the first
     one; without --prompt a model that knows words hears none."""
     add = parser.add_argument
-    add("checkpoint", type=Path, metavar="CHECKPOINT", help="such as runs/quickstart/checkpoint.npz")
+    add(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="such as runs/quickstart/checkpoint.npz, or the directory of a run",
+    )
     add("--label", action="append", default=[], metavar="LABEL", help="7, seven, digit=7 or digit=7,face=serif; more "
         "than once: a row for each")  # fmt: skip
     add("--prompt", action="append", default=[], metavar="TEXT", help="more than once: a row for each")
@@ -101,7 +106,7 @@ def sample(parser: argparse.ArgumentParser) -> Run:
         from .trained import load, method_named
 
         began, method = time.monotonic(), method_named(given.sampler)
-        trained = load(given.checkpoint, averaged=not given.last)
+        trained = load(existing(given.checkpoint), averaged=not given.last)
         if given.label and trained.tokenizer is not None:
             raise ValueError(f"this model knows words and no labels: --prompt, not --label {given.label[0]!r}")
         if (given.prompt or given.negative) and trained.tokenizer is None:
@@ -165,7 +170,7 @@ def evaluate(parser: argparse.ArgumentParser) -> Run:
         from . import recipe
         from .trained import load, method_named
 
-        method, trained = method_named(given.sampler), load(given.checkpoint)
+        method, trained = method_named(given.sampler), load(existing(given.checkpoint))
         source = trained.data
         if given.data:
             source = {**trained.data, "name": given.data} if given.data == trained.data.get("name") else {
@@ -268,6 +273,14 @@ def picture_file(text: str) -> Path:
     path = Path(text)
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise argparse.ArgumentTypeError(f"must end in .png, .svg or .pdf, not {text!r}")
+    return path
+
+
+def existing(path: Path) -> Path:
+    """The file of a checkpoint; of a directory of a run, its checkpoint. Errors: ValueError if there is none."""
+    path = path / "checkpoint.npz" if path.is_dir() else path
+    if not path.exists():
+        raise ValueError(f"there is no checkpoint {path}")
     return path
 
 

@@ -132,6 +132,8 @@ def rebuild(description: Any, *, rng: Any, own: Any = None, largest: int = 2**16
         if name not in CLASSES:
             raise Unknown(f"it has an object of {name!r:.80}, a class that is not known here")
         cls: Any = CLASSES[name]
+        if "rng" in arguments:
+            raise ValueError(f"{name} cannot be told its rng")
         if cls._takes_rng:
             arguments = {**arguments, "rng": rng}
         try:

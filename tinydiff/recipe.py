@@ -1,7 +1,7 @@
 """The recipes of `python -m tinydiff train` and `eval`: a data set by its name, how it is learned, and how well it was.
 
-With labels it is, step by step, what examples/quickstart.py does, and with words what examples/text_to_image.py does:
-tests compare the weights. The examples are to be read; these are for where there are no examples, as in a wheel.
+With labels it is, step by step, what examples/quickstart.py does; a test compares the weights. With words it trains the
+model of examples/text_to_image.py. The examples are to be read; these are for where there are none, as in a wheel.
 """
 
 from __future__ import annotations

@@ -67,6 +67,8 @@ class Trained:
         data: Mapping[str, Any] | None = None,
     ):
         self.model, self.process, self.shape = model, process, sizes("Trained: shape", shape, 3)
+        if not (callable(getattr(process, "prior", None)) and callable(getattr(process, "marginal_std", None))):
+            raise ValueError(f"Trained: the process must have prior and marginal_std, which {process!r:.80} has not")
         self.low, self.high = number("Trained: low", low), number("Trained: high", high)
         if not self.low < self.high:
             raise ValueError(f"Trained: low={low!r} must be below high={high!r}")
@@ -177,7 +179,7 @@ def load(path: str | os.PathLike[str], *, net: Any = None, process: Any = None, 
     Errors: ValueError, which names the file, for one that is damaged, that says nothing of its net (those of older
     versions, and of `train` without about=), or whose net is not known here; FileNotFoundError."""
     name = os.fspath(path)
-    state = saving.load(name)
+    state = saving.load(name)  # FileNotFoundError, which names it
     if "about" not in state:
         raise ValueError(
             f"{name!r} does not say how its net was made, as checkpoints of older versions, or of train without "
