@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from matplotlib.image import imread, imsave
 
 import tinydiff
-from tinydiff import Rng, judging, saving
+from tinydiff import Rng, data, judging, saving
 from tinydiff.__main__ import main
 from tinydiff.diffusion import Denoiser, KarrasSDE, edm_loss
 from tinydiff.models.unet import UNet
@@ -225,3 +226,22 @@ def test_old_and_damaged_files_are_one_line(tmp_path: Path, capsys: Any, numpy_b
 def test_a_mistake_is_said_without_a_traceback(command: list[str], says: str) -> None:
     done = run(*command)
     assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_run(tmp_path: Path, monkeypatch: Any, capsys: Any, numpy_backend: str) -> None:
+    """With fewer pictures, steps and channels."""
+    page = (ROOT / "docs" / "command_line.md").read_text()
+    block = re.search(r"run by tests/test_commands_models.py, on fewer pictures -->\n```sh\n(.*?)```", page, re.S)
+    assert block is not None
+    draw = data.glyphs
+    monkeypatch.setattr(data, "glyphs", lambda n, seed, **options: draw(min(n, 64), seed, cache=False, **options))
+    monkeypatch.chdir(tmp_path)
+    less = {"train": ["--images", "64", "--channels", "8"], "sample": ["--steps", "1", "--count", "1"], "eval": []}
+    lines = block[1].splitlines()
+    assert len(lines) == 7
+    for line in lines:
+        python, minus_m, program, *command = shlex.split(line)
+        assert (python, minus_m, program) == ("python", "-m", "tinydiff")
+        assert main([*command, *less[command[0]]]) == 0, line
+    assert (tmp_path / "grid.png").exists() and (tmp_path / "samples" / "0000.png").exists()

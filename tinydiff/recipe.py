@@ -29,6 +29,7 @@ from .training import TrainState, train
 
 DRAWN = ("glyphs", "scenes")  # here, from a seed
 DROPPED = 0.1  # how often the labels or words are left out in training
+MEASURED = 60_000  # pictures for sigma_data, at most
 WIDTH = 96  # of the vectors of words
 WORDS_NOISE = 0.3, 1.4  # mean and deviation of ln sigma: what words mean is decided at high noise levels
 
@@ -129,7 +130,6 @@ def learn(
 ) -> TrainState:
     """Train a denoiser of these pictures, told their labels or their words. images: to learn from, in whole rounds; or
     as many of the pictures as are given. out: gets checkpoint.npz, which tinydiff.load reads, and log.jsonl."""
-    x = data.to_float(shown.images, -1, 1)  # float32 (N, H, W, C)
     rng, shape = Rng(seed).child("model"), shown.images.shape[1:]
     unit = 2 * 2 ** (len(channels) - 1)
     if shape[0] % unit or shape[1] % unit:
@@ -147,13 +147,15 @@ def learn(
         counts = {name: len(values) for name, values in shown.names.items()}
         net = UNet(shape[2], channels, labels=counts, rng=rng)
         conditions, noise, decay = list(shown.labels.values()), (-1.2, 1.2), 0.995
-    model = Denoiser(net, sigma_data=float(x.std()))
+    some = shown.images[:: -(-len(shown.images) // MEASURED)]
+    model = Denoiser(net, sigma_data=float(data.to_float(some, -1, 1).std()))
     ema = EMA(model, decay)
     names = {} if words else shown.names
     trained = Trained(model, KarrasSDE(), shape, labels=names, null=words or bool(names), eps=0.002, noise=noise,
                       data=shown.source)  # fmt: skip
 
     def loss(x0: Any, *values: Any, rng: Rng, sample_offset: int) -> Any:
+        x0 = data.to_float(x0, -1, 1)  # bytes until here, a quarter of the memory
         condition: dict[str, Any]
         if words:
             condition = {"tokens": drop_prompts(values[0], DROPPED, rng, sample_offset=sample_offset)}
@@ -162,7 +164,7 @@ def learn(
             condition = {name: xp.where(kept, value, -1) for name, value in zip(names, values)}
         return edm_loss(model, x0, rng, mean=noise[0], std=noise[1], sample_offset=sample_offset, **condition)
 
-    arrays = [a[:images] for a in (x, *conditions)]
+    arrays = [a[:images] for a in (shown.images, *conditions)]
     n = len(arrays[0])
     epochs = round(images / n)
     steps = epochs * -(-n // batch_size)
