@@ -176,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, RuntimeError, FloatingPointError, MemoryError) as error:
         if given.command not in MODELS or type(error) is RuntimeError:
             raise
-        sys.stderr.write(f"python -m tinydiff {given.command}: {error}\n")
+        sys.stderr.write(f"python -m tinydiff {given.command}: {str(error).removeprefix(f'{given.command}: ')}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted\n")
