@@ -212,6 +212,10 @@ def trained(args, path):
 
     wanted = args.images or LEARNED * 64**2 / np.prod(args.shape[:2])
     epochs = max(1, round(wanted / len(latents)))
+    if args.images and args.images < len(latents):
+        print(
+            f"--images {args.images:,} is less than a round: all {len(latents):,} pictures are taken", file=sys.stderr
+        )
     steps = epochs * -(-len(latents) // args.batch_size)
     print(f"the diffusion: {denoiser.count():,} parameters, {len(tokenizer.words)} words, {len(latents):,} pictures, "
           f"{len(validation[0]):,} held out; pictures go to {args.out}", file=sys.stderr)  # fmt: skip

@@ -201,6 +201,8 @@ def trained(args, path):
 
     wanted = args.images or WORK * 28**2 / np.prod(args.shape[:2])
     epochs = max(1, round(wanted / len(images)))
+    if args.images and args.images < len(images):
+        print(f"--images {args.images:,} is less than a round: all {len(images):,} pictures are taken", file=sys.stderr)
     steps = epochs * -(-len(images) // args.batch_size)
     print(f"{denoiser.count():,} parameters, {len(tokenizer.words)} words, {len(images):,} pictures, "
           f"{len(validation[0]):,} held out; pictures go to {args.out}", file=sys.stderr)  # fmt: skip
