@@ -154,7 +154,7 @@ def draw_samples(model, sde, args, steps, each):
 
 def draw_cosines(model, args):
     """labels.png: the cosine of the angle between the vectors of two labels, for each pair."""
-    table = model.cond_embed if args.net == "tutorial" else model.net.labels["labels"]
+    table = model.cond_embed if isinstance(model, ConditionalUNet) else model.net.labels["labels"]
     vectors = to_host(table.weight.data)[:10]  # (10, features); our table's last row is the null class
     vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     plot.matrix(vectors @ vectors.T, args.out / "labels.png", labels=ATTRIBUTES["digit"], low=-1, high=1,

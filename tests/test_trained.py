@@ -321,6 +321,33 @@ def test_a_file_of_a_stranger_is_refused(tmp_path: Path, path: list[str], value:
     assert set(state["about"]) == set(FIELDS)
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["made", "arguments", "image"], [1024, 1024, 1024]),
+        (["made", "arguments", "image"], [HUGE, 1, 1]),
+        (["made", "arguments", "autoencoder", "arguments", "channels"], [1024]),
+        (["made"], {"class": "models.unet.UNet", "arguments": {}}),
+        (["weights"], {}),
+        (["more"], 1),
+    ],
+)
+def test_an_autoencoder_of_a_stranger_is_refused(
+    tmp_path: Path, path: list[str], value: Any, numpy_backend: str
+) -> None:
+    file = tmp_path / "m.npz"
+    model = Denoiser(UNet(3, [8], patch=1, embedding=16, rng=0), 1.0)
+    Trained(model, KarrasSDE(), (8, 8, 3), space=a_space()).save(file)
+    saving.save(file, damaged(saving.load(file), ["about", "space", *path], value))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"m\.npz"):
+            tinydiff.load(file)
+        assert tracemalloc.get_traced_memory()[1] < 2**27  # a side of 1,024 is allowed, whatever the file has
+    finally:
+        tracemalloc.stop()
+
+
 def test_an_object_in_an_object_ends_somewhere() -> None:
     deep: Any = None
     for _ in range(DEEPEST + 2):

@@ -13,6 +13,7 @@ and sigma_data is in its weights. The weights of the autoencoder are in "about" 
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,7 +29,8 @@ from .diffusion.predict import Guided
 from .diffusion.sample import sample
 from .engine import Tensor
 from .latents import LatentSpace
-from .models import autoencoder, classifier, fourier, text, tutorial, unet  # noqa: F401  whose classes are rebuildable
+from .models import autoencoder as _autoencoder  # noqa: F401  whose classes are rebuildable, as those of the next ones
+from .models import fourier, text, tutorial, unet  # noqa: F401
 from .models.inputs import sizes
 from .models.text import TextToImage, Tokenizer
 from .nn.module import is_unfilled
@@ -36,6 +38,7 @@ from .optim import EMA
 from .rng import Rng
 
 FIELDS = ("model", "process", "shape", "low", "high", "labels", "null", "eps", "noise", "space", "data")  # of "about"
+LARGEST_IMAGE = 2**22  # numbers of an image that an autoencoder takes
 
 
 class Trained:
@@ -207,8 +210,7 @@ def _trained(state: Mapping[str, Any], net: Any, process: Any, averaged: bool) -
         average.load_state_dict(state["ema"])
         average.copy_to(model)
     given = {name: about[name] for name in FIELDS if name not in ("model", "process", "space")}
-    kept = about["space"]
-    space = None if kept is None else _made(kept["made"], kept["weights"])
+    space = None if about["space"] is None else _space(**about["space"])
     return Trained(
         model.eval(), rebuild(about["process"], rng=None, own=process), given.pop("shape"), space=space, **given
     )
@@ -228,6 +230,16 @@ def _made(description: Any, weights: Any, own: Any = None) -> Any:
                 tensor._data = xp.empty(tensor.shape, arrays[name].dtype if tensor.dtype.kind == "f" else tensor.dtype)
     module.load_state_dict(arrays)
     return module
+
+
+def _space(made: Any, weights: Any) -> LatentSpace:
+    """A LatentSpace. It encodes an image when it is made, so first its autoencoder has to fit the file."""
+    given, begin = made["arguments"], "autoencoder."
+    inside = {name.removeprefix(begin): array for name, array in weights.items() if name.startswith(begin)}
+    autoencoder = _made(given["autoencoder"], inside)
+    if math.prod(given["image"]) > LARGEST_IMAGE:
+        raise ValueError(f"its images would be {given['image']!r:.80}")
+    return _made({**made, "arguments": {**given, "autoencoder": {"own": "autoencoder"}}}, weights, autoencoder)
 
 
 def _another_precision(tensor: Tensor, array: np.ndarray) -> bool:
