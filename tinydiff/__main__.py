@@ -16,22 +16,26 @@ import difflib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from . import backend
 from .commands import Run, evaluate, sample, train
 
 MODELS = ("train", "sample", "eval")  # whose files and words are the user's
-OPTIONS = "parser of the command"
 
 
 class Parser(argparse.ArgumentParser):
-    def refuse(self, unknown: Sequence[str]) -> None:
-        """End with what an option that there is not may have been meant to be."""
-        options = [option for action in self._actions for option in action.option_strings]
-        name = unknown[0].split("=")[0]
-        near = difflib.get_close_matches(name, options, cutoff=0.6)
-        hint = f": did you mean {' or '.join(near)}?" if near else ""
-        self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    """The parser of all commands. An option that the chosen one has not is answered with the nearest that it has."""
+
+    chosen: argparse.ArgumentParser | None = None
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if self.chosen is None or unknown == message:
+            super().error(message)
+        options = [option for action in self.chosen._actions for option in action.option_strings]
+        near = difflib.get_close_matches(unknown.split()[0].split("=")[0], options, cutoff=0.6)
+        self.chosen.error(f"{message}: did you mean {' or '.join(near)}?" if near else message)
 
 
 def explain(parser: argparse.ArgumentParser) -> Run:
@@ -155,16 +159,15 @@ COMMANDS: dict[str, Callable[[argparse.ArgumentParser], Run]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m tinydiff", description="Train and sample models, and look into tinydiff.", allow_abbrev=False
-    )
-    commands = parser.add_subparsers(required=True, metavar="command", parser_class=Parser)
+    parser = Parser(prog="python -m tinydiff", description="Train and sample models, and look into tinydiff.")
+    commands = parser.add_subparsers(required=True, metavar="command", parser_class=argparse.ArgumentParser)
+    given_first = next(iter(sys.argv[1:] if arguments is None else arguments), None)
     for name, command in COMMANDS.items():
         sub = commands.add_parser(name, help=command.__doc__, description=command.__doc__, allow_abbrev=False)
-        sub.set_defaults(run=command(sub), command=name, **{OPTIONS: sub})
-    given, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        getattr(given, OPTIONS).refuse(unknown)
+        sub.set_defaults(run=command(sub), command=name)
+        if name == given_first:
+            parser.chosen = sub
+    given = parser.parse_args(arguments)
     try:
         backend.active()
     except (ValueError, RuntimeError) as error:  # TINYDIFF_BACKEND names none, or one that cannot run here
