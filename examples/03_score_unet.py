@@ -26,6 +26,7 @@ from tinydiff.diffusion import METHODS, VESDE, Counted, rk45, sample, score_matc
 from tinydiff.diffusion.likelihood import average, bits_per_dimension
 from tinydiff.models.tutorial import PUBLISHED_LOSS, SIMPLE_LOSS, ScoreUNet
 from tinydiff.optim import EMA, Adam, constant, exponential
+from tinydiff.trained import Trained
 from tinydiff.training import train
 
 # As published; the published losses, which are printed beside ours, are for these settings.
@@ -39,11 +40,11 @@ SIGMA = 25.0
 def main() -> int:
     args = arguments()
     sde = VESDE(SIGMA)
+    if args.sample_only or args.compare or args.bits:
+        use(sde, args)
+        return 0
     model = ScoreUNet(sde.marginal_std, skips=args.skips, rng=Rng(args.seed).child("model"))
     ema = EMA(model, 0.999)
-    if args.sample_only or args.compare or args.bits:
-        use(model, ema, sde, args)
-        return 0
 
     def loss(x0, rng, sample_offset):
         return score_matching_loss(model, x0, sde, rng, sample_offset=sample_offset)
@@ -72,6 +73,7 @@ def main() -> int:
         ema=ema,
         out=args.out,
         resume=args.resume,
+        about=Trained(model, sde, (28, 28, 1), low=0.0, data={"name": args.data}).about(),
         on_record=pictures,
         reference=reference,
     )
@@ -82,17 +84,15 @@ def main() -> int:
     return 0
 
 
-def use(model, ema, sde, args):
-    """--sample-only, --compare and --bits, from the checkpoint."""
+def use(sde, args):
+    """--sample-only, --compare and --bits, from the checkpoint, which knows its net."""
     path = args.out / "checkpoint.npz"
-    state = common.load_checkpoint(path, "--skips", model=model)
-    averaged = "ema" in state
-    if averaged:
-        ema.load_state_dict(state["ema"])
-    elif not args.sample_only:
-        sys.exit(f"{path} has no average of the weights: it is of an older version")
+    trained, ema = common.load_trained(path, "03_score_unet.py")
+    model = trained.model
+    if ema is None and not args.sample_only:
+        sys.exit(f"{path} has no average of the weights")
     if args.sample_only:
-        with ema.applied() if averaged else contextlib.nullcontext():
+        with ema.applied() if ema is not None else contextlib.nullcontext():
             draw_samples(model, sde, args, args.steps)
     if args.compare:
         compare(model, ema, sde, args)

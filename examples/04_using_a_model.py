@@ -31,7 +31,6 @@ from tinydiff.data.glyphs import ATTRIBUTES
 from tinydiff.diffusion import (
     METHODS,
     Counted,
-    Denoiser,
     Guided,
     KarrasSDE,
     karras_times,
@@ -41,8 +40,6 @@ from tinydiff.diffusion import (
     time_at,
 )
 from tinydiff.diffusion.edit import denoise, image_to_image, inpaint, interpolate, noise_level
-from tinydiff.models.unet import UNet
-from tinydiff.optim import EMA
 
 EPS = 0.002  # where sampling stops, as in quickstart.py
 NOISE = 0.5  # standard deviation, on images from -1 to 1
@@ -51,9 +48,11 @@ NOISE = 0.5  # standard deviation, on images from -1 to 1
 def main() -> int:
     args = arguments()
     began = time.monotonic()
-    state = read(args.checkpoint)
-    images, digits = load(state, args)
-    denoiser = build(state)
+    trained, ema = common.load_trained(args.checkpoint, "quickstart.py", "digit")
+    if ema is not None:
+        ema.copy_to(trained.model)
+    images, digits = load(trained, args)
+    denoiser = trained.model
     sde = KarrasSDE()
     rows = compare(denoiser, sde, args) if args.compare else use(denoiser, sde, images, digits, args)
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -120,39 +119,10 @@ def compare(denoiser, sde, args):
     return rows
 
 
-def read(path):
-    state = common.checkpoint_of(path, "quickstart.py")
-    if "net.labels.digit.weight" not in state.get("model", {}) or "ema" not in state:
-        sys.exit(
-            f"{path} is not a checkpoint of examples/quickstart.py: it has no net whose condition is the digit, or no "
-            "average of the weights"
-        )
-    return state
-
-
-def build(state):
-    """The net of quickstart.py with the averaged weights; widths and labels follow from the shapes of the weights."""
-    weights = state["model"]
-    halvings = [
-        a for name, a in weights.items() if name.startswith("net.down.") and name.count(".") == 3 and a.ndim == 4
-    ]
-    labels = {name.split(".")[2]: len(a) - 1 for name, a in weights.items() if name.startswith("net.labels.")}
-    channels = [a.shape[-1] for a in (weights["net.first.weight"], *halvings)]
-    denoiser = Denoiser(UNet(1, channels, labels=labels, rng=0), sigma_data=1.0)  # the weights' own is loaded
-    ema = EMA(denoiser)
-    try:
-        denoiser.load_state_dict(weights)
-        ema.load_state_dict(state["ema"])
-    except ValueError as error:
-        sys.exit(f"{error}: train it again, python examples/quickstart.py")
-    ema.copy_to(denoiser)
-    return denoiser
-
-
-def load(state, args):
+def load(trained, args):
     """An image of each digit that was not in its training, with labels: (10, 28, 28, 1), (10,)."""
-    if "net.labels.face.weight" in state["model"]:
-        test = data.glyphs(200, state["settings"]["seed"] + 1, variety="plain")
+    if trained.data["name"] == "glyphs":
+        test = data.glyphs(200, trained.data["seed"] + 1, variety=trained.data["variety"])
         images, labels = test.images, test.labels["digit"]
     else:
         images, labels = common.mnist(args, "test")

@@ -32,7 +32,7 @@ from tinydiff.data.batches import Batches
 from tinydiff.diffusion import METHODS, VESDE, sample, steps_for
 from tinydiff.microbatch import gradients, microbatch_size, over_microbatches
 from tinydiff.models.tutorial import ScoreUNet
-from tinydiff.optim import EMA, AdamW, cosine
+from tinydiff.optim import AdamW, cosine
 
 # (method, evaluations of the net, options); the others are compared with the first.
 CONTESTANTS = [
@@ -180,17 +180,11 @@ def real_images(args):
 
 def build(path):
     """The net of 03_score_unet.py with its averaged weights."""
-    state = common.checkpoint_of(path, "03_score_unet.py")
-    weights = state.get("model", {})
-    if "tconv1.weight" not in weights or "ema" not in state:
+    trained, ema = common.load_trained(path, "03_score_unet.py")
+    if type(trained.model) is not ScoreUNet or ema is None:
         sys.exit(f"{path} is not a checkpoint of examples/03_score_unet.py: it has no such net, or no average")
-    skips = "add" if weights["tconv1.weight"].shape == weights["conv1.weight"].shape else "concat"
-    model = ScoreUNet(VESDE(SIGMA).marginal_std, skips=skips, rng=0)
-    model.load_state_dict(weights)  # also the buffers, which are not averaged: the frequencies of the time
-    ema = EMA(model)
-    ema.load_state_dict(state["ema"])
-    ema.copy_to(model)
-    return model
+    ema.copy_to(trained.model)
+    return trained.model
 
 
 def arguments():

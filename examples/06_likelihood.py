@@ -18,13 +18,14 @@ import sys
 import common
 import numpy as np
 
-from tinydiff import Rng, plot
+from tinydiff import Rng, plot, saving
 from tinydiff.backend import to_device
 from tinydiff.diffusion import KarrasSDE, ScoreModel, bits_per_dimension, likelihood_loss, sample
 from tinydiff.diffusion.likelihood import average
 from tinydiff.models.fourier import FourierInputs
 from tinydiff.models.unet import UNet
 from tinydiff.optim import EMA, Adam, cosine, warmup
+from tinydiff.trained import Trained
 from tinydiff.training import train
 
 EPS = 1e-3  # the least noise, where greys are 2/256 apart
@@ -35,13 +36,16 @@ PUBLISHED = {"RealNVP": 1.06, "FFJORD": 0.99}  # on MNIST: Grathwohl et al. 2019
 def main() -> int:
     args = arguments()
     sde, images = KarrasSDE(), common.images(args)[..., None]  # (n, 28, 28, 1) of bytes
+    test = common.images(args, "test")[..., None]
+    if args.measure:
+        path = args.out / "checkpoint.npz"
+        trained, ema = common.load_trained(path, "06_likelihood.py")
+        return use(trained.model, ema, sde, images, test, saving.load(path)["run"]["records"], args)
     sd = float(images[:10_000].std()) * (HIGH - LOW) / 256
     net = UNet(1 + 2 * len(args.fourier), args.channels, out_channels=1, rng=Rng(args.seed).child("model"))
     model = ScoreModel(FourierInputs(net, sd, args.fourier), sde, "edm", sigma_data=sd)
     ema = EMA(model, 0.999)
     d = images[0].size
-    test = common.images(args, "test")[..., None]
-    levels = {"each pixel by itself": by_itself(images, test), **(PUBLISHED if args.data == "mnist" else {})}
     shown = test[:256]  # for the curve of the bound on images that it does not learn from
 
     def loss(greys, rng, sample_offset):
@@ -53,44 +57,52 @@ def main() -> int:
             - math.log2(HIGH - LOW)
         )
 
+    levels = levels_of(images, test, args)
+
     def pictures(state):
         draw_loss(state.records, levels, args)
 
-    if args.measure:
-        state = common.load_checkpoint(args.out / "checkpoint.npz", "--channels and --fourier", model=model, ema=ema)
-        records = state["run"]["records"]
-    else:
-        steps = args.epochs * -(-len(images) // args.batch_size)
-        print(f"{model.count():,} parameters, {args.epochs} rounds of {len(images):,} images; pictures and log go to "
-              f"{args.out}", file=sys.stderr)  # fmt: skip
-        state = train(
-            model,
-            loss,
-            (images,),
-            Adam(model.parameters(), lr=args.lr),
-            epochs=args.epochs,
-            batch_size=args.batch_size,
-            microbatch=args.microbatch,
-            threads=args.threads,
-            validation=shown,
-            seed=args.seed,
-            schedule=warmup(100, cosine(steps)),
-            schedule_by="step",
-            ema=ema,
-            out=args.out,
-            resume=args.resume,
-            log_every=50,
-            save_every=500,
-            on_record=pictures,
-        )
-        if state.exit_code:
-            return state.exit_code  # 130: Ctrl-C, 143: SIGTERM, 74: not saved
-        records = state.records
+    steps = args.epochs * -(-len(images) // args.batch_size)
+    print(f"{model.count():,} parameters, {args.epochs} rounds of {len(images):,} images; pictures and log go to "
+          f"{args.out}", file=sys.stderr)  # fmt: skip
+    state = train(
+        model,
+        loss,
+        (images,),
+        Adam(model.parameters(), lr=args.lr),
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        microbatch=args.microbatch,
+        threads=args.threads,
+        validation=shown,
+        seed=args.seed,
+        schedule=warmup(100, cosine(steps)),
+        schedule_by="step",
+        ema=ema,
+        out=args.out,
+        resume=args.resume,
+        log_every=50,
+        save_every=500,
+        about=Trained(model, sde, (28, 28, 1), low=LOW, high=HIGH, eps=EPS, data={"name": args.data}).about(),
+        on_record=pictures,
+    )
+    if state.exit_code:
+        return state.exit_code  # 130: Ctrl-C, 143: SIGTERM, 74: not saved
+    return use(model, ema, sde, images, test, state.records, args)
+
+
+def use(model, ema, sde, images, test, records, args):
+    """samples.png, bits.txt, and the loss with the figure that was measured, by the averaged weights."""
     with ema.applied():
         draw_samples(model, sde, args)
         measured = measure(model, sde, images, test[: args.bits], args)
-    draw_loss(records, {"this net, by the ODE": measured, **levels}, args)
+    draw_loss(records, {"this net, by the ODE": measured, **levels_of(images, test, args)}, args)
     return 0
+
+
+def levels_of(images, test, args):
+    """What to compare with, in bits per dimension of test images."""
+    return {"each pixel by itself": by_itself(images, test), **(PUBLISHED if args.data == "mnist" else {})}
 
 
 def draw_loss(records, levels, args):

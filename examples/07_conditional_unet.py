@@ -39,6 +39,7 @@ from tinydiff.microbatch import microbatch_size, over_microbatches
 from tinydiff.models.tutorial import PUBLISHED_LOSS, SIMPLE_LOSS, ConditionalUNet
 from tinydiff.models.unet import UNet
 from tinydiff.optim import EMA, Adam, cosine, exponential, warmup
+from tinydiff.trained import Trained
 from tinydiff.training import train
 
 SIGMA = 25.0
@@ -61,8 +62,15 @@ RECIPES = {"tutorial": Recipe(100, 1024, 1e-3), "ours": Recipe(5, 64, 3e-3)}  # 
 def main() -> int:
     args = arguments()
     sde = VESDE(SIGMA)
-    model = new_model(args, sde)
-    ema = EMA(model, 0.999)
+    if args.sample_only:
+        path = args.out / "checkpoint.npz"
+        trained, ema = common.load_trained(path, "07_conditional_unet.py", "labels")
+        model, args.data = trained.model, trained.data.get("name")
+    else:
+        model = new_model(args, sde)
+        ema = EMA(model, 0.999)
+        digits = {"labels": ATTRIBUTES["digit"]}
+        trained = Trained(model, sde, (28, 28, 1), low=0.0, labels=digits, data={"name": args.data})
 
     def loss(x0, labels, rng, sample_offset):
         return score_matching_loss(model, x0, sde, rng, sample_offset=sample_offset, labels=labels)
@@ -74,9 +82,7 @@ def main() -> int:
         draw_samples(model, sde, args, min(args.steps, 100), each=4)
 
     reference, levels = (PUBLISHED_LOSS["conditional"], SIMPLE_LOSS) if args.data == "mnist" else ({}, {})
-    if args.sample_only:
-        common.load_checkpoint(args.out / "checkpoint.npz", "--data and --net", model=model, ema=ema)
-    else:
+    if not args.sample_only:
         images, labels = common.labelled(args)
         print(f"{model.count():,} parameters, {len(images):,} images; pictures go to {args.out}", file=sys.stderr)
         state = train(
@@ -94,6 +100,7 @@ def main() -> int:
             ema=ema,
             out=args.out,
             resume=args.resume,
+            about=trained.about(),
             on_record=pictures,
             reference=reference,
         )
@@ -147,7 +154,7 @@ def draw_samples(model, sde, args, steps, each):
 
 def draw_cosines(model, args):
     """labels.png: the cosine of the angle between the vectors of two labels, for each pair."""
-    table = model.cond_embed if args.net == "tutorial" else model.net.labels["labels"]
+    table = model.cond_embed if isinstance(model, ConditionalUNet) else model.net.labels["labels"]
     vectors = to_host(table.weight.data)[:10]  # (10, features); our table's last row is the null class
     vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     plot.matrix(vectors @ vectors.T, args.out / "labels.png", labels=ATTRIBUTES["digit"], low=-1, high=1,

@@ -32,6 +32,7 @@ from tinydiff.latents import cached_latents
 from tinydiff.metrics import conditional_accuracy
 from tinydiff.models.tutorial import LatentUNet
 from tinydiff.optim import EMA, Adam, exponential
+from tinydiff.trained import Trained
 from tinydiff.training import train
 
 SIGMA = 25.0
@@ -50,6 +51,8 @@ def main() -> int:
     sde = VESDE(SIGMA)
     net = LatentUNet(sde.marginal_std, rng=Rng(args.seed).child("model"))
     ema = EMA(net, 0.999)
+    digits = {"labels": ATTRIBUTES["digit"]}
+    trained = Trained(net, sde, space.shape, low=0.0, labels=digits, space=space, data={"name": args.data})
 
     def loss(z0, labels, rng, sample_offset):
         return score_matching_loss(net, z0, sde, rng, sample_offset=sample_offset, labels=labels)
@@ -78,6 +81,7 @@ def main() -> int:
         ema=ema,
         out=args.out,
         resume=args.resume,
+        about=trained.about(),
         on_record=pictures,
     )
     if state.exit_code:

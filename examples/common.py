@@ -11,12 +11,13 @@ import os
 import sys
 from pathlib import Path
 
-from tinydiff import Rng, data, no_grad, saving
+import tinydiff
+from tinydiff import Rng, data, judging, no_grad, saving
 from tinydiff.backend import active
-from tinydiff.latents import LatentSpace, digest
+from tinydiff.latents import LatentSpace
 from tinydiff.models import tutorial
 from tinydiff.models.autoencoder import Autoencoder, QuantisedAutoencoder, VariationalAutoencoder
-from tinydiff.models.classifier import Classifier
+from tinydiff.optim import EMA
 from tinydiff.training import CannotResume
 
 # ---------------------------------------------------------------- arguments
@@ -169,8 +170,13 @@ def check_channels(parser, channels):
 
 def mnist(args, split="train"):
     """.images uint8 (n, 28, 28), .labels uint8 (n,). Ends the program if they are not found."""
+    return found_or_exit(args, data.mnist, args.data_dir, split)
+
+
+def found_or_exit(args, read, *where):
+    """read(*where), which may need the files of MNIST. Ends the program if they are not found."""
     try:
-        return data.mnist(args.data_dir, split)
+        return read(*where)
     except (OSError, ValueError, data.DownloadError) as error:
         instead = "\nOr take --data glyphs, digits drawn here, which need no files." if hasattr(args, "data") else ""
         sys.exit(f"{error}{instead}")
@@ -194,26 +200,15 @@ def labelled(args, split="train"):
 
 
 def pictures_for_judge(args, split="train"):
-    """Images, bytes (n, H, W, C), and the labels of their attributes, {name: (n,)}."""
-    if args.data == "mnist":
-        digits = mnist(args, split)
-        return digits.images[..., None], {"digit": digits.labels.astype("int64")}
-    # Drawn for it alone: no generator has learned from these.
-    if args.data == "scenes":
-        scenes = data.scenes(*((20_000, 1_000_001) if split == "train" else (5_000, 1_000_002)))
-        return scenes.images, scenes.labels
-    glyphs = data.glyphs(*((45_000, 1_000_001) if split == "train" else (10_000, 1_000_002)))
-    return glyphs.images[..., None], glyphs.labels
+    """Images, bytes (n, H, W, C), and the labels of their attributes, {name: (n,)}. Ends the program if MNIST is not
+    found."""
+    return found_or_exit(args, judging.pictures_to_judge, args.data, split, args.data_dir)
 
 
 def new_judge(args):
     """A classifier for --data, not trained yet; the pictures and labels that it learns from; and its file in the cache,
-    whose name depends on them."""
-    images, labels = pictures_for_judge(args)
-    heads = {name: int(values.max()) + 1 for name, values in labels.items()}
-    channels = (24, 48, 96) if max(images.shape[1:3]) <= 32 else (16, 32, 64, 96)
-    judge = Classifier(images.shape[1:3], heads, images.shape[3], channels, rng=Rng(0).child("judge"))
-    return judge, images, labels, saving.cache_dir("judges") / f"{args.data}-{digest(images, *labels.values())}.npz"
+    whose name depends on them. Ends the program if MNIST is not found."""
+    return found_or_exit(args, judging.new_judge, args.data, args.data_dir)
 
 
 def load_judge(judge, path, args):
@@ -296,15 +291,22 @@ def checkpoint_of(path, example):
         sys.exit(str(error))
 
 
-def load_checkpoint(path, options, **parts):
-    """Load the state of each part, such as model=model, from a checkpoint of this example with the same `options`."""
+def load_trained(path, example, *labels):
+    """What a checkpoint of an example has: a Trained, whose net is rebuilt from the file, with its last weights; and
+    the average of these, None if it has none. labels: the least that the net must know."""
     try:
-        state = saving.load(path)
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-    except (AttributeError, LookupError, TypeError, ValueError) as error:  # another example's, or weights alone
-        sys.exit(f"{path} is not one of this example with these {options}: {error}")
-    return state
+        trained, state = tinydiff.load(path, averaged=False), saving.load(path)
+        if missing := set(labels) - set(trained.labels):
+            sys.exit(f"{path} is not a checkpoint of examples/{example}: its net knows no {', '.join(missing)}")
+        if "ema" not in state:
+            return trained, None
+        ema = EMA(trained.model)
+        ema.load_state_dict(state["ema"])
+    except FileNotFoundError:
+        sys.exit(f"there is no {path}: train a model first, python examples/{example}")
+    except ValueError as error:
+        sys.exit(str(error))
+    return trained, ema
 
 
 def show_bits(done, total, so_far):

@@ -47,6 +47,7 @@ from text_to_image import (
     judge_samples,
     parse_painting,
     some_of,
+    source_of,
 )
 
 from tinydiff import Rng, data, plot, saving
@@ -58,6 +59,7 @@ from tinydiff.models.autoencoder import autoencoder_loss
 from tinydiff.models.text import TextEncoder, TextToImage, Tokenizer, drop_prompts, split
 from tinydiff.models.unet import UNet
 from tinydiff.optim import EMA, Adam, cosine, warmup
+from tinydiff.trained import Trained
 from tinydiff.training import train
 
 # Mean and standard deviation of ln sigma in training. Latents have deviation 1, the pixels of text_to_image.py 0.6, and
@@ -186,6 +188,9 @@ def trained(args, path):
     held_out = latents[held], tokens[held]
     latents, tokens = latents[~held], tokens[~held]
     denoiser, ema = new_model(tokenizer, args)
+    about = Trained(
+        denoiser, KarrasSDE(), space.shape, null=True, eps=0.002, noise=NOISE, space=space, data=source_of(args)
+    ).about()  # with the autoencoder and its weights
 
     def loss(z0, tokens, rng, sample_offset):
         if denoiser.training:
@@ -206,6 +211,10 @@ def trained(args, path):
 
     wanted = args.images or LEARNED * 64**2 / np.prod(args.shape[:2])
     epochs = max(1, round(wanted / len(latents)))
+    if args.images and args.images < len(latents):
+        print(
+            f"--images {args.images:,} is less than a round: all {len(latents):,} pictures are taken", file=sys.stderr
+        )
     steps = epochs * -(-len(latents) // args.batch_size)
     print(f"the diffusion: {denoiser.count():,} parameters, {len(tokenizer.words)} words, {len(latents):,} pictures, "
           f"{len(held_out[0]):,} held out; pictures go to {args.out}", file=sys.stderr)  # fmt: skip
@@ -230,11 +239,13 @@ def trained(args, path):
         resume=args.resume and began.exists(),
         log_every=100,
         save_every=500,
+        about=about,
         on_record=pictures,
     )
     if state.finished:
         settings = {name: getattr(args, name) for name in SETTINGS} | {"space": space.fingerprint()}
-        saving.save(path, {"model": denoiser.state_dict(), "ema": ema.state_dict(), "settings": settings})
+        parts = {"model": denoiser.state_dict(), "ema": ema.state_dict(), "about": about}
+        saving.save(path, {**parts, "settings": settings})
         print(f"validation loss {state.records[-1]['validation']:.4g}", file=sys.stderr)
     return state.exit_code
 

@@ -25,6 +25,7 @@ from tinydiff.data.glyphs import ATTRIBUTES, VARIETIES
 from tinydiff.diffusion import Denoiser, Guided, KarrasSDE, edm_loss, sample
 from tinydiff.models.unet import UNet
 from tinydiff.optim import EMA, Adam, cosine, warmup
+from tinydiff.trained import Trained
 from tinydiff.training import train
 
 VARIETY = "plain"  # of the glyphs: few enough styles for a few minutes
@@ -34,6 +35,12 @@ LABEL_DROPOUT = 0.1  # how often the condition is left out in training
 def main() -> int:
     args = arguments()
     began = time.monotonic()
+    if args.sample_only:
+        trained, ema = common.load_trained(args.out / "checkpoint.npz", "quickstart.py", "digit")
+        args.data = trained.data.get("name")
+        with ema.applied():
+            draw_samples(trained.model, args, args.steps)
+        return 0
     images, labels = load(args)  # (n, 28, 28, 1) in [-1, 1]; {name: (n,)}
     net = UNet(
         1,
@@ -43,6 +50,9 @@ def main() -> int:
     )
     denoiser = Denoiser(net, sigma_data=float(images.std()))
     ema = EMA(denoiser, 0.995)
+    names = {name: ATTRIBUTES[name][: values.max() + 1] for name, values in labels.items()}
+    source = {"name": args.data, "seed": args.seed, "variety": VARIETY}
+    trained = Trained(denoiser, KarrasSDE(), (28, 28, 1), labels=names, null=True, eps=0.002, data=source)
 
     def loss(x0, *values, rng, sample_offset):
         kept = rng.uniform(len(x0), sample_offset=sample_offset) >= LABEL_DROPOUT
@@ -55,35 +65,33 @@ def main() -> int:
             with ema.applied():
                 draw_samples(denoiser, args, steps=min(args.steps, 7))
 
-    if args.sample_only:
-        common.load_checkpoint(args.out / "checkpoint.npz", "--data and --channels", model=denoiser, ema=ema)
-    else:
-        shown = [a[: args.images] for a in (images, *labels.values())]
-        n = len(shown[0])
-        epochs = round(args.images / n)
-        steps = epochs * -(-n // args.batch_size)
-        print(f"{net.count():,} parameters, {epochs * n:,} images; pictures go to {args.out}", file=sys.stderr)
-        state = train(
-            denoiser,
-            loss,
-            shown,
-            Adam(denoiser.parameters(), lr=args.lr),
-            epochs=epochs,
-            batch_size=args.batch_size,
-            microbatch=args.microbatch,
-            threads=args.threads,
-            seed=args.seed,
-            schedule=warmup(100, cosine(steps)),
-            schedule_by="step",
-            ema=ema,
-            out=args.out,
-            resume=args.resume,
-            log_every=50,
-            save_every=500,
-            on_record=pictures,
-        )
-        if state.exit_code:
-            return state.exit_code  # 130: Ctrl-C, 143: SIGTERM, 74: not saved
+    shown = [a[: args.images] for a in (images, *labels.values())]
+    n = len(shown[0])
+    epochs = round(args.images / n)
+    steps = epochs * -(-n // args.batch_size)
+    print(f"{net.count():,} parameters, {epochs * n:,} images; pictures go to {args.out}", file=sys.stderr)
+    state = train(
+        denoiser,
+        loss,
+        shown,
+        Adam(denoiser.parameters(), lr=args.lr),
+        epochs=epochs,
+        batch_size=args.batch_size,
+        microbatch=args.microbatch,
+        threads=args.threads,
+        seed=args.seed,
+        schedule=warmup(100, cosine(steps)),
+        schedule_by="step",
+        ema=ema,
+        out=args.out,
+        resume=args.resume,
+        log_every=50,
+        save_every=500,
+        about=trained.about(),
+        on_record=pictures,
+    )
+    if state.exit_code:
+        return state.exit_code  # 130: Ctrl-C, 143: SIGTERM, 74: not saved
     with ema.applied():
         draw_samples(denoiser, args, args.steps)
     print(f"{args.out / 'samples.png'} after {time.monotonic() - began:.0f} s", file=sys.stderr)

@@ -51,6 +51,7 @@ from tinydiff.models.attention_maps import attention_maps
 from tinydiff.models.text import TextEncoder, TextToImage, Tokenizer, drop_prompts, split
 from tinydiff.models.unet import UNet
 from tinydiff.optim import EMA, Adam, cosine, warmup
+from tinydiff.trained import Trained
 from tinydiff.training import train
 
 DRAWN = {"glyphs": 60_000, "scenes": 20_000}  # pictures to learn from, unless --drawn says so
@@ -175,6 +176,7 @@ def trained(args, path):
     images, tokens = images[~held], tokens[~held]  # (n, H, W, C) of bytes, (n, L)
     some = images[:: max(1, len(images) // 10_000)]
     denoiser, ema = new_model(tokenizer, args, float(data.to_float(some, -1, 1).std()))
+    about = Trained(denoiser, KarrasSDE(), args.shape, null=True, eps=0.002, noise=NOISE, data=source_of(args)).about()
     if args.resume:
         check_resumed(args.out / "checkpoint.npz", denoiser, tokenizer)
 
@@ -197,6 +199,8 @@ def trained(args, path):
 
     wanted = args.images or WORK * 28**2 / np.prod(args.shape[:2])
     epochs = max(1, round(wanted / len(images)))
+    if args.images and args.images < len(images):
+        print(f"--images {args.images:,} is less than a round: all {len(images):,} pictures are taken", file=sys.stderr)
     steps = epochs * -(-len(images) // args.batch_size)
     print(f"{denoiser.count():,} parameters, {len(tokenizer.words)} words, {len(images):,} pictures, "
           f"{len(held_out[0]):,} held out; pictures go to {args.out}", file=sys.stderr)  # fmt: skip
@@ -218,13 +222,20 @@ def trained(args, path):
         resume=args.resume,
         log_every=100,
         save_every=500,
+        about=about,
         on_record=pictures,
     )
     if state.finished:
         settings = {name: getattr(args, name) for name in SETTINGS}
-        saving.save(path, {"model": denoiser.state_dict(), "ema": ema.state_dict(), "settings": settings})
+        parts = {"model": denoiser.state_dict(), "ema": ema.state_dict(), "about": about}
+        saving.save(path, {**parts, "settings": settings})
         print(f"validation loss {state.records[-1]['validation']:.4g}", file=sys.stderr)
     return state.exit_code
+
+
+def source_of(args):
+    """What a checkpoint says of the pictures that it has learned from."""
+    return {"name": args.data, "seed": args.training_seed, "size": args.shape[:2]}
 
 
 def check_resumed(path, denoiser, tokenizer):

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
@@ -15,8 +16,12 @@ import pytest
 from matplotlib.image import imread, imsave
 
 from tinydiff import Rng, backend, data, metrics, no_grad, saving, tensor
-from tinydiff.diffusion import edm_loss
+from tinydiff.__main__ import main as tinydiff_main
+from tinydiff.diffusion import VESDE, Denoiser, KarrasSDE, edm_loss
+from tinydiff.models.fourier import ScoreMLP
 from tinydiff.models.text import Tokenizer
+from tinydiff.models.unet import UNet
+from tinydiff.trained import Trained
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ONE_DIMENSION, TWO_DIMENSIONS = EXAMPLES / "01_one_dimension.py", EXAMPLES / "02_two_dimensions.py"
@@ -69,6 +74,15 @@ def main(monkeypatch, example, *arguments):
     return done.value.code
 
 
+def sampled(checkpoint, *options):
+    """The shape of one picture that `python -m tinydiff sample` makes of it."""
+    out = checkpoint.parent / "each"
+    assert tinydiff_main(["sample", str(checkpoint), "--steps", "1", "--each", str(out), *options]) == 0
+    shape = imread(out / "0000.png").shape
+    shutil.rmtree(out)
+    return shape
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("skips, count", [("add", "1,022,849"), ("concat", "1,115,297")])
 def test_the_score_unet_trains_goes_on_and_samples(tmp_path, data_dir, skips, count):
@@ -95,6 +109,7 @@ def test_the_score_unet_trains_goes_on_and_samples(tmp_path, data_dir, skips, co
     first = (out / "samples.png").read_bytes()
     run(SCORE_UNET, *options, "--sample-only")
     assert (out / "samples.png").read_bytes() == first
+    assert sampled(out / "checkpoint.npz", "--count", "1", "--sampler", "euler_maruyama") == (28, 28)
     if skips == "add":
         checkpoint = (out / "checkpoint.npz").read_bytes()
         state = saving.load(out / "checkpoint.npz")
@@ -137,8 +152,10 @@ def test_the_conditional_unet_trains_goes_on_and_samples(tmp_path, data_dir, mon
     assert [(r["epoch"], r["step"], r["images"]) for r in records] == [(0, 2, 24), (1, 4, 24)]
     assert [r["lr"] for r in records] == pytest.approx([1e-3, 0.98e-3])
     assert all((out / name).read_bytes() != first[name] for name in pictures[1:])  # cosines change in later digits
-    message = main(monkeypatch, CONDITIONAL, *options, "--sample-only", "--net", "ours")
-    assert "is not one of this example with these --data and --net" in message
+    before = (out / "samples.png").read_bytes()
+    assert sampled(out / "checkpoint.npz", "--label", "seven", "--count", "1") == (28, 28)
+    assert main(monkeypatch, CONDITIONAL, *options, "--sample-only", "--net", "ours") == 0  # it knows its net
+    assert (out / "samples.png").read_bytes() == before
 
 
 @pytest.mark.slow
@@ -150,6 +167,7 @@ def test_our_unet_takes_the_place_of_the_tutorials(tmp_path, data_dir):
     assert "502,308 parameters, 24 images" in text and "(published 1010)" in text
     pictures = ["labels.png", "loss.png", "samples.png"]
     first = {name: (out / name).read_bytes() for name in pictures}
+    assert sampled(out / "checkpoint.npz", "--label", "7", "--count", "1") == (28, 28)
     run(CONDITIONAL, *options, "--sample-only")
     assert all((out / name).read_bytes() == first[name] for name in pictures)
     run(CONDITIONAL, *options, "--epochs", 3, "--resume")
@@ -181,6 +199,8 @@ def test_words_become_pictures(tmp_path):
     assert re.search(r"30 words, \d+ pictures, \d+ held out", text)
     assert imread(out / "samples.png").shape[0] == (2 * 30 + 2) * 3  # a row for each prompt
     first = (out / "samples.png").read_bytes()
+    for name in ("checkpoint.npz", "model.npz"):
+        assert sampled(out / name, "--prompt", "a bold seven", "--count", "1") == (28, 28)
     options = options[:2] + options[5:]  # the model knows its channels
     text = run(WORDS, "a seven", "a small bold zero", *options)
     assert "held out" not in text and (out / "samples.png").read_bytes() == first  # it has been trained
@@ -475,6 +495,7 @@ def test_the_tutorials_latent_unet_learns_from_raw_and_from_standardised_latents
         standard = "latents of deviation [1. 1. 1. 1.] around" in printed.err.replace("  ", " ")
         assert "285,284 parameters, 24" in printed.err and standard == (not raw)
         assert imread(tmp_path / "run" / "samples.png").shape[0] == (10 * 30 + 2) * 3
+        assert sampled(tmp_path / "run" / "checkpoint.npz", "--label", "7", "--count", "1") == (28, 28)
 
 
 @pytest.mark.slow
@@ -490,6 +511,8 @@ def test_words_become_latents_become_pictures(tmp_path, monkeypatch, capsys):
     assert re.search(r"30 words, 1\d\d pictures, 1\d held out", capsys.readouterr().err)
     assert imread(out / "samples.png").shape[0] == (30 + 2) * 3
     assert imread(out / "story.png").ndim == imread(out / "pairs.png").ndim == 3
+    for name in ("checkpoint.npz", "model.npz"):  # the autoencoder is in them
+        assert sampled(out / name, "--prompt", prompt, "--count", "1") == (28, 28)
     kept = [*(tmp_path / "cache" / "tinydiff" / "latents").iterdir()]
     assert len(kept) == 1 and np.load(kept[0])["latents"].shape == (120, 7, 7, 8)
     first = (out / "samples.png").read_bytes()
@@ -528,7 +551,8 @@ def test_the_quickstart_trains_goes_on_and_samples(tmp_path, data_dir):
     assert sorted(path.name for path in out.iterdir()) == ["checkpoint.npz", "log.jsonl", "loss.png", "samples.png"]
     first = (out / "samples.png").read_bytes()
     assert imread(out / "samples.png").shape[0] == (10 * 30 + 2) * 3  # one row per digit
-    run(QUICKSTART, *options, "--sample-only")
+    assert sampled(out / "checkpoint.npz", "--label", "7", "--count", "1") == (28, 28)
+    run(QUICKSTART, "--out", out, "--steps", 2, "--sample-only")  # the checkpoint knows its data and its channels
     assert (out / "samples.png").read_bytes() == first
     assert f"there is no {tmp_path / 'checkpoint.npz'}: train first, without --resume\n" == run(
         QUICKSTART, "--out", tmp_path, "--resume", status=1
@@ -672,6 +696,9 @@ def test_what_cannot_be_judged_is_an_error_of_one_line(tmp_path, data_dir, monke
     options = ["--data-dir", data_dir, "--samples", 8, "--checkpoint"]
     assert "train a model first" in main(monkeypatch, JUDGE, *options, tmp_path / "none.npz")
     saving.save(tmp_path / "other.npz", {"model": {"conv1.weight": np.zeros(3)}})
+    assert "does not say how its net was made" in main(monkeypatch, JUDGE, *options, tmp_path / "other.npz")
+    trained = Trained(ScoreMLP(VESDE().marginal_std, 2, rng=0), VESDE(), (1, 1, 2))
+    trained.save(tmp_path / "other.npz")
     assert "is not a checkpoint of examples/03" in main(monkeypatch, JUDGE, *options, tmp_path / "other.npz")
 
 
@@ -697,6 +724,7 @@ def test_the_likelihood_is_trained_measured_and_written_down(tmp_path, data_dir)
         r"each pixel by itself \d\.\d{4}\n",
         first,
     )
+    assert sampled(out / "checkpoint.npz", "--count", "1") == (28, 28)
     run(LIKELIHOOD, *options, "--measure")
     assert (out / "bits.txt").read_text() == first and (out / "samples.png").read_bytes() == picture
     run(LIKELIHOOD, *options, "--epochs", 2, "--resume")
@@ -711,9 +739,10 @@ def test_a_checkpoint_that_is_none_is_an_error_of_one_line(tmp_path, monkeypatch
     (tmp_path / "torn.npz").write_bytes(b"PK")
     assert "is no checkpoint of tinydiff" in main(monkeypatch, USING, "--checkpoint", tmp_path / "torn.npz")
     saving.save(tmp_path / "other.npz", {"model": {"conv1.weight": np.zeros(3)}})
-    assert "is not a checkpoint of examples/quickstart.py" in main(
-        monkeypatch, USING, "--checkpoint", tmp_path / "other.npz"
-    )
+    assert "does not say how its net was made" in main(monkeypatch, USING, "--checkpoint", tmp_path / "other.npz")
+    Trained(Denoiser(UNet(1, [8], rng=0), 0.5), KarrasSDE(), (28, 28, 1)).save(tmp_path / "other.npz")
+    message = main(monkeypatch, USING, "--checkpoint", tmp_path / "other.npz")
+    assert "is not a checkpoint of examples/quickstart.py: its net knows no digit" in message
 
 
 def test_what_a_likelihood_is_of_and_what_it_is_compared_with(each_backend):
@@ -730,13 +759,12 @@ def test_what_a_likelihood_is_of_and_what_it_is_compared_with(each_backend):
     )
 
 
-@pytest.mark.parametrize("example", [SCORE_UNET, LIKELIHOOD])
-def test_a_checkpoint_of_another_example_is_an_error_of_one_line(tmp_path, data_dir, monkeypatch, example):
+@pytest.mark.parametrize("example", [SCORE_UNET, LIKELIHOOD, QUICKSTART, CONDITIONAL])
+def test_a_checkpoint_that_does_not_know_its_net_is_an_error_of_one_line(tmp_path, data_dir, monkeypatch, example):
     saving.save(tmp_path / "checkpoint.npz", {"model": {f"layer{i}.weight": np.zeros(3) for i in range(99)}})
-    options = ["--data-dir", data_dir, "--out", tmp_path, "--measure" if example == LIKELIHOOD else "--sample-only"]
-    message = main(monkeypatch, example, *options)
-    assert "checkpoint.npz is not one of this example with these --" in message and len(message) < 1000
-    assert "99 unexpected: layer0.weight (3,), layer1.weight (3,)" in message
+    options = ["--data", "mnist", "--data-dir", data_dir, "--out", tmp_path]
+    message = main(monkeypatch, example, *options, "--measure" if example == LIKELIHOOD else "--sample-only")
+    assert "does not say how its net was made" in message and "train again" in message and len(message) < 500
 
 
 @pytest.mark.slow

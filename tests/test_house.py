@@ -17,14 +17,16 @@ PACKAGE = Path(__file__).parent.parent / "tinydiff"
 # From the ground up: a file imports only from files that stand above it in this list. docs/design.md has it with a line
 # for each.
 HOUSE = """
-locks backend summary arguments rng observers changes hooks modes shape_dtype operators engine recompute ops check
-anomaly functional nn interop optim microbatch profile files saving records data diffusion models latents metrics plot
-stopping watching training_files validating training_log training study doctor check_ops fast __init__ __main__
+locks backend summary arguments describing rng observers changes hooks modes shape_dtype operators engine recompute ops
+check anomaly functional nn interop optim microbatch profile files saving records data diffusion models latents trained
+metrics judging plot stopping watching training_files validating training_log training recipe commands study doctor
+check_ops fast __init__ __main__
 """.split()
 LEVEL = {part: level for level, part in enumerate(HOUSE)}
 
 # Who may import NumPy: the doors, and what makes, reads or compares numbers on the host.
-HOST = set("backend summary rng check data saving plot interop metrics latents study doctor check_ops fast".split())
+HOST = set("backend summary rng check data saving plot interop metrics latents trained judging recipe".split())
+HOST |= set("commands study doctor check_ops fast".split())
 
 
 def part_of(module: str) -> str:

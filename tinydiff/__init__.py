@@ -21,8 +21,10 @@ from .rng import Rng
 
 if TYPE_CHECKING:
     from . import study
+    from .describing import rebuildable
     from .study.exercise import exercise, exercises
     from .study.explain import explain
+    from .trained import load
 
 backend.warn_of_unknown_variables()
 try:
@@ -51,18 +53,26 @@ __all__ = [
     "grad",
     "grad_enabled",
     "gradcheck",
+    "load",
     "nn",
     "no_grad",
     "ops",
     "optim",
     "profile",
+    "rebuildable",
     "study",
     "tensor",
 ]
 
 
 # What few programs need is imported when it is first asked for.
-LATER = {"exercise": ".study.exercise", "exercises": ".study.exercise", "explain": ".study.explain"}
+LATER = {
+    "exercise": ".study.exercise",
+    "exercises": ".study.exercise",
+    "explain": ".study.explain",
+    "load": ".trained",
+    "rebuildable": ".describing",
+}
 
 
 def __getattr__(name: str) -> Any:

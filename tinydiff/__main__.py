@@ -4,6 +4,9 @@ python -m tinydiff explain softmax
 python -m tinydiff view examples/quickstart.py --batch-size 2
 python -m tinydiff doctor
 python -m tinydiff check matmul
+python -m tinydiff train glyphs
+python -m tinydiff sample runs/glyphs/checkpoint.npz --label 7
+python -m tinydiff eval runs/glyphs/checkpoint.npz
 """
 
 from __future__ import annotations
@@ -13,10 +16,26 @@ import difflib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from . import backend
+from .commands import Run, evaluate, sample, train
 
-Run = Callable[[argparse.Namespace], int]  # returns the exit code
+MODELS = ("train", "sample", "eval")  # whose files and words are the user's
+
+
+class Parser(argparse.ArgumentParser):
+    """The parser of all commands. An option that the chosen one has not is answered with the nearest that it has."""
+
+    chosen: argparse.ArgumentParser | None = None
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if self.chosen is None or unknown == message:
+            super().error(message)
+        options = [option for action in self.chosen._actions for option in action.option_strings]
+        near = difflib.get_close_matches(unknown.split()[0].split("=")[0], options, cutoff=0.6)
+        self.chosen.error(f"{message}: did you mean {' or '.join(near)}?" if near else message)
 
 
 def explain(parser: argparse.ArgumentParser) -> Run:
@@ -133,15 +152,21 @@ def check(parser: argparse.ArgumentParser) -> Run:
     return run
 
 
-COMMANDS = (explain, view, exercise, doctor, check)
+COMMANDS: dict[str, Callable[[argparse.ArgumentParser], Run]] = {
+    "train": train, "sample": sample, "eval": evaluate,
+    "explain": explain, "view": view, "exercise": exercise, "doctor": doctor, "check": check,
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tinydiff", description="Look into tinydiff from the command line.")
-    commands = parser.add_subparsers(required=True, metavar="command")
-    for command in COMMANDS:
-        sub = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__)
-        sub.set_defaults(run=command(sub), command=command.__name__)
+    parser = Parser(prog="python -m tinydiff", description="Train and sample models, and look into tinydiff.")
+    commands = parser.add_subparsers(required=True, metavar="command", parser_class=argparse.ArgumentParser)
+    given_first = next(iter(sys.argv[1:] if arguments is None else arguments), None)
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(name, help=command.__doc__, description=command.__doc__, allow_abbrev=False)
+        sub.set_defaults(run=command(sub), command=name)
+        if name == given_first:
+            parser.chosen = sub
     given = parser.parse_args(arguments)
     try:
         backend.active()
@@ -149,7 +174,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.command != "doctor":  # which says it beside the rest
             sys.stderr.write(f"{error}\n")
             return 2
-    return given.run(given)
+    try:
+        return given.run(given)
+    except (OSError, ValueError, RuntimeError, FloatingPointError, MemoryError) as error:
+        if given.command not in MODELS or type(error) is RuntimeError:
+            raise
+        sys.stderr.write(f"python -m tinydiff {given.command}: {str(error).removeprefix(f'{given.command}: ')}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted\n")
+        return 130  # as a shell reports an interrupted program
+
+
+def run() -> None:
+    """The program `tinydiff`."""
+    sys.exit(main())
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from . import nn
 from .backend import to_device, to_host, xp
 from .data import to_float
 from .data.limits import keep, read_npz
+from .describing import rebuildable
 from .engine import Tensor
 from .microbatch import over_microbatches
 from .models.inputs import sizes
@@ -33,6 +34,7 @@ from .saving import cache_dir
 MEASURED = 4096  # images, at most
 
 
+@rebuildable
 class LatentSpace(nn.Module):
     """An autoencoder that is finished (any net with `encode` and `decode`), and the mean and deviation of each channel
     of its latents. It works in evaluation mode, because a batch norm in training would make the latent of an image

@@ -84,6 +84,21 @@ def image_grid(
     return save(_sheet(sheet, scale, (height + gap, width + gap), row_labels or (), column_labels or (), title), path)
 
 
+def picture_files(images: Any, folder: str | os.PathLike[str], *, low: float, high: float) -> None:
+    """A file for each image (N, H, W, C), pixel for pixel: 0000.png, 0001.png, ... in a folder, which is made.
+    Values beyond low, black, and high, white, are clipped. Errors: ValueError for other shapes; OSError."""
+    from PIL import Image
+
+    pixels = backend.to_host(array_of(images))
+    if pixels.ndim != 4 or pixels.shape[-1] not in (1, 3):
+        raise ValueError(f"picture_files: images must be (N, H, W, 1) or (N, H, W, 3), not {pixels.shape}")
+    low, high = _black_and_white(pixels.dtype, low, high)
+    greys = np.round(np.clip((pixels.astype(float) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for i, grey in enumerate(greys):
+        Image.fromarray(grey[..., 0] if grey.shape[-1] == 1 else grey).save(Path(folder) / f"{i:04}.png")
+
+
 def _black_and_white(dtype: np.dtype, low: float | None, high: float | None) -> tuple[float, float]:
     """The values that are black and white."""
     if dtype.kind not in "fiub":

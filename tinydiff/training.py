@@ -57,6 +57,7 @@ def train(
     save_every: int | None = None,
     keep: int = 1,
     keep_best: bool = False,
+    about: Mapping[str, Any] | None = None,
     nonfinite: str = "stop",
     most_nonfinite: int = 10,
     on_record: Callable[[TrainState], Any] | None = None,
@@ -86,6 +87,7 @@ def train(
     keep: so many of the last checkpoints, the older ones as checkpoint-STEP.npz. keep_best: of the checkpoints that are
     written when a record is, also the one with the lowest validation loss, or without validation the lowest loss, as
     best.npz.
+    about: what each checkpoint says of its model, Trained(...).about(), so that tinydiff.load can rebuild it.
     nonfinite: what to do about a step whose loss or gradient is NaN or Inf. It never touches the weights, and the op
     that made it is named: the same batch is computed again under detect_anomaly. "stop": save and raise. "skip": leave
     this batch out. "rollback": go on from the weights of the last checkpoint, without the batches since then, which
@@ -142,6 +144,7 @@ def train(
         out,
         {"model": model, "optimizer": optimizer, "ema": ema, "sources": sources if sources.named else None},
         order, keep, "" if not keep_best else "loss" if validation is None else "validation",
+        about,
     )  # fmt: skip
     validated = None if validation is None else Validation(
         loss, model, ema, sources, validation, len(arrays), Rng(seed).child("validation"), batch_size, microbatch,

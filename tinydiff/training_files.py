@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,13 +68,21 @@ class Files:
 
     parts: objects with a state_dict, by name; None is left out. settings: must be the same to resume. keep: so many of
     the last checkpoints. best_by: the name of a number in the records; the checkpoint with the lowest one is kept too,
-    as best.npz.
+    as best.npz. about: an entry of every checkpoint, which a run that has none of its own keeps as it was.
     """
 
-    def __init__(self, out: Any, parts: dict[str, Any], order: Batches, keep: int = 1, best_by: str = ""):
+    def __init__(
+        self,
+        out: Any,
+        parts: dict[str, Any],
+        order: Batches,
+        keep: int = 1,
+        best_by: str = "",
+        about: Mapping[str, Any] | None = None,
+    ):
         self.out = None if out is None else Path(out)
         self.parts = {name: part for name, part in parts.items() if part is not None}
-        self.order, self.keep, self.best_by = order, keep, best_by
+        self.order, self.keep, self.best_by, self.about = order, keep, best_by, about
         self.settings = {"images": order.n, "batch_size": order.batch_size, "seed": order.seed}
         self.saved_at: int | None = None
         self.best = math.inf  # the number of best.npz
@@ -217,7 +225,8 @@ class Files:
         run = {name: getattr(state, name) for name in SAVED}
         while True:
             try:
-                saving.save(path, {"settings": self.settings, "run": run, **parts})
+                about = {} if self.about is None else {"about": self.about}
+                saving.save(path, {"settings": self.settings, "run": run, **parts, **about})
                 return
             except OSError as error:
                 if error.errno not in FULL or not (older := self._may_go()):
@@ -253,6 +262,8 @@ class Files:
         log = self.out / "log.jsonl"
         self._load_parts(saved, path, lambda: saving.write_atomically(log, lambda file: file.write(lines.encode())))
         self.saved_at = state.step
+        if self.about is None:
+            self.about = saved.get("about")
         if self.best_by:
             with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
                 self.best = float(saving.load(self.out / "best.npz")["run"]["records"][-1][self.best_by])
@@ -304,7 +315,7 @@ class Files:
         """The progress in a checkpoint. Errors: CannotResume unless it is of a run with these settings and parts."""
         if missing := [name for name in ("settings", "run", *self.parts) if name not in saved]:
             raise CannotResume(f"{path} has no {', '.join(missing)}")
-        if extra := [name for name in saved if name not in ("settings", "run", *self.parts)]:
+        if extra := [name for name in saved if name not in ("settings", "run", "about", *self.parts)]:
             raise CannotResume(f"{path} has {', '.join(extra)}, which this run has not, and would lose")
         settings = saved["settings"] if isinstance(saved["settings"], dict) else {}
         found = {name: settings.get(name) for name in self.settings}

@@ -14,11 +14,12 @@ import book
 import numpy as np
 import pytest
 
-from tinydiff import Rng, backend, optim, saving, study
-from tinydiff.diffusion import Denoiser
+from tinydiff import Rng, backend, data, optim, study
+from tinydiff.diffusion import Denoiser, KarrasSDE
 from tinydiff.engine import Op
 from tinydiff.models.unet import UNet
 from tinydiff.operators import OPS
+from tinydiff.trained import Trained
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -64,9 +65,9 @@ def quickstart(folder: Path) -> dict[str, Any]:
     """The checkpoint of a quickstart that has learned nothing yet."""
     net = UNet(1, [32, 64], labels={"digit": 10, "face": 2, "weight": 2, "slant": 3}, rng=0)
     denoiser = Denoiser(net, sigma_data=1.0)
-    state = {"model": denoiser.state_dict(), "ema": optim.EMA(denoiser).state_dict()}
-    (folder / "runs" / "quickstart").mkdir(parents=True)
-    saving.save(folder / "runs" / "quickstart" / "checkpoint.npz", state)
+    names = {"digit": list(data.ATTRIBUTES["digit"]), "face": 2, "weight": 2, "slant": 3}
+    trained = Trained(denoiser, KarrasSDE(), (28, 28, 1), labels=names, null=True, eps=0.002)
+    trained.save(folder / "runs" / "quickstart" / "checkpoint.npz", optim.EMA(denoiser))
     return {}
 
 
@@ -83,6 +84,7 @@ def dimensions(folder: Path) -> dict[str, Any]:
 # What a page takes as given; most take nothing.
 BEFORE: dict[str, Callable[[Path], dict[str, Any]]] = {
     "README.md": quickstart,
+    "docs/command_line.md": quickstart,
     "docs/design.md": lambda folder: {"op": Op},  # an op that no registry knows
     "docs/one_and_two_dimensions.md": dimensions,
     "docs/own_pictures.md": pets,

@@ -12,7 +12,25 @@ import numpy as np
 import tinydiff
 from tinydiff import Rng, Tensor, backend, data, functional, interop, metrics, nn, ops, optim, plot, saving
 from tinydiff import diffusion as d
+from tinydiff.trained import Trained
 from tinydiff.training import CannotResume, InUse, TrainState, gradients, train
+
+
+@tinydiff.rebuildable
+class Doubled(nn.Module):
+    def __init__(self, by: float = 2.0) -> None:
+        self.by = by
+
+    def forward(self, x: Any, noise: Any) -> Any:
+        return x * self.by
+
+
+def loaded() -> Path:
+    Trained(d.Denoiser(Doubled(3.0), 0.5), d.KarrasSDE(), (8, 8, 1)).save("double.npz")
+    trained = tinydiff.load("double.npz")
+    x: Any = trained.sample(2, 0, steps=3)
+    plot.picture_files(x, "pictures", low=trained.low, high=trained.high)
+    return Path("pictures")
 
 
 def engine(x: Tensor) -> float:

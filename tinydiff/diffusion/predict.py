@@ -38,6 +38,7 @@ from typing import Any
 from .. import backend, nn, ops
 from ..arguments import number
 from ..backend import Array, to_device, to_host, xp
+from ..describing import rebuildable
 from ..engine import Tensor
 from ..operators import array_of
 from .conditions import conditions
@@ -83,6 +84,7 @@ class HasSigmaData(nn.Module):
             self._sigma_data = number(f"{type(self).__name__}: data_std", value, "(0, inf)")
 
 
+@rebuildable
 class ScoreModel(HasSigmaData):
     """A network and its kind of prediction, as a score: a model(x, t) for every loss and every method of sampling.
 
@@ -150,6 +152,7 @@ class ScoreModel(HasSigmaData):
         return per_sample(process.marginal_scale(t), x), per_sample(process.marginal_std(t), x)
 
 
+@rebuildable
 class Denoiser(ScoreModel):
     """EDM's denoiser D(x, sigma, **condition), which predicts E[x_0 | x] for x = x_0 + sigma z:
 

@@ -30,6 +30,7 @@ from typing import Any
 from .. import ops
 from ..arguments import number
 from ..backend import Array
+from ..describing import rebuildable
 from ..engine import Tensor
 from ..operators import array_of
 from ..rng import Rng, as_rng
@@ -81,6 +82,7 @@ class SDE:
         return float(t)
 
 
+@rebuildable
 class VESDE(SDE):
     """The variance-exploding SDE: the data keeps its scale, and noise is added ever faster.
 
@@ -119,6 +121,7 @@ class VESDE(SDE):
         return sqrt(expm1(self.inside(t) * rate) / rate)
 
 
+@rebuildable
 class Brownian(SDE):
     """Noise of constant strength, as in the tutorial's first picture:
 
@@ -151,6 +154,7 @@ class Brownian(SDE):
         return sqrt(self.inside(t)) * self.sigma
 
 
+@rebuildable
 class KarrasSDE(SDE):
     """The variance-exploding process of EDM, whose time is the noise level itself:
 
@@ -186,6 +190,7 @@ class KarrasSDE(SDE):
         return self.inside(t)
 
 
+@rebuildable
 class VPSDE(SDE):
     """The variance-preserving SDE: the data shrinks as the noise grows, so data of variance 1 keeps the variance 1.
 
@@ -222,6 +227,7 @@ class VPSDE(SDE):
         return 1.0
 
 
+@rebuildable
 class SubVPSDE(VPSDE):
     """The sub-VP SDE: the drift of VP with less noise, so that its variance is never above that of VP.
 
@@ -237,6 +243,7 @@ class SubVPSDE(VPSDE):
         return -expm1(-self.schedule.integral(self.inside(t)))
 
 
+@rebuildable
 class FlowSDE(SDE):
     """The straight line from data to noise of flow matching, x_t = (1 - t) x_0 + t z, as a process.
 
@@ -279,6 +286,7 @@ def process(name: str, **options: Any) -> SDE:
 # ---------------------------------------------------------------- the schedules of VPSDE and SubVPSDE
 
 
+@rebuildable
 class LinearSchedule:
     """beta(t) = low + t (high - low),   integral = low t + (high - low) t^2 / 2
 
@@ -301,6 +309,7 @@ class LinearSchedule:
         return (t * ((self.high - self.low) / 2) + self.low) * t
 
 
+@rebuildable
 class CosineSchedule:
     """The mean shrinks as a cosine: exp(-integral / 2) = cos(u) / cos(u_0), u_0 = u(0), with an angle
 

@@ -38,6 +38,7 @@ from typing import Any
 from .. import nn, ops
 from ..arguments import integer, number
 from ..backend import Array, to_host, xp
+from ..describing import rebuildable
 from ..engine import Tensor
 from ..modes import no_grad
 from ..operators import array_of
@@ -48,6 +49,7 @@ from .unet import ResidualBlock, SelfAttention, pixel_shuffle, pixel_unshuffle
 COMMITMENT = 0.25  # van den Oord et al. 2017, section 3.2
 
 
+@rebuildable
 class Autoencoder(nn.Module):
     """x (N, H, W, in_channels) -> z (N, h, w, latent) -> x, with h = H / reduction, w = W / reduction.
 
@@ -128,6 +130,7 @@ class Autoencoder(nn.Module):
         return self.encode(x), 0.0
 
 
+@rebuildable
 class VariationalAutoencoder(Autoencoder):
     """kl_weight: of the divergence, 2 s^2 (above); 1e-3 is a pixel that is right to about 0.02 of a range of 2."""
 
@@ -160,6 +163,7 @@ def kl_divergence(mean: Any, log_variance: Any) -> Tensor:
     return ops.sum(ops.reshape(each, shape=(len(each), -1)), axis=1)
 
 
+@rebuildable
 class QuantisedAutoencoder(Autoencoder):
     """codes: K, how many vectors the codebook has. encode gives the nearest ones; `indices` their numbers."""
 

@@ -11,11 +11,13 @@ from typing import Any
 from .. import nn, ops
 from ..arguments import integer, number
 from ..backend import to_device
+from ..describing import rebuildable
 from ..diffusion.predict import HasSigmaData
 from ..engine import Tensor
 from ..rng import Rng, as_rng
 
 
+@rebuildable
 class ScoreMLP(nn.Module):
     """The score of noised vectors: x (N, D), t (N,) -> (N, D).
 
@@ -49,6 +51,7 @@ class ScoreMLP(nn.Module):
         return self.layer3(h) / self.marginal_std(t).reshape((-1, 1))  # -> (N, D)
 
 
+@rebuildable
 class FourierInputs(HasSigmaData):
     """Fourier-feature inputs: net(y, noise, **condition) with y = x and, for w = 2^n pi of each n, a cos(w x) and
     a sin(w x), side by side: (N, H, W, C) -> (N, H, W, C (1 + 2 len(powers))).

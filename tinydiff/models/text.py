@@ -26,6 +26,7 @@ from typing import Any
 from .. import nn
 from ..arguments import integer, number
 from ..backend import Array, to_device, to_host, xp
+from ..describing import rebuildable
 from ..engine import Tensor
 from ..modes import no_grad
 from ..operators import array_of
@@ -34,6 +35,7 @@ from ..rng import Rng, as_rng
 PADDING = 0
 
 
+@rebuildable
 class Tokenizer:
     """Prompts as numbers: each word, in lower case, and each punctuation mark has one, from 1 on; 0 is padding.
 
@@ -121,6 +123,7 @@ def drop_prompts(ids: Any, p: float, rng: Rng, *, sample_offset: int = 0) -> Arr
     return xp.where(kept[:, None], ids, PADDING)
 
 
+@rebuildable
 class TextEncoder(nn.Module):
     """Numbers of words -> a vector for each, which knows the others and its place: (N, L) -> (N, L, features), and
     which of them count, (N, L) of bool.
@@ -165,6 +168,7 @@ class TextEncoder(nn.Module):
         return self.norm(x), seen
 
 
+@rebuildable
 class TextToImage(nn.Module):
     """A text encoder, and a net that takes its vectors as context, as one net, so that both learn together:
     F(x, noise, tokens=..., **labels), x (N, H, W, C), tokens (N, L) or (1, L), a prompt for all.

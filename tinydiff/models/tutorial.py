@@ -20,6 +20,7 @@ from typing import Any
 
 from .. import nn, ops
 from ..arguments import integer
+from ..describing import rebuildable
 from ..rng import Rng, as_rng
 from .inputs import each_label, sizes
 
@@ -37,6 +38,7 @@ PUBLISHED_LOSS: dict[str, dict[int, float]] = {
 SIMPLE_LOSS: dict[str, float] = {"zero score": 784.0, "a Gaussian per pixel": 56.8, "best affine denoiser": 31.1}
 
 
+@rebuildable
 class ScoreUNet(nn.Module):
     """The score of noised images: x (N, 28, 28, 1) and times t (N,) -> (N, 28, 28, 1).
 
@@ -118,6 +120,7 @@ class ScoreUNet(nn.Module):
         return ops.concatenate([h, skip], axis=3) if self.skips == "concat" else h + skip
 
 
+@rebuildable
 class ConditionalUNet(ScoreUNet):
     """The score of noised images of a given class: x (N, 28, 28, 1), t (N,), labels (N,) of integers, or one for all
     -> (N, 28, 28, 1).
@@ -209,6 +212,7 @@ class SpatialTransformer(nn.Module):
 # ---------------------------------------------------------------- latent diffusion
 
 
+@rebuildable
 class Autoencoder(nn.Module):
     """Images to latents and back: (N, 28, 28, 1) -> (N, 10, 10, 4) -> (N, 28, 28, 1), whose values lie between 0 and 1.
 
@@ -253,6 +257,7 @@ class Autoencoder(nn.Module):
         return self.decode(self.encode(x))
 
 
+@rebuildable
 class LatentUNet(nn.Module):
     """The score of noised latents of a given class:
     x (N, 10, 10, 4), t (N,), labels (N,) of integers, or one for all -> (N, 10, 10, 4).

@@ -33,6 +33,7 @@ from typing import Any
 from .. import nn, ops
 from ..arguments import integer
 from ..backend import xp
+from ..describing import rebuildable
 from ..engine import Tensor
 from ..rng import Rng, as_rng
 from .inputs import each_label, sizes
@@ -40,6 +41,7 @@ from .inputs import each_label, sizes
 TAKEN = ("self", "x", "noise", "condition", "context", "context_mask")  # no names of labels
 
 
+@rebuildable
 class UNet(nn.Module):
     """F(x, noise, context, context_mask, **labels): (N, H, W, C) -> (N, H, W, C or out_channels)
 

@@ -1,0 +1,304 @@
+"""`python -m tinydiff train`, `sample` and `eval`: a model from a data set to its pictures, without a line of Python.
+
+Each declares its arguments and returns what to do, as in __main__.py. What is wrong with them, or with the files that
+they name, is a ValueError or an OSError, which `main` turns into a line and the exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Run = Callable[[argparse.Namespace], int]  # returns the exit code
+
+
+def train(parser: argparse.ArgumentParser) -> Run:
+    """Train a denoiser of pictures: glyphs, scenes (both are drawn here), mnist, or a folder of your own."""
+    parser.description = f"""{train.__doc__} With labels, such as the digit or the name of a picture's folder, it is the
+    recipe of examples/quickstart.py; with --words that of examples/text_to_image.py. The run gets checkpoint.npz,
+    which `sample` and `eval` take, and log.jsonl. Ctrl-C saves, and --resume goes on."""
+    add = parser.add_argument
+    add("data", metavar="DATA", help="glyphs, scenes, mnist, or a folder")
+    add("--words", action="store_true", help="tell the net the captions in place of the labels")
+    add("--images", type=whole(1), metavar="N", help="pictures to learn from, in whole rounds, or as many of them as "
+        "are given (default: 60000, of mnist 180000, with --words 270000)")  # fmt: skip
+    add("--size", type=whole(8), metavar="N", help="resize and crop the pictures of a folder to NxN")
+    add("--channels", type=whole(8, 8), nargs="+", default=[32, 64], metavar="N", help="of the U-Net, from fine to "
+        "coarse, multiples of 8 (default: 32 64)")  # fmt: skip
+    add("--batch-size", type=whole(1), default=64, metavar="N", help="default: %(default)s")
+    add("--microbatch", type=whole(1), metavar="N", help="pictures at a time (default: 16 to 128)")
+    add("--threads", type=whole(1), metavar="N", help="default: one per core")
+    add("--lr", type=positive, default=1.5e-3, metavar="X", help="of Adam (default: %(default)s)")
+    add("--data-dir", type=Path, metavar="DIR", help="where the files of MNIST are (default: $TINYDIFF_DATA, else they "
+        "are downloaded once)")  # fmt: skip
+    add_seed(parser, "of the weights, the order of the data, the noise")
+    add("--out", type=Path, metavar="DIR", help="directory of the run (default: runs/DATA)")
+    add("--resume", action="store_true", help="go on from the checkpoint in --out")
+
+    def run(given: argparse.Namespace) -> int:
+        from . import recipe
+
+        known = ("glyphs", "scenes", "mnist")
+        if given.data not in known and not Path(given.data).is_dir():
+            raise ValueError(f"there is no data set and no folder {given.data!r}: {nearest(given.data, known)}")
+        if given.size and given.data in known:
+            parser.error(f"--size is for a folder, not for {given.data}")
+        if given.data_dir and given.data != "mnist":
+            parser.error(f"--data-dir is read with mnist only, not with {given.data}")
+        out = given.out or Path("runs") / f"{Path(given.data).name}{'_words' * given.words}"
+        if given.resume and not (out / "checkpoint.npz").exists():
+            raise ValueError(f"there is no {out / 'checkpoint.npz'} to go on from: train without --resume first")
+        images = given.images or (270_000 if given.words else 180_000 if given.data == "mnist" else 60_000)
+        shown = recipe.pictures(given.data, words=given.words, seed=given.seed, size=given.size,
+                                data_dir=given.data_dir)  # fmt: skip
+        state = recipe.learn(
+            shown, out, words=given.words, images=images, channels=tuple(given.channels), batch_size=given.batch_size,
+            microbatch=given.microbatch, threads=given.threads, lr=given.lr, seed=given.seed, resume=given.resume,
+            say=say,
+        )  # fmt: skip
+        if not state.exit_code:
+            say(f"now: python -m tinydiff sample {out / 'checkpoint.npz'}")
+        return state.exit_code
+
+    return run
+
+
+def sample(parser: argparse.ArgumentParser) -> Run:
+    """New pictures of any checkpoint that tells its net: a grid (--out), or a file for each (--each)."""
+    parser.description = f"""{sample.__doc__} Checkpoints of `train` and of the examples do; those of latent diffusion
+    have their autoencoder in them. Without --label a model that knows labels makes pictures of each value of the first
+    one; without --prompt a model that knows words hears none."""
+    add = parser.add_argument
+    add(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="such as runs/quickstart/checkpoint.npz, or the directory of a run",
+    )
+    add("--label", action="append", default=[], metavar="LABEL", help="7, seven, digit=7 or digit=7,face=serif; more "
+        "than once: a row for each")  # fmt: skip
+    add("--prompt", action="append", default=[], metavar="TEXT", help="more than once: a row for each")
+    add("--negative", default="", metavar="TEXT", help="words to push away from")
+    add("--count", type=whole(1), metavar="N", help="pictures for each label or prompt (default: about 64 in all)")
+    add("--sampler", default="heun", metavar="NAME", help="euler_maruyama, predictor_corrector, ddpm, "
+        "probability_flow, rk45, ddim, heun or dpm_solver (default: %(default)s)")  # fmt: skip
+    add("--steps", type=whole(1), metavar="N", help="default: that of the sampler; of heun 17")
+    add("--guidance", type=finite, metavar="X", help="how far to push towards the label or prompt (default: 1 if there "
+        "is one and the model was trained for it, else 0)")  # fmt: skip
+    add("--last", action="store_true", help="take the last weights of the training and not their average")
+    add("--microbatch", type=whole(1), default=20, metavar="N", help="pictures at a time (default: %(default)s)")
+    add("--threads", type=whole(1), metavar="N", help="default: one per core")
+    add_seed(parser, "of the noise: picture i of a seed is the same in every grid")
+    add("--out", type=picture_file, metavar="FILE", help="a grid, .png, .svg or .pdf (default: samples.png)")
+    add("--each", type=Path, metavar="DIR", help="a file for each picture, 0000.png, 0001.png, ..., and no grid unless "
+        "--out is given")  # fmt: skip
+
+    def run(given: argparse.Namespace) -> int:
+        import numpy as np
+
+        from . import plot
+        from .rng import Rng
+        from .trained import load, method_named
+
+        began, method = time.monotonic(), method_named(given.sampler)
+        trained = load(existing(given.checkpoint), averaged=not given.last)
+        if given.label and trained.tokenizer is not None:
+            raise ValueError(f"this model knows words and no labels: --prompt, not --label {given.label[0]!r}")
+        if (given.prompt or given.negative) and trained.tokenizer is None:
+            text = given.prompt[0] if given.prompt else given.negative
+            also = f", but labels: {', '.join(trained.labels)}" if trained.labels else ""
+            raise ValueError(f"this model knows no words{also}; {text!r} says nothing to it")
+        rows = given.label or given.prompt
+        first = next(iter(trained.labels), None)
+        if not rows and first is not None:
+            rows = [f"{first}={value}" for value in trained.labels[first]]
+        told = bool(rows)
+        rows = rows or [""]
+        each = given.count or max(1, 64 // len(rows))
+        n = each * len(rows)
+        guidance = given.guidance if given.guidance is not None else float(told and trained.null)
+        condition: dict[str, Any] = {}
+        if trained.labels:
+            condition["labels"] = labels_of(trained, rows, each)
+        elif trained.tokenizer is not None and told:
+            condition["prompts"] = [prompt for prompt in rows for _ in range(each)]
+        x = trained.sample(n, Rng(given.seed).child("samples"), negative=given.negative, guidance=guidance,
+                           method=method, steps=given.steps, microbatch=given.microbatch, threads=given.threads,
+                           **condition)  # fmt: skip
+        if not np.isfinite(x).all():
+            raise ValueError("the pictures are not finite: take more --steps, or less --guidance")
+        if given.each is not None:
+            plot.picture_files(x, given.each, low=trained.low, high=trained.high)
+        if given.out is not None or given.each is None:
+            out = given.out or Path("samples.png")
+            texts = [row.removeprefix(f"{first}=") for row in rows] if told else None
+            plot.image_grid(x, out, rows=len(rows) if told and len(rows) > 1 else None,
+                            row_labels=texts if told and len(rows) > 1 else None, low=trained.low,
+                            high=trained.high)  # fmt: skip
+            print(out)
+        if given.each is not None:
+            print(given.each)
+        say(f"{n} pictures in {time.monotonic() - began:.0f} s")
+        return 0
+
+    return run
+
+
+def evaluate(parser: argparse.ArgumentParser) -> Run:
+    """The denoising loss of a checkpoint on pictures that it has not learned from; with a judge, its samples too."""
+    parser.description = f"""{evaluate.__doc__} The judge is the classifier that examples/08_classifier.py has trained
+    for that data set: how often it finds in a sample what was asked for, and the Frechet distance of its features of
+    samples and of real pictures. Without one, it is said that there is none."""
+    add = parser.add_argument
+    add("checkpoint", type=Path, metavar="CHECKPOINT", help="such as runs/quickstart/checkpoint.npz")
+    add("--data", metavar="DATA", help="glyphs, scenes, mnist, or a folder (default: what it has learned from)")
+    add("--count", type=whole(2), default=1000, metavar="N", help="pictures for the loss (default: %(default)s)")
+    add("--judge", type=whole(0), default=200, metavar="N", help="samples to be judged; 0 for none (default: "
+        "%(default)s)")  # fmt: skip
+    add("--sampler", default="heun", metavar="NAME", help="default: %(default)s")
+    add("--steps", type=whole(1), metavar="N", help="default: that of the sampler; of heun 17")
+    add("--guidance", type=finite, default=0.0, metavar="X", help="of the samples (default: 0)")
+    add("--data-dir", type=Path, metavar="DIR", help="where the files of MNIST are (default: $TINYDIFF_DATA)")
+    add_seed(parser, "of the noise")
+
+    def run(given: argparse.Namespace) -> int:
+        from . import recipe
+        from .trained import load, method_named
+
+        method, trained = method_named(given.sampler), load(existing(given.checkpoint))
+        source = trained.data
+        if given.data:
+            source = {**trained.data, "name": given.data} if given.data == trained.data.get("name") else {
+                "name": given.data, "size": list(trained.space.image if trained.space else trained.shape)[:2]
+            }  # fmt: skip
+        shown = recipe.held_out(source, given.count, given.data_dir)
+        loss, error, kind = recipe.validation_loss(trained, shown, given.seed)
+        name = Path(str(source["name"])).name
+        print(f"{kind} {loss:.5g} +- {error:.2g} on {len(shown.images):,} pictures of {name} that it has not seen")
+        if given.judge:
+            judge_samples(trained, shown, source["name"], method, given)
+        return 0
+
+    return run
+
+
+def judge_samples(trained: Any, shown: Any, name: Any, method: Any, given: argparse.Namespace) -> None:
+    """Print how often a judge finds in samples what was asked for, and how like real pictures they are as a set."""
+    import numpy as np
+
+    from . import data
+    from .judging import DATA, trained_judge
+    from .metrics import conditional_accuracy, frechet_distance
+    from .rng import Rng
+
+    if name not in DATA:
+        say(f"there is no judge of {name}: there are judges of {', '.join(DATA)}")
+        return
+    judge = trained_judge(name, given.data_dir)
+    if judge is None:
+        say(f"there is no judge of {name} yet: python examples/08_classifier.py --data {name}")
+        return
+    n = min(given.judge, len(shown.images))
+    condition: dict[str, Any] = {}
+    if trained.tokenizer is not None:
+        condition["prompts"] = shown.captions[:n]
+    elif trained.labels:
+        keys = {label: "digit" if label == "labels" else label for label in trained.labels}
+        condition["labels"] = {label: shown.labels[key][:n] for label, key in keys.items()}
+    x = trained.sample(n, Rng(given.seed).child("samples"), guidance=given.guidance, method=method, steps=given.steps,
+                       **condition)  # fmt: skip
+    x = np.clip((x - trained.low) / (trained.high - trained.low) * 2 - 1, -1, 1)
+    found, features = judge.predict(x)
+    _, real = judge.predict(data.to_float(shown.images, -1, 1))
+    if condition:
+        wanted = {label: values[:n] for label, values in shown.labels.items() if label in found}
+        for label, share in conditional_accuracy(found, wanted).items():
+            print(f"{label} right in {share} of {n} samples")
+    print(f"Frechet distance {frechet_distance(features, real):.4g} of {n} samples to {len(real):,} real pictures")
+
+
+def labels_of(trained: Any, rows: list[str], each: int) -> dict[str, list[int]]:
+    """The labels of --label, one for each picture: "7", "digit=7", "digit=7,face=serif". What is not said is -1."""
+    first = next(iter(trained.labels))
+    told: list[dict[str, int]] = []
+    for row in rows:
+        found: dict[str, int] = {}
+        for part in row.split(","):
+            name, has_name, value = part.strip().rpartition("=")
+            name = name if has_name else first
+            if name not in trained.labels:
+                raise ValueError(f"there is no label {name!r}: {nearest(name, list(trained.labels))}")
+            found[name] = trained.number_of(name, value)
+        told.append(found)
+    names = [name for name in trained.labels if any(name in found for found in told)]
+    if not trained.null and any(len(found) < len(trained.labels) for found in told):
+        raise ValueError(f"this model must be told all of {', '.join(trained.labels)}")
+    return {name: [found.get(name, -1) for found in told for _ in range(each)] for name in names}
+
+
+# ---------------------------------------------------------------- arguments
+
+
+def whole(least: int, multiple_of: int = 1) -> Callable[[str], int]:
+    """The type of an argument that is an integer, `least` or more."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least or value % multiple_of:
+            also = f", a multiple of {multiple_of}" if multiple_of > 1 else ""
+            raise argparse.ArgumentTypeError(f"must be {least} or more{also}, not {text}")
+        return value
+
+    return number
+
+
+def finite(text: str) -> float:
+    if not math.isfinite(float(text)):
+        raise argparse.ArgumentTypeError(f"must be a finite number, not {text}")
+    return float(text)
+
+
+def positive(text: str) -> float:
+    if not 0 < float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"must be positive and finite, not {text}")
+    return float(text)
+
+
+def picture_file(text: str) -> Path:
+    path = Path(text)
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise argparse.ArgumentTypeError(f"must end in .png, .svg or .pdf, not {text!r}")
+    return path
+
+
+def existing(path: Path) -> Path:
+    """The file of a checkpoint; of a directory of a run, its checkpoint. Errors: ValueError if there is none."""
+    path = path / "checkpoint.npz" if path.is_dir() else path
+    if not path.exists():
+        raise ValueError(f"there is no checkpoint {path}")
+    return path
+
+
+def add_seed(parser: argparse.ArgumentParser, what: str) -> None:
+    def seed(text: str) -> int:
+        if not 0 <= int(text) < 2**63:
+            raise argparse.ArgumentTypeError(f"must be from 0 to 2**63 - 1, not {text}")
+        return int(text)
+
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help=f"{what} (default: 0)")
+
+
+def nearest(given: str, known: Any) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(given, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
+
+
+def say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
