@@ -106,6 +106,11 @@ class Lora(nn.Module):
         if wrong or not found:
             listed = "".join(f"\n  {name}" for name in wrong) or " it has no entries"
             raise ValueError(f"{str(path)!r} changes more than linear layers of this U-Net, or is no LoRA:{listed}")
+        for layer, p in found.items():
+            for kind, a in p.items():  # of a 1x1 convolution a matrix has four axes
+                if a.size != 1 if kind == "alpha" else 0 in a.shape or a.ndim != 2 and a.shape[2:] != (1, 1):
+                    what = "a number" if kind == "alpha" else "a matrix"
+                    raise ValueError(f"{str(path)!r}: {kind} of {layer} has the shape {a.shape}, and must be {what}")
         rank = next(iter(found.values()))["down"].shape[0]
         lora = cls(unet, rank, targets=list(found), scale=scale, rng=nn.Unfilled())
         for layer, parts in found.items():
@@ -117,7 +122,10 @@ class Lora(nn.Module):
                     f"{str(path)!r}: the matrices of {layer} are {down.shape} and {up.shape}, not (rank, {inside}) and "
                     f"({outside}, rank)"
                 )
-            pair, factor = lora.layers[layer], float(parts.get("alpha", down.shape[0])) / down.shape[0]
+            pair, factor = (
+                lora.layers[layer],
+                float(parts["alpha"].item() if "alpha" in parts else down.shape[0]) / down.shape[0],
+            )
             pair.lora_A = nn.Parameter(to_device(down.T.astype("float32", order="C")))
             pair.lora_B = nn.Parameter(to_device(up.T.astype("float32", order="C") * factor))
         return lora
