@@ -99,6 +99,8 @@ def main() -> int:
         by_line = i % 2 == 0
         number = signal.SIGKILL if by_line or rng.random() > 1 / 3 else rng.choice([signal.SIGTERM, signal.SIGINT])
         read, write = os.pipe()
+        if i and i % 100 == 0:
+            print(f"{i} kills, {len(failures)} failures, {time.monotonic() - args.began:.0f} s", flush=True)
         process = os.fork()
         if process == 0:
             os.close(read)

@@ -281,7 +281,9 @@ def main() -> int:
     start, wrong, ends = time.monotonic(), 0, Counter()
     np.seterr(all="ignore")
     with cases() as all_cases:
-        for number in numbers:
+        for done, number in enumerate(numbers):
+            if done and done % 500 == 0:
+                print(f"{done} files, {wrong} wrong, {time.monotonic() - start:.0f} s", flush=True)
             try:
                 ends[all_cases.run(args.seed, number)] += 1
             except AssertionError as error:
