@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ from tinydiff import files, saving, training_files
 from tinydiff.training_log import TrainLog
 
 WATCHED = {module.__file__ for module in (files, saving, training_files)}
+
+
+SUDDEN = (signal.SIGKILL, signal.SIGPROF)
 
 
 def kill_at_line(n: int) -> None:
@@ -56,7 +60,15 @@ def litter(out: Path) -> list[str]:
     return sorted(path.name for path in out.iterdir() if not re.fullmatch(known, path.name))
 
 
-def child(out: Path, epochs: int, line: int, report: int) -> None:
+def kill_after(seconds: float, number: int) -> None:
+    """Send this process the signal when it has worked so long: a busy machine makes no difference. SIGKILL cannot be
+    asked for; SIGPROF, for which no program has a handler, ends it as suddenly."""
+    if number != signal.SIGPROF:
+        signal.signal(signal.SIGPROF, lambda *_: os.kill(os.getpid(), number))
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
+def child(out: Path, epochs: int, end: Callable[[], None], report: int) -> None:
     """Go on with the run, and report that it has begun, every step that is saved, and what goes wrong."""
     say = lambda text: os.write(report, f"{text}\n".encode())  # noqa: E731
     task = harness.Task()
@@ -77,8 +89,7 @@ def child(out: Path, epochs: int, line: int, report: int) -> None:
 
     training_files.Files.save = saved  # type: ignore[method-assign]
     TrainLog.running = begun  # type: ignore[method-assign]
-    if line:
-        kill_at_line(line)
+    end()
     try:
         run = task.train(epochs, out, resume=resume, save_every=1, keep=2, keep_best=True)
     except Exception as error:
@@ -97,7 +108,9 @@ def main() -> int:
         if (step + 1) // harness.STEPS_PER_EPOCH >= epochs:
             break
         by_line = i % 2 == 0
-        number = signal.SIGKILL if by_line or rng.random() > 1 / 3 else rng.choice([signal.SIGTERM, signal.SIGINT])
+        line, seconds = rng.randrange(1, 8000), rng.uniform(0.005, 0.12)
+        number = signal.SIGPROF if rng.random() > 1 / 3 else rng.choice([signal.SIGTERM, signal.SIGINT])
+        number = signal.SIGKILL if by_line else number
         read, write = os.pipe()
         if i and i % 100 == 0:
             print(f"{i} kills, {len(failures)} failures, {time.monotonic() - args.began:.0f} s", flush=True)
@@ -105,13 +118,11 @@ def main() -> int:
         if process == 0:
             os.close(read)
             try:
-                child(out, epochs, rng.randrange(1, 8000) if by_line else 0, write)
+                end = (lambda: kill_at_line(line)) if by_line else (lambda: kill_after(seconds, number))  # noqa: B023
+                child(out, epochs, end, write)
             finally:
                 os._exit(1)  # a signal that came before the training began
         os.close(write)
-        if not by_line:
-            time.sleep(rng.uniform(0.02, 0.2) if number == signal.SIGKILL else rng.uniform(0.06, 0.2))
-            os.kill(process, number)
         status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
         with os.fdopen(read) as pipe:
             lines = [line.rstrip() for line in pipe if line.endswith("\n")]
@@ -120,7 +131,7 @@ def main() -> int:
         failures += [f"{i}: {line}" for line in lines if line != "begun" and not line.isdigit()]
         ends[f"{'line' if by_line else 'instant'}, {signal.Signals(number).name}: ended with {status}"] += 1
         # A signal that comes before the training has begun ends the process as it would any other.
-        good = (-number,) if number == signal.SIGKILL else (128 + number,) if begun else (128 + number, -number, 1)
+        good = (-number,) if number in SUDDEN else (128 + number,) if begun else (128 + number, -number, 1)
         if status not in good:
             failures.append(f"{i}: {number} ended with {status}, {'after' if begun else 'before'} the run began")
         if not (out / "checkpoint.npz").exists():
