@@ -69,7 +69,7 @@ def main() -> int:
                 one, two = ([mine[f"{method}, microbatch {n}, threads {t}"] for n in (7, 16)] for t in (1, 2))
                 bits = all(map(np.array_equal, one, two))
                 print(
-                    f"  {method:16} {apart:.1e} apart, of {largest:.0f}; threads: {'the same bits' if bits else 'OTHERS'}"
+                    f"  {method:16} {apart:.1e} apart, of {largest:.0f}; threads: {'one' if bits else 'OTHER'} result"
                 )
                 wrong += not (apart < LIMIT and bits and 1 < largest < 100)
     return wrong
