@@ -101,6 +101,7 @@ def child(out: Path, epochs: int, end: Callable[[], None], report: int) -> None:
 def main() -> int:
     args = harness.arguments(__doc__, 24, 800, "kills")
     rng = random.Random(args.seed)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
     out = Path(tempfile.mkdtemp(prefix="kills-"))
     epochs = 20 * args.count  # so many that no child comes to the end before it is killed
     step, starts, failures, ends, steps = 0, 0, [], Counter[str](), Counter[str]()
