@@ -56,7 +56,8 @@ class Tokenizer:
     def from_folder(cls, folder: Any) -> Tokenizer:
         """From vocab.json and merges.txt, and, if they are there, tokenizer_config.json and special_tokens_map.json,
         which name the padding. Errors: FileNotFoundError; ValueError that names the file."""
-        folder, padding, length = Path(folder), END, 77
+        folder, length = Path(folder), 77
+        padding: Any = END
         for name in ("tokenizer_config.json", "special_tokens_map.json"):
             if (folder / name).is_file():
                 found = read_json(folder / name)
