@@ -44,9 +44,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
     temporary file is removed; what a process left that was killed here is removed by the next call. A link is followed.
     Errors: what `write` raises; OSError, with the name of the file.
     """
-    moved = _moved_to(Path(path))
-    target = Path(path) if moved else Path(os.path.realpath(path))
-    temporary = ""
+    moved, target, temporary = _moved_to(Path(path)), _target(Path(path)), ""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_litter(target.parent, target.name)
@@ -131,6 +129,11 @@ def _moved_to(path: Path) -> Path | None:
     return found if found.name.startswith(MOVED) else None
 
 
+def _target(path: Path) -> Path:
+    """The file that is written: where a link leads, unless that only made room."""
+    return path if _moved_to(path) else Path(os.path.realpath(path))
+
+
 def _copy(source: Path, file: BinaryIO) -> None:
     with open(source, "rb") as old:
         shutil.copyfileobj(old, file, 2**20)
@@ -182,6 +185,12 @@ def remove_litter(folder: Path, name: str | None = None) -> None:
                             moved.unlink()
                 finally:
                     os.close(handle)
+
+
+def remove_litter_of(path: str | os.PathLike[str]) -> None:
+    """Remove what processes left that were killed while they wrote this file."""
+    target = _target(Path(path))
+    remove_litter(target.parent, target.name)
 
 
 def _is_alive(process: int) -> bool:

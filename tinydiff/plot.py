@@ -280,7 +280,7 @@ def matrix(
         raise ValueError(f"matrix: low must be less than high, not {low!r} and {high!r}")
     rows, columns = values.shape
     beside, below = (max(text_width(text, 8) for text in texts) for texts in (labels, column_labels))
-    width = max(1.1 + beside + 0.48 * columns, text_width(title, 10) + 0.3)
+    width = beside + max(1.1 + 0.48 * columns, text_width(title, 10) + 0.5)  # the title stands above the squares
     figure = new_figure(width, 0.8 + below + 0.48 * rows)
     axes = figure.add_subplot()
     axes.imshow(values, cmap="RdBu_r", vmin=low, vmax=high)

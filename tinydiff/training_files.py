@@ -22,7 +22,7 @@ from typing import Any
 from . import saving
 from .arguments import integer, number
 from .data.batches import Batches
-from .files import FULL, append_line, one_at_a_time
+from .files import FULL, append_line, one_at_a_time, remove_litter_of
 from .rng import Rng
 
 Record = dict[str, Any]
@@ -102,8 +102,11 @@ class Files:
             raise NotADirectoryError(f"train: out must be a directory, but {self.out} is a file")
         self.out.mkdir(parents=True, exist_ok=True)
         with one_at_a_time(self.out / "run.lock", f"the directory {self.out}"):
-            for litter in self.out.glob(f"*{LINKING}"):  # of a run that was killed: now nobody else is here
+            # Of a run that was killed: now nobody else is here.
+            for litter in self.out.glob(f"*{LINKING}"):
                 litter.unlink(missing_ok=True)
+            for name in ("checkpoint.npz", "starting-checkpoint.npz", "log.jsonl"):
+                remove_litter_of(self.out / name)
             yield
 
     def start(self) -> TrainState:

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from tinydiff import Rng, backend, nn, ops, optim
-from tinydiff.data import folder, glyphs, hold_out, to_float, validation_mask
+from tinydiff.data import captions, folder, glyphs, hold_out, to_float, validation_mask
 from tinydiff.training import train
 
 module = importlib.import_module("tinydiff.data.folder")  # the package's `folder` is the function
@@ -260,6 +260,20 @@ def test_a_bad_line_of_json(tmp_path, line, message):
     with pytest.raises(ValueError, match=message):
         folder(tmp_path, cache=False)
     assert skipping(tmp_path)[0].captions == ["x"]
+
+
+def test_lines_too_long_and_faults_too_many_are_told(tmp_path, monkeypatch):
+    """Brackets, faults and columns take a hundred bytes of memory for two or three of the file."""
+    monkeypatch.setattr(captions, "TEXT", 50)
+    monkeypatch.setattr(captions, "MOST_FAULTS", 3)
+    put(tmp_path / "a.png")
+    write(tmp_path / "metadata.jsonl", '{"file_name": "a.png", "text": "x"}\n' + "[" * 60)
+    assert "metadata.jsonl, line 2: has 60 characters, more than the limit of 50" in refused(tmp_path)
+    write(tmp_path / "metadata.jsonl", '{"file_name": "a.png", "text": "x"}\n' + "1\n" * 4)
+    assert "metadata.jsonl has more than 3 faults, the first in metadata.jsonl, line 2: must be" in refused(tmp_path)
+    (tmp_path / "metadata.jsonl").unlink()
+    write(tmp_path / "captions.csv", "file,caption" + "," * 50 + "\na.png,x")
+    assert "captions.csv: its first line must name its columns, and is longer than 50" in refused(tmp_path)
 
 
 def test_names_with_accents_taken_apart_are_found(tmp_path):

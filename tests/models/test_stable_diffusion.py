@@ -273,7 +273,27 @@ def test_a_vocabulary_that_is_none(tmp_path: Path) -> None:
         Tokenizer.from_folder(tmp_path)
     (tmp_path / "merges.txt").write_text("")
     (tmp_path / "vocab.json").write_text('{"a": 0}')
-    with pytest.raises(ValueError, match="no vocabulary of CLIP"):
+    with pytest.raises(ValueError, match=r"vocab\.json': this is no vocabulary of CLIP"):
+        Tokenizer.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("merges.txt", b"a b\n\xff", "is not UTF-8"),
+        ("vocab.json", b"[" * 100_000, "is no JSON"),
+        ("vocab.json", b'{"a": "0"}', "the number of 'a' is '0'"),
+        ("vocab.json", b'{"a": -1}', "the number of 'a' is -1"),
+        ("tokenizer_config.json", b'{"model_max_length": "77"}', "model_max_length must be a number .* not '77'"),
+        ("tokenizer_config.json", b'{"model_max_length": 9999999999}', "from 3 to 65536, not 9999999999"),
+        ("tokenizer_config.json", b'{"pad_token": ["!"]}', r"pad_token must be a piece, not \['!'\]"),
+        ("special_tokens_map.json", b'{"pad_token": {}}', "pad_token must be a piece"),
+    ],
+)
+def test_a_damaged_file_of_words_is_named(tmp_path: Path, name: str, text: bytes, message: str) -> None:
+    save_words(tmp_path)
+    (tmp_path / name).write_bytes(text)
+    with pytest.raises(ValueError, match=f"{re.escape(name)}'.*{message}"):
         Tokenizer.from_folder(tmp_path)
 
 
@@ -496,6 +516,18 @@ def test_a_lora_of_something_else_is_refused(folder: Path, tmp_path: Path) -> No
         path,
     )
     with pytest.raises(ValueError, match=r"has matrices of \(4, 8\) and \(8, 4\), not \(rank, 64\) and \(32, rank\)"):
+        Lora.load(unet, path)
+    for shapes in (((4,), (32, 4)), ((4, 64, 3, 3), (32, 4)), ((0, 64), (32, 0)), ((), (32, 4))):
+        down, up = (np.zeros(shape, "float32") for shape in shapes)
+        safetensors_numpy.save_file({f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}, path)
+        with pytest.raises(ValueError, match=r"x\.safetensors': (down|up) of .*to_k has the shape .*must be a matrix"):
+            Lora.load(unet, path)
+    whole = {
+        f"{stem}.lora_down.weight": np.zeros((4, 64), "float32"),
+        f"{stem}.lora_up.weight": np.zeros((32, 4), "f4"),
+    }
+    safetensors_numpy.save_file(whole | {f"{stem}.alpha": np.ones(2, "float32")}, path)
+    with pytest.raises(ValueError, match=r"alpha of .* has the shape \(2,\), and must be a number"):
         Lora.load(unet, path)
     with pytest.raises(ValueError, match="no layer that ends in attn9"):
         Lora(unet, targets=["attn9"])

@@ -361,6 +361,8 @@ def main() -> int:
         if message:
             wrong += 1
             print(f"program {seed}: {message}", flush=True)
+        if (done := seed + 1 - args.seed) % 500 == 0:
+            print(f"{done} programs, {wrong} disagree, {time.monotonic() - start:.0f} s", flush=True)
     fast = td.backend.active().fast or "none"
     print(f"{args.count} programs, fast versions: {fast}, {wrong} disagree, {time.monotonic() - start:.0f} s")
     return wrong > 0

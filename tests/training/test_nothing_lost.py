@@ -412,6 +412,28 @@ def test_two_runs_in_one_directory_are_refused(tmp_path):
     assert Task(tmp_path).train(resume=True).finished and not (tmp_path / "run.lock").exists()
 
 
+@posix
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_what_a_killed_run_left_is_gone_when_the_next_one_has_started(tmp_path, elsewhere):
+    """Also if nothing is left to train, so that no checkpoint is written; and beside a checkpoint behind a link."""
+    pytest.importorskip("fcntl")
+    out = tmp_path / "run"
+    Task(out).train()
+    beside = tmp_path / "large disk" if elsewhere else out
+    if elsewhere:
+        beside.mkdir()
+        os.replace(out / "checkpoint.npz", beside / "x.npz")
+        (out / "checkpoint.npz").symlink_to(beside / "x.npz")
+    litter = [beside / f"{'x' if elsewhere else 'checkpoint'}.npz.abcd_123.part", out / "best.npz.linking.part",
+              out / "log.jsonl.abcd_123.part", out / "starting-checkpoint.npz.abcd_123.part"]  # fmt: skip
+    for path in litter:
+        path.write_text("half")
+    mine = out / "a film.mp4.abcd_123.part"
+    mine.write_text("not of a run")
+    assert Task(out).train(resume=True).finished
+    assert not [path for path in litter if path.exists()] and mine.exists()
+
+
 # ---------------------------------------------------------------- full disks
 
 

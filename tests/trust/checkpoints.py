@@ -7,7 +7,7 @@ Three kinds: the file of `save` with bits flipped, bytes changed, pieces cut out
 the checksum of the whole, as version 0.1.0 wrote it; and, for a stranger who knows the format, damage with a new and
 right checksum. The first two must be refused or be the very same state. The third may load as another state of the same
 size, and then training must refuse it, or go on with finite weights. Loading may take no more memory than a few times
-the file.
+the file; nothing may be run, and nothing written outside the folder (audit.py).
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ from typing import Any
 
 import harness
 import numpy as np
+from audit import Peak, watched
 
 from tinydiff import saving
 from tinydiff.training import CannotResume
 
-LIMIT = 24  # times the size of the file
+LIMIT = 24  # times the size of the file, asked of Python
+PROCESS = 300  # MB by which the whole process may grow meanwhile
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
@@ -89,7 +91,7 @@ def main() -> int:
     with np.load(path) as arrays:
         np.savez(buffer, **arrays)
     kinds = {"damaged": sealed, "damaged, of 0.1.0": buffer.getvalue(), "of a stranger": sealed}
-    failures, counts, most = [], Counter[str](), 0.0
+    failures, counts, most, grown = [], Counter[str](), 0.0, 0.0
     tracemalloc.start()
     for i in range(args.count):
         kind = list(kinds)[i % 3]
@@ -101,9 +103,11 @@ def main() -> int:
             data = body + hashlib.sha256(body).hexdigest().encode()
         path.write_bytes(data)
         tracemalloc.reset_peak()
+        process = Peak()
         before = tracemalloc.get_traced_memory()[0]
         try:
-            found = saving.load(path)
+            with watched(out):
+                found = saving.load(path)
             end = "loaded as it was" if same(found, state) else "loaded as another state"
         except ValueError as error:
             end = "refused"
@@ -115,13 +119,15 @@ def main() -> int:
         if end != "refused" and kind == "damaged":
             failures.append(f"{i}: bytes have changed, and it was loaded")
         most = max(most, (tracemalloc.get_traced_memory()[1] - before) / len(data))
+        grown = max(grown, process.more())
         if end == "loaded as another state":
             if kind != "of a stranger":
                 failures.append(f"{i}, {kind}: loaded as another state")
             task = harness.Task(16)
             weights = task.weights()
             try:
-                task.train(3, out, resume=True)
+                with watched(out):
+                    task.train(3, out, resume=True)
                 end += ", and training went on"
                 if saving.not_finite(task.model.state_dict()):
                     failures.append(f"{i}: weights that are not finite")
@@ -132,6 +138,8 @@ def main() -> int:
             except Exception as error:
                 failures.append(f"{i}: training: {error!r}")
         counts[f"{kind}: {end}"] += 1
+    if grown > PROCESS:
+        failures.append(f"memory: {grown:.0f} MB more")
     if most > LIMIT:
         failures.append(f"memory: {most:.1f} times the file")
     print(*failures, sep="\n", end="\n" if failures else "")
@@ -139,7 +147,11 @@ def main() -> int:
         print(f"  {end:60} {count}")
     shutil.rmtree(out)
     return harness.report(
-        args, files=args.count, most_memory_in_sizes_of_the_file=f"{most:.1f}", failures=len(failures)
+        args,
+        files=args.count,
+        most_memory_in_sizes_of_the_file=f"{most:.1f}",
+        MB_that_the_process_grew_at_most=f"{grown:.1f}",
+        failures=len(failures),
     )
 
 

@@ -1,33 +1,41 @@
 """A training that is killed again and again ends with the very weights of one that was not.
 
     python tests/trust/kills.py            some kills
-    python tests/trust/kills.py --long     400
+    python tests/trust/kills.py --long     800
 
 Half of the kills are at random instants, half at random lines of the files that write (so also between a rename and the
 line after it). A third of those at instants are SIGTERM or SIGINT, which must save and end with their exit code. After
 every kill the checkpoint must load, be of no earlier step than before, and be of at least the step that the run had
-reported as saved; in the end there must be no litter, and the log must have each line once.
+reported as saved; the next start must find nothing wrong with it, and leave no litter; in the end the weights must be
+those of a run that was never killed, and the log must have each line once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import harness
 
 from tinydiff import files, saving, training_files
+from tinydiff.training_log import TrainLog
 
 WATCHED = {module.__file__ for module in (files, saving, training_files)}
+
+
+SUDDEN = (signal.SIGKILL, signal.SIGPROF)
 
 
 def kill_at_line(n: int) -> None:
@@ -46,52 +54,87 @@ def kill_at_line(n: int) -> None:
     sys.settrace(trace)
 
 
-def child(out: Path, epochs: int, line: int, report: int) -> None:
-    """Go on with the run, and report every step that is saved."""
+def litter(out: Path) -> list[str]:
+    """What no run that has started leaves there."""
+    known = r"checkpoint(-\d+)?\.npz|best\.npz|log\.jsonl|run\.lock"
+    return sorted(path.name for path in out.iterdir() if not re.fullmatch(known, path.name))
+
+
+def kill_after(seconds: float, number: int) -> None:
+    """Send this process the signal when it has worked so long: a busy machine makes no difference. SIGKILL cannot be
+    asked for; SIGPROF, for which no program has a handler, ends it as suddenly."""
+    if number != signal.SIGPROF:
+        signal.signal(signal.SIGPROF, lambda *_: os.kill(os.getpid(), number))
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
+def child(out: Path, epochs: int, end: Callable[[], None], report: int) -> None:
+    """Go on with the run, and report that it has begun, every step that is saved, and what goes wrong."""
+    say = lambda text: os.write(report, f"{text}\n".encode())  # noqa: E731
     task = harness.Task()
     resume = (out / "checkpoint.npz").exists()
-    if line:
-        kill_at_line(line)
-    save = training_files.Files.save
+    save, running = training_files.Files.save, TrainLog.running
+
+    @contextlib.contextmanager
+    def begun(self: Any) -> Any:
+        with running(self):  # which notices signals
+            say("begun")
+            if found := litter(out):
+                say(f"litter after a start: {found}")
+            yield
 
     def saved(self: Any, state: Any) -> None:
         save(self, state)
-        os.write(report, f"{self.saved_at}\n".encode())
+        say(self.saved_at)
 
     training_files.Files.save = saved  # type: ignore[method-assign]
-    run = task.train(epochs, out, resume=resume, save_every=1, keep=2, keep_best=True)
+    TrainLog.running = begun  # type: ignore[method-assign]
+    end()
+    try:
+        run = task.train(epochs, out, resume=resume, save_every=1, keep=2, keep_best=True)
+    except Exception as error:
+        say(f"{error!r}")
+        raise
     os._exit(run.exit_code)
 
 
 def main() -> int:
-    args = harness.arguments(__doc__, 24, 400, "kills")
+    args = harness.arguments(__doc__, 24, 800, "kills")
     rng = random.Random(args.seed)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
     out = Path(tempfile.mkdtemp(prefix="kills-"))
     epochs = 20 * args.count  # so many that no child comes to the end before it is killed
-    step, failures, ends, steps = 0, [], Counter[str](), Counter[str]()
+    step, starts, failures, ends, steps = 0, 0, [], Counter[str](), Counter[str]()
     for i in range(args.count):
         if (step + 1) // harness.STEPS_PER_EPOCH >= epochs:
             break
         by_line = i % 2 == 0
-        number = signal.SIGKILL if by_line or rng.random() > 1 / 3 else rng.choice([signal.SIGTERM, signal.SIGINT])
+        line, seconds = rng.randrange(1, 8000), rng.uniform(0.005, 0.12)
+        number = signal.SIGPROF if rng.random() > 1 / 3 else rng.choice([signal.SIGTERM, signal.SIGINT])
+        number = signal.SIGKILL if by_line else number
         read, write = os.pipe()
+        if i and i % 100 == 0:
+            print(f"{i} kills, {len(failures)} failures, {time.monotonic() - args.began:.0f} s", flush=True)
         process = os.fork()
         if process == 0:
             os.close(read)
             try:
-                child(out, epochs, rng.randrange(1, 8000) if by_line else 0, write)
+                end = (lambda: kill_at_line(line)) if by_line else (lambda: kill_after(seconds, number))  # noqa: B023
+                child(out, epochs, end, write)
             finally:
                 os._exit(1)  # a signal that came before the training began
         os.close(write)
-        if not by_line:
-            time.sleep(rng.uniform(0.02, 0.2) if number == signal.SIGKILL else rng.uniform(0.06, 0.2))
-            os.kill(process, number)
         status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
         with os.fdopen(read) as pipe:
-            said = [int(line) for line in pipe if line.endswith("\n")]
+            lines = [line.rstrip() for line in pipe if line.endswith("\n")]
+        begun, said = "begun" in lines, [int(line) for line in lines if line.isdigit()]
+        starts += begun
+        failures += [f"{i}: {line}" for line in lines if line != "begun" and not line.isdigit()]
         ends[f"{'line' if by_line else 'instant'}, {signal.Signals(number).name}: ended with {status}"] += 1
-        if not by_line and number != signal.SIGKILL and status not in (128 + number, -number, 1):
-            failures.append(f"{i}: {number} ended with {status}")
+        # A signal that comes before the training has begun ends the process as it would any other.
+        good = (-number,) if number in SUDDEN else (128 + number,) if begun else (128 + number, -number, 1)
+        if status not in good:
+            failures.append(f"{i}: {number} ended with {status}, {'after' if begun else 'before'} the run began")
         if not (out / "checkpoint.npz").exists():
             if step:
                 failures.append(f"{i}: the checkpoint is gone")
@@ -115,15 +158,14 @@ def main() -> int:
     lines = [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
     if lines != [record["loss"] for record in records]:
         failures.append("the log is another than without the kills")
-    known = r"previous-* checkpoint*.npz best.npz log.jsonl".split()
-    litter = {path.name for path in out.iterdir()} - {path.name for name in known for path in out.glob(name)}
-    if litter:
-        failures.append(f"litter: {sorted(litter)}")
+    if found := litter(out):
+        failures.append(f"litter: {found}")
     print(*failures, sep="\n", end="\n" if failures else "")
     for end, count in sorted(ends.items()):
         print(f"  {end:42} {count}")
-    status = harness.report(args, kills=sum(ends.values()), kills_after_which_it_had_come_further=steps["forward"],
-                           steps_done=step, failures=len(failures))  # fmt: skip
+    status = harness.report(args, kills=sum(ends.values()), starts_that_came_to_training=starts,
+                           kills_after_which_it_had_come_further=steps["forward"], steps_done=step,
+                           failures=len(failures))  # fmt: skip
     if not failures:
         shutil.rmtree(out)
     return status

@@ -28,7 +28,8 @@ CAPTION_COLUMNS = ("caption", "text", "prompt")
 TABLE_ENDINGS = (".csv", ".tsv", ".jsonl")
 TABLES = [name + ending for name in ("captions", "metadata") for ending in TABLE_ENDINGS]
 DELIMITERS = ",;\t"
-TABLE, TEXT = 2**28, 2**20  # bytes of a table of captions, and of the text beside one picture
+TABLE, TEXT = 2**28, 2**20  # bytes of a table of captions; of a line of it, and of the text beside one picture
+MOST_FAULTS = 100_000  # of one table; each takes some hundred bytes, and a line of two may be one
 
 Fault = tuple[str, str]  # (file, reason)
 
@@ -166,7 +167,7 @@ def read_table(path: Path, encoding: str) -> tuple[list[Row], list[Fault]]:
     read as JSON Lines, any other as CSV, with ",", ";" or a tab between its columns, whichever fits the header.
 
     Errors: ValueError for bytes that are not in this encoding, for a table that lacks a column of files or of captions,
-    and for a quote that is not closed.
+    for a quote that is not closed, and for so many faults that it can hardly be a table.
     """
     text = read_text(path, encoding)
     found = _json_lines(path, text) if path.suffix.lower() in (".jsonl", ".ndjson", ".json") else _csv(path, text)
@@ -177,6 +178,9 @@ def read_table(path: Path, encoding: str) -> tuple[list[Row], list[Fault]]:
             rows.append(row)
         else:
             faults.append(row)
+            if len(faults) > MOST_FAULTS:
+                where, why = faults[0]
+                raise ValueError(f"{path} has more than {MOST_FAULTS} faults, the first in {where}: {why}")
     return rows, faults
 
 
@@ -212,6 +216,8 @@ def read_text(path: Path, encoding: str, most: int = TABLE) -> str:
 
 
 def _csv(path: Path, text: str) -> Iterator[Row | Fault]:
+    if len(text) > TEXT and not re.search("[\r\n]", text[:TEXT]):
+        raise ValueError(f"{path}: its first line must name its columns, and is longer than {TEXT} characters")
     headers: dict[str, list[str]] = {}
     for mark in DELIMITERS:
         try:
@@ -278,6 +284,9 @@ def _json_lines(path: Path, text: str) -> Iterator[Row | Fault]:
         if not line.strip():
             continue
         where = f"{path.name}, line {number}"
+        if len(line) > TEXT:  # brackets in brackets would take twenty times their length in memory
+            yield where, f"has {len(line)} characters, more than the limit of {TEXT}"
+            continue
         try:
             pairs = json.loads(line, object_pairs_hook=tuple)
         except (ValueError, RecursionError) as error:

@@ -28,6 +28,7 @@ from .weights import read_json
 START, END = "<|startoftext|>", "<|endoftext|>"
 LAST = "</w>"  # marks the last piece of a word
 SPACES = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+LONGEST = 2**16  # places for a prompt that a file may ask for
 CONTRACTIONS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
 
 
@@ -70,21 +71,33 @@ class Tokenizer:
                 found = read_json(folder / name)
                 given = found.get("pad_token", padding)
                 padding = given.get("content") if isinstance(given, dict) else given
-                if not isinstance(padding, str):
-                    raise ValueError(f"{str(folder / name)!r} has pad_token={given!r}, which is no piece")
                 length = found.get("model_max_length", length)
-        merges = []
-        lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+                if not isinstance(padding, str):
+                    raise ValueError(f"{str(folder / name)!r}: its pad_token must be a piece, not {given!r:.80}")
+                if type(length) is not int or not 3 <= length <= LONGEST:
+                    raise ValueError(
+                        f"{str(folder / name)!r}: its model_max_length must be a number from 3 to {LONGEST}, not "
+                        f"{length!r:.80}"
+                    )
+        merges, path = [], folder / "merges.txt"
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{str(path)!r} is not UTF-8: {error}") from error
         for number, line in enumerate(lines, 1):
             if line.startswith("#version") or not line.strip():
                 continue
             pair = tuple(line.split(" "))
             if len(pair) != 2:
-                raise ValueError(
-                    f"{str(folder / 'merges.txt')!r}, line {number}: two pieces are expected, not {line!r}"
-                )
+                raise ValueError(f"{str(path)!r}, line {number}: two pieces are expected, not {line!r:.80}")
             merges.append(pair)
-        return cls(read_json(folder / "vocab.json"), merges, length, padding)
+        vocabulary, path = read_json(folder / "vocab.json"), folder / "vocab.json"
+        if wrong := [piece for piece, n in vocabulary.items() if type(n) is not int or not 0 <= n < 2**31]:
+            raise ValueError(f"{str(path)!r}: the number of {wrong[0]!r:.80} is {vocabulary[wrong[0]]!r:.80}")
+        try:
+            return cls(vocabulary, merges, length, padding)
+        except ValueError as error:
+            raise ValueError(f"{str(path)!r}: {error}") from error
 
     def save(self, folder: Any) -> None:
         """vocab.json, merges.txt and tokenizer_config.json, as from_folder reads them. Errors: OSError."""

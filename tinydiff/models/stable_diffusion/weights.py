@@ -248,7 +248,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Errors: FileNotFoundError, or ValueError with the name of the file."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # brackets in brackets
         raise ValueError(f"{str(path)!r} is no JSON: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{str(path)!r} must hold a JSON object, not {found!r:.80}")
