@@ -282,8 +282,8 @@ def test_a_vocabulary_that_is_none(tmp_path: Path) -> None:
     [
         ("merges.txt", b"a b\n\xff", "is not UTF-8"),
         ("vocab.json", b"[" * 100_000, "is no JSON"),
-        ("vocab.json", b'{"a": "0"}', "the number of 'a' is '0'"),
-        ("vocab.json", b'{"a": -1}', "the number of 'a' is -1"),
+        ("vocab.json", b'{"a": "0"}', "number of 'a' is no whole number from 0 on: '0'"),
+        ("vocab.json", b'{"a": -1}', "number of 'a' is no whole number from 0 on: -1"),
         ("tokenizer_config.json", b'{"model_max_length": "77"}', "model_max_length must be a number .* not '77'"),
         ("tokenizer_config.json", b'{"model_max_length": 9999999999}', "from 3 to 65536, not 9999999999"),
         ("tokenizer_config.json", b'{"pad_token": ["!"]}', r"pad_token must be a piece, not \['!'\]"),
@@ -520,14 +520,14 @@ def test_a_lora_of_something_else_is_refused(folder: Path, tmp_path: Path) -> No
     for shapes in (((4,), (32, 4)), ((4, 64, 3, 3), (32, 4)), ((0, 64), (32, 0)), ((), (32, 4))):
         down, up = (np.zeros(shape, "float32") for shape in shapes)
         safetensors_numpy.save_file({f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}, path)
-        with pytest.raises(ValueError, match=r"x\.safetensors': (down|up) of .*to_k has the shape .*must be a matrix"):
+        with pytest.raises(ValueError, match=r"x\.safetensors': .*to_k has matrices of .*, not \(rank, 64\) and"):
             Lora.load(unet, path)
     whole = {
         f"{stem}.lora_down.weight": np.zeros((4, 64), "float32"),
         f"{stem}.lora_up.weight": np.zeros((32, 4), "f4"),
     }
     safetensors_numpy.save_file(whole | {f"{stem}.alpha": np.ones(2, "float32")}, path)
-    with pytest.raises(ValueError, match=r"alpha of .* has the shape \(2,\), and must be a number"):
+    with pytest.raises(ValueError, match=r"to_k has an alpha of .*, which is no finite number"):
         Lora.load(unet, path)
     with pytest.raises(ValueError, match="no layer that ends in attn9"):
         Lora(unet, targets=["attn9"])

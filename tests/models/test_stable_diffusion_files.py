@@ -189,7 +189,7 @@ def test_an_index_that_is_wrong(tmp_path: Path) -> None:
         ("vae/config.json", {"latent_channels": "4"}, "latent must be an integer"),
         ("text_encoder/config.json", {"num_hidden_layers": []}, "layers must be an integer"),
         ("scheduler/scheduler_config.json", {"prediction_type": []}, r"must predict epsilon or v_prediction, not \[\]"),
-        ("tokenizer/tokenizer_config.json", {"pad_token": {}}, r"tokenizer_config.json' has pad_token=\{\}"),
+        ("tokenizer/tokenizer_config.json", {"pad_token": {}}, r"its pad_token must be a piece, not \{\}"),
         ("tokenizer/vocab.json", {"a": None}, "number of 'a' is no whole number from 0 on: None"),
         ("tokenizer/vocab.json", {"a": 600}, "numbers up to 600, and the text encoder 600 vectors"),
     ],

@@ -92,8 +92,6 @@ class Tokenizer:
                 raise ValueError(f"{str(path)!r}, line {number}: two pieces are expected, not {line!r:.80}")
             merges.append(pair)
         vocabulary, path = read_json(folder / "vocab.json"), folder / "vocab.json"
-        if wrong := [piece for piece, n in vocabulary.items() if type(n) is not int or not 0 <= n < 2**31]:
-            raise ValueError(f"{str(path)!r}: the number of {wrong[0]!r:.80} is {vocabulary[wrong[0]]!r:.80}")
         try:
             return cls(vocabulary, merges, length, padding)
         except ValueError as error:
