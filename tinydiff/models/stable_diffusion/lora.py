@@ -214,7 +214,7 @@ def _alphas(path: str | os.PathLike[str]) -> dict[str, float]:
                 raise ValueError(f"{str(path)!r} has {key}={value!r}, which is not supported here")
         return {part: said[f"{part}.lora_alpha"] / said[f"{part}.r"]
                 for part in ("unet", "text_encoder") if f"{part}.r" in said}  # fmt: skip
-    except (json.JSONDecodeError, AttributeError, KeyError, TypeError, ZeroDivisionError) as error:
+    except (json.JSONDecodeError, AttributeError, KeyError, RecursionError, TypeError, ZeroDivisionError) as error:
         raise ValueError(f"{str(path)!r} has a header whose ranks cannot be read ({error!r}): {text:.200}") from error
 
 
