@@ -6,6 +6,7 @@
     python examples/03_score_unet.py --compare                the trained net, sampled in eight ways
     python examples/03_score_unet.py --bits 1000              its bits per dimension on that many test images
     python examples/03_score_unet.py --data glyphs            on digits drawn here, without a download
+    mpiexec -n 4 python examples/03_score_unet.py --parallel mpi          on four processes; so do the other chapters
     TINYDIFF_BACKEND=cupy python examples/03_score_unet.py    on a GPU
 
 The directory of the run (runs/03_score_unet) gets samples.png, loss.png, log.jsonl and checkpoint.npz after every
@@ -24,6 +25,7 @@ import numpy as np
 from tinydiff import Rng, backend, data, plot
 from tinydiff.diffusion import METHODS, VESDE, Counted, rk45, sample, score_matching_loss, steps_for
 from tinydiff.diffusion.likelihood import average, bits_per_dimension
+from tinydiff.distributed import ALONE
 from tinydiff.models.tutorial import PUBLISHED_LOSS, SIMPLE_LOSS, ScoreUNet
 from tinydiff.optim import EMA, Adam, constant, exponential
 from tinydiff.trained import Trained
@@ -73,6 +75,7 @@ def main() -> int:
         ema=ema,
         out=args.out,
         resume=args.resume,
+        ranks=args.ranks,
         about=Trained(model, sde, (28, 28, 1), low=0.0, data={"name": args.data}).about(),
         on_record=pictures,
         reference=reference,
@@ -80,7 +83,7 @@ def main() -> int:
     if state.exit_code:
         return state.exit_code  # 130: Ctrl-C, 143: SIGTERM, 74: not saved
     with ema.applied():
-        draw_samples(model, sde, args, args.steps)
+        draw_samples(model, sde, args, args.steps, ranks=args.ranks)
     return 0
 
 
@@ -93,19 +96,22 @@ def use(sde, args):
         sys.exit(f"{path} has no average of the weights")
     if args.sample_only:
         with ema.applied() if ema is not None else contextlib.nullcontext():
-            draw_samples(model, sde, args, args.steps)
+            draw_samples(model, sde, args, args.steps, ranks=args.ranks)
+    if args.ranks.rank:
+        return
     if args.compare:
         compare(model, ema, sde, args)
     if args.bits:
         measure(model, ema, sde, args)
 
 
-def draw_samples(model, sde, args, steps, n=None):
+def draw_samples(model, sde, args, steps, n=None, ranks=ALONE):
     """samples.png: sample i of a seed is the same image in every grid."""
     n = args.samples if n is None else n
     rng = Rng(args.seed).child("samples")
-    x = sample(model, (n, 28, 28, 1), sde, rng, method="euler_maruyama", steps=steps)
-    plot.image_grid(x, args.out / "samples.png")
+    x = sample(model, (n, 28, 28, 1), sde, rng, method="euler_maruyama", steps=steps, ranks=ranks)
+    if ranks.rank == 0:
+        plot.image_grid(x, args.out / "samples.png")
 
 
 def compare(model, ema, sde, args):

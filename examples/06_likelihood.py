@@ -81,6 +81,7 @@ def main() -> int:
         ema=ema,
         out=args.out,
         resume=args.resume,
+        ranks=args.ranks,
         log_every=50,
         save_every=500,
         about=Trained(model, sde, (28, 28, 1), low=LOW, high=HIGH, eps=EPS, data={"name": args.data}).about(),
@@ -93,6 +94,8 @@ def main() -> int:
 
 def use(model, ema, sde, images, test, records, args):
     """samples.png, bits.txt, and the loss with the figure that was measured, by the averaged weights."""
+    if args.ranks.rank:
+        return 0
     with ema.applied():
         draw_samples(model, sde, args)
         measured = measure(model, sde, images, test[: args.bits], args)

@@ -35,6 +35,7 @@ from tinydiff import Rng, data, no_grad, plot
 from tinydiff.backend import to_device, to_host
 from tinydiff.data.glyphs import ATTRIBUTES
 from tinydiff.diffusion import VESDE, Denoiser, sample, score_matching_loss
+from tinydiff.distributed import ALONE
 from tinydiff.microbatch import microbatch_size, over_microbatches
 from tinydiff.models.tutorial import PUBLISHED_LOSS, SIMPLE_LOSS, ConditionalUNet
 from tinydiff.models.unet import UNet
@@ -100,6 +101,7 @@ def main() -> int:
             ema=ema,
             out=args.out,
             resume=args.resume,
+            ranks=args.ranks,
             about=trained.about(),
             on_record=pictures,
             reference=reference,
@@ -107,8 +109,10 @@ def main() -> int:
         if state.exit_code:
             return state.exit_code  # 130: Ctrl-C, 143: SIGTERM, 74: not saved
     with ema.applied():
+        draw_samples(model, sde, args, args.steps, each=10, ranks=args.ranks)
+        if args.ranks.rank:
+            return 0
         draw_cosines(model, args)
-        draw_samples(model, sde, args, args.steps, each=10)
         print(f"{test_loss(loss, args)} on the test images, with the average of the weights")
     return 0
 
@@ -144,12 +148,14 @@ def test_loss(loss, args):
     return f"loss {np.mean(losses):.2f} +- {np.std(losses, ddof=1) / len(losses) ** 0.5:.2f}"
 
 
-def draw_samples(model, sde, args, steps, each):
+def draw_samples(model, sde, args, steps, each, ranks=ALONE):
     """samples.png: one row per digit."""
     digits = to_device(np.repeat(np.arange(10), each))
     rng = Rng(args.seed).child("samples")
-    x = sample(model, (10 * each, 28, 28, 1), sde, rng, method="euler_maruyama", steps=steps, labels=digits)
-    plot.image_grid(x, args.out / "samples.png", rows=10, row_labels=ATTRIBUTES["digit"])
+    x = sample(model, (10 * each, 28, 28, 1), sde, rng, method="euler_maruyama", steps=steps, labels=digits,
+               ranks=ranks)  # fmt: skip
+    if ranks.rank == 0:
+        plot.image_grid(x, args.out / "samples.png", rows=10, row_labels=ATTRIBUTES["digit"])
 
 
 def draw_cosines(model, args):

@@ -37,7 +37,10 @@ def main() -> int:
     if args.again or not common.load_judge(judge, path, args):
         if code := trained(judge, images, labels, args):
             return code  # 130: Ctrl-C, 143: SIGTERM, 74: not saved
-        keep(judge, path)
+        if args.ranks.rank == 0:
+            keep(judge, path)
+    if args.ranks.rank:
+        return 0
     images, labels = common.pictures_for_judge(args, "test")
     images = data.to_float(images, -1, 1)
     found, features = judge.predict(images)
@@ -76,6 +79,7 @@ def trained(judge, images, labels, args):
         schedule=warmup(100, cosine(EPOCHS * -(-len(images) // BATCH))),
         schedule_by="step",
         seed=args.seed,
+        ranks=args.ranks,
     )
     return state.exit_code
 
@@ -106,6 +110,7 @@ def arguments():
     parser = common.parser(__doc__)
     common.add_data(parser, "mnist", scenes=True)
     parser.add_argument("--again", action="store_true", help="train the judge anew")
+    common.add_parallel(parser)
     common.add_seed_and_out(parser, "08_classifier", "of the order of the data")
     args = common.parse(parser)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -51,6 +51,8 @@ def main() -> int:
         print(f"{net.count():,} parameters, {len(images):,} images; pictures go to {args.out}", file=sys.stderr)
         if code := trained(net, images, args):
             return code  # 130: Ctrl-C, 143: SIGTERM, 74: not saved
+        if args.ranks.rank:
+            return 0
         space = common.new_space(net, args)
         space.measure(images)
         common.keep_space(space, args.out / "latent_space.npz", args)
@@ -118,6 +120,7 @@ def trained(net, images, args):
         schedule_by="step",
         out=args.out,
         resume=args.resume,
+        ranks=args.ranks,
         log_every=None if tutorials else max(1, steps // (2 * RESTARTS)),
         on_record=on_record,
     )

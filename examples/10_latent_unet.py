@@ -81,11 +81,14 @@ def main() -> int:
         ema=ema,
         out=args.out,
         resume=args.resume,
+        ranks=args.ranks,
         about=trained.about(),
         on_record=pictures,
     )
     if state.exit_code:
         return state.exit_code  # 130: Ctrl-C, 143: SIGTERM, 74: not saved
+    if args.ranks.rank:
+        return 0
     with ema.applied():
         x = samples(net, sde, space, args, 10, args.steps)
     plot.image_grid(x, args.out / "samples.png", rows=10, row_labels=ATTRIBUTES["digit"])

@@ -6,6 +6,7 @@ Everything else is in each of them: the mathematics, the loop (its own, or tinyd
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import tinydiff
 from tinydiff import Rng, data, judging, no_grad, saving
 from tinydiff.backend import active
+from tinydiff.distributed import ALONE, CannotShare, connected
 from tinydiff.latents import LatentSpace
 from tinydiff.models import tutorial
 from tinydiff.models.autoencoder import Autoencoder, QuantisedAutoencoder, VariationalAutoencoder
@@ -68,10 +70,40 @@ def add_training(parser, batch_size):
     add("--threads", type=integer(1), metavar="N", help="microbatches at the same time (default: one per core; a GPU "
         "has one)")  # fmt: skip
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
+    add_parallel(parser)
+
+
+def add_parallel(parser):
+    add = parser.add_argument
+    add("--parallel", choices=["alone", "mpi", "nccl"], default="alone", help="share the work with the processes of "
+        "mpiexec or srun: mpi, or nccl with a GPU for each")  # fmt: skip
+    add("--exact", action="store_true", help="with --parallel: sum so that the number of processes changes no bit")
+
+
+ENDING = contextlib.ExitStack()  # what a process does at its end with the others
+
+
+def connect(arguments):
+    """The processes of --parallel. All but the first are silent from now on."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--parallel")
+    parser.add_argument("--exact", action="store_true")
+    found, _ = parser.parse_known_args(arguments)
+    if found.parallel not in ("mpi", "nccl"):
+        return ALONE
+    try:
+        ranks = ENDING.enter_context(connected(found.parallel, exact=found.exact))
+    except (RuntimeError, ValueError) as error:
+        sys.exit(str(error))
+    if ranks.rank:
+        sys.stdout = sys.stderr = ENDING.enter_context(open(os.devnull, "w"))
+    return ranks
 
 
 def parse(parser):
+    ranks = connect(sys.argv[1:])
     args = parser.parse_args()
+    args.ranks = ranks
     if getattr(args, "data_dir", None) and getattr(args, "data", "mnist") not in ("mnist", None):
         parser.error("--data-dir is read with --data mnist only")
     try:
@@ -317,10 +349,11 @@ def show_bits(done, total, so_far):
 def run(main):
     """Run the example; a checkpoint that cannot be resumed, or a file that cannot be opened, is an error of one line,
     and Ctrl-C needs no traceback."""
-    try:
-        sys.exit(main())
-    except (CannotResume, OSError) as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)  # as a shell reports an interrupted program
+    with ENDING:
+        try:
+            sys.exit(main())
+        except (CannotResume, CannotShare, OSError) as error:
+            sys.exit(str(error))
+        except KeyboardInterrupt:
+            print("\ninterrupted", file=sys.stderr)
+            sys.exit(130)  # as a shell reports an interrupted program

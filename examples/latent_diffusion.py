@@ -80,6 +80,8 @@ def main() -> int:
             return code  # 130: Ctrl-C, 143: SIGTERM, 74: not saved
     else:
         refuse_options(args, path)
+    if args.ranks.rank:
+        return 0
     space, denoiser, tokenizer, ema = load(path, args)
     prompts = args.prompts or args.preview
     check_prompts(tokenizer, args)
@@ -154,6 +156,7 @@ def autoencoder(images, args):
         schedule_by="step",
         out=began.parent,
         resume=args.resume and began.exists(),
+        ranks=args.ranks,
         log_every=100,
         save_every=500,
     )
@@ -161,6 +164,8 @@ def autoencoder(images, args):
         sys.exit(state.exit_code)  # 130: Ctrl-C, 143: SIGTERM, 74: not saved
     space = common.new_space(net, made_as)
     space.measure(images)
+    if args.ranks.rank:
+        return space
     common.keep_space(space, path, made_as)
     back = space.decode(space.encode(images[:8]))
     pairs = np.concatenate([data.to_float(images[:8], -1, 1), back])
@@ -237,12 +242,13 @@ def trained(args, path):
         ema=ema,
         out=args.out,
         resume=args.resume and began.exists(),
+        ranks=args.ranks,
         log_every=100,
         save_every=500,
         about=about,
         on_record=pictures,
     )
-    if state.finished:
+    if state.finished and not args.ranks.rank:
         settings = {name: getattr(args, name) for name in SETTINGS} | {"space": space.fingerprint()}
         parts = {"model": denoiser.state_dict(), "ema": ema.state_dict(), "about": about}
         saving.save(path, {**parts, "settings": settings})

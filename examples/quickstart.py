@@ -23,6 +23,7 @@ from tinydiff import Rng, data, plot
 from tinydiff.backend import to_device, xp
 from tinydiff.data.glyphs import ATTRIBUTES, VARIETIES
 from tinydiff.diffusion import Denoiser, Guided, KarrasSDE, edm_loss, sample
+from tinydiff.distributed import ALONE
 from tinydiff.models.unet import UNet
 from tinydiff.optim import EMA, Adam, cosine, warmup
 from tinydiff.trained import Trained
@@ -85,6 +86,7 @@ def main() -> int:
         ema=ema,
         out=args.out,
         resume=args.resume,
+        ranks=args.ranks,
         log_every=50,
         save_every=500,
         about=trained.about(),
@@ -93,7 +95,7 @@ def main() -> int:
     if state.exit_code:
         return state.exit_code  # 130: Ctrl-C, 143: SIGTERM, 74: not saved
     with ema.applied():
-        draw_samples(denoiser, args, args.steps)
+        draw_samples(denoiser, args, args.steps, args.ranks)
     print(f"{args.out / 'samples.png'} after {time.monotonic() - began:.0f} s", file=sys.stderr)
     return 0
 
@@ -106,7 +108,7 @@ def load(args):
     return data.to_float(glyphs.images, -1, 1), {name: v for name, v in glyphs.labels.items() if v.max() > v.min()}
 
 
-def draw_samples(denoiser, args, steps):
+def draw_samples(denoiser, args, steps, ranks=ALONE):
     """samples.png: one row per digit; one column per style of glyphs, or ten samples of handwriting."""
     if args.data == "mnist":
         wanted, names = [{"digit": d} for d in range(10) for _ in range(10)], None
@@ -123,7 +125,10 @@ def draw_samples(denoiser, args, steps):
     condition = {name: to_device(np.array([w[name] for w in wanted])) for name in wanted[0]}
     model, shape = Guided(denoiser, args.guidance), (len(wanted), 28, 28, 1)
     rng = Rng(args.seed).child("samples")
-    x = sample(model, shape, KarrasSDE(), rng, method="heun", steps=steps, eps=0.002, microbatch=20, **condition)
+    x = sample(model, shape, KarrasSDE(), rng, method="heun", steps=steps, eps=0.002, microbatch=20,
+               ranks=ranks, **condition)  # fmt: skip
+    if ranks.rank:
+        return
     plot.image_grid(x, args.out / "samples.png", rows=10, row_labels=ATTRIBUTES["digit"], column_labels=names, low=-1,
                     high=1)  # fmt: skip
 

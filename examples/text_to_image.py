@@ -79,6 +79,8 @@ def main() -> int:
             common.trained_judge(args)  # there is one: else the program ends now, and not after the training
         if code := trained(args, path):
             return code  # 130: Ctrl-C, 143: SIGTERM, 74: not saved
+    if args.ranks.rank:
+        return 0
     denoiser, tokenizer, ema = load(path, args)
     prompts = args.prompts or args.preview
     check_prompts(tokenizer, args)
@@ -220,12 +222,13 @@ def trained(args, path):
         ema=ema,
         out=args.out,
         resume=args.resume,
+        ranks=args.ranks,
         log_every=100,
         save_every=500,
         about=about,
         on_record=pictures,
     )
-    if state.finished:
+    if state.finished and not args.ranks.rank:
         settings = {name: getattr(args, name) for name in SETTINGS}
         parts = {"model": denoiser.state_dict(), "ema": ema.state_dict(), "about": about}
         saving.save(path, {**parts, "settings": settings})

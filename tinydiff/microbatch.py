@@ -20,7 +20,8 @@ from typing import Any, TypeVar
 
 from . import backend
 from .arguments import integer
-from .backend import Array
+from .backend import Array, xp
+from .distributed import ALONE, Ranks
 from .engine import Tensor, grad
 from .modes import grad_enabled, set_grad_enabled
 from .rng import Rng, current_microbatch, in_microbatch
@@ -35,6 +36,7 @@ def gradients(
     rng: Rng,
     size: int | None = None,
     threads: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> Array:
     """Forward and backward over a batch: leave the gradient of the mean loss in the parameters, in place of the one
     that is there, and return that loss, an array of shape () on the device.
@@ -43,12 +45,14 @@ def gradients(
     whose arrays are on the device. batch: arrays of one length, or a single one. size: of a microbatch (None:
     microbatch_size). threads: as in over_microbatches. Parameters that do not require a gradient are left out. A hook
     of a parameter sees the gradient of each microbatch in turn, and one of an activation that of its rows.
+    ranks: of which each is given the same batch, works on its share of the microbatches, and has the same result.
     Errors: ValueError for an empty batch or arrays of different lengths, and those of over_microbatches; TypeError for
     a batch of anything but arrays.
     """
     parameters = [p for p in dict.fromkeys(parameters) if p.requires_grad]  # one that is given twice counts once
     batch, n = arrays_of("gradients: the batch", batch)
-    size = microbatch_size(n, math.prod(batch[0].shape[1:])) if size is None else size
+    size = size_for_ranks(n, math.prod(batch[0].shape[1:]), ranks) if size is None else size
+    threads = ranks.threads if threads is None else threads
 
     def forward_backward(rows: slice) -> tuple[Array, list[Array]]:
         arrays = [backend.to_device(a[rows]) for a in batch]
@@ -58,16 +62,43 @@ def gradients(
 
     total: Array = None
     sums: list[Array] = []
-    for value, found in over_microbatches(forward_backward, n, size, threads):
+    parts: Iterator[Any] = over_microbatches(forward_backward, n, size, threads, (ranks.rank, ranks.size))
+    if ranks.exact and ranks.size > 1:
+        dtype = parameters[0].dtype
+        mine = ([backend.as_array(value).astype(dtype), *found] for value, found in parts)
+        whole = in_order(mine, len(microbatches(n, size)), ranks, lambda _: _zeros(parameters))
+        parts = ((value, found) for value, *found in whole)
+    for value, found in parts:
         if total is None:
             total, sums = value, found  # each has memory of its own (engine.owned)
         else:
             total = total + value
             for s, g in zip(sums, found):
                 s += g
+    if ranks.size > 1 and not ranks.exact:
+        if total is None:  # fewer microbatches than ranks, in the last batch of an epoch
+            total, *sums = _zeros(parameters)
+        total = backend.as_array(total).astype(parameters[0].dtype)
+        ranks.sum([total, *sums])
     for p, s in zip(parameters, sums):
         p.grad = Tensor(s)
     return total
+
+
+def in_order(
+    mine: Iterator[list[Array]], count: int, ranks: Ranks, blank: Callable[[int], list[Array]]
+) -> Iterator[list[Array]]:
+    """What all ranks have made of all `count` microbatches, in their order: each is sent by the rank that has it.
+    mine: of this rank; blank(i): arrays to receive number i into."""
+    for i in range(count):
+        arrays = next(mine) if i % ranks.size == ranks.rank else blank(i)
+        ranks.broadcast(arrays, i % ranks.size)
+        yield arrays
+
+
+def _zeros(parameters: Sequence[Any]) -> list[Array]:
+    """A loss, and a gradient of each parameter."""
+    return [xp.zeros((), parameters[0].dtype), *(xp.zeros_like(p.data) for p in parameters)]
 
 
 def arrays_of(what: str, data: Any) -> tuple[tuple[Array, ...], int]:
@@ -90,7 +121,9 @@ def arrays_of(what: str, data: Any) -> tuple[tuple[Array, ...], int]:
 
 
 @backend.overridable
-def over_microbatches(fn: Callable[[slice], Result], n: int, size: int, threads: int | None = None) -> Iterator[Result]:
+def over_microbatches(
+    fn: Callable[[slice], Result], n: int, size: int, threads: int | None = None, share: tuple[int, int] = (0, 1)
+) -> Iterator[Result]:
     """fn(rows) for the rows 0 to n in microbatches of `size`, in order. Nodes are recorded inside if they are in the
     caller.
 
@@ -98,9 +131,10 @@ def over_microbatches(fn: Callable[[slice], Result], n: int, size: int, threads:
     made inside fn (a Dropout in training) is an error, and so is a BatchNorm2d in training.
     threads: how many microbatches may be worked on at a time (None: one per processor core). Their number changes no
     bit of the results. Without fast/, and on a GPU, there is one thread.
+    share: (r, s) leaves out all but the microbatches r, r + s, r + 2 s, ..., counted from 0; others do those.
     Errors: ValueError for a size or threads that are not integers of 1 or more.
     """
-    return _in_turn(fn, microbatches(n, size, threads), n, grad_enabled())
+    return _in_turn(fn, microbatches(n, size, threads)[share[0] :: share[1]], n, grad_enabled())
 
 
 def _in_turn(fn: Callable[[slice], Result], parts: list[slice], n: int, enabled: bool) -> Iterator[Result]:
@@ -135,6 +169,13 @@ def microbatch_size(n: int, numbers: int = 1024) -> int:
         return max(n, 1)
     fitting = 32 if n <= 128 else 2 ** min(7, max(4, int(math.log2(2**16 / max(numbers, 1)))))
     return min(fitting, (n + 1) // 2)
+
+
+def size_for_ranks(n: int, numbers: int, ranks: Ranks) -> int:
+    """microbatch_size, or less if there would not be a microbatch for each rank. Not if the sums are to be exact: then
+    no size may depend on the number of ranks."""
+    size = microbatch_size(n, numbers)
+    return size if ranks.exact else min(size, -(-n // ranks.size))
 
 
 @backend.overridable

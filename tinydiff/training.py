@@ -13,6 +13,7 @@ loss and gradient finite? With nonfinite="late" it waits for none.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
@@ -21,8 +22,9 @@ from . import backend
 from .arguments import integer, number
 from .backend import Array
 from .data.batches import Batches
+from .distributed import ALONE, CannotShare, Ranks, code, digest
 from .files import InUse
-from .microbatch import arrays_of, gradients
+from .microbatch import arrays_of, gradients, microbatches, size_for_ranks
 from .optim import clip_grad_norm, constant
 from .records import read_log, write_csv
 from .rng import Rng
@@ -63,6 +65,7 @@ def train(
     on_record: Callable[[TrainState], Any] | None = None,
     reference: Mapping[int, float] | None = None,
     stream: TextIO | None = None,
+    ranks: Ranks = ALONE,
 ) -> TrainState:
     """Minimise the loss over the data; an epoch is all of it once, in a new order.
 
@@ -98,6 +101,9 @@ def train(
     attributes (Dropout). The learning rate is the optimizer's own, so a run may go on with a lower one.
     on_record(state): called after each record, for pictures; state.stop("why") in it ends the run there. reference:
     {epoch: loss} of another training, printed beside this one. stream: where progress is printed, stderr unless given.
+    ranks: of distributed.connected: several processes call this with the same arguments and share the microbatches of
+    each batch. They begin with the weights of rank 0, which alone prints, writes, and calls on_record. A signal to one
+    of them is one to all. `out` must be a folder that all of them see; the run can be resumed by any number of ranks.
 
     Ctrl-C, SIGTERM and SIGHUP finish the step, save, print how to go on, and return; a second one stops at once.
     Returns the TrainState; sys.exit(state.exit_code) tells a shell how it ended. A file that cannot be written (a full
@@ -136,6 +142,13 @@ def train(
     if microbatch is None and any(layer.needs_whole_batch for _, layer in model.named_modules()):
         microbatch = batch_size
     order = Batches(n, batch_size, seed=seed, drop_last=False)
+    if ranks.size > 1:
+        _check_ranks(ranks, model, arrays, min(n, batch_size), microbatch, capture)
+        ranks.require_same(tinydiff=code(), data=digest(*arrays), epochs=epochs, batch_size=batch_size,
+                           microbatch=microbatch, seed=seed, learning_rate=optimizer.lr, resume=resume,
+                           save_every=save_every, nonfinite=nonfinite)  # fmt: skip
+        averages = [] if ema is None else list(ema.averages.values())
+        ranks.broadcast([t._data for _, t in model.named_tensors()] + averages)
     noise, schedule = Rng(seed).child("training"), schedule or constant()
     base_lr = optimizer.lr
 
@@ -144,7 +157,7 @@ def train(
         out,
         {"model": model, "optimizer": optimizer, "ema": ema, "sources": sources if sources.named else None},
         order, keep, "" if not keep_best else "loss" if validation is None else "validation",
-        about,
+        about, ranks,
     )  # fmt: skip
     validated = None if validation is None else Validation(
         loss, model, ema, sources, validation, len(arrays), Rng(seed).child("validation"), batch_size, microbatch,
@@ -154,7 +167,7 @@ def train(
 
     def step(rng: Rng, *batch: Array) -> Array:
         optimizer.zero_grad()  # so the last gradients are not in memory beside the next
-        value = gradients(loss, optimizer.parameters, batch, rng, microbatch, threads)  # forward and backward
+        value = gradients(loss, optimizer.parameters, batch, rng, microbatch, threads, ranks)  # forward and backward
         if watch.finite(value):
             if clip_norm is not None:
                 clip_grad_norm(optimizer.parameters, clip_norm)
@@ -169,7 +182,18 @@ def train(
         with files.claimed(resume):
             state = files.load() if resume else files.start()
             log = TrainLog(
-                state, files, watch, order, epochs, log_every, save_every, validated, on_record, reference, stream
+                state,
+                files,
+                watch,
+                order,
+                epochs,
+                log_every,
+                save_every,
+                validated,
+                on_record,
+                reference,
+                stream,
+                ranks,
             )
             with log.running():
                 while state.step < log.steps and not log.stopped:
@@ -184,3 +208,23 @@ def train(
     finally:
         optimizer.lr = base_lr
     return state
+
+
+def _check_ranks(ranks: Ranks, model: Any, arrays: Any, batch_size: int, microbatch: int | None, capture: bool) -> None:
+    """Errors: CannotShare for what several ranks cannot do, or if a batch has not a microbatch for each of them."""
+    if capture:
+        raise CannotShare(f"train: a captured step is of one process, so capture=True cannot have {ranks.size} ranks")
+    if whole := [name for name, layer in model.named_modules() if layer.needs_whole_batch]:
+        raise CannotShare(
+            f"train: layer {whole[0]!r} needs the whole batch in one process (a BatchNorm2d, a Dropout), so "
+            f"{ranks.size} ranks cannot share it"
+        )
+    size = microbatch or size_for_ranks(batch_size, math.prod(arrays[0].shape[1:]), ranks)
+    parts = len(microbatches(batch_size, size))
+    if parts < ranks.size:
+        raise CannotShare(
+            f"train: a batch of {batch_size} in microbatches of {size} is {parts} of them, too few for {ranks.size} "
+            f"ranks: choose microbatch={max(1, batch_size // ranks.size)} or less, or fewer ranks"
+            if batch_size >= ranks.size
+            else f"train: a batch of {batch_size} is too small for {ranks.size} ranks: choose a larger batch_size"
+        )

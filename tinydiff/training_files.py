@@ -22,6 +22,7 @@ from typing import Any
 from . import saving
 from .arguments import integer, number
 from .data.batches import Batches
+from .distributed import ALONE, CannotShare, Ranks
 from .files import FULL, append_line, one_at_a_time, remove_litter_of
 from .rng import Rng
 
@@ -69,6 +70,7 @@ class Files:
     parts: objects with a state_dict, by name; None is left out. settings: must be the same to resume. keep: so many of
     the last checkpoints. best_by: the name of a number in the records; the checkpoint with the lowest one is kept too,
     as best.npz. about: an entry of every checkpoint, which a run that has none of its own keeps as it was.
+    ranks: rank 0 alone writes.
     """
 
     def __init__(
@@ -79,11 +81,16 @@ class Files:
         keep: int = 1,
         best_by: str = "",
         about: Mapping[str, Any] | None = None,
+        ranks: Ranks = ALONE,
     ):
         self.out = None if out is None else Path(out)
         self.parts = {name: part for name, part in parts.items() if part is not None}
         self.order, self.keep, self.best_by, self.about = order, keep, best_by, about
         self.settings = {"images": order.n, "batch_size": order.batch_size, "seed": order.seed}
+        self.ranks, self.writes = ranks, ranks.rank == 0
+        # A Sharded gives its state on all ranks together, so what one rank alone would save is not saved.
+        self.together = ranks.size > 1 and any(hasattr(part, "ranks") for part in self.parts.values())
+        self.tried_at: int | None = None
         self.saved_at: int | None = None
         self.best = math.inf  # the number of best.npz
         self.lines: list[str] = []  # of the log, which could not be written yet
@@ -95,7 +102,7 @@ class Files:
     @contextlib.contextmanager
     def claimed(self, resume: bool) -> Iterator[None]:
         """Inside, no other run can use the directory. Errors: InUse, with the number of its process, if one does."""
-        if self.out is None or resume and not self.out.exists():
+        if self.out is None or not self.writes or resume and not self.out.exists():
             yield
             return
         if self.out.exists() and not self.out.is_dir():
@@ -115,6 +122,16 @@ class Files:
         state = TrainState()
         if self.out is None:
             return state
+        if self.writes:
+            self._start(state)
+        else:
+            self._checked_parts(state)
+        self._require_shared()
+        self.saved_at = 0
+        return state
+
+    def _start(self, state: TrainState) -> None:
+        assert self.out is not None
         first = self.out / "starting-checkpoint.npz"
         try:
             self._write(first, state)
@@ -131,8 +148,20 @@ class Files:
                 os.replace(renamed, path)
             first.unlink(missing_ok=True)
             raise
-        self.saved_at = 0
-        return state
+
+    def _require_shared(self) -> None:
+        """Errors: CannotShare, on all ranks, if one of them does not see the folder in which rank 0 writes."""
+        assert self.out is not None
+        written = self.ranks.gather(os.getpid())[0]  # the number in the lock file of rank 0, which is there now
+        try:
+            sees = int((self.out / "run.lock").read_text()) == written
+        except (OSError, ValueError):
+            sees = False
+        if blind := [str(rank) for rank, seen in enumerate(self.ranks.gather(sees)) if not seen and rank]:
+            raise CannotShare(
+                f"train: {self.out} must be a folder that all ranks see, so that the run can go on on any of their "
+                f"machines, but what rank 0 writes there is not seen by rank {', '.join(blind)}"
+            )
 
     def _is_of_no_step(self) -> bool:
         """Has the run that is there ended before its first step? Then nothing is lost if it goes."""
@@ -150,7 +179,7 @@ class Files:
     def log(self, record: Record, own: Record) -> None:
         """Add a line to the log, after those that could not be written before. own: the record without what on_record
         has added. Errors: TypeError or ValueError if that cannot be written; then the record is its own."""
-        if self.out is None:
+        if self.out is None or not self.writes:
             return
         try:
             saving.check({"record": record})
@@ -173,9 +202,14 @@ class Files:
     def save(self, state: TrainState) -> None:
         """Write the checkpoint, unless the one on disk is of this step. An OSError is said, not raised.
         Errors: FloatingPointError, and nothing is written, if a weight is not finite."""
-        if self.out is None or self.saved_at == state.step:
+        if self.out is None or state.step in (self.saved_at, self.tried_at):
             return
+        self.tried_at = state.step if self.together else None
         path = self.out / "checkpoint.npz"
+        if not self.writes:
+            self._checked_parts(state)
+            self.saved_at = state.step
+            return
         with self._tried(path.name):
             if self.keep > 1 and self.saved_at and path.exists():
                 with contextlib.suppress(OSError):  # the new one is worth more than a name for the old one
@@ -193,7 +227,8 @@ class Files:
         """Write what could not be written, if that was a minute ago."""
         if self.troubles and (now or time.monotonic() - self.failed_at > TRY_AGAIN_AFTER):
             self._write_lines()
-            self.save(state)
+            if not self.together:
+                self.save(state)
 
     @contextlib.contextmanager
     def _tried(self, name: str) -> Iterator[None]:
@@ -220,11 +255,16 @@ class Files:
         begun."""
         return self._last() if self.keep > 1 and self.saved_at is not None else []
 
-    def _write(self, path: Path, state: TrainState) -> None:
+    def _checked_parts(self, state: TrainState) -> dict[str, Any]:
+        """The state of every part. Errors: FloatingPointError if a weight is not finite."""
         parts = {name: part.state_dict() for name, part in self.parts.items()}
         if flaws := self._flaws(parts):
             there = "" if self.saved_at is None else f"; the checkpoint on disk is still that of step {self.saved_at}"
             raise FloatingPointError(f"step {state.step} is not saved, because {flaws}{there}")
+        return parts
+
+    def _write(self, path: Path, state: TrainState) -> None:
+        parts = self._checked_parts(state)
         run = {name: getattr(state, name) for name in SAVED}
         while True:
             try:
@@ -254,16 +294,20 @@ class Files:
         if self.out is None:
             raise ValueError("train: resume needs `out`, the directory of the run")
         path = self.out / "checkpoint.npz"
+        if self.ranks.gather(path.exists())[0]:
+            self._require_shared()
         if not path.exists():
             kept = ", ".join(name for _, name in sorted(self._kept()))
             instead = f"; rename one of these to go on with an older run: {kept}" if kept else ""
             raise FileNotFoundError(f"nothing to resume: there is no {path}{instead}")
-        with contextlib.suppress(OSError):
-            (self.out / "starting-checkpoint.npz").unlink(missing_ok=True)  # of a start that was killed
+        if self.writes:
+            with contextlib.suppress(OSError):
+                (self.out / "starting-checkpoint.npz").unlink(missing_ok=True)  # of a start that was killed
         state, saved = self._read(path)
         lines = "".join(map(_line, state.records))
         log = self.out / "log.jsonl"
-        self._load_parts(saved, path, lambda: saving.write_atomically(log, lambda file: file.write(lines.encode())))
+        self._load_parts(saved, path, lambda: saving.write_atomically(log, lambda file: file.write(lines.encode()))
+                         if self.writes else None)  # fmt: skip
         self.saved_at = state.step
         if self.about is None:
             self.about = saved.get("about")

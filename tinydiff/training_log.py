@@ -18,6 +18,7 @@ from typing import Any, TextIO
 from . import backend
 from .backend import Array, xp
 from .data.batches import Batches
+from .distributed import ALONE, Ranks
 from .stopping import Stop, stop_signals
 from .training_files import Files, Record, TrainState
 from .validating import Validation
@@ -40,17 +41,22 @@ class TrainLog:
         on_record: Callable[[TrainState], Any] | None,
         reference: Mapping[int, float] | None,
         stream: TextIO | None,
+        ranks: Ranks = ALONE,
     ):
+        self.ranks = ranks
         self.state, self.files, self.watch, self.order = state, files, watch, order
         self.steps = epochs * order.steps_per_epoch
         self.log_every, self.save_every, self.validation, self.on_record = log_every, save_every, validation, on_record
         self.progress = Progress(state, order, epochs, reference or {}, sys.stderr if stream is None else stream)
+        if ranks.rank:  # only rank 0 speaks
+            self.on_record = self.progress.stream = None
         self.files.say = self.progress.say
         self.stop = Stop()
 
     @property
     def stopped(self) -> bool:
-        """Has a signal or on_record asked for the end of the loop?"""
+        """Has a signal or on_record asked for the end of the loop? What asks one rank asks all of them."""
+        self.stop.signal, self.state.stopped = map(max, zip(*self.ranks.gather((self.stop.signal, self.state.stopped))))
         return self.stop.signal != 0 or self.state.stopped != ""
 
     @contextlib.contextmanager
@@ -70,12 +76,12 @@ class TrainLog:
                     raise
                 self.progress.read()
             except (Exception, SystemExit):
-                if not self.watch.updating:
+                if not self.watch.updating and not self.files.together:
                     with contextlib.suppress(Exception):  # the first error is the one to be seen
                         self.progress.read()
                         self.files.save(self.state)
                 raise
-            self.state.signal = self.stop.signal
+            self.state.signal = max(self.ranks.gather(self.stop.signal))
             self.state.finished = self.state.step >= self.steps or self.state.stopped != ""
             try:
                 self.files.try_again(self.state, now=True)
@@ -104,6 +110,8 @@ class TrainLog:
                 if self.on_record is not None:
                     with self.progress.paused():
                         self.on_record(state)  # which may add to the record
+                # It may have changed the model; besides, on unlike machines the last digits may drift apart.
+                self.ranks.broadcast([t._data for _, t in self.files.parts["model"].named_tensors()])
             finally:
                 self.files.log(record, own)
         try:

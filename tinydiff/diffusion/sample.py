@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 from .. import backend
 from ..arguments import integer
 from ..backend import Array, to_device, xp
+from ..distributed import ALONE, Ranks
 from ..engine import Tensor
-from ..microbatch import over_microbatches
+from ..microbatch import in_order, microbatches, over_microbatches
 from ..modes import no_grad
 from ..operators import array_of
 from ..rng import Rng, as_rng
@@ -50,6 +51,7 @@ def sample(
     sample_offset: int = 0,
     microbatch: int | None = None,
     threads: int | None = None,
+    ranks: Ranks = ALONE,
     **condition: Any,
 ) -> Array:
     """New samples, on the device, in float32 or in the dtype of `start`.
@@ -68,6 +70,7 @@ def sample(
     microbatch: make the samples in parts of this size (None: all at once), `threads` parts at the same time (None: one
     per core). An array, Tensor or list in `condition` with N entries along its first axis is split in the same way; any
     other condition goes to every part as it is.
+    ranks: processes that share the parts, by default one part each; all of them get all samples.
 
     Conditions that have the name of an argument here go into a mapping: condition={"steps": labels}.
 
@@ -99,6 +102,8 @@ def sample(
         state.unchecked = x is None and is_plain_score(model)
         return state.last_step(chosen.rule(state, **chosen.options), chosen)
 
+    if microbatch is None and ranks.size > 1:
+        microbatch = -(-n // ranks.size)
     if microbatch is None or n <= integer("microbatch", microbatch):
         return samples(slice(0, n), source)
     if callback is not None:
@@ -110,8 +115,18 @@ def sample(
         copies.append(copy)
         return samples(rows, copy)
 
-    parts = list(over_microbatches(part, n, int(microbatch), threads))
-    backend.each_time(lambda: setattr(source, "step", copies[0].step))  # as if it had drawn for all of them
+    threads = ranks.threads if threads is None else threads
+    mine = over_microbatches(part, n, int(microbatch), threads, (ranks.rank, ranks.size))
+    rows = microbatches(n, int(microbatch))
+
+    def blank(i: int) -> list[Array]:
+        return [xp.empty((rows[i].stop - rows[i].start, *shape[1:]), "float32" if x is None else x.dtype)]
+
+    parts = [made for [made] in in_order(([made] for made in mine), len(rows), ranks, blank)]
+    if ranks.size > 1:  # a rank that had no part has drawn nothing
+        source.step = max(ranks.gather(max([source.step, *(copy.step for copy in copies)])))
+    else:
+        backend.each_time(lambda: setattr(source, "step", copies[0].step))  # as if it had drawn for all of them
     return xp.concatenate(parts)  # (microbatch, ...), (microbatch, ...), ... -> (N, ...)
 
 

@@ -35,8 +35,12 @@ Result = TypeVar("Result")
 
 
 @microbatch.over_microbatches.fast("numpy")
-def over_microbatches(fn: Callable[[slice], Result], n: int, size: int, threads: int | None = None) -> Iterator[Result]:
+def over_microbatches(
+    fn: Callable[[slice], Result], n: int, size: int, threads: int | None = None, share: tuple[int, int] = (0, 1)
+) -> Iterator[Result]:
     parts = microbatches(n, size, threads)
+    several = len(parts) > 1  # also if only one of them is done here: the results are the same
+    parts = parts[share[0] :: share[1]]
     workers = min(len(parts), cores() if threads is None else threads)
     # What observes this thread alone (checkpoint, anomaly detection) would not see the others; and a microbatch within
     # a microbatch would wait for itself.
@@ -48,7 +52,7 @@ def over_microbatches(fn: Callable[[slice], Result], n: int, size: int, threads:
     _keep_memory()
     if workers > 1:
         return _in_threads(fn, parts, n, grad_enabled(), workers)
-    return _in_turn(fn, parts, n, grad_enabled(), 1 if len(parts) > 1 else threads)
+    return _in_turn(fn, parts, n, grad_enabled(), 1 if several else threads)
 
 
 def _in_turn(

@@ -1,0 +1,269 @@
+"""Several processes train one model: the same bits as one process, and one end for all when one of them dies.
+
+Every test starts real processes with mpiexec (tests/scale/program.py), more of them than there are cores.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tinydiff import backend, optim, saving
+from tinydiff.distributed import ALONE, CannotShare, Digest, Ranks, buckets, code, connect, connected, digest
+from tinydiff.engine import Tensor
+from tinydiff.sharded import Sharded, owners
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the mpich wheel has no mpiexec for Windows")
+PROGRAM = Path(__file__).with_name("program.py")
+PATH = os.pathsep.join([str(PROGRAM.parents[2]), os.environ.get("PYTHONPATH", "")])
+EMULATED = os.environ.get("TINYDIFF_BACKEND") == "cupy"
+host_only = pytest.mark.skipif(EMULATED, reason="the same on every backend, and slow on an emulated one")
+STEPS = "12" if EMULATED else "52"  # a multiple of 4
+
+
+def started(n: int, program: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A program on n ranks; n = 0: in a single process without mpiexec."""
+    beside = Path(sys.executable).with_name("mpiexec")
+    mpiexec = [str(beside) if beside.exists() else "mpiexec", "-n", str(n)] if n else []
+    return subprocess.run(
+        [*mpiexec, sys.executable, str(program), *options],
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": PATH, **environment},
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+
+
+def start(n: int, out: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The small training of program.py."""
+    out.mkdir(exist_ok=True)
+    return started(n, PROGRAM, str(out), *options, *([] if n else ["--parallel", "alone"]), **environment)
+
+
+def trained(n: int, out: Path, *options: str, **environment: str) -> list[dict[str, np.ndarray]]:
+    """The weights of each rank after training."""
+    done = start(n, out, "--steps", STEPS, *options, **environment)
+    assert done.returncode == 0, done.stderr
+    return [dict(np.load(out / f"weights{rank}.npz")) for rank in range(max(n, 1))]
+
+
+def equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """What one process without MPI learns."""
+    return trained(0, tmp_path_factory.mktemp("one") / "run")[0]
+
+
+@pytest.mark.parametrize("n, options", [(2, ["--exact"]), (4, ["--exact", "--sharded"])])
+def test_in_the_exact_mode_no_bit_depends_on_the_number_of_ranks(
+    n: int, options: list[str], one: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    for weights in trained(n, tmp_path / "run", *options):
+        assert equal(weights, one)
+
+
+@host_only
+def test_nor_without_the_c_loops(tmp_path: Path) -> None:
+    (alone,) = trained(0, tmp_path / "one", "--steps", "12", TINYDIFF_CC="0")
+    for weights in trained(4, tmp_path / "four", "--exact", "--steps", "12", TINYDIFF_CC="0"):
+        assert equal(weights, alone)
+
+
+@host_only
+def test_otherwise_they_differ_by_rounding_and_the_ranks_agree(one: dict[str, np.ndarray], tmp_path: Path) -> None:
+    ranks = trained(4, tmp_path / "run")
+    assert all(equal(weights, ranks[0]) for weights in ranks)
+    for name, values in one.items():
+        np.testing.assert_allclose(ranks[0][name], values, rtol=0, atol=1e-6)
+
+
+def test_a_rank_that_is_killed_ends_all_and_the_job_goes_on_with_fewer(
+    one: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    done = start(4, tmp_path, "--exact", "--die", "2", "9")
+    assert done.returncode != 0
+    assert saving.load(tmp_path / "run" / "checkpoint.npz")["run"]["step"] == 5
+    for weights in trained(2, tmp_path, "--exact", "--resume"):
+        assert equal(weights, one)
+
+
+@host_only
+def test_the_cause_of_an_end_is_said_once(tmp_path: Path) -> None:
+    done = start(4, tmp_path, "--fail", "3", "9")
+    assert done.returncode == 1
+    assert done.stderr.count("ArithmeticError: the cause") == 1 and "rank 3 of 4 ended" in done.stderr
+
+
+@host_only
+def test_a_signal_to_one_rank_stops_all_of_them_after_the_same_step(tmp_path: Path) -> None:
+    done = start(3, tmp_path, "--stop", "1", "6")
+    assert done.returncode == 143
+    assert "interrupted after step 7" in done.stderr  # the step in which it came is finished
+    assert saving.load(tmp_path / "run" / "checkpoint.npz")["run"]["step"] == 7
+
+
+@host_only
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--own", "data"], "rank 1 has not the same data as rank 0"),
+        (["--own", "batch"], "rank 1 has not the same batch size as rank 0: 17 instead of 16"),
+        (["--own", "folder"], "must be a folder that all ranks see"),
+        (["--batch-size", "1"], "a batch of 1 is too small for 2 ranks"),
+        (["--batch-size", "8", "--microbatch", "8"], "too few for 2 ranks: choose microbatch=4 or less"),
+        (["--resume"], "Error: nothing to resume"),
+    ],
+    ids=lambda given: "-".join(given) if isinstance(given, list) else "",
+)
+def test_what_cannot_work_is_said_once_before_the_first_step(options: list[str], message: str, tmp_path: Path) -> None:
+    done = start(2, tmp_path, *options)
+    assert done.returncode == 1 and done.stderr.count(message) == 1, done.stderr
+    assert "loss" not in done.stderr.splitlines()[-1] and "step 4" not in done.stderr
+
+
+# ---------------------------------------------------------------- NCCL
+
+
+@pytest.mark.skipif(not EMULATED, reason="NCCL joins GPUs; here its code runs on an emulated one")
+def test_nccl_with_a_stand_in_of_its_communicator(one: dict[str, np.ndarray], tmp_path: Path) -> None:
+    for weights in trained(2, tmp_path, "--parallel", "nccl", "--stand-in", "--exact"):
+        assert equal(weights, one)
+    for weights in trained(2, tmp_path, "--parallel", "nccl", "--stand-in", "--sharded"):
+        for name, values in one.items():
+            np.testing.assert_allclose(weights[name], values, rtol=0, atol=1e-6)
+
+
+@pytest.mark.skipif(not EMULATED, reason="needs a GPU, or an emulated one")
+def test_nccl_wants_a_gpu_for_each_rank(tmp_path: Path) -> None:
+    done = start(2, tmp_path, "--parallel", "nccl")
+    assert done.returncode == 1
+    assert done.stderr.count("NCCL needs a GPU for each rank, but 2 ranks are on a machine with 1") == 1
+
+
+# ---------------------------------------------------------------- without other processes
+
+
+def test_kinds_that_cannot_be_used_here(numpy_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="unknown kind of ranks 'gloo': choose one of alone, mpi, nccl"):
+        connect("gloo")
+    with pytest.raises(RuntimeError, match="the backend is 'numpy': TINYDIFF_BACKEND=cupy"):
+        connect("nccl")
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    monkeypatch.delitem(sys.modules, "mpi4py.MPI", raising=False)
+    with pytest.raises(RuntimeError, match=r"pip install 'tinydiff\[mpi\]'"):
+        connect("mpi")
+    monkeypatch.setenv("PMI_SIZE", "4")
+    monkeypatch.setenv("PMI_RANK", "3")
+    with pytest.raises(SystemExit) as end, connected("mpi"):  # rank 0 says it
+        pass
+    assert end.value.code == 1
+
+
+class Pretended(Ranks):
+    """Rank 0 of several: what the others have is what rank 0 has, but for the differences that are given."""
+
+    def __init__(self, *differences: dict[str, Any]):
+        super().__init__()
+        self.size, self.differences = 1 + len(differences), differences
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, *(value | other for other in self.differences)]
+
+
+def test_ranks_with_other_code_or_settings_are_named() -> None:
+    with pytest.raises(CannotShare, match="^ranks 1, 3 have not the same tinydiff as rank 0$"):
+        Pretended({"tinydiff": Digest(7)}, {}, {"tinydiff": Digest(7)}).require_same(tinydiff=code(), seed=0)
+    with pytest.raises(CannotShare, match="^rank 1 has not the same batch size as rank 0: 9 instead of 8$"):
+        Pretended({"batch_size": 9}).require_same(tinydiff=code(), batch_size=8)
+    Pretended({}, {}).require_same(tinydiff=code(), batch_size=8)
+
+
+def test_a_digest_sees_every_number_and_the_order() -> None:
+    a = np.arange(1000.0).reshape(100, 10)
+    b = a.copy()
+    b[57, 3] += 1e-9
+    assert len({digest(a), digest(b), digest(a[::-1]), digest(a, a), digest(a.astype("float32"))}) == 5
+    assert digest(a) == digest(a.copy())
+
+
+def test_a_launcher_of_another_mpi(tmp_path: Path) -> None:
+    """Four processes that know nothing of each other would each train alone, and write over each other."""
+    program = "from tinydiff.distributed import connect; connect('mpi')"
+    env = {
+        **os.environ,
+        "OMPI_COMM_WORLD_SIZE": "4",
+        "OMPI_COMM_WORLD_RANK": "0",
+        "PYTHONPATH": PATH,
+    }
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 1 and "started 4 processes, but mpi4py finds one alone" in done.stderr
+
+
+def test_buckets_hold_every_array_once(each_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinydiff.distributed.BUCKET", 40)
+    xp = backend.xp
+    arrays = [xp.zeros(n, dtype) for n, dtype in ((4, "float32"), (6, "float32"), (1, "float64"), (20, "float32"))]
+    found = list(buckets(arrays))
+    assert [[a.size for a in bucket] for bucket in found] == [[4, 6], [20], [1]]
+    assert sorted(id(a) for bucket in found for a in bucket) == sorted(map(id, arrays))
+
+
+def test_no_owner_has_more_than_its_share_and_the_largest_parameter() -> None:
+    sizes = [9, 3, 3, 5, 1, 7, 2, 2]
+    owner = owners(sizes, 3)
+    held = [sum(size for size, o in zip(sizes, owner) if o == rank) for rank in range(3)]
+    assert sum(held) == sum(sizes) and max(held) <= sum(sizes) / 3 + max(sizes)
+    assert owners(sizes, 1) == [0] * 8
+
+
+def test_a_sharded_optimiser_of_one_rank_is_the_optimiser(each_backend: str) -> None:
+    def moved(make: Any) -> tuple[list[float], dict[str, Any]]:
+        weights = [Tensor(backend.xp.ones(n, "float32"), requires_grad=True) for n in (2, 3)]
+        optimizer = make(weights)
+        for w in weights:
+            w.grad = Tensor(backend.xp.ones(w.shape, "float32"))
+        optimizer.step()
+        state = optimizer.state_dict()
+        optimizer.load_state_dict(state)
+        return [backend.scalar(w.data.sum()) for w in weights], state
+
+    plain, state = moved(lambda weights: optim.Adam(weights, lr=0.1))
+    sharded, its_state = moved(lambda weights: Sharded(optim.Adam, weights, ALONE, lr=0.1))
+    assert plain == sharded
+    assert state["counts"] == its_state["counts"] and state["optimizer"] == its_state["optimizer"]
+
+
+def test_sharded_refuses_more_ranks_than_parameters_and_the_state_of_others(numpy_backend: str) -> None:
+    class Three(Ranks):
+        size = 3
+
+    weights = [Tensor(backend.xp.ones(2, "float32"), requires_grad=True)]
+    with pytest.raises(ValueError, match="1 parameters are too few for 3 ranks"):
+        Sharded(optim.Adam, weights, Three(), lr=0.1)
+    optimizer = Sharded(optim.SGD, weights, ALONE, lr=0.1)
+    with pytest.raises(ValueError, match="it has 2 parameters, not 1"):
+        optimizer.load_state_dict({"optimizer": "SGD", "lr": 0.1, "counts": [0, 0], "state": {}})
+    with pytest.raises(ValueError, match="no state of an optimiser"):
+        optimizer.load_state_dict({})
+
+
+@host_only
+def test_a_chapter_on_two_ranks_speaks_and_writes_once(tmp_path: Path) -> None:
+    quickstart = PROGRAM.parents[2] / "examples" / "quickstart.py"
+    small = ["--images", "32", "--batch-size", "16", "--channels", "8", "16", "--steps", "2"]
+    done = started(2, quickstart, "--parallel", "mpi", "--out", str(tmp_path / "run"), *small)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("32 images; pictures go to") == 1 and done.stderr.count("samples.png after") == 1
+    assert saving.load(tmp_path / "run" / "checkpoint.npz")["run"]["step"] == 2
+    small[3] = "1"
+    done = started(2, quickstart, "--parallel", "mpi", "--out", str(tmp_path / "small"), *small)
+    assert done.returncode == 1
+    message = "train: a batch of 1 is too small for 2 ranks: choose a larger batch_size"
+    assert done.stderr.splitlines()[1:] == [message]  # the first says how many parameters and images there are

@@ -1,0 +1,296 @@
+"""Several processes, called ranks, that train one model: on a cluster of CPUs by MPI, on GPUs by NCCL.
+
+    with connected("mpi") as ranks:                       # mpiexec -n 4 python program.py
+        train(model, loss, data, optimizer, ..., ranks=ranks)
+
+Every rank has the whole model and works on its share of the microbatches of every batch; the gradients are summed, and
+every rank makes the same update. No network code is here: mpi4py and CuPy's NCCL do the sending, and `mpiexec` or
+Slurm's `srun` starts the processes and ends all of them if one dies. An implementation is a class with the five members
+of `Ranks`: rank, size, sum, broadcast, and gather, which is also a barrier.
+
+Why are gradients not sent while the backward pass still runs? See docs/scaling.md: what is measured there says that it
+would not pay on the machines at hand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+import time
+import traceback
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import backend
+from .backend import Array, xp
+
+KINDS = ("alone", "mpi", "nccl")
+BUCKET = 2**25  # bytes that are sent at a time: enough for the full speed of a network, little beside a large model
+PATIENCE = 1.0  # seconds that a rank with an error waits for the others to have one too
+
+
+class Ranks:
+    """One process alone; the interface of all kinds. exact: sum the microbatches one by one in their order, as a single
+    process does, so that the number of ranks changes no bit of a training. That sends every microbatch's gradient."""
+
+    rank, size = 0, 1
+    threads: int | None = None  # that each of the ranks on a machine should use; None: all cores
+
+    def __init__(self, exact: bool = False):
+        self.exact = exact
+
+    def sum(self, arrays: Sequence[Array]) -> None:
+        """Replace each array, float32 or float64, by its sum over all ranks, in place."""
+
+    def broadcast(self, arrays: Sequence[Array], root: int = 0) -> None:
+        """Replace each array by that of rank `root`, in place. On all ranks shapes and dtypes must be the same."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, small Python objects, in the order of the ranks. No rank goes on before all came."""
+        return [value]
+
+    def require_same(self, **found: Any) -> None:
+        """Errors: CannotShare, on every rank, unless all ranks found the same. Each name says what was compared."""
+        everyone = self.gather(found)
+        for name, mine in everyone[0].items():
+            if others := [r for r, theirs in enumerate(everyone) if theirs.get(name) != mine]:
+                theirs = everyone[others[0]].get(name)
+                said = "" if isinstance(mine, Digest) else f": {theirs!r} instead of {mine!r}"
+                which = f"rank {others[0]} has" if len(others) == 1 else f"ranks {', '.join(map(str, others))} have"
+                raise CannotShare(f"{which} not the same {name.replace('_', ' ')} as rank 0{said}")
+
+    def abort(self, code: int) -> None:
+        """End this process, and with it all ranks, now."""
+
+    def all_ended(self, seconds: float) -> bool:
+        """Has every rank come here within so many seconds?"""
+        return True
+
+
+ALONE = Ranks()
+
+
+class CannotShare(ValueError):
+    """The ranks do not belong together, or cannot share this work."""
+
+
+class Digest(int):
+    """A number that stands for something long, which a message should not quote."""
+
+
+def digest(*arrays: Any) -> Digest:
+    """A number that changes with any byte of the arrays."""
+    value = 0
+    for a in arrays:
+        for start in range(0, len(a), max(1, len(a) // 64)):  # in pieces, so that a mapped file is not read at once
+            rows = backend.to_host(a[start : start + max(1, len(a) // 64)])
+            value = zlib.crc32(rows.tobytes(), zlib.crc32(f"{rows.shape} {rows.dtype}".encode(), value))
+    return Digest(value)
+
+
+def code() -> Digest:
+    """A number that changes with the source of tinydiff."""
+    home = Path(__file__).parent
+    files = sorted(p for p in home.rglob("*") if p.suffix in (".py", ".c", ".h", ".cu", ".cuh"))
+    value = 0
+    for path in files:
+        value = zlib.crc32(path.read_bytes(), zlib.crc32(str(path.relative_to(home)).encode(), value))
+    return Digest(value)
+
+
+# ---------------------------------------------------------------- MPI
+
+
+class MPIRanks(Ranks):
+    """The processes that mpiexec or srun has started. Arrays on a GPU go through the memory of the host."""
+
+    def __init__(self, MPI: Any, exact: bool = False):
+        super().__init__(exact)
+        self.mpi, self.comm = MPI, MPI.COMM_WORLD
+        self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
+        self.ends = self.comm.Dup()  # apart from the rest: a rank with an error may come while others sum
+        local = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
+        self.local_rank, self.local_size = local.Get_rank(), local.Get_size()
+        mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+        cores = set().union(*local.allgather(mine))  # the launcher may have bound each rank to some of them
+        self.threads = max(1, len(cores) // self.local_size) if self.size > 1 else None
+        local.Free()
+
+    def sum(self, arrays: Sequence[Array]) -> None:
+        for bucket in buckets(arrays):
+            host = _packed(bucket)
+            self.comm.Allreduce(self.mpi.IN_PLACE, host, op=self.mpi.SUM)
+            _unpack(host, bucket)
+            del host  # or it would be in memory beside the next
+
+    def broadcast(self, arrays: Sequence[Array], root: int = 0) -> None:
+        for bucket in buckets(arrays):
+            host = _packed(bucket)
+            self.comm.Bcast(host, root=root)
+            if self.rank != root:
+                _unpack(host, bucket)
+            del host
+
+    def gather(self, value: Any) -> list[Any]:
+        return self.comm.allgather(value)
+
+    def abort(self, code: int) -> None:
+        self.comm.Abort(code)
+
+    def all_ended(self, seconds: float) -> bool:
+        request, until = self.ends.Ibarrier(), time.monotonic() + seconds
+        while not (done := request.Test()) and time.monotonic() < until:
+            time.sleep(0.01)
+        return done
+
+
+def buckets(arrays: Sequence[Array]) -> Iterator[list[Array]]:
+    """The arrays in lists of one dtype and of about BUCKET bytes, in the same order on every rank."""
+    for dtype in dict.fromkeys(a.dtype for a in arrays):
+        bucket: list[Array] = []
+        filled = 0
+        for a in arrays:
+            if a.dtype != dtype:
+                continue
+            if bucket and filled + a.nbytes > BUCKET:
+                yield bucket
+                bucket, filled = [], 0
+            bucket.append(a)
+            filled += a.nbytes
+        if bucket:
+            yield bucket
+
+
+def _flat(bucket: list[Array]) -> Array:
+    return xp.concatenate([a.reshape(-1) for a in bucket])  # (sum of sizes,)
+
+
+def _packed(bucket: list[Array]) -> Any:
+    return backend.to_host(_flat(bucket))
+
+
+def _unpack(flat: Any, bucket: list[Array]) -> None:
+    flat, start = backend.to_device(flat), 0
+    for a in bucket:
+        a[...] = flat[start : start + a.size].reshape(a.shape)
+        start += a.size
+
+
+# ---------------------------------------------------------------- NCCL
+
+
+class NCCLRanks(MPIRanks):
+    """One GPU for each rank. Arrays go from GPU to GPU by NCCL; the processes are started, and everything else is
+    agreed on, by MPI."""
+
+    def __init__(self, MPI: Any, exact: bool = False):
+        super().__init__(MPI, exact)
+        cuda = xp.cuda
+        devices = max(self.gather(cuda.runtime.getDeviceCount()))
+        if self.local_size > devices:
+            raise RuntimeError(
+                f"NCCL needs a GPU for each rank, but {self.local_size} ranks are on a machine with {devices}: "
+                f"start {devices} there, or use 'mpi'"
+            )
+        cuda.Device(self.local_rank).use()
+        self.nccl = cuda.nccl
+        unique = self.comm.bcast(self.nccl.get_unique_id() if self.rank == 0 else None)
+        self.channel = self.nccl.NcclCommunicator(self.size, unique, self.rank)
+
+    def sum(self, arrays: Sequence[Array]) -> None:
+        for bucket in buckets(arrays):
+            flat = _flat(bucket)
+            where = flat.data.ptr
+            kind = self.nccl.NCCL_FLOAT64 if flat.dtype == "float64" else self.nccl.NCCL_FLOAT32
+            self.channel.allReduce(where, where, flat.size, kind, self.nccl.NCCL_SUM, self._stream())
+            _unpack(flat, bucket)
+
+    def broadcast(self, arrays: Sequence[Array], root: int = 0) -> None:
+        for bucket in buckets(arrays):
+            flat = _flat(bucket)
+            self.channel.bcast(flat.data.ptr, flat.nbytes, self.nccl.NCCL_UINT8, root, self._stream())
+            if self.rank != root:
+                _unpack(flat, bucket)
+
+    def _stream(self) -> int:
+        return xp.cuda.get_current_stream().ptr
+
+
+# ---------------------------------------------------------------- beginning and end
+
+# Where launchers write how many processes they have started, and which of them this is: MPICH, Open MPI, Slurm.
+LAUNCHERS = (
+    ("PMI_SIZE", "PMI_RANK"),
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+)
+
+
+def launched() -> tuple[int, int]:
+    """How many processes a launcher says that it has started, and which of them this is; (1, 0) without one."""
+    for size, rank in LAUNCHERS:
+        if size in os.environ and rank in os.environ:
+            return int(os.environ[size]), int(os.environ[rank])
+    return 1, 0
+
+
+def connect(kind: str, exact: bool = False) -> Ranks:
+    """The ranks of this job: "alone", "mpi" or "nccl". For a whole program, see `connected`.
+    Errors: ValueError for another kind; RuntimeError if the kind cannot be used here."""
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind of ranks {kind!r}: choose one of {', '.join(KINDS)}")
+    if kind == "alone":
+        return Ranks(exact)
+    if kind == "nccl" and backend.active().name != "cupy":
+        raise RuntimeError(f"'nccl' joins GPUs, but the backend is {backend.active().name!r}: TINYDIFF_BACKEND=cupy")
+    try:
+        MPI = importlib.import_module("mpi4py.MPI")
+    except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py without an MPI library
+        raise RuntimeError(f"{kind!r} needs mpi4py and an MPI ({error}): pip install 'tinydiff[mpi]'") from error
+    started, size = launched()[0], MPI.COMM_WORLD.Get_size()
+    if started > 1 and size == 1:
+        raise RuntimeError(
+            f"the launcher has started {started} processes, but mpi4py finds one alone: they belong to different "
+            "kinds of MPI. Use the mpiexec beside this Python, or with Slurm srun --mpi=pmi2"
+        )
+    return (MPIRanks if kind == "mpi" else NCCLRanks)(MPI, exact)
+
+
+@contextlib.contextmanager
+def connected(kind: str, *, exact: bool = False) -> Iterator[Ranks]:
+    """Inside, the ranks of this job. An error of one of them ends all, within seconds, with its cause; one that all
+    have is printed by rank 0 alone. Errors: as connect, on rank 0; the other ranks only end."""
+    try:
+        ranks = connect(kind, exact)
+    except (ValueError, RuntimeError):
+        if launched()[1] > 0:
+            raise SystemExit(1) from None
+        raise
+    try:
+        yield ranks
+    except BaseException as error:
+        if ranks.size == 1 or isinstance(error, SystemExit) and not error.code:
+            raise
+        _end(ranks, error)
+
+
+def _end(ranks: Ranks, error: BaseException) -> None:
+    """Print the error once, and end this process, or all if this is the only one with an error."""
+    number = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
+    together = ranks.all_ended(PATIENCE + min(0.2 * ranks.rank, 3))  # one rank after the other, so that one speaks
+    if not (together and ranks.rank):
+        if isinstance(error, SystemExit):
+            text = error.code if isinstance(error.code, str) else ""
+        else:
+            text = "".join(traceback.format_exception(error)).rstrip()
+        if not together:
+            text = f"rank {ranks.rank} of {ranks.size} ended: {text or f'exit code {number}'}"
+        if text:
+            print(text, file=sys.__stderr__, flush=True)
+    if not together:
+        ranks.abort(number)
+    raise SystemExit(number)
