@@ -113,12 +113,13 @@ class Net:
         self.parts.add("adam", update)
         self.parts.add("sum of gradients", lambda: [np.add(a, b, out=a) for a, b in zip(more, found)])
         self.sampled, self.steps = 64, 2
+        method = "heun" if name == "quickstart" else "euler_maruyama"
         calls = Calls()
         with observing(calls):
-            ours.sampler(name, self.sampled, self.steps, 1)()
+            ours.sampler(method, self.sampled, self.steps, 1)()
         for _, run in calls.found:
             self.parts.add("sampling", run)
-        self.whole_sampler, self.sample_times = ours.sampler(name, self.sampled, 10, 1), []
+        self.whole_sampler, self.sample_times = ours.sampler(method, self.sampled, 10, 1), []
 
     def _mean(self, n: int) -> Any:
         return self.loss(*[a[:n] for a in self.batch], rng=Rng(0), sample_offset=0)

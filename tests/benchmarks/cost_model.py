@@ -1,8 +1,8 @@
 """What a training step costs on P ranks: computing, and the sending that computing does not hide.
 
-    python tests/benchmarks/cost_model.py                    measures one and two ranks, and prints docs/scaling_cost.md's
-                                                             tables (needs mpi4py and an mpiexec; four minutes)
-    python tests/benchmarks/cost_model.py --from FILE.json   the tables of an earlier run (--out FILE.json)
+    python tests/benchmarks/cost_model.py                     measure one and two ranks, and print the tables of
+                                                              docs/scaling_cost.md (needs mpi4py and an mpiexec)
+    python tests/benchmarks/cost_model.py --from FILE.json    the tables of an earlier run, kept with --out FILE.json
 
     t(P) = microbatches of a rank * microbatch + (microbatches - 1) * sum + allreduce(P) not hidden + update
 
@@ -60,7 +60,10 @@ def halving(size: float, ranks: int, net: Network) -> float:
 
 def allreduce(size: float, ranks: int, net: Network) -> float:
     """The quickest of the three."""
-    return min(way(size, ranks, net) for way in (ring, doubling, halving)) if ranks > 1 else 0.0
+    if ranks == 1:
+        return 0.0
+    ways = (ring, doubling, halving) if ranks & (ranks - 1) == 0 else (ring, doubling)
+    return min(way(size, ranks, net) for way in ways)
 
 
 def hierarchical(size: float, ranks: int, within: int, inside: Network, outside: Network) -> float:
@@ -104,7 +107,8 @@ class Costs:
     def computing(self, images: int) -> float:
         """Seconds before anything is sent, of a rank with so many images of the batch."""
         parts = [self.largest] * (images // self.largest) + [images % self.largest] * (images % self.largest > 0)
-        return sum(of_images(n, self.forward) + of_images(n, self.backward) for n in parts) + self.sum * (len(parts) - 1)
+        passes = sum(of_images(n, self.forward) + of_images(n, self.backward) for n in parts)
+        return passes + self.sum * (len(parts) - 1)
 
     def step(self, batch: int, ranks: int, net: Network, buckets: int = 1, factor: float = 1.0) -> float:
         """Seconds of a step of the whole batch, with the images shared. buckets: as in exposed, during the backward
@@ -161,20 +165,20 @@ def predicted(ranks: Sequence[dict[str, Any]], name: str) -> float:
     return costs.computing(images) + sent + costs.update
 
 
-def sampled(ranks: Sequence[dict[str, Any]], name: str) -> tuple[float, float, float]:
-    """Seconds of one image at one step of the sampler: by the sum of its ops, and measured; and the steps' ratio of
-    evaluations is that of the sampler itself."""
+def sampled(ranks: Sequence[dict[str, Any]], name: str) -> tuple[float, float]:
+    """Seconds of an image for each evaluation of the net while it is sampled: by the sum of the ops, and measured."""
     found = ranks[0]["nets"][name]["sampling"]
-    evaluations = evaluations_of(name, found["steps"])
-    measured = found["measured"] / evaluations_of(name, found["measured_steps"]) / found["images"]
-    alone = found["seconds"] / evaluations / found["images"]
-    return alone, measured, evaluations
+    alone, measured = (
+        found[seconds] / evaluations_of(name, found[steps]) / found["images"]
+        for seconds, steps in (("seconds", "steps"), ("measured", "measured_steps"))
+    )
+    return alone, measured
 
 
 def evaluations_of(name: str, steps: int) -> int:
-    """Of the net, in ours.sampler: Euler-Maruyama has one a step; Heun's method with so many noise levels above zero
-    has two a step, and the step down to zero has one."""
-    return 2 * steps - 1 if name == "quickstart" else steps
+    """Of the net, in ours.sampler. Euler-Maruyama has one a step, and one that takes out the last noise. Heun's method
+    with so many noise levels above zero has two a step, and the step down to zero has one."""
+    return 2 * steps - 1 if name == "quickstart" else steps + 1
 
 
 # ---------------------------------------------------------------- machines that we have not, from public figures
@@ -248,7 +252,7 @@ def count_released() -> list[dict[str, Any]]:
 
 RANKS = (1, 2, 8, 64, 1024)
 NETS = {"concat": (256, 2048), "quickstart": (64, 64)}  # the batch that is measured, and that of the training
-EVALUATIONS = {"concat": 500, "quickstart": 2 * 33}  # of the net for an image; the quickstart's, guided, are double
+EVALUATIONS = {"concat": 501, "quickstart": 2 * 35}  # of the net for an image; guidance doubles them
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -367,7 +371,7 @@ def released(forward: Sequence[dict[str, Any]]) -> str:
 def million(found: dict[str, Any]) -> str:
     rows = []
     for name, evaluations in EVALUATIONS.items():
-        alone, measured, _ = sampled(found["1"], name)
+        alone, measured = sampled(found["1"], name)
         hours = 1e6 * evaluations * alone / 3600
         rows.append([name, str(evaluations), ms(alone), ms(measured), f"{alone / measured - 1:+.0%}", f"{hours:,.0f}",
                      f"{hours / 1024 * 60:.1f}"])  # fmt: skip
