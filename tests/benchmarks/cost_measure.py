@@ -4,8 +4,8 @@
 
 Each rank keeps to one core. Every call of an op in one microbatch is recorded, forward and backward, and then run
 alone, many times; the sums of these times are what the model adds up. The step that the model is to predict is measured
-in the same process, in turns with its parts, so a slow minute of the machine is slow for both. Of all rounds the fastest
-counts: other work on the machine can only add to a time.
+in the same process, in turns with its parts, so a slow minute of the machine is slow for both. Of all rounds the
+fastest counts: other work on the machine can only add to a time.
 """
 
 from __future__ import annotations
