@@ -231,5 +231,5 @@ def test_the_released_step_is_computing_sending_and_the_update():
     alone = cost.released_step(rows, 2, 1, cost.SLOW)
     update = 28 * 859_520_964 / 3.35e12
     assert alone == pytest.approx(3 * 2 + update)
-    sending = 2 * 63 / 64 * 4 * 859_520_964 / 1.5625e9 + 2 * 63 * 1e-5  # one ring of 64
+    sending = 2 * 63 / 64 * 4 * 859_520_964 / 12.5e9 + 2 * 63 * 1e-5  # one ring of 64, by one card
     assert cost.released_step(rows, 2, 64, cost.SLOW, flat=True) == pytest.approx(alone + sending)

@@ -18,7 +18,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -199,8 +199,10 @@ PEAK, REACHED, MEMORY = 989.4e12, 0.4, 3.35e12  # H100 SXM: bf16 FLOP/s without 
 NVLINK = Network("NVLink", 5e-6, 450e9)  # 900 GB/s, half of it each way
 FAST = Network("400 Gbit/s a GPU", 10e-6, 50e9)
 SLOW = Network("100 Gbit/s a machine of 8", 10e-6, 12.5e9 / 8)
+CARD = {FAST.name: 50e9, SLOW.name: 12.5e9}  # bytes/s of one network card: one ring over all GPUs has no more
 WITHIN = 8  # GPUs of a machine
 RELEASED = {"parameters": 859_520_964, "batch": 2048}
+EACH = 32  # images a GPU, where the batch grows with the ranks
 
 
 def released_costs(forward: Sequence[dict[str, Any]], samples: int) -> tuple[float, float]:
@@ -215,14 +217,14 @@ def released_step(
     forward: Sequence[dict[str, Any]], samples: int, ranks: int, outside: Network,
     *, flat: bool = False, buckets: int = 1, width: int = 4, zero: bool = False,
 ) -> float:  # fmt: skip
-    """Seconds of a step with so many images a GPU. flat: one ring over all GPUs at the speed of the network between
-    machines. width: bytes of a gradient. zero: each rank updates its share (ZeRO 1); it then sends as many bytes."""
+    """Seconds of a step with so many images a GPU. flat: one ring over all GPUs, which enters and
+    leaves a machine by one network card. width: bytes of a gradient. zero: each rank updates its share (ZeRO 1); it then sends as many bytes."""
     there, back = released_costs(forward, samples)
     size = width * RELEASED["parameters"]
     if ranks == 1:
         sending = 0.0
     elif flat and ranks > WITHIN:
-        sending = ring(size, ranks, outside)
+        sending = ring(size, ranks, replace(outside, bandwidth=CARD[outside.name]))
     else:
         sending = hierarchical(size, ranks, WITHIN, NVLINK, outside)
     update = 7 * 4 * RELEASED["parameters"] / MEMORY / (ranks if zero else 1)  # Adam reads four arrays, writes three
@@ -365,6 +367,10 @@ def released(forward: Sequence[dict[str, Any]]) -> str:
             powers = [2**k for k in range(12)]
             good = [(p, released_step(forward, RELEASED["batch"] // p, p, outside, **way)) for p in powers]
             rows.append([outside.name, label, *cells, last_good([(1, one), *good[1:]], False)])
+        one = released_step(forward, EACH, 1, outside)
+        times = [(p, released_step(forward, EACH, p, outside)) for p in powers]
+        cells = [f"{ms(many)} ({efficiency(one, many, p, True):.0%})" for p, many in times if p in RANKS[2:]]
+        rows.append([outside.name, f"{EACH} images a GPU, sums within machines first", *cells, last_good(times, True)])
     return table(["network", "sums", *(f"{r:,}, ms" for r in RANKS[2:]), "one half up to"], rows)
 
 
