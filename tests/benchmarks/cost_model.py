@@ -217,8 +217,8 @@ def released_step(
     forward: Sequence[dict[str, Any]], samples: int, ranks: int, outside: Network,
     *, flat: bool = False, buckets: int = 1, width: int = 4, zero: bool = False,
 ) -> float:  # fmt: skip
-    """Seconds of a step with so many images a GPU. flat: one ring over all GPUs, which enters and
-    leaves a machine by one network card. width: bytes of a gradient. zero: each rank updates its share (ZeRO 1); it then sends as many bytes."""
+    """Seconds of a step with so many images a GPU. flat: one ring over all GPUs, which enters and leaves a machine by
+    one network card. width: bytes of a gradient. zero: each rank updates its share (ZeRO 1); it sends as many bytes."""
     there, back = released_costs(forward, samples)
     size = width * RELEASED["parameters"]
     if ranks == 1:
