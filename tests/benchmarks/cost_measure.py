@@ -47,6 +47,7 @@ class Calls(Observer):
         return self._outermost("forward", partial(run, op, inputs, params), again)
 
     def on_rule(self, run: Callable[..., Any], node: Any, g: Any, wanted: Any, create_graph: bool) -> Any:
+        node.time = sys.maxsize  # the optimiser changes the parameters between the runs, and here that is no error
         again = partial(Node.pull_back, node, g, tuple(wanted), create_graph)
         return self._outermost("backward", partial(run, node, g, wanted, create_graph), again)
 
