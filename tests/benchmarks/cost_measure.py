@@ -30,7 +30,7 @@ from tinydiff.microbatch import gradients, microbatches, size_for_ranks
 from tinydiff.observers import Observer, observing
 from tinydiff.profile import machine_rates, profile
 
-ROUNDS, SHORTEST = 7, 0.002  # seconds that a call is repeated for, in each round
+ROUNDS, SHORTEST = 5, 0.002  # seconds that a call is repeated for, in each round
 MESSAGE = 2**22  # bytes, about the gradients of the concat net
 PIXELS = 28 * 28
 
