@@ -233,3 +233,15 @@ def test_the_released_step_is_computing_sending_and_the_update():
     assert alone == pytest.approx(3 * 2 + update)
     sending = 2 * 63 / 64 * 4 * 859_520_964 / 12.5e9 + 2 * 63 * 1e-5  # one ring of 64, by one card
     assert cost.released_step(rows, 2, 64, cost.SLOW, flat=True) == pytest.approx(alone + sending)
+
+
+def test_what_was_measured_becomes_a_prediction():
+    machine = {"engine": 0.25, "byte_rate": 100.0, "latency": 1.0, "bandwidth": 100.0, "adding": 50.0}
+    alone = [{"images": n, "calls": 8, "forward": f, "backward": b, "draws": 0.5} for n, f, b in ((1, 1, 2), (4, 4, 8))]
+    net = {"parameters": 25, "sizes": [4, 4, 1], "alone": alone, "adam": 3.0, "sum": 0.125}
+    one = [{"machine": machine, "nets": {"a": net}}]
+    # microbatches of 4: 4 + 8 s of ops, 0.5 of random numbers, 8 calls of 0.25; of 1: 3 + 0.5 + 2; two sums
+    assert cost.predicted(one, "a") == 2 * 14.5 + 5.5 + 0.25 + 3
+    slower = {"machine": machine, "nets": {"a": {**net, "adam": 5.0}}}
+    # 100 bytes by doubling: 1 + 1 + 2 s; packed and unpacked: 400 bytes at 100 a second; Adam's mean is 4 s
+    assert cost.predicted([*one, slower], "a") == 2 * 14.5 + 5.5 + 0.25 + 4 + 4 + 4
