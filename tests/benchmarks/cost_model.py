@@ -235,9 +235,10 @@ def count_released() -> list[dict[str, Any]]:
     """Products and bytes of one evaluation of the released U-Net, 64x64 latents, batch 1."""
     import stable_diffusion
 
-    from tinydiff import Tensor, no_grad, profile
+    from tinydiff import Tensor, no_grad
     from tinydiff.models.stable_diffusion.unet import UNet
     from tinydiff.nn import Unfilled
+    from tinydiff.profile import profile
 
     net: Any = UNet(rng=Unfilled()).eval()
     for p in net.parameters():
@@ -288,7 +289,7 @@ def checks(found: dict[str, Any]) -> str:
             ours, measured = predicted(ranks, name), max(r["nets"][name]["measured"] for r in ranks)
             sent = allreduce(costs.gradients, len(ranks), network_of(ranks)) + costs.pack if len(ranks) > 1 else 0
             rows.append([name, count, str(net["batch"]), ms(bound), ms(costs.computing(sum(net["sizes"]))), ms(sent),
-                         ms(costs.update), ms(ours), ms(measured), f"{ours / measured - 1:+.0%}"])  # fmt: skip
+                         ms(costs.update), ms(ours), ms(measured), f"{100 * (ours / measured - 1):+.1f} %"])  # fmt: skip
     return table(["net", "ranks", "batch", "roofline, ms", "microbatches", "sending", "update", "predicted, ms",
                   "measured, ms", "error"], rows)  # fmt: skip
 
@@ -378,7 +379,7 @@ def million(found: dict[str, Any]) -> str:
     for name, evaluations in EVALUATIONS.items():
         alone, measured = sampled(found["1"], name)
         hours = 1e6 * evaluations * alone / 3600
-        rows.append([name, str(evaluations), ms(alone), ms(measured), f"{alone / measured - 1:+.0%}", f"{hours:,.0f}",
+        rows.append([name, str(evaluations), ms(alone), ms(measured), f"{100 * (alone / measured - 1):+.1f} %", f"{hours:,.0f}",
                      f"{hours / 1024 * 60:.1f}"])  # fmt: skip
     return table(["net", "evaluations an image", "one, predicted, ms", "measured", "error", "core-hours a million",
                   "minutes on 1,024 cores"], rows)  # fmt: skip
