@@ -265,6 +265,10 @@ def ms(seconds: float) -> str:
     return f"{seconds * 1e3:.3g}" if seconds < 1 else f"{seconds * 1e3:,.0f}"
 
 
+def error(predicted: float, measured: float) -> str:
+    return f"{100 * (predicted / measured - 1):+.1f} %"
+
+
 def constants(found: dict[str, Any]) -> str:
     rows = []
     for count in ("1", "2"):
@@ -289,7 +293,7 @@ def checks(found: dict[str, Any]) -> str:
             ours, measured = predicted(ranks, name), max(r["nets"][name]["measured"] for r in ranks)
             sent = allreduce(costs.gradients, len(ranks), network_of(ranks)) + costs.pack if len(ranks) > 1 else 0
             rows.append([name, count, str(net["batch"]), ms(bound), ms(costs.computing(sum(net["sizes"]))), ms(sent),
-                         ms(costs.update), ms(ours), ms(measured), f"{100 * (ours / measured - 1):+.1f} %"])  # fmt: skip
+                         ms(costs.update), ms(ours), ms(measured), error(ours, measured)])  # fmt: skip
     return table(["net", "ranks", "batch", "roofline, ms", "microbatches", "sending", "update", "predicted, ms",
                   "measured, ms", "error"], rows)  # fmt: skip
 
@@ -379,7 +383,7 @@ def million(found: dict[str, Any]) -> str:
     for name, evaluations in EVALUATIONS.items():
         alone, measured = sampled(found["1"], name)
         hours = 1e6 * evaluations * alone / 3600
-        rows.append([name, str(evaluations), ms(alone), ms(measured), f"{100 * (alone / measured - 1):+.1f} %", f"{hours:,.0f}",
+        rows.append([name, str(evaluations), ms(alone), ms(measured), error(alone, measured), f"{hours:,.0f}",
                      f"{hours / 1024 * 60:.1f}"])  # fmt: skip
     return table(["net", "evaluations an image", "one, predicted, ms", "measured", "error", "core-hours a million",
                   "minutes on 1,024 cores"], rows)  # fmt: skip
