@@ -18,6 +18,7 @@ BENCHMARKS = Path(__file__).parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import cases  # noqa: E402  which lie in that folder
+import cost_model as cost  # noqa: E402
 import fresh  # noqa: E402
 import measure  # noqa: E402
 import ours  # noqa: E402
@@ -146,3 +147,101 @@ def test_two_checkouts_take_turns(tmp_path):
     assert len(lines) == len(records) == 2
     for record in records:
         assert record["case"].startswith("tiny/") and 0 < record["before"] < 1000 and 0.001 < record["median"] < 1000
+
+
+# ---------------------------------------------------------------- the model of cost
+
+NET = cost.Network("by hand", latency=1.0, bandwidth=100.0, adding=50.0)
+
+
+def test_sums_over_four_ranks_by_hand():
+    # ring: 6 messages of 200 bytes, 1 + 2 s each, 3 of them added in 4 s. doubling: 2 rounds of 1 + 8 + 16 s.
+    # halving: 4 latencies, 600 bytes sent twice, and added once.
+    assert cost.ring(800, 4, NET) == 6 * 3 + 3 * 4
+    assert cost.doubling(800, 4, NET) == 2 * 25
+    assert cost.halving(800, 4, NET) == 4 + 12 + 12
+    assert cost.allreduce(800, 4, NET) == 28
+    assert cost.allreduce(0, 4, NET) == 2  # only latencies: doubling has the fewest
+    assert cost.allreduce(800, 1, NET) == 0
+    assert cost.allreduce(600, 3, NET) == 4 * 3 + 2 * 4  # halving is for powers of two
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 8])
+def test_the_ring_sends_as_much_as_a_ring_that_is_played(ranks):
+    """Every rank sends one part to the next, which adds it, until each part is whole somewhere; then they go round."""
+    held = np.random.default_rng(0).integers(0, 99, (ranks, ranks, 5)).astype(float)  # (rank, part, numbers)
+    whole, sent, seconds = held.sum(0), 0, 0.0
+    for turn in range(2 * (ranks - 1)):
+        parts = [(r, (r - turn) % ranks) for r in range(ranks)]
+        messages = [held[r, p].copy() for r, p in parts]
+        for (r, p), message in zip(parts, messages):
+            adds = turn < ranks - 1
+            held[(r + 1) % ranks, p] = message + (held[(r + 1) % ranks, p] if adds else 0)
+        sent += messages[0].nbytes
+        seconds += NET.latency + messages[0].nbytes / NET.bandwidth + adds * messages[0].nbytes / NET.adding
+    assert (held == whole).all()
+    size = whole.nbytes
+    assert sent == pytest.approx(2 * (ranks - 1) / ranks * size)
+    assert cost.ring(size, ranks, NET) == pytest.approx(seconds)
+
+
+def test_sums_within_machines_first():
+    inside = cost.Network("inside", latency=0.0, bandwidth=1000.0)
+    # 2 ranks a machine swap 400 of 800 bytes twice, 0.8 s; 4 machines then sum 400 bytes each, 300 of them twice.
+    outside = cost.Network("outside", latency=0.0, bandwidth=100.0)
+    assert cost.hierarchical(800, 8, 2, inside, outside) == pytest.approx(0.8 + 6)
+    assert cost.hierarchical(800, 2, 2, inside, outside) == pytest.approx(0.8)
+
+
+def test_what_is_left_of_the_sending():
+    assert cost.exposed(10, 8, buckets=1) == 10
+    assert cost.exposed(10, 8, buckets=4) == 4  # 6 s are hidden in three quarters of the backward pass
+    assert cost.exposed(10, 100, buckets=4) == 2.5  # the last bucket
+    assert cost.exposed(0, 8, buckets=4) == 0
+
+
+def test_a_step_by_hand():
+    costs = cost.Costs([(1, 2.0), (5, 10.0)], [(1, 1.0), (5, 9.0)], 5, 800, sum=0.5, pack=0.25, update=3.0)
+    # 13 images are microbatches of 5, 5 and 3: 19 + 19 + (6 + 5) s, and two sums
+    assert costs.step(13, 1, NET) == 19 + 19 + 11 + 1 + 3
+    # 4 ranks have 4 images at most: 8 + 7 s; 28 s of sending
+    assert costs.step(13, 4, NET) == 15 + 28 + 0.25 + 3
+    # in two buckets: of 28 s, half of the backward pass of 7 s is hidden
+    assert costs.step(13, 4, NET, buckets=2) == 15 + 24.5 + 0.25 + 3
+    assert costs.step(13, 4, NET, factor=0.5) == 15 + 16 + 0.25 + 3
+    assert cost.efficiency(16, 4, 8, weak=False) == 0.5 and cost.efficiency(16, 20, 8, weak=True) == 0.8
+    assert cost.last_good([(1, 16.0), (2, 9.0), (4, 8.0), (8, 5.0)], weak=False) == "4"
+
+
+def test_the_roofline_takes_the_slower_of_products_and_bytes():
+    assert cost.roofline([{"flop": 100, "moved": 10}, {"flop": 0, "moved": 30}], 10.0, 5.0) == 10 + 6
+
+
+@pytest.mark.parametrize("name, method", [("concat", "euler_maruyama"), ("quickstart", "heun")])
+def test_evaluations_of_a_sampler_are_counted_right(name, method, monkeypatch):
+    net, seen = ours.net_of(name), []
+    forward = type(net).forward
+    monkeypatch.setattr(type(net), "forward", lambda *args, **named: seen.append(1) or forward(*args, **named))
+    ours.sampler(method, 2, 3, threads=1)()
+    assert len(seen) == cost.evaluations_of(name, 3)
+
+
+def test_the_released_step_is_computing_sending_and_the_update():
+    rows = [{"flop": cost.PEAK * cost.REACHED, "moved": 0}]  # one second of products for an image
+    alone = cost.released_step(rows, 2, 1, cost.SLOW)
+    update = 28 * 859_520_964 / 3.35e12
+    assert alone == pytest.approx(3 * 2 + update)
+    sending = 2 * 63 / 64 * 4 * 859_520_964 / 12.5e9 + 2 * 63 * 1e-5  # one ring of 64, by one card
+    assert cost.released_step(rows, 2, 64, cost.SLOW, flat=True) == pytest.approx(alone + sending)
+
+
+def test_what_was_measured_becomes_a_prediction():
+    machine = {"engine": 0.25, "byte_rate": 100.0, "latency": 1.0, "bandwidth": 100.0, "adding": 50.0}
+    alone = [{"images": n, "calls": 8, "forward": f, "backward": b, "draws": 0.5} for n, f, b in ((1, 1, 2), (4, 4, 8))]
+    net = {"parameters": 25, "sizes": [4, 4, 1], "alone": alone, "adam": 3.0, "sum": 0.125}
+    one = [{"machine": machine, "nets": {"a": net}}]
+    # microbatches of 4: 4 + 8 s of ops, 0.5 of random numbers, 8 calls of 0.25; of 1: 3 + 0.5 + 2; two sums
+    assert cost.predicted(one, "a") == 2 * 14.5 + 5.5 + 0.25 + 3
+    slower = {"machine": machine, "nets": {"a": {**net, "adam": 5.0}}}
+    # 100 bytes by doubling: 1 + 1 + 2 s; packed and unpacked: 400 bytes at 100 a second; Adam's mean is 4 s
+    assert cost.predicted([*one, slower], "a") == 2 * 14.5 + 5.5 + 0.25 + 4 + 4 + 4

@@ -1089,9 +1089,10 @@ def test_the_code_and_the_error_of_the_page(tmp_path, monkeypatch, capsys, numpy
     table = 'file,caption\ncat1.jpg,"a cat, asleep on a sofa"\ncat2.png,two cats\ndog1.jpg,a dog\ndog2.png,a dog\n'
     write(tmp_path / "pets/captions.csv", table)
     monkeypatch.chdir(tmp_path)
+    np.save("photos.npy", np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), "uint8"))
     names = {}
     blocks = re.findall(r"```python\n(.*?)```", page, re.S)
-    assert len(blocks) == 3
+    assert len(blocks) == 6
     for block in blocks:
         exec(compile(block, "own_pictures.md", "exec"), names)
     shown = re.findall(r"print\(.*\) +# (.*)", page)
