@@ -39,8 +39,9 @@ def train(parser: argparse.ArgumentParser) -> Run:
     add_seed(parser, "of the weights, the order of the data, the noise")
     add("--out", type=Path, metavar="DIR", help="directory of the run (default: runs/DATA)")
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
+    add_parallel(parser)
 
-    def run(given: argparse.Namespace) -> int:
+    def run(given: argparse.Namespace, ranks: Any) -> int:
         from . import recipe
 
         known = ("glyphs", "scenes", "mnist")
@@ -59,13 +60,13 @@ def train(parser: argparse.ArgumentParser) -> Run:
         state = recipe.learn(
             shown, out, words=given.words, images=images, channels=tuple(given.channels), batch_size=given.batch_size,
             microbatch=given.microbatch, threads=given.threads, lr=given.lr, seed=given.seed, resume=given.resume,
-            say=say,
+            say=say if ranks.rank == 0 else lambda text: None, ranks=ranks,
         )  # fmt: skip
-        if not state.exit_code:
+        if not state.exit_code and ranks.rank == 0:
             say(f"now: python -m tinydiff sample {out / 'checkpoint.npz'}")
         return state.exit_code
 
-    return run
+    return shared(run)
 
 
 def sample(parser: argparse.ArgumentParser) -> Run:
@@ -97,8 +98,9 @@ def sample(parser: argparse.ArgumentParser) -> Run:
     add("--out", type=picture_file, metavar="FILE", help="a grid, .png, .svg or .pdf (default: samples.png)")
     add("--each", type=Path, metavar="DIR", help="a file for each picture, 0000.png, 0001.png, ..., and no grid unless "
         "--out is given")  # fmt: skip
+    add_parallel(parser)
 
-    def run(given: argparse.Namespace) -> int:
+    def run(given: argparse.Namespace, ranks: Any) -> int:
         import numpy as np
 
         from . import plot
@@ -129,9 +131,11 @@ def sample(parser: argparse.ArgumentParser) -> Run:
             condition["prompts"] = [prompt for prompt in rows for _ in range(each)]
         x = trained.sample(n, Rng(given.seed).child("samples"), negative=given.negative, guidance=guidance,
                            method=method, steps=given.steps, microbatch=given.microbatch, threads=given.threads,
-                           **condition)  # fmt: skip
+                           ranks=ranks, **condition)  # fmt: skip
         if not np.isfinite(x).all():
             raise ValueError("the pictures are not finite: take more --steps, or less --guidance")
+        if ranks.rank:
+            return 0
         if given.each is not None:
             plot.picture_files(x, given.each, low=trained.low, high=trained.high)
         if given.out is not None or given.each is None:
@@ -146,7 +150,7 @@ def sample(parser: argparse.ArgumentParser) -> Run:
         say(f"{n} pictures in {time.monotonic() - began:.0f} s")
         return 0
 
-    return run
+    return shared(run)
 
 
 def evaluate(parser: argparse.ArgumentParser) -> Run:
@@ -282,6 +286,30 @@ def existing(path: Path) -> Path:
     if not path.exists():
         raise ValueError(f"there is no checkpoint {path}")
     return path
+
+
+def add_parallel(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--parallel", choices=["alone", "mpi", "nccl"], default="alone", help="share the work with the processes of "
+        "mpiexec or srun: mpi, or nccl with a GPU for each")  # fmt: skip
+    add("--exact", action="store_true", help="with --parallel: sum so that the number of processes changes no bit")
+
+
+def shared(run: Callable[[argparse.Namespace, Any], int]) -> Run:
+    """The command with the processes of --parallel. Of several, the first alone says what is wrong."""
+
+    def run_with_ranks(given: argparse.Namespace) -> int:
+        from .distributed import connected
+
+        with connected(given.parallel, exact=given.exact) as ranks:
+            try:
+                return run(given, ranks)
+            except (OSError, ValueError) as error:
+                if ranks.size == 1:
+                    raise
+                sys.exit(f"python -m tinydiff {given.command}: {error}")
+
+    return run_with_ranks
 
 
 def add_seed(parser: argparse.ArgumentParser, what: str) -> None:

@@ -18,6 +18,7 @@ from .backend import to_device, xp
 from .diffusion.loss import denoising_loss, edm_loss, log_normal, score_matching_loss
 from .diffusion.predict import Denoiser, ScoreModel
 from .diffusion.process import KarrasSDE
+from .distributed import ALONE, Ranks
 from .microbatch import microbatch_size, over_microbatches
 from .models.text import TextEncoder, TextToImage, Tokenizer, drop_prompts
 from .models.unet import UNet
@@ -127,6 +128,7 @@ def learn(
     seed: int = 0,
     resume: bool = False,
     say: Callable[[str], object] = lambda text: None,
+    ranks: Ranks = ALONE,
 ) -> TrainState:
     """Train a denoiser of these pictures, told their labels or their words. images: to learn from, in whole rounds; or
     as many of the pictures as are given. out: gets checkpoint.npz, which tinydiff.load reads, and log.jsonl."""
@@ -173,6 +175,7 @@ def learn(
         model, loss, arrays, Adam(model.parameters(), lr=lr), epochs=epochs, batch_size=batch_size,
         microbatch=microbatch, threads=threads, seed=seed, schedule=warmup(100, cosine(steps)), schedule_by="step",
         ema=ema, out=out, resume=resume, log_every=50, save_every=500, about=trained.about(),
+        ranks=ranks,
     )  # fmt: skip
 
 

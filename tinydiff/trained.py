@@ -27,6 +27,7 @@ from .describing import Unknown, describe, rebuild
 from .diffusion.methods import METHODS
 from .diffusion.predict import Guided
 from .diffusion.sample import sample
+from .distributed import ALONE, Ranks
 from .engine import Tensor
 from .latents import LatentSpace
 from .models import autoencoder as _autoencoder  # noqa: F401  whose classes are rebuildable, as those of the next ones
@@ -115,12 +116,13 @@ class Trained:
         steps: int | None = None,
         microbatch: int = 20,
         threads: int | None = None,
+        ranks: Ranks = ALONE,
     ) -> np.ndarray:
         """n pictures, float32 (n, H, W, C) on the host, of which `low` is black and `high` is white, about.
 
         rng: an Rng or a seed; picture i of a seed is the same among any number. labels: {"digit": 7}, or n of them;
         values may be their names. A label that is not given is the null class. prompts: one for all, or n.
-        guidance: the weight, 0 for none; negative: a prompt to push away from. method, steps: as for `sample`.
+        guidance: the weight, 0 for none; negative: a prompt to push away from. method, steps, ranks: as for `sample`.
         Errors: ValueError for labels and words that the model does not know, with the nearest it knows, for a condition
         that it does not have, and for guidance where there is nothing to push towards or away from.
         """
@@ -136,7 +138,7 @@ class Trained:
                 )
             model = Guided(model, guidance, negative=self._words(1, negative) if self.text else None)
         x = sample(model, (n, *self.shape), self.process, rng, method=method, steps=steps, eps=self.eps,
-                   microbatch=microbatch, threads=threads, condition=condition)  # fmt: skip
+                   microbatch=microbatch, threads=threads, ranks=ranks, condition=condition)  # fmt: skip
         return to_host(x) if self.space is None else self.space.decode(x)
 
     def _labels(self, n: int, given: Mapping[str, Any]) -> dict[str, Any]:

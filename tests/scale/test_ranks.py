@@ -27,7 +27,7 @@ host_only = pytest.mark.skipif(EMULATED, reason="the same on every backend, and 
 STEPS = "12" if EMULATED else "52"  # a multiple of 4
 
 
-def started(n: int, program: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def started(n: int, program: Path | str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A program on n ranks; n = 0: in a single process without mpiexec."""
     beside = Path(sys.executable).with_name("mpiexec")
     mpiexec = [str(beside) if beside.exists() else "mpiexec", "-n", str(n)] if n else []
@@ -267,3 +267,20 @@ def test_a_chapter_on_two_ranks_speaks_and_writes_once(tmp_path: Path) -> None:
     assert done.returncode == 1
     message = "train: a batch of 1 is too small for 2 ranks: choose a larger batch_size"
     assert done.stderr.splitlines()[1:] == [message]  # the first says how many parameters and images there are
+
+
+@host_only
+def test_the_commands_train_and_sample_on_two_ranks(tmp_path: Path) -> None:
+    small = ["--images", "32", "--batch-size", "16", "--microbatch", "8", "--channels", "8", "16", "--exact"]
+    saved = []
+    for n, parallel in ((0, "alone"), (2, "mpi")):
+        out = tmp_path / f"{n}"
+        done = started(n, "-m", "tinydiff", "train", "glyphs", "--parallel", parallel, "--out", str(out), *small)
+        assert done.returncode == 0 and done.stderr.count("now: python -m tinydiff sample") == 1, done.stderr
+        picture = ["--count", "1", "--steps", "2", "--microbatch", "2", "--out", str(out / "grid.png")]
+        done = started(n, "-m", "tinydiff", "sample", str(out / "checkpoint.npz"), "--parallel", parallel, *picture)
+        assert done.returncode == 0 and done.stdout.splitlines() == [str(out / "grid.png")], done.stderr
+        saved.append((saving.load(out / "checkpoint.npz")["model"], (out / "grid.png").read_bytes()))
+    assert equal(saved[0][0], saved[1][0]) and saved[0][1] == saved[1][1]
+    done = started(2, "-m", "tinydiff", "sample", str(tmp_path / "none.npz"), "--parallel", "mpi")
+    assert done.returncode == 1 and done.stderr.count("none.npz") == 1 and "Traceback" not in done.stderr
