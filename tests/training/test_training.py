@@ -479,7 +479,7 @@ def test_progress(numpy_backend, monkeypatch, live):
     task.stream = Terminal() if live else io.StringIO()
     task.train(epochs=20, reference={1: 300.0})
     text = task.stream.getvalue()
-    lines = text.replace("\r\033[K", "\n").split("\n")
+    lines = [line.rstrip() for line in text.replace("\r", "\n").split("\n")]
     records = [line for line in lines if " lr " in line]
     steps = [line for line in lines if "images/s" in line and " lr " not in line]
     assert (

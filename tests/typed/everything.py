@@ -13,7 +13,7 @@ import tinydiff
 from tinydiff import Rng, Tensor, backend, data, functional, interop, metrics, nn, ops, optim, plot, saving
 from tinydiff import diffusion as d
 from tinydiff.trained import Trained
-from tinydiff.training import CannotResume, InUse, TrainState, gradients, train
+from tinydiff.training import CannotResume, InUse, TrainState, gradients, read_log, train, write_csv
 
 
 @tinydiff.rebuildable
@@ -166,6 +166,7 @@ def files_and_data(net: Net, out: Path) -> None:
     saving.write_atomically(saving.cache_dir("mine") / "file", lambda file: file.write(b""))
     print(training, validation, masks, scenes.labels, mixture.sample(3, 0), images, data.ATTRIBUTES, data.SCENE)
     print([name for name, axes in interop.axes_of(net) if len(axes) == 2], interop.from_dlpack(images))
+    print(interop.from_bfloat16(b"\0\0", (1,)))
 
 
 def learn(net: Net, loss: Callable[..., Tensor], images: Any) -> int:
@@ -175,6 +176,7 @@ def learn(net: Net, loss: Callable[..., Tensor], images: Any) -> int:
     except (CannotResume, InUse):
         return 1
     plot.loss_curve(state.records, "loss.png", x="step")
+    write_csv(read_log("runs"), "runs/log.csv")
     return state.exit_code
 
 
@@ -183,7 +185,7 @@ def judge(a: Any, b: Any) -> None:
     shares += metrics.conditional_accuracy({"digit": a}, {"digit": b}).values()
     distance: float = metrics.frechet_distance(a, b)
     nearest, far = metrics.nearest(a, b)
-    figure = plot.new_figure(4, 3)
+    figure = plot.new_figure(plot.text_width("title", 10) + 3, 3)
     plot.frame(figure.add_subplot(), "title", x="step")
     plot.save(figure, "figure.png")
     plot.image_grid(a, "images.png", rows=2, low=-1, high=1)
