@@ -259,6 +259,14 @@ def test_a_training_step_never_waits_and_learns(dtype: str) -> None:
 # ---------------------------------------------------------------- clipping
 
 
+def test_large_gradients_are_clipped_and_not_lost(each_backend: str) -> None:
+    """The square of 1e20 is more than float32 holds."""
+    p = nn.Parameter(backend.xp.zeros(4, "float32"))
+    p.grad = Tensor(backend.xp.full(4, 1e20, "float32"))
+    assert optim.clip_grad_norm([p], 1.0).item() == pytest.approx(2e20, rel=1e-6)
+    np.testing.assert_allclose(p.grad.numpy(), 0.5, rtol=1e-5)
+
+
 def test_plain_sgd_takes_no_state_of_another_optimiser() -> None:
     ps = [Tensor(backend.xp.ones(3, "float32"), requires_grad=True)]
     with pytest.raises(ValueError, match=r"this state does not fit SGD of 1 parameters: it is of 'Adam'"):

@@ -233,6 +233,8 @@ def test_checkpoints_of_a_run_say_what_they_are_of(tmp_path: Path, numpy_backend
         ({"guidance": 1.0}, "give a label or a prompt"),
         ({"guidance": 1.0, "labels": {"digit": 1}}, "never trained without its condition"),
         ({"method": "huen"}, "huen"),
+        ({"labels": {"digit": 1.9}}, "digit must be an integer"),
+        ({"negative": "a cat"}, "negative='a cat' pushes nothing away: this model knows no words"),
     ],
 )
 def test_what_cannot_be_sampled_is_said(asked: Any, says: str, numpy_backend: str) -> None:
@@ -281,6 +283,7 @@ HUGE = 10**9
         (["about", "model", "more"], 1),
         (["about", "process"], {"class": "diffusion.process.VESDE", "arguments": {"sigma": "x"}}),
         (["about", "process"], None),
+        (["about", "process"], {"class": "models.unet.UNet", "arguments": {"channels": [64, 512]}}),
         ([*NET, "channels"], [HUGE]),
         ([*NET, "channels"], [16]),
         ([*NET, "channels"], [8] * 1000),
@@ -356,3 +359,27 @@ def test_an_object_in_an_object_ends_somewhere() -> None:
         rebuild(deep, rng=0)
     with pytest.raises(Unknown, match="not known here"):
         rebuild({"class": "engine.Tensor", "arguments": {}}, rng=0)
+
+
+def test_what_cannot_be_rebuilt_is_refused_when_it_is_declared(monkeypatch: Any) -> None:
+    monkeypatch.setattr("tinydiff.describing.CLASSES", dict(CLASSES))
+
+    class Many:
+        def __init__(self, *widths: int):
+            self.widths = widths
+
+    class Hands:
+        def __init__(self, **options: int):
+            self.options = options
+
+    for cls, says in ((Many, "must have names"), (Hands, "no class above it is rebuildable")):
+        with pytest.raises(TypeError, match=says):
+            rebuildable(cls)
+
+    def same(module: str) -> type:
+        return type("Same", (), {"__module__": module, "__qualname__": "Same", "__init__": lambda self: None})
+
+    rebuildable(same("one"))
+    rebuildable(same("one"))  # a cell that is run again
+    with pytest.raises(TypeError, match="Same is also the name of a class of one"):
+        rebuildable(same("two"))

@@ -117,8 +117,10 @@ def sample(parser: argparse.ArgumentParser) -> Run:
             raise ValueError(f"this model knows no words{also}; {text!r} says nothing to it")
         rows = given.label or given.prompt
         first = next(iter(trained.labels), None)
+        labels = [labels_in(trained, row) for row in given.label] if trained.labels else []
         if not rows and first is not None:
-            rows = [f"{first}={value}" for value in trained.labels[first]]
+            rows = list(trained.labels[first])
+            labels = [{first: i} for i in range(len(rows))]
         told = bool(rows)
         rows = rows or [""]
         each = given.count or max(1, 64 // len(rows))
@@ -126,7 +128,7 @@ def sample(parser: argparse.ArgumentParser) -> Run:
         guidance = given.guidance if given.guidance is not None else float(told and trained.null)
         condition: dict[str, Any] = {}
         if trained.labels:
-            condition["labels"] = labels_of(trained, rows, each)
+            condition["labels"] = labels_of(trained, labels, each)
         elif trained.tokenizer is not None and told:
             condition["prompts"] = [prompt for prompt in rows for _ in range(each)]
         x = trained.sample(n, Rng(given.seed).child("samples"), negative=given.negative, guidance=guidance,
@@ -226,19 +228,23 @@ def judge_samples(trained: Any, shown: Any, name: Any, method: Any, given: argpa
     print(f"Frechet distance {frechet_distance(features, real):.4g} of {n} samples to {len(real):,} real pictures")
 
 
-def labels_of(trained: Any, rows: list[str], each: int) -> dict[str, list[int]]:
-    """The labels of --label, one for each picture: "7", "digit=7", "digit=7,face=serif". What is not said is -1."""
+def labels_in(trained: Any, row: str) -> dict[str, int]:
+    """The labels of one --label: "7", "digit=7", "digit=7,face=serif"."""
     first = next(iter(trained.labels))
-    told: list[dict[str, int]] = []
-    for row in rows:
-        found: dict[str, int] = {}
-        for part in row.split(","):
-            name, has_name, value = part.strip().rpartition("=")
-            name = name if has_name else first
-            if name not in trained.labels:
-                raise ValueError(f"there is no label {name!r}: {nearest(name, list(trained.labels))}")
-            found[name] = trained.number_of(name, value)
-        told.append(found)
+    if row in trained.labels[first]:  # the name of a folder may have a comma in it
+        return {first: trained.number_of(first, row)}
+    found: dict[str, int] = {}
+    for part in row.split(","):
+        name, has_name, value = part.strip().partition("=")
+        name, value = (name, value) if has_name else (first, name)
+        if name not in trained.labels:
+            raise ValueError(f"there is no label {name!r}: {nearest(name, list(trained.labels))}")
+        found[name] = trained.number_of(name, value)
+    return found
+
+
+def labels_of(trained: Any, told: list[dict[str, int]], each: int) -> dict[str, list[int]]:
+    """One for each picture, of what each row is told. What is not said is -1."""
     names = [name for name in trained.labels if any(name in found for found in told)]
     if not trained.null and any(len(found) < len(trained.labels) for found in told):
         raise ValueError(f"this model must be told all of {', '.join(trained.labels)}")

@@ -29,14 +29,21 @@ DEEPEST, LONGEST = 12, 64  # a description: objects in objects; numbers in a lis
 def rebuildable(cls: Class) -> Class:
     """A class whose objects remember the arguments that they were made with. Its name is that of the class, and in
     tinydiff the module before it. A constructor that hands **options on has those of the class above, too, which must
-    be rebuildable then. Errors: TypeError for a constructor with arguments that have no name but a position."""
+    be rebuildable then. Errors: TypeError for a constructor with arguments that have no name but a position, or with
+    **options for nobody; and for a name that a class of another module has."""
     make = cls.__init__  # type: ignore[misc]
     signature = inspect.signature(make)
     parameters = list(signature.parameters.values())[1:]
-    if any(p.kind is p.POSITIONAL_ONLY for p in parameters):
-        raise TypeError(f"rebuildable: the arguments of {cls.__qualname__} must have names")
     named = {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)} - {"rng"}
     hands_on = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    nameless = any(p.kind is p.POSITIONAL_ONLY or p.kind is p.VAR_POSITIONAL and not hands_on for p in parameters)
+    if nameless:
+        raise TypeError(f"rebuildable: the arguments of {cls.__qualname__} must have names")
+    if hands_on and not hasattr(cls, "_takes_rng"):
+        raise TypeError(f"rebuildable: {cls.__qualname__} hands **options on, but no class above it is rebuildable")
+    before = CLASSES.get(name_of(cls))
+    if before is not None and before.__module__ != cls.__module__:
+        raise TypeError(f"rebuildable: {cls.__qualname__} is also the name of a class of {before.__module__}")
 
     @functools.wraps(make)
     def made(self: Any, *args: Any, **options: Any) -> None:

@@ -373,7 +373,10 @@ def clip_grad_norm(parameters: Tensor | Iterable[Tensor], max_norm: float) -> Ar
 def clip_norm(gs: Sequence[Array], max_norm: float) -> Array:
     """Scale the arrays so that the norm of all together is at most max_norm (and a millionth less); returns the norm
     before."""
-    norm = xp.sqrt(xp.stack([(g * g).sum() for g in gs]).sum())  # ()
+    # The squares of numbers above 1e19 are too large for float32: so of the largest number as a unit.
+    largest = xp.stack([abs(g).max() for g in gs if g.size] or [xp.zeros((), "float32")]).max()
+    unit = xp.where((largest > 1) & xp.isfinite(largest), largest, 1).astype(largest.dtype)
+    norm = unit * xp.sqrt(xp.stack([xp.square(g / unit).sum() for g in gs]).sum())  # ()
     scale = xp.minimum(max_norm / (norm + 1e-6), 1)
     for g in gs:
         g *= scale

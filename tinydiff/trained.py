@@ -128,6 +128,9 @@ class Trained:
         """
         n, guidance = integer("sample: n", n), number("sample: guidance", guidance)
         condition = self._labels(n, labels or {}) | self._words(n, prompts)
+        if negative and (self.text is None or not guidance):
+            why = "this model knows no words" if self.text is None else "guidance is what pushes, and it is 0"
+            raise ValueError(f"sample: negative={negative!r:.80} pushes nothing away: {why}")
         model: Any = self.model
         if guidance or negative:
             if not condition:
@@ -161,7 +164,7 @@ class Trained:
                 return values.index(value)
             if not value.isdecimal():
                 raise ValueError(f"sample: {name} cannot be {value!r}: {_nearest(value, values)}")
-        number_of = integer(f"sample: {name}", int(value), -1 if self.null else 0)
+        number_of = integer(f"sample: {name}", int(value) if isinstance(value, str) else value, -1 if self.null else 0)
         if number_of >= len(values):
             raise ValueError(f"sample: {name} must be 0 to {len(values) - 1}, not {value}")
         return number_of
@@ -213,9 +216,8 @@ def _trained(state: Mapping[str, Any], net: Any, process: Any, averaged: bool) -
         average.copy_to(model)
     given = {name: about[name] for name in FIELDS if name not in ("model", "process", "space")}
     space = None if about["space"] is None else _space(**about["space"])
-    return Trained(
-        model.eval(), rebuild(about["process"], rng=None, own=process), given.pop("shape"), space=space, **given
-    )
+    made = rebuild(about["process"], rng=nn.Unfilled(), own=process)  # without weights, if a stranger put a net here
+    return Trained(model.eval(), made, given.pop("shape"), space=space, **given)
 
 
 def _made(description: Any, weights: Any, own: Any = None) -> Any:

@@ -144,11 +144,17 @@ def train(
     order = Batches(n, batch_size, seed=seed, drop_last=False)
     if ranks.size > 1:
         _check_ranks(ranks, model, arrays, min(n, batch_size), microbatch, capture)
+        held_out = () if validation is None else arrays_of("train: the validation data", validation)[0]
+        plain = {name: value for name, value in vars(optimizer).items() if isinstance(value, (bool, int, float, tuple))}
         ranks.require_same(tinydiff=code(), data=digest(*arrays), epochs=epochs, batch_size=batch_size,
-                           microbatch=microbatch, seed=seed, learning_rate=optimizer.lr, resume=resume,
-                           save_every=save_every, nonfinite=nonfinite)  # fmt: skip
+                           microbatch=microbatch, seed=seed, resume=resume, exact_sums=ranks.exact,
+                           optimizer=type(optimizer).__name__, **plain, averages=None if ema is None else ema.decay,
+                           clip_norm=clip_norm, validation_data=digest(*held_out), log_every=log_every,
+                           save_every=save_every, schedule_by=schedule_by, keep=keep, keep_best=keep_best,
+                           nonfinite=nonfinite, most_nonfinite=most_nonfinite)  # fmt: skip
         averages = [] if ema is None else list(ema.averages.values())
         ranks.broadcast([t._data for _, t in model.named_tensors()] + averages)
+    threads = ranks.threads if threads is None else threads
     noise, schedule = Rng(seed).child("training"), schedule or constant()
     base_lr = optimizer.lr
 

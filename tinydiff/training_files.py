@@ -210,11 +210,12 @@ class Files:
             self._checked_parts(state)
             self.saved_at = state.step
             return
+        parts = self._checked_parts(state) if self.together else None  # with the other ranks: an error must end all
         with self._tried(path.name):
             if self.keep > 1 and self.saved_at and path.exists():
                 with contextlib.suppress(OSError):  # the new one is worth more than a name for the old one
                     _link(path, self.out / f"checkpoint-{self.saved_at}.npz")
-            self._write(path, state)
+            self._write(path, state, parts)
             self.saved_at = state.step
             for older in self._may_go()[: 1 - self.keep]:
                 older.unlink(missing_ok=True)
@@ -263,8 +264,8 @@ class Files:
             raise FloatingPointError(f"step {state.step} is not saved, because {flaws}{there}")
         return parts
 
-    def _write(self, path: Path, state: TrainState) -> None:
-        parts = self._checked_parts(state)
+    def _write(self, path: Path, state: TrainState, parts: dict[str, Any] | None = None) -> None:
+        parts = self._checked_parts(state) if parts is None else parts
         run = {name: getattr(state, name) for name in SAVED}
         while True:
             try:

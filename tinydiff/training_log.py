@@ -72,7 +72,7 @@ class TrainLog:
                 yield
                 self.progress.read()
             except KeyboardInterrupt:
-                if self.stop.twice or self.watch.updating:
+                if self.stop.twice or self.watch.updating or self.ranks.size > 1:  # the others know nothing of it
                     raise
                 self.progress.read()
             except (Exception, SystemExit):

@@ -242,7 +242,11 @@ def kills(count: int) -> None:
             assert running.returncode != 0, "a job that lost a rank ended with 0"
             ranks = rng.choice((1, 2, 3, 4))
             resume = ["--resume"] if (Path(out) / "run" / "checkpoint.npz").exists() else []
-            run(ranks, out, *resume).communicate(timeout=300)
+            for old in Path(out).glob("weights*.npz"):
+                old.unlink()
+            again = run(ranks, out, *resume)
+            again.communicate(timeout=300)
+            assert again.returncode == 0, f"the restart ended with {again.returncode}"
             got = weights(out)
             same += all(np.array_equal(got[name], wanted[name]) for name in wanted)
             litter = [p.name for p in (Path(out) / "run").iterdir() if p.suffix not in (".npz", ".jsonl")]

@@ -85,7 +85,7 @@ def main() -> int:
     parser.add_argument("--die", type=int, nargs=2, metavar=("RANK", "STEP"), help="this rank kills itself")
     parser.add_argument("--fail", type=int, nargs=2, metavar=("RANK", "STEP"), help="this rank raises")
     parser.add_argument("--stop", type=int, nargs=2, metavar=("RANK", "STEP"), help="this rank gets SIGTERM")
-    parser.add_argument("--own", choices=["data", "batch", "folder"], help="rank 1 has another one")
+    parser.add_argument("--own", choices=["data", "batch", "folder", "log"], help="rank 1 has another one")
     args = parser.parse_args()
     if args.stand_in:
         stand_in()
@@ -115,7 +115,8 @@ def main() -> int:
             model, loss, images, optimizer,
             epochs=-(-args.steps // 4), batch_size=args.batch_size + (differs == "batch"),
             microbatch=args.microbatch or None, ema=optim.EMA(model),
-            schedule=at_step, schedule_by="step", save_every=5, resume=args.resume, ranks=ranks,
+            schedule=at_step, schedule_by="step", save_every=5,
+            log_every=3 if differs == "log" else None, resume=args.resume, ranks=ranks,
             out=args.out / "apart" if differs == "folder" else args.out / "run",
         )  # fmt: skip
         weights = {name: host(a) for name, a in model.state_dict().items()}

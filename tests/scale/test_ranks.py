@@ -115,6 +115,7 @@ def test_a_signal_to_one_rank_stops_all_of_them_after_the_same_step(tmp_path: Pa
     [
         (["--own", "data"], "rank 1 has not the same data as rank 0"),
         (["--own", "batch"], "rank 1 has not the same batch size as rank 0: 17 instead of 16"),
+        (["--own", "log"], "rank 1 has not the same log every as rank 0: 3 instead of None"),
         (["--own", "folder"], "must be a folder that all ranks see"),
         (["--batch-size", "1"], "a batch of 1 is too small for 2 ranks"),
         (["--batch-size", "8", "--microbatch", "8"], "too few for 2 ranks: choose microbatch=4 or less"),
