@@ -289,7 +289,8 @@ def _run(commands: list[list[str]], work: Path) -> str:
             try:
                 process.wait(max(0, start + SLOW - time.monotonic()))
             except subprocess.TimeoutExpired:
-                _say(f"tinydiff: {commands[i][0]} takes long; {LIMIT} s after it began, NumPy goes on without it")
+                who = commands[i][0]
+                _say(f"tinydiff: {who} takes long; if it is not done after {LIMIT} s, NumPy goes on without it")
                 process.wait(max(0, start + LIMIT - time.monotonic()))
             if process.returncode:
                 with open(work / f"{i}.log", "rb") as log:
