@@ -107,6 +107,8 @@ def test_out_as_numbers() -> None:
     x = td.tensor([[1.5, 2.0]])
     assert x.tolist() == [[1.5, 2.0]] and x[0, 0].item() == 1.5 and float(x[0, 1]) == 2.0 and int(x[0, 1]) == 2
     assert bool(x[0, 0]) and not td.tensor(0.0) and td.tensor([[3]]).item() == 3
+    with pytest.raises(ValueError, match=r"the truth of a Tensor.* one element, this one has shape \(1, 2\)"):
+        bool(x)
     assert isinstance(x.numpy(), np.ndarray)
     assert np.asarray(x).dtype == "float32" and np.array(x, "float64").dtype == "float64"
     np.testing.assert_array_equal(np.asarray(x), x.numpy())

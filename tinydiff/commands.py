@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -63,7 +64,8 @@ def train(parser: argparse.ArgumentParser) -> Run:
             say=say if ranks.rank == 0 else lambda text: None, ranks=ranks,
         )  # fmt: skip
         if not state.exit_code and ranks.rank == 0:
-            say(f"now: python -m tinydiff sample {out / 'checkpoint.npz'}")
+            prompt = f" --prompt {shlex.quote(shown.captions[0])}" if given.words else ""
+            say(f"now: python -m tinydiff sample {out / 'checkpoint.npz'}{prompt}")
         return state.exit_code
 
     return shared(run)

@@ -59,19 +59,23 @@ def jacobian(fn: Function, x: Any, create_graph: bool = False) -> Tensor:
 
 
 def hvp(fn: Function, x: Any, u: Any) -> tuple[Tensor, Tensor]:
-    """(df/dx, H u) for an f with one element, H_ij = d^2 f / dx_i dx_j, and u of the shape of x.
+    """(f(x), H u) for an f with one element, H_ij = d^2 f / dx_i dx_j, and u of the shape of x.
 
         H u = d(<df/dx, u>) / dx
 
     H itself, of as many columns as x has elements, is never there.
-    Errors: as `jvp`; RuntimeError for an f with several elements.
+    Errors: as `jvp`; ValueError for an f with several elements.
     """
     x, y, u = *_at(fn, x), _like(x, u, "hvp: u")
+    if y.size != 1:
+        raise ValueError(
+            f"hvp is for a function with one element, this one has shape {y.shape}: reduce it, as in f.sum()"
+        )
     with set_grad_enabled(True):
         gradient = grad(y, x, create_graph=True)[0]
         if not gradient.requires_grad:  # f is linear in x
-            return gradient.detach(), Tensor(xp.zeros_like(x._data))
-        return gradient.detach(), grad((gradient * u).sum(), x)[0]
+            return y.detach(), Tensor(xp.zeros_like(x._data))
+        return y.detach(), grad((gradient * u).sum(), x)[0]
 
 
 def _at(fn: Function, x: Any, keep: bool = False) -> tuple[Tensor, Tensor]:

@@ -178,18 +178,21 @@ class Operators:
 
     def item(self) -> float:
         """The only element, as a Python number. Waits for the device. Errors: ValueError if there are several."""
+        return self._only("item()")
+
+    def _only(self, what: str) -> Any:
         if self.size != 1:
-            raise ValueError(f"item() is for a Tensor of one element, this one has shape {self.shape}")
+            raise ValueError(f"{what} is for a Tensor of one element, this one has shape {self.shape}")
         return self.numpy().item()
 
     def __float__(self) -> float:
-        return float(self.item())
+        return float(self._only("float()"))
 
     def __int__(self) -> int:
-        return int(self.item())
+        return int(self._only("int()"))
 
     def __bool__(self) -> bool:
-        return bool(self.item())
+        return bool(self._only("the truth of a Tensor, in `if` or `and`,"))
 
     def __len__(self) -> int:
         if self.ndim == 0:

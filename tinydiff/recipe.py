@@ -41,6 +41,7 @@ class Pictures(NamedTuple):
     names: dict[str, list[str]]  # of the values of each label
     captions: list[str]
     source: dict[str, Any]  # for a checkpoint, and for held_out
+    held: int = 0  # pictures of the folder that are not among these
 
 
 def pictures(
@@ -108,7 +109,8 @@ def _of_folder(found: data.Pictures, source: Mapping[str, Any], held: bool) -> P
     rows = mask if held else ~mask
     captions = [caption for caption, kept in zip(found.captions, rows) if kept]
     labels = {name: values[rows] for name, values in found.labels.items()}
-    return Pictures(found.images[rows], labels, {name: list(found.classes) for name in labels}, captions, dict(source))
+    names = {name: list(found.classes) for name in labels}
+    return Pictures(found.images[rows], labels, names, captions, dict(source), int((~rows).sum()))
 
 
 # ---------------------------------------------------------------- learning
@@ -170,7 +172,8 @@ def learn(
     n = len(arrays[0])
     epochs = round(images / n)
     steps = epochs * -(-n // batch_size)
-    say(f"{model.count():,} parameters, {epochs * n:,} pictures, {n:,} of them different; the run goes to {out}")
+    times, others = "once" if epochs == 1 else f"{epochs} times", f"{shown.held:,}" if shown.held else "none"
+    say(f"{model.count():,} parameters; {n:,} pictures, each {times}, {others} held out; the run goes to {out}")
     return train(
         model, loss, arrays, Adam(model.parameters(), lr=lr), epochs=epochs, batch_size=batch_size,
         microbatch=microbatch, threads=threads, seed=seed, schedule=warmup(100, cosine(steps)), schedule_by="step",
