@@ -239,6 +239,7 @@ def own_options(folder, out):
     return ["--data", folder, "--out", out, "--steps", 1, "--samples", 2, *training]
 
 
+@on_the_host
 def test_words_become_pictures_of_your_own(tmp_path, own_pictures, monkeypatch, capsys):
     out = tmp_path / "run"
     options = own_options(own_pictures, out)
@@ -338,6 +339,7 @@ def test_handwriting_is_not_drawn(monkeypatch, capsys):
     assert "--drawn is for --data glyphs and scenes, not for --data mnist" in capsys.readouterr().err
 
 
+@on_the_host
 def test_words_become_handwriting_and_are_judged(tmp_path, data_dir, monkeypatch, capsys):
     out = tmp_path / "run"
     options = ["--data-dir", data_dir, "--out", out, "--steps", 1, "--samples", 2]
@@ -623,6 +625,7 @@ def test_a_model_of_glyphs_is_used(tmp_path, monkeypatch, each_backend):
 
 
 @pytest.mark.slow
+@on_the_host
 def test_a_model_of_mnist_is_used(tmp_path, data_dir):
     train = ["--data", "mnist", "--data-dir", data_dir, "--images", 24, "--channels", 8, 16, "--steps", 1]
     run(QUICKSTART, *train, "--out", tmp_path)
