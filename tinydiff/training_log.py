@@ -56,8 +56,10 @@ class TrainLog:
     @property
     def stopped(self) -> bool:
         """Has a signal or on_record asked for the end of the loop? What asks one rank asks all of them."""
-        self.stop.signal, self.state.stopped = map(max, zip(*self.ranks.gather((self.stop.signal, self.state.stopped))))
-        return self.stop.signal != 0 or self.state.stopped != ""
+        number, self.state.stopped = map(max, zip(*self.ranks.gather((self.stop.signal, self.state.stopped))))
+        if number:  # else the signal is left alone: one that has come since it was read would be lost
+            self.stop.signal = number
+        return number != 0 or self.state.stopped != ""
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:

@@ -19,6 +19,7 @@ import pytest
 from test_training import N, Task, X, Y, log_of
 
 from tinydiff import Rng, nn, ops, saving, tensor, training_files
+from tinydiff.distributed import Ranks
 from tinydiff.files import InUse
 from tinydiff.optim import SGD, Adam
 from tinydiff.training import CannotResume, train
@@ -363,6 +364,21 @@ def test_signals_that_are_ignored_stay_so_and_handlers_come_back(tmp_path):
     run = Task(at=lambda calls: calls == 2 and signal.raise_signal(signal.SIGTERM)).train()
     assert (run.step, run.signal, run.exit_code) == (3, signal.SIGTERM, 143)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_signal_that_comes_while_the_loop_asks_for_one_is_not_lost():
+    class Late(Ranks):
+        asked = 0
+
+        def gather(self, value):
+            if isinstance(value, tuple):  # the signal, and what on_record asked for: both are read by now
+                self.asked += 1
+                if self.asked == 2:
+                    signal.raise_signal(signal.SIGTERM)
+            return [value]
+
+    run = Task().train(ranks=Late())
+    assert (run.step, run.exit_code) == (2, 143)
 
 
 @posix

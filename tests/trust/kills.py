@@ -21,6 +21,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -33,8 +34,7 @@ from tinydiff import files, saving, training_files
 from tinydiff.training_log import TrainLog
 
 WATCHED = {module.__file__ for module in (files, saving, training_files)}
-
-
+LONGEST = 60  # seconds that a run may live after its start, most of them without work
 SUDDEN = (signal.SIGKILL, signal.SIGPROF)
 
 
@@ -124,9 +124,16 @@ def main() -> int:
             finally:
                 os._exit(1)  # a signal that came before the training began
         os.close(write)
-        status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-        with os.fdopen(read) as pipe:
+        with os.fdopen(read) as pipe:  # whose other end is closed when the child is dead
+            late = threading.Timer(LONGEST, os.kill, (process, signal.SIGKILL))
+            late.start()
             lines = [line.rstrip() for line in pipe if line.endswith("\n")]
+        status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        fired = late.finished.is_set()
+        late.cancel()
+        late.join()  # no thread is there when the next child is forked
+        if fired and status == -signal.SIGKILL != -number:
+            failures.append(f"{i}: {number} was lost")
         begun, said = "begun" in lines, [int(line) for line in lines if line.isdigit()]
         starts += begun
         failures += [f"{i}: {line}" for line in lines if line != "begun" and not line.isdigit()]
