@@ -100,6 +100,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish() -> None:
     """All modules and all tests are there now, millions of objects, and stay. Without this the garbage collector goes
-    through them again and again, which takes a third of the suite's time."""
+    through them again and again, which makes tests with many small objects three times as slow."""
     gc.collect()
     gc.freeze()
