@@ -95,6 +95,21 @@ def test_every_class_of_a_file_can_be_described() -> None:
             assert inspect.Parameter.POSITIONAL_ONLY not in kinds, name
 
 
+def test_an_attribute_that_only_has_the_name_of_an_argument_is_not_taken_for_it() -> None:
+    @rebuildable
+    class Doubling(nn.Module):
+        def __init__(self, channels: int, rng: Any = None):
+            self.channels = 2 * channels  # of the inner layer
+            self.inner = nn.Linear(channels, self.channels, rng=rng)
+
+    try:
+        description = describe(Doubling(3, rng=0))
+        assert description["arguments"] == {"channels": 3}
+        assert rebuild(description, rng=0).inner.weight.shape == Doubling(3, rng=0).inner.weight.shape
+    finally:
+        CLASSES.pop(next(name for name in CLASSES if name.endswith("Doubling")))
+
+
 def test_what_was_changed_after_it_was_made_is_described_as_it_is() -> None:
     model = labelled()
     model.sigma_data = 0.25

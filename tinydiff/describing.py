@@ -52,6 +52,7 @@ def rebuildable(cls: Class) -> Class:
         make(self, *args, **options)
         above = self._arguments if hands_on else {}
         self._arguments = {**above, **{n: _kept(a) for n, a in bound.arguments.items() if n in named}}
+        self._stands_for = {n for n, a in self._arguments.items() if _is_kept_as(self, n, a)}
 
     cls.__init__ = made  # type: ignore[misc]
     cls._takes_rng = any(p.name == "rng" for p in parameters) or hands_on and cls._takes_rng  # type: ignore[attr-defined]
@@ -92,13 +93,19 @@ def describe(value: Any) -> Any:
     return {"class": name_of(kind), "arguments": {n: describe(_now(value, n, a)) for n, a in value._arguments.items()}}
 
 
+def _is_kept_as(value: Any, name: str, argument: Any) -> bool:
+    """Whether a new object has its argument as the attribute of that name, and not something that was made of it."""
+    if not hasattr(value, name):
+        return False
+    attribute = getattr(value, name)
+    if isinstance(argument, (bool, int, float, str)):
+        return isinstance(attribute, (bool, int, float, str)) and attribute == argument
+    return attribute is argument or inspect.ismethod(argument) and attribute == argument
+
+
 def _now(value: Any, name: str, argument: Any) -> Any:
-    """An argument, or the attribute of its name, if that may have been changed since: sigma_data, or another net."""
-    attribute = getattr(value, name, argument)
-    if isinstance(argument, (tuple, dict)):  # the attribute may be what was made of it
-        return argument
-    same = type(attribute) is type(argument) or callable(attribute) and callable(argument)
-    return attribute if same else argument
+    """An argument, or the attribute that stood for it, which may have been changed since: sigma_data, or another net."""
+    return getattr(value, name, argument) if name in value._stands_for else argument
 
 
 class Unknown(ValueError):
