@@ -104,7 +104,7 @@ def _is_kept_as(value: Any, name: str, argument: Any) -> bool:
 
 
 def _now(value: Any, name: str, argument: Any) -> Any:
-    """An argument, or the attribute that stood for it, which may have been changed since: sigma_data, or another net."""
+    """An argument, or the attribute that stood for it and may have changed since: sigma_data, or another net."""
     return getattr(value, name, argument) if name in value._stands_for else argument
 
 

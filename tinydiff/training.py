@@ -167,7 +167,7 @@ def train(
     )  # fmt: skip
     validated = None if validation is None else Validation(
         loss, model, ema, sources, validation, len(arrays), Rng(seed).child("validation"), batch_size, microbatch,
-        threads,
+        threads, ranks,
     )  # fmt: skip
     watch = Watch(loss, model, optimizer.parameters, sources, nonfinite, most_nonfinite, microbatch, threads)
 

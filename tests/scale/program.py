@@ -93,6 +93,7 @@ def main() -> int:
     with connected(args.parallel, exact=args.exact) as ranks:
         model = Net(Rng(0 if ranks.rank == 0 else 1))  # the weights of rank 0 count
         images = host(Rng(7).child("images").normal((64, 8, 8, 1)))
+        held_out = host(Rng(7).child("held out").normal((21, 8, 8, 1)))  # no multiple of anything
         differs = args.own if ranks.rank == 1 else None
         if differs == "data":
             images[3, 2, 1, 0] += 1
@@ -114,7 +115,7 @@ def main() -> int:
         state = train(
             model, loss, images, optimizer,
             epochs=-(-args.steps // 4), batch_size=args.batch_size + (differs == "batch"),
-            microbatch=args.microbatch or None, ema=optim.EMA(model),
+            microbatch=args.microbatch or None, ema=optim.EMA(model), validation=held_out,
             schedule=at_step, schedule_by="step", save_every=5,
             log_every=3 if differs == "log" else None, resume=args.resume, ranks=ranks,
             out=args.out / "apart" if differs == "folder" else args.out / "run",
@@ -122,7 +123,10 @@ def main() -> int:
         weights = {name: host(a) for name, a in model.state_dict().items()}
         source = Rng(3)
         samples = sample(lambda x, t: -x, (10, 2), VESDE(2.0), source, steps=3, microbatch=3, ranks=ranks)
-        np.savez(args.out / f"weights{ranks.rank}.npz", **weights, samples=host(samples), drawn=source.step)
+        np.savez(
+            args.out / f"weights{ranks.rank}.npz", **weights, samples=host(samples), drawn=source.step,
+            validation=state.records[-1]["validation"],
+        )  # fmt: skip
         return state.exit_code
 
 
