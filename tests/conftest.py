@@ -34,6 +34,9 @@ for number, usual in ((signal.SIGINT, signal.default_int_handler), (getattr(sign
 
 BACKENDS = ["cupy"] if os.environ.get("TINYDIFF_BACKEND") == "cupy" else ["numpy", "strict"]
 
+# Without strict, which has no fast versions: for what takes long there, and tells no more than what is short does.
+FAST = [name for name in BACKENDS if name != "strict"]
+
 
 @pytest.fixture(params=BACKENDS)
 def each_backend(request: pytest.FixtureRequest) -> Iterator[str]:
@@ -41,7 +44,7 @@ def each_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     yield from in_use(request.param)
 
 
-@pytest.fixture(params=[name for name in BACKENDS if name != "strict"])
+@pytest.fixture(params=FAST)
 def each_fast_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Those that have fast versions: on the strict backend the pages run."""
     yield from in_use(request.param)

@@ -579,7 +579,7 @@ def test_the_quickstart_samples_every_digit_in_every_style_of_the_glyphs(tmp_pat
     assert 0 < names[0] < 50 and 0 < names[1] < 100
 
 
-def test_one_dimension_draws_and_walks_as_far_as_it_must(tmp_path, monkeypatch, capsys, each_backend):
+def test_one_dimension_draws_and_walks_as_far_as_it_must(tmp_path, monkeypatch, capsys, each_fast_backend):
     """Standard deviations: sqrt(10) at the end of the walk from a point, 0.1^(1/2) where the way back ends."""
     assert main(monkeypatch, ONE_DIMENSION, "--walkers", 2000, "--steps", 3, "--out", tmp_path) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["learned.png", "mixture.png", "point.png"]
@@ -589,7 +589,7 @@ def test_one_dimension_draws_and_walks_as_far_as_it_must(tmp_path, monkeypatch, 
 
 
 @pytest.mark.slow
-def test_two_dimensions_compares_four_losses_and_draws(tmp_path, monkeypatch, capsys, each_backend):
+def test_two_dimensions_compares_four_losses_and_draws(tmp_path, monkeypatch, capsys, each_fast_backend):
     assert main(monkeypatch, TWO_DIMENSIONS, "--steps", 60, "--out", tmp_path) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["samples.png", "scores.png"]
     rows = [line.strip("|").split("|") for line in capsys.readouterr().out.splitlines()[2:6]]
@@ -599,7 +599,7 @@ def test_two_dimensions_compares_four_losses_and_draws(tmp_path, monkeypatch, ca
 
 
 @pytest.mark.slow
-def test_a_model_of_glyphs_is_used(tmp_path, monkeypatch, each_backend):
+def test_a_model_of_glyphs_is_used(tmp_path, monkeypatch, each_fast_backend):
     """Trained for a moment, and used in four ways: twelve rows of ten; a second run gives the same, and a run without
     the condition gives others."""
     few = data.glyphs(80, 0, variety="plain", cache=False)
@@ -615,7 +615,7 @@ def test_a_model_of_glyphs_is_used(tmp_path, monkeypatch, each_backend):
 
     one = paint("one")
     assert one.shape[0] == (12 * 30 + 2) * 3
-    if each_backend == "cupy":  # emulated, each picture takes half a minute
+    if each_fast_backend == "cupy":  # emulated, each picture takes half a minute
         return
     two, untold = paint("two"), paint("untold", "--untold")
     np.testing.assert_array_equal(one, two)
