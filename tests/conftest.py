@@ -34,8 +34,9 @@ for number, usual in ((signal.SIGINT, signal.default_int_handler), (getattr(sign
 
 BACKENDS = ["cupy"] if os.environ.get("TINYDIFF_BACKEND") == "cupy" else ["numpy", "strict"]
 
-# Without strict, which has no fast versions: for what takes long there, and tells no more than what is short does.
 FAST = [name for name in BACKENDS if name != "strict"]
+# Mathematics that many numbers prove, on one backend: that the others compute the same is for the tests of the ops.
+on_numpy = pytest.mark.parametrize("each_backend", ["numpy"], indirect=True)
 
 
 @pytest.fixture(params=BACKENDS)
@@ -52,7 +53,7 @@ def each_fast_backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def numpy_backend() -> Iterator[str]:
-    """numpy, whatever the environment says: for what only NumPy has, such as read-only arrays."""
+    """numpy, whatever the environment says: for what only NumPy has, such as read-only arrays; and as `on_numpy`."""
     yield from in_use("numpy")
 
 
@@ -96,9 +97,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if "torch" in getattr(item, "fixturenames", ()):
             item.add_marker("torch")
     if BACKENDS == ["cupy"]:
-        of_numpy = {item for item in items if "numpy_backend" in getattr(item, "fixturenames", ())}
+        of_numpy = {
+            item for item in items if "numpy_backend" in getattr(item, "fixturenames", ()) or _is_on_numpy(item)
+        }
         config.hook.pytest_deselected(items=list(of_numpy))
         items[:] = [item for item in items if item not in of_numpy]
+
+
+def _is_on_numpy(item: pytest.Item) -> bool:
+    chosen = item.callspec.params.get("each_backend") if hasattr(item, "callspec") else None
+    return chosen == "numpy" or "numpy_backend" in getattr(item, "fixturenames", ())
 
 
 def pytest_collection_finish() -> None:

@@ -34,9 +34,9 @@ LATENT_UNET = EXAMPLES / "10_latent_unet.py"
 ALL = [ONE_DIMENSION, TWO_DIMENSIONS, QUICKSTART, SCORE_UNET, USING, JUDGE, LIKELIHOOD, CONDITIONAL, CLASSIFIER]
 ALL += [AUTOENCODER, LATENT_UNET, WORDS, LATENT, EXAMPLES / "stable_diffusion.py"]
 # Emulated on a CPU, CuPy takes half a minute for what others of these tests make it do as well: train, sample, judge.
-on_the_host = pytest.mark.skipif(
-    os.environ.get("TINYDIFF_BACKEND") == "cupy", reason="files, options, messages: the same on every backend"
-)
+# And a test that goes on with files and options, which are the same on every backend, ends there before it does.
+EMULATED = os.environ.get("TINYDIFF_BACKEND") == "cupy"
+on_the_host = pytest.mark.skipif(EMULATED, reason="files, options, messages: the same on every backend")
 sys.path.insert(0, str(EXAMPLES))  # as Python does for a script: what they share lies beside them
 
 
@@ -107,6 +107,8 @@ def test_the_score_unet_trains_goes_on_and_samples(tmp_path, data_dir, skips, co
     assert f"{count} parameters, 24 images" in text and ("(published 1154)" in text) == (skips == "add")
     assert sorted(path.name for path in out.iterdir()) == ["checkpoint.npz", "log.jsonl", "loss.png", "samples.png"]
     first = (out / "samples.png").read_bytes()
+    if EMULATED:
+        return
     run(SCORE_UNET, *options, "--sample-only")
     assert (out / "samples.png").read_bytes() == first
     assert sampled(out / "checkpoint.npz", "--count", "1", "--sampler", "euler_maruyama") == (28, 28)
@@ -126,8 +128,7 @@ def test_the_score_unet_trains_goes_on_and_samples(tmp_path, data_dir, skips, co
     assert [(r["epoch"], r["step"], r["images"]) for r in records] == [(0, 2, 24), (1, 4, 24)]
     assert [r["lr"] for r in records] == pytest.approx([1e-3, 0.98e-3] if skips == "add" else [5e-4, 5e-4])
     assert (out / "samples.png").read_bytes() != first
-    # With a net of a million parameters it takes minutes on an emulated device; there a small net is compared (below).
-    if skips == "add" and os.environ.get("TINYDIFF_BACKEND") != "cupy":
+    if skips == "add":
         text = run(SCORE_UNET, *options, "--compare", "--evaluations", 5, "--bits", 2)
         assert imread(out / "compare.png").shape[0] == (12 * 30 + 2) * 3
         for row in ("ddpm, 5", "heun, 5", "rk45, ", "euler_maruyama, 3", "heun, 5, no average"):
@@ -145,6 +146,8 @@ def test_the_conditional_unet_trains_goes_on_and_samples(tmp_path, data_dir, mon
     assert sorted(path.name for path in out.iterdir()) == ["checkpoint.npz", *pictures[:1], "log.jsonl", *pictures[1:]]
     first = {name: (out / name).read_bytes() for name in pictures}
     assert imread(out / "samples.png").shape[0] == (10 * 30 + 2) * 3  # one row per digit
+    if EMULATED:
+        return
     run(CONDITIONAL, *options, "--sample-only")
     assert all((out / name).read_bytes() == first[name] for name in pictures)
     run(CONDITIONAL, *options, "--epochs", 2, "--resume")
@@ -201,6 +204,8 @@ def test_words_become_pictures(tmp_path):
     first = (out / "samples.png").read_bytes()
     for name in ("checkpoint.npz", "model.npz"):
         assert sampled(out / name, "--prompt", "a bold seven", "--count", "1") == (28, 28)
+    if EMULATED:
+        return
     options = options[:2] + options[5:]  # the model knows its channels
     text = run(WORDS, "a seven", "a small bold zero", *options)
     assert "held out" not in text and (out / "samples.png").read_bytes() == first  # it has been trained
@@ -400,7 +405,7 @@ def test_a_judge_that_cannot_be_kept_is_used_all_the_same(tmp_path, data_dir, mo
 
 # Emulated on a CPU it takes five minutes; the same function runs there on handwriting, in half a minute (above).
 @pytest.mark.slow
-@pytest.mark.skipif(os.environ.get("TINYDIFF_BACKEND") == "cupy", reason="the figures are those of the host")
+@pytest.mark.skipif(EMULATED, reason="the figures are those of the host")
 def test_samples_of_words_are_judged_between_real_pictures_and_noise(tmp_path, monkeypatch, capsys):
     """By a judge and a generator of few pictures; a row for each of them, for captions seen and held out."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -518,6 +523,8 @@ def test_words_become_latents_become_pictures(tmp_path, monkeypatch, capsys):
     kept = [*(tmp_path / "cache" / "tinydiff" / "latents").iterdir()]
     assert len(kept) == 1 and np.load(kept[0])["latents"].shape == (120, 7, 7, 8)
     first = (out / "samples.png").read_bytes()
+    if EMULATED:
+        return
     assert main(monkeypatch, LATENT, prompt, *options) == 0 and (out / "samples.png").read_bytes() == first
     message = main(monkeypatch, LATENT, prompt, *options, "--kl-weight", 0)
     assert "model.npz is there already, so --kl-weight cannot change its autoencoder" in message
@@ -554,6 +561,8 @@ def test_the_quickstart_trains_goes_on_and_samples(tmp_path, data_dir):
     first = (out / "samples.png").read_bytes()
     assert imread(out / "samples.png").shape[0] == (10 * 30 + 2) * 3  # one row per digit
     assert sampled(out / "checkpoint.npz", "--label", "7", "--count", "1") == (28, 28)
+    if EMULATED:
+        return
     run(QUICKSTART, "--out", out, "--steps", 2, "--sample-only")  # the checkpoint knows its data and its channels
     assert (out / "samples.png").read_bytes() == first
     assert f"there is no {tmp_path / 'checkpoint.npz'}: train first, without --resume\n" == run(
@@ -691,6 +700,8 @@ def test_samplers_are_judged(tmp_path, data_dir, monkeypatch, capsys, skips):
     assert lines[0].startswith("| 8 samples by") and len(lines) == 6
     assert lines[2].startswith("| euler_maruyama, 5 evaluations |") and lines[2].endswith("| 0.000 +- 0.000 |")
     assert "heun, 5 evaluations, s_churn 10" in lines[3] and "(other real images)" in lines[5]
+    if EMULATED:
+        return
     assert judge["main"]() == 0 and capsys.readouterr().out == text
     assert "takes twice as many real images" in main(monkeypatch, JUDGE, *options, "--samples", 13)
 
@@ -728,6 +739,8 @@ def test_the_likelihood_is_trained_measured_and_written_down(tmp_path, data_dir)
         first,
     )
     assert sampled(out / "checkpoint.npz", "--count", "1") == (28, 28)
+    if EMULATED:
+        return
     run(LIKELIHOOD, *options, "--measure")
     assert (out / "bits.txt").read_text() == first and (out / "samples.png").read_bytes() == picture
     run(LIKELIHOOD, *options, "--epochs", 2, "--resume")

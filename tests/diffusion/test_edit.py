@@ -119,7 +119,7 @@ def test_inpainting_counts_its_evaluations_and_a_sample_is_the_same_alone(each_b
 
 @PROCESSES
 @pytest.mark.parametrize("method, steps", [("ddpm", 600), ("euler_maruyama", 600), ("heun", 40)])
-def test_the_images_have_the_law_of_what_the_noise_leaves_open(each_backend, sde, method, steps):
+def test_the_images_have_the_law_of_what_the_noise_leaves_open(numpy_backend, sde, method, steps):
     """Of a Gaussian: with k = m^2 V / (m^2 V + s^2) at time t, noise z and the way back give the mean
     mean + k (image - mean). The SDE draws from the posterior, the ODE moves along its map."""
     t, image, n = 0.4, 1.6, 20_000

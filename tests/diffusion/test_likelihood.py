@@ -53,7 +53,7 @@ def some(n, seed=0):
 
 
 @processes
-def test_a_gaussian_is_exact_to_the_tolerance_of_the_ode(each_backend, sde):
+def test_a_gaussian_is_exact_to_the_tolerance_of_the_ode(numpy_backend, sde):
     x = some(6)
     for tolerance in (1e-5, 1e-9):  # below the noise at EPS
         found = log_likelihood(

@@ -103,7 +103,7 @@ SAMPLES = 4000
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_mixture_is_recovered(each_backend, case):
+def test_a_mixture_is_recovered(numpy_backend, case):
     """4,000 samples of seed 5; the threshold, 0.031, is passed by chance once in a thousand seeds."""
     method, options = CASES[case]
     x = backend.to_host(sample(SPEC.score(SDE), (SAMPLES, 1), SDE, 5, method=method, **options))

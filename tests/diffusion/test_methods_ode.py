@@ -52,7 +52,7 @@ def rmse(method, **options):
 
 
 @pytest.mark.parametrize("row", TABLE)
-def test_the_error_is_the_published_one_and_falls_with_the_order(each_backend, row):
+def test_the_error_is_the_published_one_and_falls_with_the_order(numpy_backend, row):
     """Every entry within 1 % of the printed digits; the order, fitted to the last four steps, within 0.2."""
     method, order, published = TABLE[row]
     errors = [rmse(method, steps=n) for n in STEPS]
@@ -70,7 +70,7 @@ ADAPTIVE = {
 
 
 @pytest.mark.parametrize("tolerance", ADAPTIVE)
-def test_rk45_is_as_exact_as_its_table_says(each_backend, tolerance):
+def test_rk45_is_as_exact_as_its_table_says(numpy_backend, tolerance):
     """The tolerance holds for each step, and the ODE amplifies errors."""
     error, nfe = ADAPTIVE[tolerance]
     score = Counted(SPEC.score(SDE))
@@ -132,7 +132,7 @@ def test_heun_takes_both_timesteps():
 # ---------------------------------------------------------------- rk45 says when it cannot
 
 
-def test_rk45_says_when_its_tolerance_is_out_of_reach_of_float32():
+def test_rk45_says_when_its_tolerance_is_out_of_reach_of_float32(numpy_backend):
     with pytest.raises(RuntimeError, match="rtol=1e-12, atol=1e-12 cannot be met from t=1 to 0.001 in float32"):
         sample(SPEC.score(SDE), (5, 1), SDE, 0, method=rk45(rtol=1e-12, atol=1e-12))
 

@@ -15,7 +15,7 @@ from tinydiff.diffusion.exact import Exact, forward_diffusion_1d, point_mass, re
 from tinydiff.diffusion.loss import log_normal
 from tinydiff.models.tutorial import Autoencoder, ScoreUNet
 
-pytestmark = pytest.mark.usefixtures("each_backend")
+pytestmark = pytest.mark.usefixtures("numpy_backend")
 N = 10_000
 CLOSE = 5 / math.sqrt(2 * N)  # five standard errors of a standard deviation from N samples, relative
 SDE = VESDE(25.0)

@@ -168,7 +168,7 @@ MIXTURE = GaussianMixture([0.3, 0.7], [-1.5, 0.8], [0.09, 0.16])
 
 
 @pytest.mark.parametrize("name", ["vp linear", "vp cosine", "subvp cosine"])
-def test_the_reverse_process_leads_from_the_prior_to_the_data(each_backend, name):
+def test_the_reverse_process_leads_from_the_prior_to_the_data(numpy_backend, name):
     """Euler-Maruyama with the exact score, 300 steps, 4000 samples: within the threshold of Kolmogorov and Smirnov that
     samples of the very law exceed in one of a thousand cases; with a drift that is forgotten, far beyond it."""
     sde = PROCESS[name]

@@ -518,7 +518,7 @@ MIXTURE = GaussianMixture([0.3, 0.5, 0.2], [-1.5, 0.0, 1.5], [0.04, 0.09, 0.04])
 
 @every_method
 @pytest.mark.parametrize("sde", KS_PROCESSES.values(), ids=KS_PROCESSES)
-def test_samples_have_the_law_of_the_data_under_every_process(name, sde):
+def test_samples_have_the_law_of_the_data_under_every_process(numpy_backend, name, sde):
     """2,000 samples by the exact score, within the distance of Kolmogorov and Smirnov that samples of the very law
     exceed in one of a thousand cases. Steps equal in t on the line of flow, whose noise level is infinite at its end,
     and equal in sigma^(1/7) under EDM, whose t is sigma."""

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from conftest import on_numpy
 
 from tinydiff import Rng, Tensor, nn, ops, tensor
 from tinydiff.backend import to_device, to_host, xp
@@ -195,6 +196,7 @@ def test_perceptual_distance_sees_what_its_features_see():
     assert float(host(perceptual_distance(lambda x: [x], tensor(a), tensor(b)))) == pytest.approx(2, rel=1e-6)
 
 
+@on_numpy
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_learns_to_bring_pictures_back(kind):
     """Stripes of two kinds: a latent of two numbers per 4x4 pixels is enough."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import FAST
+from conftest import on_numpy
 
 import tinydiff
 from tinydiff import Rng, Tensor, data
@@ -70,7 +70,7 @@ def test_shifted_pictures_are_moved_by_whole_pixels():
     np.testing.assert_array_equal(to_host(shifted(x[20:], 2, Rng(1), sample_offset=20)), y[20:])
 
 
-@pytest.mark.parametrize("each_backend", FAST, indirect=True)
+@on_numpy
 def test_it_learns_digits_and_sizes_from_few_pictures():
     glyphs = data.glyphs(400, 5, variety="wide", cache=False)
     x, labels = data.to_float(glyphs.images, -1, 1), {name: glyphs.labels[name] for name in ("digit", "size")}

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FAST
+from conftest import on_numpy
 
 import tinydiff
 from tinydiff import Rng, Tensor, backend, ops, saving
@@ -199,7 +199,7 @@ def test_a_net_without_text_draws_and_names_what_it_always_did() -> None:
 
 
 @pytest.mark.parametrize("labels", [None, {"digit": 10}])
-@pytest.mark.parametrize("each_backend", FAST, indirect=True)
+@on_numpy
 def test_every_parameter_has_a_gradient_and_it_is_right(labels: Any) -> None:
     net = awake(small(labels=labels)).astype("float64")
     condition = {"digit": to_device(np.array([1, -1, 9]))} if labels else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import FAST
+from conftest import on_numpy
 
 import tinydiff
 from tinydiff import Rng, Tensor, backend, ops, tensor
@@ -47,7 +47,7 @@ def test_pixel_unshuffle_keeps_patches_together_and_has_an_inverse():
     np.testing.assert_array_equal(pixel_shuffle(y, 2).numpy(), x.numpy())
 
 
-@pytest.mark.parametrize("each_backend", FAST, indirect=True)
+@on_numpy
 def test_every_parameter_has_a_gradient_and_it_is_right():
     net = awake(small()).astype("float64")
     x, noise = Tensor(Rng(0).normal((2, 8, 8, 1), "float64")), Rng(1).normal(2, "float64")
