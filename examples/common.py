@@ -78,6 +78,7 @@ def add_parallel(parser):
     add("--parallel", choices=["alone", "mpi", "nccl"], default="alone", help="share the work with the processes of "
         "mpiexec or srun: mpi, or nccl with a GPU for each")  # fmt: skip
     add("--exact", action="store_true", help="with --parallel: sum so that the number of processes changes no bit")
+    add("--overlap", action="store_true", help="with --parallel: send gradients while the backward pass still runs")
 
 
 ENDING = contextlib.ExitStack()  # what a process does at its end with the others
@@ -88,11 +89,12 @@ def connect(arguments):
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--parallel")
     parser.add_argument("--exact", action="store_true")
+    parser.add_argument("--overlap", action="store_true")
     found, _ = parser.parse_known_args(arguments)
     if found.parallel not in ("mpi", "nccl"):
         return ALONE
     try:
-        ranks = ENDING.enter_context(connected(found.parallel, exact=found.exact))
+        ranks = ENDING.enter_context(connected(found.parallel, exact=found.exact, overlap=found.overlap))
     except (RuntimeError, ValueError) as error:
         sys.exit(str(error))
     if ranks.rank:

@@ -18,7 +18,8 @@ PACKAGE = Path(__file__).parent.parent / "tinydiff"
 # for each.
 HOUSE = """
 locks backend summary arguments describing distributed rng observers changes hooks modes shape_dtype operators engine
-recompute ops check anomaly functional nn interop optim sharded microbatch profile files saving records data diffusion
+recompute ops check anomaly functional nn interop optim sharded overlap microbatch profile files saving records data
+diffusion
 models latents trained metrics judging plot stopping watching training_files validating training_log training recipe
 commands study doctor check_ops fast __init__ __main__
 """.split()

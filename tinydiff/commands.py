@@ -301,6 +301,7 @@ def add_parallel(parser: argparse.ArgumentParser) -> None:
     add("--parallel", choices=["alone", "mpi", "nccl"], default="alone", help="share the work with the processes of "
         "mpiexec or srun: mpi, or nccl with a GPU for each")  # fmt: skip
     add("--exact", action="store_true", help="with --parallel: sum so that the number of processes changes no bit")
+    add("--overlap", action="store_true", help="with --parallel: send gradients while the backward pass still runs")
 
 
 def shared(run: Callable[[argparse.Namespace, Any], int]) -> Run:
@@ -309,7 +310,7 @@ def shared(run: Callable[[argparse.Namespace, Any], int]) -> Run:
     def run_with_ranks(given: argparse.Namespace) -> int:
         from .distributed import connected
 
-        with connected(given.parallel, exact=given.exact) as ranks:
+        with connected(given.parallel, exact=given.exact, overlap=given.overlap) as ranks:
             try:
                 return run(given, ranks)
             except (OSError, ValueError) as error:

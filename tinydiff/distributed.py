@@ -5,11 +5,9 @@
 
 Every rank has the whole model and works on its share of the microbatches of every batch; the gradients are summed, and
 every rank makes the same update. No network code is here: mpi4py and CuPy's NCCL do the sending, and `mpiexec` or
-Slurm's `srun` starts the processes and ends all of them if one dies. An implementation is a class with the five members
-of `Ranks`: rank, size, sum, broadcast, and gather, which is also a barrier.
-
-Why are gradients not sent while the backward pass still runs? See docs/scaling.md: what is measured there says that it
-would not pay on the machines at hand.
+Slurm's `srun` starts the processes and ends all of them if one dies. An implementation is a class with the six members
+of `Ranks`: rank, size, sum, start_sum, with which overlap.py sends gradients while the backward pass still runs,
+broadcast, and gather, which is also a barrier.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ import sys
 import time
 import traceback
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +33,23 @@ PATIENCE = 1.0  # seconds that a rank with an error waits for the others to have
 
 class Ranks:
     """One process alone; the interface of all kinds. exact: sum the microbatches one by one in their order, as a single
-    process does, so that the number of ranks changes no bit of a training. That sends every microbatch's gradient."""
+    process does, so that the number of ranks changes no bit of a training. That sends every microbatch's gradient.
+    overlap: send gradients while the backward pass still runs (overlap.py). Errors: ValueError for both."""
 
     rank, size = 0, 1
     threads: int | None = None  # that each of the ranks on a machine should use; None: all cores
 
-    def __init__(self, exact: bool = False):
-        self.exact = exact
+    def __init__(self, exact: bool = False, overlap: bool = False):
+        if exact and overlap:
+            raise ValueError("exact sums go in the order of the microbatches, so they cannot overlap the backward pass")
+        self.exact, self.overlap = exact, overlap
 
     def sum(self, arrays: Sequence[Array]) -> None:
         """Replace each array, float32 or float64, by its sum over all ranks, in place."""
+
+    def start_sum(self, arrays: Sequence[Array]) -> Callable[[], list[Array]]:
+        """Begin to sum over all ranks, arrays of one dtype. What is returned waits for it, and gives new arrays."""
+        return lambda: list(arrays)
 
     def broadcast(self, arrays: Sequence[Array], root: int = 0) -> None:
         """Replace each array by that of rank `root`, in place. On all ranks shapes and dtypes must be the same."""
@@ -108,8 +113,8 @@ def code() -> Digest:
 class MPIRanks(Ranks):
     """The processes that mpiexec or srun has started. Arrays on a GPU go through the memory of the host."""
 
-    def __init__(self, MPI: Any, exact: bool = False):
-        super().__init__(exact)
+    def __init__(self, MPI: Any, exact: bool = False, overlap: bool = False):
+        super().__init__(exact, overlap)
         self.mpi, self.comm = MPI, MPI.COMM_WORLD
         self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
         self.ends = self.comm.Dup()  # apart from the rest: a rank with an error may come while others sum
@@ -126,6 +131,16 @@ class MPIRanks(Ranks):
             self.comm.Allreduce(self.mpi.IN_PLACE, host, op=self.mpi.SUM)
             _unpack(host, bucket)
             del host  # or it would be in memory beside the next
+
+    def start_sum(self, arrays: Sequence[Array]) -> Callable[[], list[Array]]:
+        host = _packed(list(arrays))
+        request = self.comm.Iallreduce(self.mpi.IN_PLACE, host, op=self.mpi.SUM)
+
+        def wait() -> list[Array]:
+            request.Wait()
+            return _parts(backend.to_device(host), arrays)
+
+        return wait
 
     def broadcast(self, arrays: Sequence[Array], root: int = 0) -> None:
         for bucket in buckets(arrays):
@@ -174,10 +189,17 @@ def _packed(bucket: list[Array]) -> Any:
 
 
 def _unpack(flat: Any, bucket: list[Array]) -> None:
-    flat, start = backend.to_device(flat), 0
+    for a, part in zip(bucket, _parts(backend.to_device(flat), bucket)):
+        a[...] = part
+
+
+def _parts(flat: Array, bucket: Sequence[Array]) -> list[Array]:
+    """Views of it, with the shapes of the arrays of a bucket."""
+    parts, start = [], 0
     for a in bucket:
-        a[...] = flat[start : start + a.size].reshape(a.shape)
+        parts.append(flat[start : start + a.size].reshape(a.shape))
         start += a.size
+    return parts
 
 
 # ---------------------------------------------------------------- NCCL
@@ -187,8 +209,8 @@ class NCCLRanks(MPIRanks):
     """One GPU for each rank. Arrays go from GPU to GPU by NCCL; the processes are started, and everything else is
     agreed on, by MPI."""
 
-    def __init__(self, MPI: Any, exact: bool = False):
-        super().__init__(MPI, exact)
+    def __init__(self, MPI: Any, exact: bool = False, overlap: bool = False):
+        super().__init__(MPI, exact, overlap)
         cuda = xp.cuda
         devices = max(self.gather(cuda.runtime.getDeviceCount()))
         if self.local_size > devices:
@@ -200,14 +222,30 @@ class NCCLRanks(MPIRanks):
         self.nccl = cuda.nccl
         unique = self.comm.bcast(self.nccl.get_unique_id() if self.rank == 0 else None)
         self.channel = self.nccl.NcclCommunicator(self.size, unique, self.rank)
+        self.beside = cuda.Stream(non_blocking=True)  # where sums are while the stream of the ops goes on
 
     def sum(self, arrays: Sequence[Array]) -> None:
         for bucket in buckets(arrays):
             flat = _flat(bucket)
-            where = flat.data.ptr
-            kind = self.nccl.NCCL_FLOAT64 if flat.dtype == "float64" else self.nccl.NCCL_FLOAT32
-            self.channel.allReduce(where, where, flat.size, kind, self.nccl.NCCL_SUM, self._stream())
+            self._all_reduce(flat, self._stream())
             _unpack(flat, bucket)
+
+    def _all_reduce(self, flat: Array, stream: int) -> None:
+        where = flat.data.ptr
+        kind = self.nccl.NCCL_FLOAT64 if flat.dtype == "float64" else self.nccl.NCCL_FLOAT32
+        self.channel.allReduce(where, where, flat.size, kind, self.nccl.NCCL_SUM, stream)
+
+    def start_sum(self, arrays: Sequence[Array]) -> Callable[[], list[Array]]:
+        flat = _flat(list(arrays))
+        self.beside.wait_event(xp.cuda.get_current_stream().record())  # until the gradients are there
+        self._all_reduce(flat, self.beside.ptr)
+        done = self.beside.record()
+
+        def wait() -> list[Array]:
+            xp.cuda.get_current_stream().wait_event(done)
+            return _parts(flat, arrays)
+
+        return wait
 
     def broadcast(self, arrays: Sequence[Array], root: int = 0) -> None:
         for bucket in buckets(arrays):
@@ -238,13 +276,13 @@ def launched() -> tuple[int, int]:
     return 1, 0
 
 
-def connect(kind: str, exact: bool = False) -> Ranks:
+def connect(kind: str, exact: bool = False, overlap: bool = False) -> Ranks:
     """The ranks of this job: "alone", "mpi" or "nccl". For a whole program, see `connected`.
-    Errors: ValueError for another kind; RuntimeError if the kind cannot be used here."""
+    Errors: ValueError for another kind, and those of Ranks; RuntimeError if the kind cannot be used here."""
     if kind not in KINDS:
         raise ValueError(f"unknown kind of ranks {kind!r}: choose one of {', '.join(KINDS)}")
     if kind == "alone":
-        return Ranks(exact)
+        return Ranks(exact, overlap)
     if kind == "nccl" and backend.active().name != "cupy":
         raise RuntimeError(f"'nccl' joins GPUs, but the backend is {backend.active().name!r}: TINYDIFF_BACKEND=cupy")
     try:
@@ -257,15 +295,15 @@ def connect(kind: str, exact: bool = False) -> Ranks:
             f"the launcher has started {started} processes, but mpi4py finds one alone: they belong to different "
             "kinds of MPI. Use the mpiexec beside this Python, or with Slurm srun --mpi=pmi2"
         )
-    return (MPIRanks if kind == "mpi" else NCCLRanks)(MPI, exact)
+    return (MPIRanks if kind == "mpi" else NCCLRanks)(MPI, exact, overlap)
 
 
 @contextlib.contextmanager
-def connected(kind: str, *, exact: bool = False) -> Iterator[Ranks]:
+def connected(kind: str, *, exact: bool = False, overlap: bool = False) -> Iterator[Ranks]:
     """Inside, the ranks of this job. An error of one of them ends all, within seconds, with its cause; one that all
     have is printed by rank 0 alone. Errors: as connect, on rank 0; the other ranks only end."""
     try:
-        ranks = connect(kind, exact)
+        ranks = connect(kind, exact, overlap)
     except (ValueError, RuntimeError):
         if launched()[1] > 0:
             raise SystemExit(1) from None

@@ -24,6 +24,7 @@ from .backend import Array, xp
 from .distributed import ALONE, Ranks
 from .engine import Tensor, grad
 from .modes import grad_enabled, set_grad_enabled
+from .overlap import Overlap
 from .rng import Rng, current_microbatch, in_microbatch
 
 Result = TypeVar("Result")
@@ -53,12 +54,18 @@ def gradients(
     batch, n = arrays_of("gradients: the batch", batch)
     size = size_for_ranks(n, math.prod(batch[0].shape[1:]), ranks) if size is None else size
     threads = ranks.threads if threads is None else threads
+    own = microbatches(n, size, threads)[ranks.rank :: ranks.size]
+    # One thread, because in the last microbatch the sums of those before must be there.
+    in_turn = threads == 1 or backend.active().name == "cupy"
+    overlap = Overlap(parameters, ranks) if ranks.overlap and ranks.size > 1 and in_turn else None
 
     def forward_backward(rows: slice) -> tuple[Array, list[Array]]:
         arrays = [backend.to_device(a[rows]) for a in batch]
         # A copy of the source for each microbatch, so that what a sample draws depends on its row in the batch alone.
         value = loss(*arrays, rng=rng.copy(), sample_offset=rows.start) * (len(arrays[0]) / n)
-        return value.data, [g.data for g in grad(value, parameters, retain_graph=False)]
+        sending = overlap.during(value, sums) if overlap and rows == own[-1] else contextlib.nullcontext()
+        with sending:
+            return value.data, [g.data for g in grad(value, parameters, retain_graph=False)]
 
     total: Array = None
     sums: list[Array] = []
@@ -79,7 +86,11 @@ def gradients(
         if total is None:  # fewer microbatches than ranks, in the last batch of an epoch
             total, *sums = _zeros(parameters)
         total = backend.as_array(total).astype(parameters[0].dtype)
-        ranks.sum([total, *sums])
+        if overlap:
+            ranks.sum([total])
+            sums = overlap.finish(sums)
+        else:
+            ranks.sum([total, *sums])
     for p, s in zip(parameters, sums):
         p.grad = Tensor(s)
     return total

@@ -5,6 +5,8 @@
     python tests/benchmarks/scaling.py --kill 20  kill one of four ranks at random times; is the end quick, and the
                                                   restart exact?
     python tests/benchmarks/scaling.py --sum      seconds to sum 4.5 MB, 100 MB and 3.4 GB between two ranks
+    python tests/benchmarks/scaling.py --overlap  a step of a net of 101 MB, with its sums after the backward pass and
+                                                  during it
 
 Needs the extra `mpi`. Speed is measured in turns (one rank, two ranks, two threads, and again), because a machine that
 others use too is not the same from one minute to the next; the middle of the ratios counts.
@@ -158,9 +160,9 @@ class Deep(nn.Module):
         return x
 
 
-def peak(width: int, depth: int, rows: int, recompute: int, sharded: bool) -> None:
+def peak(width: int, depth: int, rows: int, recompute: int, sharded: int, overlap: int) -> None:
     """On each rank: two steps; rank 0 prints by how many MB the peak is above what the process had before."""
-    with connected("mpi") as ranks:
+    with connected("mpi", overlap=bool(overlap)) as ranks:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         model = Deep(width, depth, recompute)
         optimizer = (Sharded(Adam, model.parameters(), ranks, lr=1e-3) if sharded
@@ -189,11 +191,13 @@ def memory() -> None:
     weights = depth * (width * width + width) * 4 / 1e6
     print(f"{depth} layers of {width}x{width}: P = {weights:.0f} MB of weights\n")
     print("| ranks | optimiser | formula, B = 34 MB | MB | measured |\n|---|---|---|---|---|")
-    for ranks, sharded in ((1, 0), (2, 0), (2, 1), (4, 1)):
-        name = "P + P + 2 P" + (f" / {ranks}" if sharded else "") + (" + B" if ranks > 1 else "")
-        wanted = weights * (2 + 2 / (ranks if sharded else 1)) + (ranks > 1) * BUCKET / 1e6
-        got = measured(ranks, width, depth, 8, 0, sharded)
-        print(f"| {ranks} | {'Sharded' if sharded else 'Adam'} | {name} | {wanted:.0f} | {got:.0f} |")
+    for ranks, sharded, overlap in ((1, 0, 0), (2, 0, 0), (2, 0, 1), (2, 1, 0), (4, 1, 0)):
+        sent = " + P" * overlap + " + B" * (ranks > 1)  # what is on its way, and what MPI needs for one bucket
+        name = "P + P + 2 P" + (f" / {ranks}" if sharded else "") + sent
+        wanted = weights * (2 + 2 / (ranks if sharded else 1) + overlap) + (ranks > 1) * BUCKET / 1e6
+        got = measured(ranks, width, depth, 8, 0, sharded, overlap)
+        how = ("Sharded" if sharded else "Adam") + ", --overlap" * overlap
+        print(f"| {ranks} | {how} | {name} | {wanted:.0f} | {got:.0f} |")
     width, depth, rows = 256, 64, 4096
     one, weights = rows * width * 4 / 1e6, depth * (width * width + width) * 4 / 1e6
     print(f"\n{depth} layers of {width}x{width}, {rows} rows: P = {weights:.1f} MB, a result is A = {one:.1f} MB\n")
@@ -201,8 +205,33 @@ def memory() -> None:
     for part in (0, 4, 8, 16):
         kept = 2 * depth if not part else depth // part + 2 * part
         name = f"4 P + 2 A {depth}" if not part else f"4 P + A ({depth} / {part} + 2 {part})"
-        got = measured(1, width, depth, rows, part, 0)
+        got = measured(1, width, depth, rows, part, 0, 0)
         print(f"| {f'every {part} layers' if part else 'none'} | {name} | {4 * weights + kept * one:.0f} | {got:.0f} |")
+
+
+# ---------------------------------------------------------------- overlap
+
+
+def overlaps() -> None:
+    """On each rank: steps in turns, with the sums after the backward pass and during it."""
+    with connected("mpi") as ranks:
+        model = Deep(1024, 24, 0)
+        optimizer = Adam(model.parameters(), lr=1e-3)
+        x = np.ones((512 * ranks.size, 1024), np.float32)
+        times: dict[bool, list[float]] = {False: [], True: []}
+        for i in range(22):
+            ranks.overlap = i % 2 == 1
+            optimizer.zero_grad()
+            ranks.gather(None)
+            began = time.perf_counter()
+            gradients(lambda x, rng, sample_offset: (model(x) ** 2).mean(), optimizer.parameters, x, Rng(i), 512, 1,
+                      ranks)  # fmt: skip
+            times[ranks.overlap].append(time.perf_counter() - began)
+            optimizer.step()
+        if ranks.rank == 0:
+            after, during = (statistics.median(t[1:]) for t in times.values())
+            print(f"512 rows a rank, {ranks.size} ranks: forward, backward and sums take {1000 * after:.0f} ms, "
+                  f"with sums during the backward pass {1000 * during:.0f} ms")  # fmt: skip
 
 
 # ---------------------------------------------------------------- death
@@ -273,13 +302,19 @@ def main() -> None:
     add("--kill", type=int, metavar="N")
     add("--sum", action="store_true")
     add("--steps", type=int, help=argparse.SUPPRESS)
-    add("--peak", type=int, nargs=5, help=argparse.SUPPRESS)
+    add("--overlap", action="store_true")
+    add("--overlaps", action="store_true", help=argparse.SUPPRESS)
+    add("--peak", type=int, nargs=6, help=argparse.SUPPRESS)
     add("--sums", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.steps:
         steps(args.steps, args.seconds)
     elif args.peak:
         peak(*args.peak)
+    elif args.overlaps:
+        overlaps()
+    elif args.overlap:
+        print("\n".join(start(2, "--overlaps")))
     elif args.sums:
         sums()
     elif args.sum:

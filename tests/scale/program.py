@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinydiff import Rng, backend, nn, ops, optim
+from tinydiff import Rng, backend, distributed, nn, ops, optim
 from tinydiff.diffusion import VESDE, sample
 from tinydiff.distributed import connected
 from tinydiff.sharded import Sharded
@@ -76,6 +76,8 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--parallel", default="mpi")
     parser.add_argument("--exact", action="store_true")
+    parser.add_argument("--overlap", action="store_true")
+    parser.add_argument("--bucket", type=int, default=distributed.BUCKET, metavar="BYTES")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--stand-in", action="store_true", help="of NCCL, by MPI, on one emulated GPU")
     parser.add_argument("--sharded", action="store_true")
@@ -90,7 +92,8 @@ def main() -> int:
     if args.stand_in:
         stand_in()
 
-    with connected(args.parallel, exact=args.exact) as ranks:
+    distributed.BUCKET = args.bucket
+    with connected(args.parallel, exact=args.exact, overlap=args.overlap) as ranks:
         model = Net(Rng(0 if ranks.rank == 0 else 1))  # the weights of rank 0 count
         images = host(Rng(7).child("images").normal((64, 8, 8, 1)))
         held_out = host(Rng(7).child("held out").normal((21, 8, 8, 1)))  # no multiple of anything

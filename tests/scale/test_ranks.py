@@ -8,15 +8,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tinydiff import backend, optim, saving
+import tinydiff
+from tinydiff import Rng, backend, ops, optim, saving
+from tinydiff.backend import to_host
 from tinydiff.distributed import ALONE, CannotShare, Digest, Ranks, buckets, code, connect, connected, digest
 from tinydiff.engine import Tensor
+from tinydiff.microbatch import gradients
+from tinydiff.observers import Observer, observing
 from tinydiff.sharded import Sharded, owners
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the mpich wheel has no mpiexec for Windows")
@@ -82,6 +87,15 @@ def test_otherwise_they_differ_by_rounding_and_the_ranks_agree(one: dict[str, np
     assert all(equal(weights, ranks[0]) for weights in ranks)
     for name, values in one.items():
         np.testing.assert_allclose(ranks[0][name], values, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["mpi"] if not EMULATED else ["mpi", "nccl"])
+def test_sums_that_overlap_the_backward_pass_are_the_same(kind: str, tmp_path: Path) -> None:
+    """Buckets of one or two parameters; of two ranks, a sum has the same bits in any order."""
+    options = ["--parallel", kind, *(["--stand-in"] if kind == "nccl" else [])]
+    whole = trained(2, tmp_path / "whole", *options)[0]
+    for weights in trained(2, tmp_path / "overlap", *options, "--overlap", "--bucket", "4000"):
+        assert equal(weights, whole)
 
 
 def test_a_rank_that_is_killed_ends_all_and_the_job_goes_on_with_fewer(
@@ -214,6 +228,92 @@ def test_buckets_hold_every_array_once(each_backend: str, monkeypatch: pytest.Mo
     found = list(buckets(arrays))
     assert [[a.size for a in bucket] for bucket in found] == [[4, 6], [20], [1]]
     assert sorted(id(a) for bucket in found for a in bucket) == sorted(map(id, arrays))
+
+
+class Doubling(Ranks):
+    """Two ranks with the same gradients. It notes how far the backward pass was when a bucket was sent."""
+
+    size = 2
+
+    def __init__(self, count: Counter[str]):
+        super().__init__(overlap=True)
+        self.count, self.sent = count, []
+
+    def sum(self, arrays: Any) -> None:
+        for a in arrays:
+            a += a
+
+    def start_sum(self, arrays: Any) -> Any:
+        self.sent.append((self.count["rules"], [a.shape for a in arrays]))
+        summed = [2 * a for a in arrays]
+        return lambda: summed
+
+
+class Rules(Observer):
+    def __init__(self) -> None:
+        self.count: Counter[str] = Counter()
+
+    def on_rule(self, run: Any, node: Any, g: Any, wanted: Any, create_graph: bool) -> Any:
+        self.count["rules"] += 1
+        return run(node, g, wanted, create_graph)
+
+
+def test_a_bucket_is_sent_when_its_gradients_are_final_and_not_later(
+    each_backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is used twice, one with a hook, one inside a checkpoint, and one that the loss does not depend on."""
+    monkeypatch.setattr("tinydiff.distributed.BUCKET", 1)  # a bucket for each parameter
+    sizes = {"unused": 2, "hooked": 3, "twice": 4, "kept": 5, "last": 6}
+    weights = {name: Tensor(Rng(n).normal((n, n)), requires_grad=True) for name, n in sizes.items()}
+    weights["hooked"].register_hook(lambda g: 3 * g)
+    x = {name: Rng(n).normal((8, n)) for name, n in sizes.items()}
+
+    def loss(rows: Any, rng: Any, sample_offset: int) -> Any:
+        def of(name: str) -> Any:
+            return ops.silu(Tensor(x[name][sample_offset : sample_offset + len(rows)]) @ weights[name]).mean()
+
+        used = of("hooked") + of("twice") * of("twice")
+        kept = tinydiff.checkpoint(lambda: of("kept") * of("kept"))
+        return used + kept + of("last")
+
+    batch, parameters = backend.xp.zeros((8, 1), "float32"), list(weights.values())
+    gradients(loss, parameters, batch, Rng(0), size=2)
+    plain = [to_host(p.grad.data) for p in parameters]
+    with observing(Rules()) as rules:
+        ranks = Doubling(rules.count)
+        gradients(loss, parameters, batch, Rng(0), size=2, threads=1, ranks=ranks)
+    # Of this rank are the first and the third of four microbatches.
+    own = [slice(0, 2), slice(4, 6)]
+    found = [to_host(p.grad.data) for p in parameters]
+    total = [0.0] * len(parameters)
+    for rows in own:
+        value = loss(batch[rows], Rng(0), rows.start) * 0.25
+        total = [t + to_host(g.data) for t, g in zip(total, tinydiff.grad(value, parameters))]
+    for name, g, expected in zip(weights, found, total):
+        np.testing.assert_allclose(g, 2 * expected, rtol=1e-5, atol=1e-7, err_msg=name)
+    assert not np.allclose(plain[1], found[1])  # the halves of the batch differ
+    when = {shapes[0][0]: rule for rule, shapes in ranks.sent}
+    end = rules.count["rules"]
+    assert list(when) == [6, 5, 4, 3, 2]  # the parameters in reverse
+    assert when[6] < when[5] < when[4] < end and when[3] == when[2] == end
+
+
+def test_a_rank_without_a_microbatch_sends_the_same_buckets(
+    numpy_backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinydiff.distributed.BUCKET", 1)
+    weights = [Tensor(np.ones((n, n), "float32"), requires_grad=True) for n in (2, 3)]
+    ranks = Doubling(Counter())
+    ranks.rank = 1
+    gradients(lambda rows, rng, sample_offset: (weights[0] * weights[0]).sum(), weights, np.ones((1, 1)), Rng(0),
+              threads=1, ranks=ranks)  # fmt: skip
+    assert [shapes for _, shapes in ranks.sent] == [[(3, 3)], [(2, 2)]]
+    assert all((to_host(w.grad.data) == 0).all() for w in weights)
+
+
+def test_exact_sums_do_not_overlap() -> None:
+    with pytest.raises(ValueError, match="they cannot overlap the backward pass"):
+        connect("alone", exact=True, overlap=True)
 
 
 def test_no_owner_has_more_than_its_share_and_the_largest_parameter() -> None:
