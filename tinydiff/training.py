@@ -148,7 +148,8 @@ def train(
         plain = {name: value for name, value in vars(optimizer).items() if isinstance(value, (bool, int, float, tuple))}
         ranks.require_same(tinydiff=code(), data=digest(*arrays), epochs=epochs, batch_size=batch_size,
                            microbatch=microbatch, seed=seed, resume=resume, exact_sums=ranks.exact,
-                           overlap=ranks.overlap, optimizer=type(optimizer).__name__, **plain, averages=None if ema is None else ema.decay,
+                           overlap=ranks.overlap, optimizer=type(optimizer).__name__, **plain,
+                           averages=None if ema is None else ema.decay,
                            clip_norm=clip_norm, validation_data=digest(*held_out), log_every=log_every,
                            save_every=save_every, schedule_by=schedule_by, keep=keep, keep_best=keep_best,
                            nonfinite=nonfinite, most_nonfinite=most_nonfinite)  # fmt: skip
