@@ -41,6 +41,7 @@ def main() -> int:
         args.data = trained.data.get("name")
         with ema.applied():
             draw_samples(trained.model, args, args.steps)
+        print(args.out / "samples.png", file=sys.stderr)
         return 0
     images, labels = load(args)  # (n, 28, 28, 1) in [-1, 1]; {name: (n,)}
     net = UNet(
@@ -150,7 +151,8 @@ def arguments():
     add("--steps", type=integer(1), default=17, metavar="N",
         help="steps of Heun's method, which are 2 N + 1 evaluations")  # fmt: skip
     common.add_seed_and_out(parser, "quickstart")
-    add("--sample-only", action="store_true", help="no training: draw samples.png from the checkpoint in --out")
+    add("--sample-only", action="store_true", help="no training: draw samples.png from the checkpoint in --out, "
+        "which knows its data and its channels")  # fmt: skip
     args = common.parse(parser)
     common.check_channels(parser, args.channels)
     if args.data == "mnist" and args.out == parser.get_default("out"):

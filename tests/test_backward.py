@@ -329,3 +329,12 @@ def test_a_change_in_one_thread_is_not_forgotten_for_an_earlier_one_in_another(m
     threads[0].join()
     with pytest.raises(RuntimeError, match="changed in place"):
         found[0].backward()
+
+
+def test_a_rule_that_forgets_to_return_is_an_error(op: Any) -> None:
+    def rule(g: Any, _z: Any, x: Any) -> Any:
+        g * 2
+
+    forgetful = op(lambda x: 2 * x, rule)
+    with pytest.raises(TypeError, match="gave None: is a return missing"):
+        forgetful(td.tensor([1.0], requires_grad=True)).sum().backward()

@@ -97,6 +97,45 @@ def test_an_op_that_is_not_there(capsys: Any, numpy_backend: str) -> None:
     assert "did you mean softmax" in capsys.readouterr().err
 
 
+def test_a_word_that_is_none_is_answered_with_the_nearest(capsys: Any, numpy_backend: str) -> None:
+    for words, says in (
+        (["trian"], "invalid choice: 'trian'"),
+        (["exercise", "softmx"], "there is no exercise 'softmx': did you mean softmax"),
+    ):
+        try:
+            code = main(words)
+        except SystemExit as end:
+            code = end.code
+        said = capsys.readouterr().err
+        assert code == 2 and says in said and "did you mean" in said
+    assert "did you mean train?" in run("trian").stderr
+
+
+def test_a_pipe_that_closes_and_a_full_device_are_no_tracebacks() -> None:
+    for words in (["check", "softmax", "matmul"], ["exercise"], ["explain", "softmax"]):
+        program = [sys.executable, "-m", "tinydiff", *words]
+        root = str(Path(__file__).parents[1])
+        closed, end = os.pipe()
+        os.close(closed)
+        done = subprocess.run(program, cwd=root, stdout=end, stderr=subprocess.PIPE, text=True, timeout=100)
+        os.close(end)
+        assert done.returncode == 141 and done.stderr == "", done.stderr
+        if os.path.exists("/dev/full"):
+            with open("/dev/full", "w") as full:
+                done = subprocess.run(program, cwd=root, stdout=full, stderr=subprocess.PIPE, text=True, timeout=100)
+            assert done.returncode == 2 and "No space left" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_page_of_view_may_go_to_a_new_directory(tmp_path: Path, capsys: Any, numpy_backend: str) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import tinydiff\nx = tinydiff.tensor([1.0], requires_grad=True)\n(x * x).backward()\n")
+    out = tmp_path / "new" / "page.html"
+    assert main(["view", "--out", str(out), str(script)]) == 0 and out.exists()
+    with pytest.raises(SystemExit) as end:  # before the script runs
+        main(["view", "--out", str(script / "page.html"), str(tmp_path / "script.py")])
+    assert end.value.code == 2 and "--out: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "environment, says",
     [

@@ -342,6 +342,11 @@ def test_hooks_that_have_been_removed_cost_nothing() -> None:
     assert "copy" not in names.calls
 
 
+def test_a_hook_is_a_function() -> None:
+    with pytest.raises(TypeError, match="register_hook takes a function of the adjoint, not 'nonsense'"):
+        td.tensor([1.0], requires_grad=True).register_hook("nonsense")
+
+
 @pytest.mark.parametrize(
     ("found", "quoted"),
     [(lambda g: g.sum(), r"\(3,\).* not a Tensor of shape \(\)"), (lambda g: 2.0, "2.0"), (lambda g: g.numpy(), "arr")],

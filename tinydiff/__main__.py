@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from . import backend
+from . import __version__, backend
 from .commands import Run, evaluate, sample, train
 
 MODELS = ("train", "sample", "eval")  # whose files and words are the user's
@@ -30,6 +32,9 @@ class Parser(argparse.ArgumentParser):
     chosen: argparse.ArgumentParser | None = None
 
     def error(self, message: str) -> NoReturn:
+        if word := re.search(r"argument command: invalid choice: '(.*)' \(choose", message):
+            near = difflib.get_close_matches(word[1], COMMANDS, cutoff=0.5)
+            super().error(message + (f": did you mean {' or '.join(near)}?" if near else ""))
         unknown = message.removeprefix("unrecognized arguments: ")
         if self.chosen is None or unknown == message:
             super().error(message)
@@ -81,6 +86,10 @@ def view(parser: argparse.ArgumentParser) -> Run:
             parser.error(f"--seconds must be 0 or more, not {given.seconds}")
         if not given.script.is_file():
             parser.error(f"there is no script {given.script}")
+        try:
+            given.out.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f"--out: {error}")
         passes = view_script(given.script, given.arguments, given.out, given.number, seconds=given.seconds)
         if passes < given.number:
             sys.stderr.write(f"{given.script} ended after {passes} backward passes, so nothing is saved\n")
@@ -161,6 +170,7 @@ COMMANDS: dict[str, Callable[[argparse.ArgumentParser], Run]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m tinydiff", description="Train and sample models, and look into tinydiff.")
     commands = parser.add_subparsers(required=True, metavar="command", parser_class=argparse.ArgumentParser)
+    parser.add_argument("--version", action="version", version=f"tinydiff {__version__}")
     given_first = next(iter(sys.argv[1:] if arguments is None else arguments), None)
     for name, command in COMMANDS.items():
         sub = commands.add_parser(name, help=command.__doc__, description=command.__doc__, allow_abbrev=False)
@@ -175,9 +185,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stderr.write(f"{error}\n")
             return 2
     try:
-        return given.run(given)
+        code = given.run(given)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # as `| head` makes it, when it has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at its end
+        return 141  # as a shell reports a program that a closed pipe has ended
     except (OSError, ValueError, RuntimeError, FloatingPointError, MemoryError) as error:
-        if given.command not in MODELS or type(error) is RuntimeError:
+        users = given.command in MODELS or isinstance(error, OSError) and given.command != "view"  # a script's own
+        if not users or type(error) is RuntimeError:
             raise
         sys.stderr.write(f"python -m tinydiff {given.command}: {str(error).removeprefix(f'{given.command}: ')}\n")
         return 2

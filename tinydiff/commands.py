@@ -7,6 +7,7 @@ they name, is a ValueError or an OSError, which `main` turns into a line and the
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import shlex
 import sys
@@ -310,7 +311,11 @@ def shared(run: Callable[[argparse.Namespace, Any], int]) -> Run:
     def run_with_ranks(given: argparse.Namespace) -> int:
         from .distributed import connected
 
-        with connected(given.parallel, exact=given.exact, overlap=given.overlap) as ranks:
+        with contextlib.ExitStack() as job:
+            try:
+                ranks = job.enter_context(connected(given.parallel, exact=given.exact, overlap=given.overlap))
+            except RuntimeError as error:  # no MPI here, or no GPU
+                raise ValueError(str(error)) from error
             try:
                 return run(given, ranks)
             except (OSError, ValueError) as error:

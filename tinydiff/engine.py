@@ -327,6 +327,8 @@ class Node(ShapeDtype):
         if self.values is None or changes.latest > self.time:
             self.check_kept()
         found = self.apply_rule(g, create_graph)
+        if found is None:
+            raise TypeError(f"the rule of {self.op.name} gave None: is a return missing? For no gradient, (None,)")
         adjoints = list(found) if type(found) is tuple else [found]
         if len(adjoints) != len(wanted):
             raise ValueError(f"the rule of {self.op.name} gave {len(adjoints)} adjoints for {len(wanted)} inputs")
@@ -401,7 +403,7 @@ def unbroadcast(adjoint: Any, x: Any, op: str, i: int) -> Any:
         if len(aligned) != len(given) or any(m not in (1, n) for m, n in zip(aligned, given)):
             raise AdjointShapeError(op, i, shape, given)
         stretched = tuple(a for a, (m, n) in enumerate(zip(aligned, given)) if m != n)
-        adjoint = OPS["sum"](adjoint, axis=stretched).reshape(shape)
+        adjoint = (OPS["sum"](adjoint, axis=stretched) if stretched else adjoint).reshape(shape)
     return adjoint if adjoint.dtype == x.dtype else OPS["astype"](adjoint, dtype=x.dtype)
 
 

@@ -300,9 +300,11 @@ class Operators:
         """Call fn(g) with the complete adjoint of this Tensor in every backward pass that reaches it. If fn returns a
         Tensor, that takes the place of g, which fn must not change itself. Returns a handle whose remove() takes the
         hook away.
-        Errors: RuntimeError for a Tensor that requires no gradient.
+        Errors: RuntimeError for a Tensor that requires no gradient; TypeError for what is no function.
         """
         self._check_required("register_hook")
+        if not callable(fn):
+            raise TypeError(f"register_hook takes a function of the adjoint, not {fn!r}")
         return Handle(self._hooks(), fn)
 
     def retain_grad(self) -> None:

@@ -181,12 +181,14 @@ class Trained:
 
 
 def load(path: str | os.PathLike[str], *, net: Any = None, process: Any = None, averaged: bool = True) -> Trained:
-    """The model in a checkpoint of `train`, or in a file of Trained.save, ready to sample: everything is rebuilt from
-    the file, in which no code is executed. averaged: with the averages of the weights, if it has them.
+    """The model in a checkpoint of `train`, of the directory of a run, or in a file of Trained.save, ready to sample:
+    everything is rebuilt from the file, in which no code is executed. averaged: with the averages of the weights, if it
+    has them.
     net, process: your own, if their classes are not @tinydiff.rebuildable; the weights of the net are loaded.
     Errors: ValueError, which names the file, for one that is damaged, that says nothing of its net (those of older
     versions, and of `train` without about=), or whose net is not known here; FileNotFoundError."""
     name = os.fspath(path)
+    name = os.path.join(name, "checkpoint.npz") if os.path.isdir(name) else name
     state = saving.load(name)  # FileNotFoundError, which names it
     if "about" not in state:
         raise ValueError(

@@ -125,6 +125,8 @@ def train(
         raise ValueError(f"train: schedule_by must be 'epoch' or 'step', not {schedule_by!r}")
     if nonfinite not in POLICIES:
         raise ValueError(f"train: nonfinite must be one of {', '.join(POLICIES)}, not {nonfinite!r}")
+    if keep_best and out is None:
+        raise ValueError("train: keep_best=True needs `out`, where the checkpoints are")
     if nonfinite == "rollback" and out is None:
         raise ValueError("train: nonfinite='rollback' needs `out`, where the checkpoints are")
     if capture and nonfinite in ("skip", "rollback"):

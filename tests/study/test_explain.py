@@ -324,6 +324,21 @@ def test_errors(numpy_backend: str) -> None:
         explain(loss)
 
 
+def test_a_leaf_has_its_own_name(numpy_backend: str) -> None:
+    x, w = td.tensor([1.0, 2.0], requires_grad=True), td.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
+    other = td.tensor([3.0], requires_grad=True)
+    x.name, w.name, other.name = "x", "W", "x"  # a name that is taken is none
+    text = str(explain((x @ w).sum() * other))
+    assert "x @ W" in text and "x0" in text
+
+
+def test_what_is_only_reshaped_is_not_called_a_sum(numpy_backend: str) -> None:
+    x, w = td.tensor([1.0, 2.0], requires_grad=True), td.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
+    text = str(explain((x @ w).sum()))
+    assert "had broadcast it" not in text and "axis=()" not in text
+    assert "reshaped: axes of length 1 that the input has not" in text
+
+
 # ---------------------------------------------------------------- the command line
 
 

@@ -24,6 +24,10 @@ STAGES = (
 ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)  # order 5 less order 4
 
 
+class ToleranceError(RuntimeError):
+    """The tolerance cannot be met in so many rounds, or in this dtype."""
+
+
 def solve(
     derivative: Callable[[Array, Array], Array],
     y: Array,
@@ -44,8 +48,8 @@ def solve(
     one at the start.
     apart: this many of the last columns of y (N, D), fewer than D, are not averaged with the others: each of them must
     meet the tolerance by itself.
-    Errors: ValueError for tolerances that are not positive, or steps < 1; RuntimeError, which says how far the rows
-    are, if some have not arrived after so many rounds, or need a step too small to change t.
+    Errors: ValueError for tolerances that are not positive, or steps < 1; ToleranceError, which says how far the
+    rows are, if some have not arrived after so many rounds, or need a step too small to change t.
     """
     steps, begin, end = integer("steps", steps), number("begin", begin), number("end", end)
     rtol, atol = number("rtol", rtol, "(0, inf)"), number("atol", atol, "(0, inf)")
@@ -78,7 +82,7 @@ def solve(
         if scalar((on_the_way & (t + h == t)).any()):
             break
     far = scalar(on_the_way.sum())
-    raise RuntimeError(
+    raise ToleranceError(
         f"rtol={rtol:g}, atol={atol:g} cannot be met from t={begin:g} to {end:g} in {y.dtype} within {steps} rounds: "
         f"{far:.0f} of {rows} rows have not arrived, the last is at t={scalar(t.max() if end < begin else t.min()):g}. "
         "Raise the tolerance or the steps, or check whether the derivative jumps or is NaN"

@@ -11,6 +11,7 @@ A rule that is tried belongs to a copy of the op. The op itself, and its entry i
 from __future__ import annotations
 
 import ast
+import difflib
 import functools
 import inspect
 import os
@@ -178,8 +179,10 @@ def exercise(which: str | int) -> Exercise:
         if which in (ex.name, ex.number) and not isinstance(which, bool):
             print(ex)
             return ex
-    names = ", ".join(sheet.name for sheet in CATALOGUE)
-    raise ValueError(f"there is no exercise {which!r}: there are 1 to {len(CATALOGUE)}, {names}")
+    names = [sheet.name for sheet in CATALOGUE]
+    near = difflib.get_close_matches(str(which), names, cutoff=0.6)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are 1 to {len(CATALOGUE)}, {', '.join(names)}"
+    raise ValueError(f"there is no exercise {which!r}: {hint}")
 
 
 def on_device(value: Any) -> Any:

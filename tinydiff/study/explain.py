@@ -93,9 +93,10 @@ class Explanation:
 def explain(loss: Tensor, module: Module | None = None, *, names: Mapping[str, Any] | None = None) -> Explanation:
     """The backward pass of a result, written out: print it.
 
-    Names: of the module's parameters by their paths, and of Tensors and arrays by `names`, {"x": x}. Other leaves are
-    x0, x1, ..., results y1, y2, ..., a result of one element L, and arrays without a gradient c0, c1, ... An adjoint is
-    the name with a bar, x̄. A part of x̄ that is not the last is marked `1 of 2`; the adjoint of x is their sum.
+    Names: of the module's parameters by their paths, and of Tensors and arrays by `names`, {"x": x}. Other leaves have
+    the name that they were given (x.name = "x"), or are x0, x1, ..., results y1, y2, ..., a result of one element L,
+    and arrays without a gradient c0, c1, ... An adjoint is the name with a bar, x̄. A part of x̄ that is not the last
+    is marked `1 of 2`; the adjoint of x is their sum.
 
     Nothing is changed: the graph is still there for `backward`. Each rule is run once, on ones, as it stands on its
     page: this takes a few times as long as a backward pass. Hooks do not run. What is inside `checkpoint` is one node.
@@ -151,7 +152,9 @@ def _names(order: list[Node], loss: Tensor, module: Any, names: Any) -> tuple[Tr
     for node in order:
         for parent in node.parents:
             if isinstance(parent, Tensor) and parent not in called:
-                called[parent] = free("x", tracer.taken, 0)
+                own = parent.name if parent.name not in tracer.taken else None  # its name, unless another has it
+                called[parent] = own or free("x", tracer.taken, 0)
+                tracer.taken.add(called[parent])
         if node not in called:
             called[node] = free("L", tracer.taken, None) if node is loss.node and loss.size == 1 else ""
     for number, node in enumerate(order, 1):
@@ -213,6 +216,8 @@ def _run_rule(node: Node, values: list[Any], step: Step, called: Mapping[Any, st
 def _summed(given: tuple[int, ...], shape: tuple[int, ...]) -> str:
     aligned = (1,) * (len(given) - len(shape)) + shape
     axes = [str(a) for a, (m, n) in enumerate(zip(aligned, given)) if m != n]
+    if not axes:
+        return "reshaped: axes of length 1 that the input has not"
     return f"summed over ax{'i' if len(axes) == 1 else 'e'}s {', '.join(axes)}: the forward had broadcast it"
 
 
