@@ -188,7 +188,7 @@ class Op(Generic[P]):
     def __reduce__(self) -> str:
         return self.forward.__qualname__  # copied and pickled by name, as a function is
 
-    def __call__(self, *inputs: P.args, **params: P.kwargs) -> Any:
+    def __call__(self, *inputs: P.args, **params: P.kwargs) -> Tensor:  # of arrays alone, as in a rule, an array
         if observers:
             return observed("on_call", Op.apply)(self, inputs, params)
         return self.apply(inputs, params)

@@ -41,6 +41,10 @@ class Net(nn.Module):
         return self.layers(x)
 
 
+def mean_square(x: Tensor) -> Tensor:
+    return ops.square(x).mean()
+
+
 @no_grad
 def total(x: Tensor) -> float:
     return x.sum().item()
