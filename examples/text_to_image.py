@@ -502,6 +502,8 @@ def parse_painting(parser):
             parser.error(NO_JUDGE)
     elif args.size or args.skip_broken:
         parser.error(f"--size and --skip-broken are for --data FOLDER, not for --data {args.data}")
+    if args.sweep and len(args.prompts) > 1 and not args.judge:
+        parser.error(f"--sweep has a row for each weight of guidance, of one prompt, not of {len(args.prompts)}")
     end = "" if args.data == args.default_data else f"_{Path(args.data).name}"
     args.out = args.out or Path("runs") / f"{args.name}{end}"
     common.check_checkpoint(args, "--resume")

@@ -3,6 +3,7 @@ What examples/ write is sampled in test_examples.py."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -138,6 +139,55 @@ def test_pictures_of_ones_own_by_class_and_by_words(
         assert "there is no judge of" in said.err
     assert main(["sample", "runs/pets_words", "--prompt", "a rad dog", "--steps", "1"]) == 2
     assert "'rad'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_the_pictures_that_it_began_with(
+    tmp_path: Path, pets: Path, monkeypatch: Any, capsys: Any, numpy_backend: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def refused(*options: str) -> str:
+        capsys.readouterr()
+        assert main(["train", str(pets), "--resume", "--images", "38", *SMALL, *options]) == 2
+        return capsys.readouterr().err
+
+    for options in ([], ["--words"]):
+        assert main(["train", str(pets), "--images", "19", *SMALL, *options]) == 0
+        records = [
+            json.loads(line) for line in Path(f"runs/pets{'_words' * bool(options)}/log.jsonl").read_text().splitlines()
+        ]
+        assert records[-1]["validation"] > 0 and Path("runs/pets/loss.png").exists()
+        assert main(["train", str(pets), "--resume", "--images", "38", *SMALL, *options]) == 0
+        assert "it has learned from pictures [16, 16, 3], not [32, 32, 3]" in refused("--size", "32", *options)
+    (pets / "cat" / "0.txt").write_text("a pad cat")  # as long as "red"
+    assert "they, their captions or their classes are not those" in refused("--words")
+    (pets / "cat").rename(pets / "cow")
+    assert "they, their captions or their classes are not those" in refused()
+
+
+@pytest.mark.slow
+def test_what_says_nothing_to_a_model_is_an_error(
+    tmp_path: Path, pets: Path, monkeypatch: Any, capsys: Any, numpy_backend: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for path in pets.rglob("*.*"):
+        path.rename(flat / path.name)
+    assert main(["train", str(flat), *SMALL]) == 2
+    assert "have captions and no classes: --words tells the net the captions" in capsys.readouterr().err
+    for path in flat.glob("*.txt"):
+        path.unlink()
+    (flat / "7.png").write_bytes(b"")
+    assert main(["train", str(flat), *SMALL]) == 2
+    assert "7.png" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="7.png"):
+        assert main(["train", str(flat), "--skip-broken", "--images", "16", *SMALL]) == 0
+    assert main(["sample", "runs/flat", "--label", "cat"]) == 2
+    assert "knows no labels, so --label 'cat' says nothing to it" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -28,8 +28,9 @@ def train(parser: argparse.ArgumentParser) -> Run:
     add("data", metavar="DATA", help="glyphs, scenes, mnist, or a folder")
     add("--words", action="store_true", help="tell the net the captions in place of the labels")
     add("--images", type=whole(1), metavar="N", help="pictures to learn from, in whole rounds, or as many of them as "
-        "are given (default: 60000, of mnist 180000, with --words 270000)")  # fmt: skip
+        "are given (default: 60000, of mnist 180000, with --words 270000; fewer if they are large)")  # fmt: skip
     add("--size", type=whole(8), metavar="N", help="resize and crop the pictures of a folder to NxN")
+    add("--skip-broken", action="store_true", help="leave out what cannot be used in a folder, and say what it was")
     add("--channels", type=whole(8, 8), nargs="+", default=[32, 64], metavar="N", help="of the U-Net, from fine to "
         "coarse, multiples of 8 (default: 32 64)")  # fmt: skip
     add("--batch-size", type=whole(1), default=64, metavar="N", help="default: %(default)s")
@@ -51,18 +52,27 @@ def train(parser: argparse.ArgumentParser) -> Run:
             raise ValueError(f"there is no data set and no folder {given.data!r}: {nearest(given.data, known)}")
         if given.size and given.data in known:
             parser.error(f"--size is for a folder, not for {given.data}")
+        if given.skip_broken and given.data in known:
+            parser.error(f"--skip-broken is for a folder, not for {given.data}")
         if given.data_dir and given.data != "mnist":
             parser.error(f"--data-dir is read with mnist only, not with {given.data}")
         out = given.out or Path("runs") / f"{Path(given.data).name}{'_words' * given.words}"
         if given.resume and not (out / "checkpoint.npz").exists():
             raise ValueError(f"there is no {out / 'checkpoint.npz'} to go on from: train without --resume first")
-        images = given.images or (270_000 if given.words else 180_000 if given.data == "mnist" else 60_000)
-        shown = recipe.pictures(given.data, words=given.words, seed=given.seed, size=given.size,
-                                data_dir=given.data_dir)  # fmt: skip
+        try:
+            shown = recipe.pictures(given.data, words=given.words, seed=given.seed, size=given.size,
+                                    skip_broken=given.skip_broken, data_dir=given.data_dir)  # fmt: skip
+        except ValueError as error:  # of a function, whose options have other names here
+            text = str(error).replace("on_error='skip' leaves out", "--skip-broken leaves out")
+            raise ValueError(text.replace("size=64", "--size 64")) from error
+        if not given.words and not shown.labels and any(shown.captions):
+            raise ValueError(f"the pictures in {given.data} have captions and no classes: --words tells the net the "
+                             "captions, and without it there would be nothing to tell it")  # fmt: skip
+        images = given.images or recipe.default_images(shown, given.words)
         state = recipe.learn(
             shown, out, words=given.words, images=images, channels=tuple(given.channels), batch_size=given.batch_size,
             microbatch=given.microbatch, threads=given.threads, lr=given.lr, seed=given.seed, resume=given.resume,
-            say=say if ranks.rank == 0 else lambda text: None, ranks=ranks,
+            say=say if ranks.rank == 0 else lambda text: None, ranks=ranks, data_dir=given.data_dir,
         )  # fmt: skip
         if not state.exit_code and ranks.rank == 0:
             prompt = f" --prompt {shlex.quote(shown.captions[0])}" if given.words else ""
@@ -118,6 +128,8 @@ def sample(parser: argparse.ArgumentParser) -> Run:
             text = given.prompt[0] if given.prompt else given.negative
             also = f", but labels: {', '.join(trained.labels)}" if trained.labels else ""
             raise ValueError(f"this model knows no words{also}; {text!r} says nothing to it")
+        if given.label and not trained.labels:
+            raise ValueError(f"this model knows no labels, so --label {given.label[0]!r} says nothing to it")
         rows = given.label or given.prompt
         first = next(iter(trained.labels), None)
         labels = [labels_in(trained, row) for row in given.label] if trained.labels else []

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -162,6 +163,21 @@ def microbatches(n: int, size: int, threads: int | None = None) -> list[slice]:
     if threads is not None:
         integer("microbatches: threads", threads)
     return [slice(i, min(i + size, n)) for i in range(0, n, size)]
+
+
+class Unwanted(BaseException):
+    """Raised in a thread that works on a microbatch when nobody waits for it any more."""
+
+
+of_thread = threading.local()  # .unwanted: an Event that is set when what this thread does is no longer wanted
+
+
+def check_wanted() -> None:
+    """Called now and then by what takes long, as a sampler does in each step, so that Ctrl-C ends it. Errors: Unwanted
+    after an error, or Ctrl-C, in the thread that waits for this one."""
+    unwanted = getattr(of_thread, "unwanted", None)
+    if unwanted is not None and unwanted.is_set():
+        raise Unwanted
 
 
 @contextlib.contextmanager

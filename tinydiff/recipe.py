@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import data
+from . import data, plot, saving
 from .backend import to_device, xp
 from .diffusion.loss import denoising_loss, edm_loss, log_normal, score_matching_loss
 from .diffusion.predict import Denoiser, ScoreModel
 from .diffusion.process import KarrasSDE
-from .distributed import ALONE, Ranks
+from .distributed import ALONE, Ranks, digest
 from .microbatch import microbatch_size, over_microbatches
 from .models.text import TextEncoder, TextToImage, Tokenizer, drop_prompts
 from .models.unet import UNet
@@ -32,6 +32,7 @@ DRAWN = ("glyphs", "scenes")  # here, from a seed
 DROPPED = 0.1  # how often the labels or words are left out in training
 MEASURED = 60_000  # pictures for sigma_data, at most
 WIDTH = 96  # of the vectors of words
+VALIDATED = 256  # pictures for the validation loss; of few, each several times, with another noise each time
 WORDS_NOISE = 0.3, 1.4  # mean and deviation of ln sigma: what words mean is decided at high noise levels
 
 
@@ -45,18 +46,26 @@ class Pictures(NamedTuple):
 
 
 def pictures(
-    name: str, *, words: bool = False, seed: int = 0, size: Any = None, data_dir: str | Path | None = None
+    name: str,
+    *,
+    words: bool = False,
+    seed: int = 0,
+    size: Any = None,
+    skip_broken: bool = False,
+    data_dir: str | Path | None = None,
 ) -> Pictures:
     """What to learn from: "glyphs", "scenes", "mnist", or a folder of your own pictures, of which one in ten is held
     out. words: for captions; then glyphs have all styles. Errors: those of the data; ValueError for a folder whose
     pictures have none of what is wanted."""
     if name in DRAWN:
-        source = {"name": name, "seed": seed, "variety": "wide" if words or name == "scenes" else "plain"}
+        variety = "wide" if words or name == "scenes" else "plain"
+        source: dict[str, Any] = {"name": name, "seed": seed, "variety": variety}
         return _drawn(source, 20_000 if name == "scenes" or not words else 60_000, seed)
     if name == "mnist":
         return _mnist("train", data_dir)
-    found = data.folder(name, size=size)
-    source = {"name": str(Path(name).absolute()), "size": list(found.images.shape[1:3])}
+    source = {"name": str(Path(name).absolute()), "size": size, "skip_broken": skip_broken}
+    found = _read(name, source)
+    source["size"] = list(found.images.shape[1:3])
     if words and not any(found.captions):
         raise ValueError(f"the pictures in {name} have no captions: docs/own_pictures.md has three ways to give them")
     return _of_folder(found, source, held=False)
@@ -70,12 +79,22 @@ def held_out(source: Mapping[str, Any], n: int, data_dir: str | Path | None = No
     if name == "mnist":
         found = _mnist("test", data_dir)
     elif isinstance(name, str) and Path(name).is_dir():
-        found = _of_folder(data.folder(name, size=source.get("size")), source, held=True)
+        found = _of_folder(_read(name, source), source, held=True)
     else:
         raise ValueError(f"there are no pictures {name!r}, which the model has learned from: choose others by --data")
     return found._replace(
         images=found.images[:n], labels={k: v[:n] for k, v in found.labels.items()}, captions=found.captions[:n]
     )
+
+
+def _read(name: str, source: Mapping[str, Any]) -> data.Pictures:
+    return data.folder(name, size=source.get("size"), on_error="skip" if source.get("skip_broken") else "raise")
+
+
+def default_images(shown: Pictures, words: bool) -> int:
+    """How many pictures to learn from: what takes some minutes on two cores, for those of 28x28 and larger ones."""
+    images = 270_000 if words else 180_000 if shown.source["name"] == "mnist" else 60_000
+    return round(images * min(1.0, 28**2 / math.prod(shown.images.shape[1:3])))
 
 
 def _drawn(source: Mapping[str, Any], n: int, seed: int) -> Pictures:
@@ -131,9 +150,11 @@ def learn(
     resume: bool = False,
     say: Callable[[str], object] = lambda text: None,
     ranks: Ranks = ALONE,
+    data_dir: str | Path | None = None,
 ) -> TrainState:
     """Train a denoiser of these pictures, told their labels or their words. images: to learn from, in whole rounds; or
-    as many of the pictures as are given. out: gets checkpoint.npz, which tinydiff.load reads, and log.jsonl."""
+    as many of the pictures as are given. out: gets checkpoint.npz, which tinydiff.load reads, log.jsonl, with the loss
+    of held-out pictures, and loss.png. Errors: ValueError for a run to be resumed that learned from other pictures."""
     rng, shape = Rng(seed).child("model"), shown.images.shape[1:]
     unit = 2 * 2 ** (len(channels) - 1)
     if shape[0] % unit or shape[1] % unit:
@@ -142,8 +163,9 @@ def learn(
             f"{shape[0]}x{shape[1]}: take fewer channels, or resize the pictures of a folder"
         )
     conditions: list[np.ndarray]
+    others = held_out(shown.source, VALIDATED, data_dir)
     if words:
-        tokenizer = Tokenizer.fit(shown.captions)
+        tokenizer = Tokenizer.fit([*shown.captions, *others.captions])
         encoder = TextEncoder(tokenizer.size, tokenizer.length, WIDTH, rng=rng)
         net: Any = TextToImage(encoder, UNet(shape[2], channels, context=WIDTH, rng=rng), tokenizer)
         conditions, noise, decay = [tokenizer.encode(shown.captions)], WORDS_NOISE, 0.998
@@ -155,16 +177,23 @@ def learn(
     model = Denoiser(net, sigma_data=float(data.to_float(some, -1, 1).std()))
     ema = EMA(model, decay)
     names = {} if words else shown.names
+    told = tokenizer.to_array() if words else np.array([ord(c) for value in shown.names.values() for c in str(value)])
+    source = {**shown.source, "digest": int(digest(shown.images, *conditions, told))}
     trained = Trained(model, KarrasSDE(), shape, labels=names, null=words or bool(names), eps=0.002, noise=noise,
-                      data=shown.source)  # fmt: skip
+                      data=source)  # fmt: skip
+    if resume:
+        check_resumed(Path(out) / "checkpoint.npz", trained)
+    rows = np.resize(Rng(seed).child("validation").permutation(len(others.images)), VALIDATED)
+    validation = [others.images[rows], *(values[rows] for values in condition_of(trained, others).values())]
 
     def loss(x0: Any, *values: Any, rng: Rng, sample_offset: int) -> Any:
         x0 = data.to_float(x0, -1, 1)  # bytes until here, a quarter of the memory
         condition: dict[str, Any]
         if words:
-            condition = {"tokens": drop_prompts(values[0], DROPPED, rng, sample_offset=sample_offset)}
+            tokens = drop_prompts(values[0], DROPPED, rng, sample_offset=sample_offset) if model.training else values[0]
+            condition = {"tokens": tokens}
         else:
-            kept = rng.uniform(len(x0), sample_offset=sample_offset) >= DROPPED
+            kept = rng.uniform(len(x0), sample_offset=sample_offset) >= (DROPPED if model.training else 0.0)
             condition = {name: xp.where(kept, value, -1) for name, value in zip(names, values)}
         return edm_loss(model, x0, rng, mean=noise[0], std=noise[1], sample_offset=sample_offset, **condition)
 
@@ -172,14 +201,32 @@ def learn(
     n = len(arrays[0])
     epochs = round(images / n)
     steps = epochs * -(-n // batch_size)
-    times, others = "once" if epochs == 1 else f"{epochs} times", f"{shown.held:,}" if shown.held else "none"
-    say(f"{model.count():,} parameters; {n:,} pictures, each {times}, {others} held out; the run goes to {out}")
+    times, held = "once" if epochs == 1 else f"{epochs} times", f"{shown.held:,}" if shown.held else "none"
+    say(f"{model.count():,} parameters; {n:,} pictures, each {times}, {held} held out; the run goes to {out}")
+
+    def draw(state: TrainState) -> None:
+        plot.loss_curve(state.records, Path(out) / "loss.png", x="step", title=f"EDM loss, {source['name']}",
+                        validation_label="validation, averaged weights")  # fmt: skip
+
     return train(
         model, loss, arrays, Adam(model.parameters(), lr=lr), epochs=epochs, batch_size=batch_size,
         microbatch=microbatch, threads=threads, seed=seed, schedule=warmup(100, cosine(steps)), schedule_by="step",
         ema=ema, out=out, resume=resume, log_every=50, save_every=500, about=trained.about(),
-        ranks=ranks,
+        validation=validation, on_record=draw, ranks=ranks,
     )  # fmt: skip
+
+
+def check_resumed(path: Path, trained: Trained) -> None:
+    """Errors: ValueError if the run in this checkpoint has learned from other pictures, captions or classes."""
+    kept, given = saving.load(path).get("about", {}), trained.about()
+    kept_data = kept.get("data", {}) if isinstance(kept, dict) else {}
+    where = f"{path} cannot go on with these pictures"
+    if list(kept.get("shape", [])) != list(trained.shape):
+        raise ValueError(f"{where}: it has learned from pictures {kept.get('shape')}, not {list(trained.shape)}")
+    if (before := kept_data.get("name")) != trained.data["name"]:
+        raise ValueError(f"{where}: it has learned from {before}, not from {trained.data['name']}")
+    if kept.get("labels") != given["labels"] or kept_data.get("digest") != trained.data["digest"]:
+        raise ValueError(f"{where}: they, their captions or their classes are not those that it has learned from")
 
 
 # ---------------------------------------------------------------- how well?

@@ -916,15 +916,20 @@ def test_progress_is_shown_only_of_what_takes_long(pets, monkeypatch, live):
     assert ("\r\033[K" in stream.getvalue()) == live and stream.getvalue().endswith("\n")
 
 
-def test_the_first_bad_picture_ends_the_work(pets, monkeypatch):
-    write(pets / "0.png", "")
+def test_all_bad_pictures_are_named_at_once_and_ten_of_them_end_the_work(pets, monkeypatch):
     for i in range(100):
         put(pets / f"{i + 10}.png")
+    for name in ("11", "50", "99"):
+        write(pets / f"{name}.png", "")
+    said = refused(pets)
+    assert "3 in" in said and all(f"{name}.png" in said for name in ("11", "50", "99"))
+    for i in range(20):
+        write(pets / f"{i + 10}.png", "")
     read, seen = module.read_picture, []
     monkeypatch.setattr(module, "read_picture", lambda path, *rest: (seen.append(path), read(path, *rest))[1])
-    monkeypatch.setattr(module, "BLOCK", 10)
-    assert "1 in" in refused(pets)
-    assert len(seen) <= 10
+    monkeypatch.setattr(module, "BLOCK", 5)
+    assert "10 in" in refused(pets)
+    assert len(seen) <= 40  # of 103; by name the others lie between them
 
 
 # ---- parts of it

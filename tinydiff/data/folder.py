@@ -40,6 +40,7 @@ from .picture_file import Size, Unreadable, read_picture, stored_size
 DECODING = 1  # raise it if a change makes a file give other pixels, so that old caches are not used
 THREADS = min(16, os.cpu_count() or 1)  # each holds one picture in its full size
 VISITS = 100  # of one folder, by several links: folders full of links to each other have more ways than can be walked
+LISTED = 10  # faults in a message
 BLOCK = 1000  # pictures handed to the threads at a time
 
 
@@ -211,8 +212,8 @@ def _refuse(root: Path, faults: Sequence[Fault]) -> None:
 
 
 def _listed(root: Path, faults: Sequence[Fault]) -> str:
-    """The first ten faults, a line each."""
-    lines = [f"\n  {file}: {reason}" for file, reason in faults[:10]]
+    """The first of the faults, a line each."""
+    lines = [f"\n  {file}: {reason}" for file, reason in faults[:LISTED]]
     more = f"\n  and {len(faults) - 10} more" if len(faults) > 10 else ""
     return f"folder: {len(faults)} in {root} cannot be used:{''.join(lines)}{more}"
 
@@ -274,7 +275,7 @@ def _decoded(
     stop: bool,
     stream: TextIO | None,
 ) -> Decoded:
-    """Decode the files in threads. stop: raise at the first that is bad; what could take hours should not end in it."""
+    """Decode the files in threads. stop: raise when so many are bad that a message is full of them."""
 
     def read(file: str) -> np.ndarray | Unreadable:
         try:
@@ -296,7 +297,7 @@ def _decoded(
                 if isinstance(pixels, Unreadable):
                     faults.append((files[i], str(pixels)))
                     lasting &= pixels.lasting
-                    if stop:
+                    if stop and len(faults) == LISTED:
                         _refuse(root, faults)
                     continue
                 if good == 0:  # the system gives the memory only as it is written to

@@ -22,7 +22,7 @@ from ..arguments import integer
 from ..backend import Array, to_device, xp
 from ..distributed import ALONE, Ranks
 from ..engine import Tensor
-from ..microbatch import in_order, microbatches, over_microbatches
+from ..microbatch import check_wanted, in_order, microbatches, over_microbatches
 from ..modes import no_grad
 from ..operators import array_of
 from ..rng import Rng, as_rng
@@ -198,6 +198,7 @@ class SamplerState:
 
         The model gets x and t in the dtype of the start, whatever a method has made of x.
         """
+        check_wanted()
         x = like(self.x, x)
         times = xp.full(len(x), float(t), x.dtype) if isinstance(t, Real) else like(x, array_of(t))  # (N,)
         score = checked_score(self._score(Tensor(x), Tensor(times), **self._condition), x)

@@ -74,8 +74,10 @@ def _in_threads(
     left = deque(enumerate(parts))  # what nobody has begun
     found: list[SimpleQueue] = [SimpleQueue() for _ in parts]  # (result, error) of each
     ended: SimpleQueue = SimpleQueue()
+    unwanted = threading.Event()
 
     def work() -> None:
+        microbatch.of_thread.unwanted = unwanted
         try:
             while left:
                 i, rows = left.popleft()
@@ -87,6 +89,7 @@ def _in_threads(
         except IndexError:  # another thread has taken the last one
             pass
         finally:
+            microbatch.of_thread.unwanted = None
             ended.put(None)
 
     at_work = 0
@@ -104,6 +107,7 @@ def _in_threads(
         finally:
             error = None  # it holds this frame, which holds it
             left.clear()
+            unwanted.set()
             for _ in range(at_work):
                 ended.get()
 

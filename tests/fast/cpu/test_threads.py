@@ -16,6 +16,7 @@ import pytest
 
 import tinydiff
 from tinydiff import Rng, backend, microbatch, nn, operators, ops, tensor
+from tinydiff.diffusion import VESDE, sample
 from tinydiff.microbatch import blas_threads, gradients, over_microbatches
 
 fast = pytest.importorskip("tinydiff.fast.threads")
@@ -149,6 +150,7 @@ def test_threads_are_used_and_an_error_in_one_is_raised():
 SCRIPT = """
 import sys, tinydiff
 from tinydiff import Rng, nn, ops, tensor
+from tinydiff.diffusion import VESDE, sample
 from tinydiff.microbatch import blas_threads, gradients, over_microbatches
 assert ("tinydiff.fast" in sys.modules) == (sys.argv[1] == "fast"), tinydiff.__path__
 net = nn.Linear(3, 2, rng=0)
@@ -215,3 +217,20 @@ def test_a_child_inherits_no_lock_and_no_limit_of_another_thread():
     leave.set()
     thread.join()
     assert code == 0
+
+
+def test_ctrl_c_ends_what_takes_long_in_the_other_threads():
+    """Samplers ask in each step whether they are still wanted."""
+    seen = []
+
+    def model(x, t):
+        seen.append(1)
+        if len(seen) == 10:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.001)
+        return -x
+
+    with pytest.raises(KeyboardInterrupt):
+        sample(model, (8, 2), VESDE(2.0), 0, method="ddpm", steps=5000, microbatch=1, threads=2)
+    assert len(seen) < 2000  # of 40,000, and of 10,000 that the two threads had begun
+    assert sample(lambda x, t: -x, (4, 2), VESDE(2.0), 0, steps=2, microbatch=1, threads=2).shape == (4, 2)
