@@ -204,7 +204,11 @@ def loss_curve(
     dots = "o" if len(records) < 100 else ""
     series = [
         (label, curve, {"color": BLUE, "linewidth": 1.2 if held_out else 1.8, "marker": dots, "markersize": 3}),
-        (validation_label, held_out, {"color": RED, "linewidth": 1.8, "linestyle": (0, (4, 1.5))}),
+        (
+            validation_label,
+            held_out,
+            {"color": RED, "linewidth": 1.8, "linestyle": (0, (4, 1.5)), "marker": dots, "markersize": 3},
+        ),
         (reference_label, points, {"color": INK, "linestyle": "", "marker": "D", "markersize": 5, "mfc": "none"}),
     ]
     ends = [(f"{name}, {line[-1][1]:.4g}", line[-1][1], style["color"]) for name, line, style in series if line]
