@@ -36,6 +36,7 @@ from text_to_image import (
     CAPTION_DROPOUT,
     WIDTH,
     add_painting,
+    as_begun,
     captioned,
     check_prompts,
     check_resumed,
@@ -71,6 +72,7 @@ SQUEEZED, LEARNED = 54_000, 234_000  # pictures of 64x64 that the autoencoder an
 def main() -> int:
     args = arguments()
     path = args.out / "model.npz"
+    as_begun(args, path)
     if not path.exists():
         if any(args.out.rglob("checkpoint.npz")) and not args.resume:
             sys.exit(f"the training in {args.out} was not finished: --resume goes on, or choose another --out")

@@ -72,6 +72,7 @@ PREVIEW = ["a seven", "a small bold serif three", "a heavy mono zero leaning lef
 def main() -> int:
     args = arguments()
     path = args.out / "model.npz"
+    as_begun(args, path)
     if not path.exists():
         if (args.out / "checkpoint.npz").exists() and not args.resume:
             sys.exit(f"the training in {args.out} was not finished: --resume goes on, or choose another --out")
@@ -97,6 +98,28 @@ def main() -> int:
         if args.maps:
             draw_maps(denoiser, tokenizer, prompts[0], args)
     return 0
+
+
+def as_begun(args, path):
+    """With --resume: the data and the size of the pictures with which the run began, unless they are given. Says so if
+    there is nothing to go on with, as the model is finished; ends the program if other data are given."""
+    if not args.resume:
+        return
+    if path.exists():
+        print(f"the training in {args.out} is finished, so there is nothing to resume", file=sys.stderr)
+        return
+    began = args.out / "checkpoint.npz"
+    about = saving.load(began).get("about") if began.exists() else None
+    kept = about.get("data") if isinstance(about, dict) else None
+    if not isinstance(kept, dict):
+        return
+    if args.data_was_given and args.data != kept["name"]:
+        sys.exit(
+            f"{began} has learned from {kept['name']}, not from {args.data}: give that by --data, or another --out"
+        )
+    args.data = kept["name"]
+    if args.data not in DRAWN_OR_READ:
+        args.size = args.size or list(kept["size"])
 
 
 def check_prompts(tokenizer, args):

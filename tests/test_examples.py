@@ -317,6 +317,22 @@ def test_a_run_does_not_go_on_with_other_captions_or_pictures(
 
 
 @on_the_host
+def test_an_interrupted_run_knows_its_pictures(tmp_path, own_pictures, monkeypatch, capsys):
+    out = tmp_path / "run"
+    options = own_options(own_pictures, out)
+    assert main(monkeypatch, WORDS, *options) == 0
+    (out / "model.npz").unlink()  # as if it had been interrupted
+    without = [x for i, x in enumerate(options) if not {"--data", "--size"} & {str(x), str(options[i - 1])}]
+    assert len(without) < len(options)
+    message = main(monkeypatch, WORDS, *without, "--data", "glyphs", "--resume")
+    assert f"has learned from {own_pictures}, not from glyphs" in message
+    assert main(monkeypatch, WORDS, *without, "--resume") == 0 and (out / "model.npz").exists()
+    capsys.readouterr()
+    assert main(monkeypatch, WORDS, *without, "--resume") == 0
+    assert f"the training in {out} is finished, so there is nothing to resume" in capsys.readouterr().err
+
+
+@on_the_host
 def test_broken_pictures_of_your_own_are_left_out_on_request(tmp_path, own_pictures, monkeypatch, capsys):
     (own_pictures / "3.png").write_bytes(b"<html>")
     options = own_options(own_pictures, tmp_path / "run")
