@@ -17,11 +17,10 @@ PACKAGE = Path(__file__).parent.parent / "tinydiff"
 # From the ground up: a file imports only from files that stand above it in this list. docs/design.md has it with a line
 # for each.
 HOUSE = """
-locks backend summary arguments describing distributed rng observers changes hooks modes shape_dtype operators engine
-recompute ops check anomaly functional nn interop optim sharded overlap microbatch profile files saving records data
-diffusion
-models latents trained metrics judging plot stopping watching training_files validating training_log training recipe
-commands study doctor check_ops fast __init__ __main__
+locks patient backend summary arguments describing distributed rng observers changes hooks modes shape_dtype operators
+engine recompute ops check anomaly functional nn interop optim sharded overlap microbatch profile files saving records
+data diffusion models latents trained metrics judging plot stopping watching training_files validating training_log
+training recipe commands study doctor check_ops fast __init__ __main__
 """.split()
 LEVEL = {part: level for level, part in enumerate(HOUSE)}
 

@@ -493,3 +493,14 @@ def test_schedules() -> None:
     both = optim.warmup(10, optim.exponential(0.5))
     assert both(1) == 0.2 * 0.5 and both(20) == 0.5**20
     assert optim.constant()(7) == 1
+
+
+def test_a_sum_of_squares_is_not_below_zero(numpy_backend: str) -> None:
+    p = Tensor(np.ones(3, "float32"), requires_grad=True)
+    optimizer = optim.Adam([p], lr=0.1)
+    p.grad = Tensor(np.ones(3, "float32"))
+    optimizer.step()
+    state = optimizer.state_dict()
+    state["state"]["0"]["v"] = -state["state"]["0"]["v"]
+    with pytest.raises(ValueError, match="parameter 0 has a v below zero"):
+        optimizer.load_state_dict(state)

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from tinydiff import Rng, Tensor, backend, nn, optim, saving, tensor
+from tinydiff.records import read_log
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
@@ -219,6 +220,7 @@ def test_a_directory_or_a_file_that_must_not_be_read_is_an_error_of_its_own(
     def refuse(*args: Any) -> None:
         raise PermissionError(13, "Permission denied", str(args[0]))
 
+    (tmp_path / "run.npz").write_bytes(b"")
     monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(PermissionError, match="run.npz"):
         saving.load(tmp_path / "run.npz")
@@ -536,3 +538,41 @@ def test_a_log_of_a_million_steps_is_saved(tmp_path: Path, monkeypatch: pytest.M
     record = {"epoch": 12, "step": 12345, "loss": 0.12345678, "lr": 1e-3, "images": 128, "seconds": 123.4}
     saving.save(tmp_path / "run.npz", {"records": [record] * 5000})
     assert saving.load(tmp_path / "run.npz")["records"] == [record] * 5000
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_devices_and_pipes_are_refused_and_not_read(tmp_path):
+    """A device has no end, and a pipe that nobody writes to no beginning."""
+    os.mkfifo(tmp_path / "pipe")
+    for target in ("/dev/zero", tmp_path / "pipe"):
+        for name in ("x.npz", "x.safetensors", "log.jsonl"):
+            path = tmp_path / name
+            path.symlink_to(target)
+            with pytest.raises(ValueError, match="is not a file, but a device or a pipe"):
+                (read_log if name == "log.jsonl" else saving.load_weights)(path)
+            path.unlink()
+
+
+def test_safetensors_of_odd_shapes_or_names_are_errors_with_the_name_of_the_file(tmp_path):
+    pytest.importorskip("safetensors")
+    path = tmp_path / "x.safetensors"
+    for shape, size in (([1] * 70, 4), ([0, 2**62, 2**62], 0)):
+        header = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}}).encode()
+        path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
+        with pytest.raises(ValueError, match=r"x\.safetensors"):
+            saving.load_weights(path)
+    part = '"a": {"dtype": "F32", "shape": [1], "data_offsets": [%d, %d]}'
+    header = ("{" + part % (0, 4) + ", " + part % (4, 8) + "}").encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(ValueError, match=r"x\.safetensors"):
+        saving.load_weights(path)
+
+
+def test_a_log_that_is_none_is_an_error_with_its_line(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"loss": 1.0}\n{"note": "a\xe2\x80\xa8b"}\n')  # U+2028 ends no line of JSON
+    assert [sorted(record) for record in read_log(path)] == [["loss"], ["note"]]
+    for bad in (b'{"loss": "\xff"}', b"[" * 100_000, b"[1]"):
+        path.write_bytes(b'{"loss": 1.0}\n' + bad + b"\n")
+        with pytest.raises(ValueError, match=r"log\.jsonl, line 2: "):
+            read_log(path)

@@ -366,6 +366,43 @@ def test_an_autoencoder_of_a_stranger_is_refused(
         tracemalloc.stop()
 
 
+MANY = {"channels": [8] * 64, "blocks": 1000}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        (["model", "arguments", "net", "arguments"], {"in_channels": 1, **MANY}, "larger than its weights"),
+        (["process"], {"class": "models.unet.UNet", "arguments": MANY}, "larger than its weights"),
+        (["labels"], {"digit": 2**20}, "the values of 'digit' must have names"),
+    ],
+)
+def test_a_small_file_makes_no_large_net(
+    tmp_path: Path, path: list[str], value: Any, says: str, numpy_backend: str
+) -> None:
+    file = tmp_path / "m.npz"
+    Trained(labelled(), KarrasSDE(), SHAPE, labels={"digit": ["a", "b", "c"]}).save(file)
+    saving.save(file, damaged(saving.load(file), ["about", *path], value))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=says):
+            tinydiff.load(file)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, numpy_backend: str) -> None:
+    file, model = tmp_path / "m.npz", labelled()
+    Trained(model, KarrasSDE(), SHAPE).save(file)
+    state = saving.load(file)
+    name = next(name for name, a in state["model"].items() if a.dtype.kind == "f" and a.ndim > 1)
+    state["model"][name][0] = np.nan
+    saving.save(file, state)
+    with pytest.raises(ValueError, match=f"its {name} has numbers that are not finite"):
+        tinydiff.load(file)
+
+
 def test_an_object_in_an_object_ends_somewhere() -> None:
     deep: Any = None
     for _ in range(DEEPEST + 2):

@@ -16,6 +16,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -237,13 +238,21 @@ def _is(path: str | os.PathLike[str], handle: int) -> bool:
         return False
 
 
+def check_ordinary(path: str | os.PathLike[str]) -> None:
+    """Errors: ValueError for a device, which has no end, or a pipe, which may never begin; OSError, as os.stat."""
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # to open a directory has an error of its own
+        raise ValueError(f"{os.fspath(path)!r} is not a file, but a device or a pipe")
+
+
 @contextlib.contextmanager
 def one_at_a_time(path: str | os.PathLike[str], what: str) -> Iterator[None]:
     """Inside, this call has the lock file at `path` for itself; it holds the number of the process. One that was left
     by a process that has ended does not count. what: is in use, for the message.
     Errors: InUse if another process, or another thread, is inside; OSError if the file cannot be made."""
+    owner = os.getpid()
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         free = _lock(handle)
         if free is False:
             other = os.read(handle, 20).decode(errors="replace").strip() or "that does not say its number"
@@ -256,11 +265,27 @@ def one_at_a_time(path: str | os.PathLike[str], what: str) -> Iterator[None]:
         with contextlib.suppress(OSError):  # a full disk: then it has no number
             os.ftruncate(handle, 0)
             os.write(handle, f"{os.getpid()}\n".encode())
+        _held.add(handle)
         yield
     finally:
-        with contextlib.suppress(OSError):
-            os.unlink(path)  # while it is locked: whoever opens it now finds that it has no name
-        os.close(handle)
+        if os.getpid() == owner:  # a child that was forked inside, and leaves by this way too, has nothing to give back
+            _held.discard(handle)
+            with contextlib.suppress(OSError):
+                os.unlink(path)  # while it is locked: whoever opens it now finds that it has no name
+            os.close(handle)
+
+
+_held: set[int] = set()  # the open files of locks
+
+
+def _let_go() -> None:
+    """In a forked child, which would keep its parent's locks after the parent's end."""
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 # ---------------------------------------------------------------- places

@@ -42,6 +42,7 @@ class Optimizer:
     """The base of all optimisers: parameters, learning rate, and for each parameter a count of steps and a state."""
 
     state_names: tuple[str, ...] = ()  # of arrays of the shape of the parameter, zero at first
+    squares: tuple[str, ...] = ()  # which of them are sums of squares
 
     def __init__(self, parameters: Iterable[Tensor], lr: float):
         name = type(self).__name__
@@ -171,6 +172,12 @@ class Optimizer:
                 for name, a in arrays[i].items()
                 if counts[int(i)] == 0 and bool((a != 0).any())
             ]
+            wrong += [
+                f"parameter {i} has a {name} below zero, which no sum of squares is"
+                for i in owners
+                for name in set(self.squares) & set(arrays[i])
+                if bool((arrays[i][name] < 0).any())
+            ]
         if wrong:
             raise ValueError("; ".join(wrong))
         return lr, counts, arrays
@@ -274,7 +281,7 @@ class Adam(Optimizer):
     Source: Kingma and Ba 2015, algorithm 1. Errors: ValueError for numbers out of range.
     """
 
-    state_names = ("m", "v")
+    state_names, squares = ("m", "v"), ("v",)
     decoupled = False
 
     def __init__(

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .files import check_ordinary
 from .saving import write_atomically
 
 
@@ -23,14 +24,15 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Errors: FileNotFoundError; ValueError, with the number of the line, for what is no record."""
     path = Path(path)
     path = path / "log.jsonl" if path.is_dir() else path
+    check_ordinary(path)
     records = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().removesuffix(b"\n").split(b"\n"), 1):
         try:
             record = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}: {line:.80}") from None
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}, line {number}: {error}: {line!r:.80}") from None
         if not isinstance(record, dict):
-            raise ValueError(f"{path}, line {number}: a record must be an object, not {line:.80}")
+            raise ValueError(f"{path}, line {number}: a record must be an object, not {line!r:.80}")
         records.append(record)
     return records
 

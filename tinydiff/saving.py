@@ -29,7 +29,7 @@ import numpy as np
 
 from . import backend
 from .engine import Tensor
-from .files import cache_dir, write_atomically, write_in_little_room
+from .files import cache_dir, check_ordinary, write_atomically, write_in_little_room
 from .operators import array_of
 
 __all__ = ["cache_dir", "load", "load_weights", "save", "save_weights", "write_atomically"]
@@ -77,6 +77,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     it is truncated, damaged, or was not written by `save`; MemoryError if a good one is too large for the memory;
     FileNotFoundError, or what else `open` raises."""
     name = os.fspath(path)
+    check_ordinary(name)
     with open(name, "rb") as file:
         try:
             return _read(file)
@@ -308,17 +309,23 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             raise ValueError(f"{name!r} has not only weights: {', '.join(other)}"[:300])
         return arrays
     package = _safetensors("")
+    check_ordinary(name)
     with open(name, "rb") as file:
         data = file.read()
     try:
         found = package.deserialize(data)
+        if len({key for key, _ in found}) < len(found):
+            raise ValueError("two of its arrays have one name")
     except MemoryError as error:
         raise MemoryError(f"there is not enough memory to read {name!r}") from error
     except Exception as error:
         raise ValueError(f"{name!r} is no .safetensors, or it is damaged: {error!r}") from error
     if other := sorted({tensor["dtype"] for _, tensor in found} - {"BF16", *KINDS}):
         raise ValueError(f"{name!r} has numbers of a kind that NumPy does not have: {', '.join(other)}")
-    return {key: _tensor(**tensor) for key, tensor in found}
+    try:
+        return {key: _tensor(**tensor) for key, tensor in found}
+    except ValueError as error:  # a shape that NumPy does not have
+        raise ValueError(f"{name!r} is no .safetensors, or it is damaged: {error}") from error
 
 
 # NumPy's names for the numbers of the format.

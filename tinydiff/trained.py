@@ -218,7 +218,13 @@ def _trained(state: Mapping[str, Any], net: Any, process: Any, averaged: bool) -
         average.copy_to(model)
     given = {name: about[name] for name in FIELDS if name not in ("model", "process", "space")}
     space = None if about["space"] is None else _space(**about["space"])
-    made = rebuild(about["process"], rng=nn.Unfilled(), own=process)  # without weights, if a stranger put a net here
+    if numbers := [name for name, values in given["labels"].items() if not isinstance(values, list)]:
+        raise ValueError(f"the values of {numbers[0]!r} must have names")  # and not be millions by one number
+    # A process draws no weights; if a stranger put a net here, it does not become large.
+    made = rebuild(about["process"], rng=nn.Unfilled(2**16, 64), own=process)
+    for name, tensor in model.named_tensors():
+        if tensor.dtype.kind == "f" and not bool(xp.isfinite(tensor.data).all()):
+            raise ValueError(f"its {name} has numbers that are not finite")
     return Trained(model.eval(), made, given.pop("shape"), space=space, **given)
 
 
@@ -227,7 +233,9 @@ def _made(description: Any, weights: Any, own: Any = None) -> Any:
     those of the file; until then a stranger may ask for what he likes."""
     arrays = {name: to_host(array) for name, array in weights.items()}
     largest = max([1024, len(arrays), *(side for a in arrays.values() for side in a.shape)])
-    module = rebuild(description, rng=nn.Unfilled(), own=own, largest=largest)
+    # Half of what a net draws, or less, is not among its weights: it is drawn, and then set to zero, or left out.
+    numbers, draws = 2 * sum(a.size for a in arrays.values()) + 2**16, 2 * len(arrays) + 64
+    module = rebuild(description, rng=nn.Unfilled(numbers, draws), own=own, largest=largest)
     if not isinstance(module, nn.Module):
         raise ValueError(f"it describes a {type(module).__name__}, which is no net")
     for name, tensor in module.named_tensors():

@@ -179,6 +179,7 @@ class Files:
     def log(self, record: Record, own: Record) -> None:
         """Add a line to the log, after those that could not be written before. own: the record without what on_record
         has added. Errors: TypeError or ValueError if that cannot be written; then the record is its own."""
+        record.update(own)  # what the run has measured stays
         if self.out is None or not self.writes:
             return
         try:
@@ -422,14 +423,25 @@ def _state_of(run: Any) -> TrainState:
 
 
 def _line(record: Record) -> str:
-    """A record as a line of the log; NumPy's numbers and arrays, which on_record may have added, as Python's."""
+    """A record as a line of the log; NumPy's numbers and arrays, which on_record may have added, as Python's, and what
+    is not finite as null."""
 
     def plain(value: Any) -> Any:
         if hasattr(value, "tolist"):
             return value.tolist()
         raise TypeError(f"a record of the log has {value!r}, which cannot be written")
 
-    return json.dumps(record, default=plain) + "\n"
+    def finite(value: Any) -> Any:  # JSON has no NaN
+        if isinstance(value, dict):
+            return {key: finite(part) for key, part in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [finite(part) for part in value]
+        value = plain(value) if hasattr(value, "tolist") else value
+        if isinstance(value, list):
+            return finite(value)
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(record), default=plain) + "\n"
 
 
 def _link(source: Path, target: Path) -> None:

@@ -7,8 +7,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import math
-import os
-import select
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +17,7 @@ from . import backend
 from .backend import Array, xp
 from .data.batches import Batches
 from .distributed import ALONE, Ranks
+from .patient import Patient
 from .stopping import Stop, stop_signals
 from .training_files import Files, Record, TrainState
 from .validating import Validation
@@ -47,9 +46,11 @@ class TrainLog:
         self.state, self.files, self.watch, self.order = state, files, watch, order
         self.steps = epochs * order.steps_per_epoch
         self.log_every, self.save_every, self.validation, self.on_record = log_every, save_every, validation, on_record
-        self.progress = Progress(state, order, epochs, reference or {}, sys.stderr if stream is None else stream)
         if ranks.rank:  # only rank 0 speaks
-            self.on_record = self.progress.stream = None
+            self.on_record = None
+        to = None if ranks.rank else sys.stderr if stream is None else stream
+        self.progress = Progress(state, order, epochs, reference or {}, to)
+        self.unwritten = False  # has it been said that on_record could not write?
         self.files.say = self.progress.say
         self.stop = Stop()
 
@@ -64,7 +65,7 @@ class TrainLog:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """The loop runs inside. However it ends, what was learned is saved, unless the weights were being changed."""
-        with stop_signals(self.stop, self.progress.say_at_once):
+        with contextlib.closing(self.progress), stop_signals(self.stop, self.progress.say_at_once):
             if self.files.set_aside:
                 names = ", ".join(kept.name for _, kept in self.files.set_aside)
                 self.progress.say(f"the run that was in {self.files.out} is kept: {names}")
@@ -92,7 +93,7 @@ class TrainLog:
                 self.state.finished = False
                 raise
             self.state.unsaved = "; ".join(f"{name}: {why}" for name, why in self.files.troubles.items())
-            self.progress.close(self.files.out)
+            self.progress.end(self.files.out)
 
     def stepped(self, loss: Array, images: int, lr: float) -> None:
         """A step is done, or it was skipped. loss: its mean over so many images, still on the device."""
@@ -111,7 +112,7 @@ class TrainLog:
             try:
                 if self.on_record is not None:
                     with self.progress.paused():
-                        self.on_record(state)  # which may add to the record
+                        self._call_on_record(state)  # which may add to the record
                 # It may have changed the model; besides, on unlike machines the last digits may drift apart.
                 self.ranks.broadcast([t._data for _, t in self.files.parts["model"].named_tensors()])
             finally:
@@ -127,6 +128,19 @@ class TrainLog:
             watch.found += 1
             self._bear(str(error))
         watch.updating = watch.policy == "late"  # an interrupt of a captured step may come anywhere in it
+
+    def _call_on_record(self, state: TrainState) -> None:
+        """A picture that cannot be written, as on a full disk, is no reason to lose a training. It is said once."""
+        records = list(state.records)
+        try:
+            self.on_record(state)  # type: ignore[misc]
+        except OSError as error:
+            if not self.unwritten:
+                self.progress.say(f"on_record: {error}; the training goes on")
+            self.unwritten = True
+        if len(records) != len(state.records) or any(a is not b for a, b in zip(records, state.records)):
+            state.records[:] = records  # a checkpoint without them could not be resumed
+            raise ValueError("on_record has taken away or put in records of the run: it may only add to the last one")
 
     def _validated(self) -> Record:
         """The validation loss, for a record. Errors: FloatingPointError if it is not finite."""
@@ -183,6 +197,7 @@ class Progress:
     ):
         self.state, self.order, self.epochs, self.reference, self.stream = state, order, epochs, reference, stream
         self.live = stream is not None and (stream.isatty() or _of_notebook(stream))
+        self.writer = None if stream is None else Patient(stream)
         self.over = ""  # the line that the next one overwrites
         self.waiting: collections.deque[str] = collections.deque(maxlen=1000)  # lines that could not be written yet
         self.pending: list[tuple[Array, int]] = []  # (loss, images) of the steps that have not been read back
@@ -273,7 +288,11 @@ class Progress:
         yield
         self.since = self.read_at = time.monotonic()
 
-    def close(self, out: Path | None) -> None:
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+    def end(self, out: Path | None) -> None:
         if self.state.unsaved:
             self.say(f"NOT SAVED, after step {self.state.step}: {self.state.unsaved}")
         if self.state.stopped:
@@ -299,30 +318,15 @@ class Progress:
             self.waiting.append(start + text + "\n" * stays)
         else:
             self.waiting.append(f"{text}\n")
-        while self.stream is not None and self.waiting and _takes(self.stream):
-            line = self.waiting.popleft()
-            # Nobody reads any more, or the disk of a log is full: no reason to end a training.
-            with contextlib.suppress(OSError, ValueError):
-                self.stream.write(line)
-                self.stream.flush()
+        while self.writer is not None and self.waiting and self.writer.write(self.waiting[0]):
+            self.waiting.popleft()
 
     def say_at_once(self, text: str) -> None:
         """Print in the middle of anything, past the buffer of the stream, which may be in use; or later."""
-        try:
-            assert self.stream is not None
-            handle = self.stream.fileno()
-            if select.select([], [handle], [], 0)[1]:
-                os.write(handle, text.encode())
-        except (AssertionError, AttributeError, OSError, ValueError):  # no file, as in a notebook
+        if self.writer is not None and self.writer.handle is not None:
+            self.writer.put(text)
+        else:
             self.waiting.append(text)
-
-
-def _takes(stream: TextIO) -> bool:
-    """Would a line be written without waiting?"""
-    try:
-        return bool(select.select([], [stream.fileno()], [], 0)[1])
-    except (AttributeError, OSError, ValueError):  # no file, as in a notebook; on Windows only sockets can be asked
-        return True
 
 
 def _of_notebook(stream: TextIO) -> bool:

@@ -20,7 +20,7 @@ from test_training import N, Task, X, Y, log_of
 
 from tinydiff import Rng, nn, ops, saving, tensor, training_files
 from tinydiff.distributed import Ranks
-from tinydiff.files import InUse
+from tinydiff.files import InUse, one_at_a_time
 from tinydiff.optim import SGD, Adam
 from tinydiff.training import CannotResume, train
 
@@ -398,6 +398,51 @@ def test_a_pipe_that_nobody_reads_holds_up_nothing(tmp_path):
     assert checkpoint(tmp_path)["run"]["step"] == len(log_of(tmp_path)) > 700
 
 
+@posix
+def test_a_terminal_that_hangs_holds_up_nothing(tmp_path):
+    """As an ssh whose network is gone: it says that it takes a byte, and a line then waits."""
+    terminal, end = os.openpty()
+    options = f"log_every=1, stream=os.fdopen({end}, 'w', buffering=1)"
+    program = started(tmp_path, options=options, pass_fds=[end], stderr=subprocess.PIPE)
+    os.close(end)
+    log, until = tmp_path / "log.jsonl", time.monotonic() + 30
+    while log.stat().st_size < 200_000 and time.monotonic() < until:
+        time.sleep(0.05)
+    program.send_signal(signal.SIGINT)
+    _, said = program.communicate(timeout=30)
+    os.close(terminal)
+    assert program.returncode == 130 and not said, said
+    assert checkpoint(tmp_path)["run"]["step"] == len(log_of(tmp_path)) > 700
+
+
+def test_pictures_that_cannot_be_written_end_nothing(tmp_path):
+    """As on a full disk. It is said once."""
+
+    def draw(state):
+        raise OSError(errno.ENOSPC, "No space left on device", "loss.png")
+
+    task = Task(tmp_path)
+    assert task.train(on_record=draw).finished
+    assert task.stream.getvalue().count("on_record: [Errno 28] No space left on device: 'loss.png'; the training") == 1
+    assert len(log_of(tmp_path)) == 4
+
+
+def test_on_record_adds_to_the_record_and_changes_nothing_else(tmp_path):
+    def change(state):
+        state.records[-1].update(loss="x", fid=float("nan"), pair=np.array([1.0, np.inf]))
+
+    task = Task(tmp_path)
+    assert task.train(on_record=change, epochs=2).finished
+    lines = (tmp_path / "log.jsonl").read_text()
+    assert "NaN" not in lines and "Infinity" not in lines
+    record = log_of(tmp_path)[-1]
+    assert record["loss"] > 0 and record["fid"] is None and record["pair"] == [1.0, None]
+    assert Task(tmp_path).train(resume=True, epochs=3).finished  # what was saved can be gone on with
+    with pytest.raises(ValueError, match="on_record has taken away or put in records"):
+        Task(tmp_path).train(on_record=lambda state: state.records.clear(), epochs=2)
+    assert Task(tmp_path).train(resume=True, epochs=2).finished
+
+
 def test_a_reader_that_is_gone_ends_nothing(tmp_path):
     read, write = os.pipe()
     os.close(read)
@@ -409,6 +454,29 @@ def test_a_reader_that_is_gone_ends_nothing(tmp_path):
 
 
 # ---------------------------------------------------------------- one run per directory
+
+
+@posix
+def test_a_forked_child_neither_gives_back_nor_keeps_the_lock(tmp_path):
+    """Neither if it leaves by the way that its parent will leave, nor if it lives longer."""
+    program = f"""
+import os, sys, time
+from tinydiff.files import one_at_a_time
+with one_at_a_time({str(tmp_path / "lock")!r}, "the directory"):
+    if os.fork() == 0:
+        sys.exit()          # by the `finally` of its parent
+    os.wait()
+    assert os.path.exists({str(tmp_path / "lock")!r})
+    if os.fork() == 0:
+        os.close(0), os.close(1), os.close(2)
+        time.sleep(20)
+        os._exit(0)
+    os.kill(os.getpid(), 9)
+"""
+    killed = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert killed.returncode == -9, killed.stderr
+    with one_at_a_time(tmp_path / "lock", "the directory"):
+        pass
 
 
 def test_two_runs_in_one_directory_are_refused(tmp_path):

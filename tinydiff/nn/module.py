@@ -19,6 +19,7 @@ the same path ({1: a, "1": b}), of which a state could keep only one.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -53,12 +54,20 @@ class Unfilled(Rng):
     """In place of an rng, where the weights are to be loaded: UNet(rng=Unfilled()). Its arrays are one number, shown in
     every place, so a net of any size takes no memory and no time until `p.data = array` fills each parameter. (Norms
     and other layers that draw nothing begin as they do otherwise.)
+
+    most: a net that asks for more numbers than that, or more often than `times`, is an error (ValueError), and not
+    built to its end: it may be a stranger who describes it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: float = math.inf, times: float = math.inf) -> None:
         super().__init__(0)
+        self.most, self.times = most, times
 
     def normal(self, shape: int | tuple[int, ...], dtype: Any = "float32", *, sample_offset: int = 0) -> Array:
+        self.most -= math.prod(shape) if isinstance(shape, tuple) else shape
+        self.times -= 1
+        if self.most < 0 or self.times < 0:
+            raise ValueError("it describes a net that is larger than its weights")
         return xp.broadcast_to(_BLANK.setdefault((xp.__name__, str(dtype)), xp.zeros((), dtype)), shape)
 
     uniform = normal
