@@ -310,22 +310,28 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         return arrays
     package = _safetensors("")
     check_ordinary(name)
-    with open(name, "rb") as file:
-        data = file.read()
     try:
-        found = package.deserialize(data)
+        with open(name, "rb") as file:
+            found = package.deserialize(file.read())
         if len({key for key, _ in found}) < len(found):
             raise ValueError("two of its arrays have one name")
     except MemoryError as error:
         raise MemoryError(f"there is not enough memory to read {name!r}") from error
+    except OSError:
+        raise
     except Exception as error:
         raise ValueError(f"{name!r} is no .safetensors, or it is damaged: {error!r}") from error
     if other := sorted({tensor["dtype"] for _, tensor in found} - {"BF16", *KINDS}):
         raise ValueError(f"{name!r} has numbers of a kind that NumPy does not have: {', '.join(other)}")
+    arrays = {}
+    found.reverse()
     try:
-        return {key: _tensor(**tensor) for key, tensor in found}
+        while found:  # each is let go of when it has become an array
+            key, tensor = found.pop()
+            arrays[key] = _tensor(**tensor)
     except ValueError as error:  # a shape that NumPy does not have
         raise ValueError(f"{name!r} is no .safetensors, or it is damaged: {error}") from error
+    return arrays
 
 
 # NumPy's names for the numbers of the format.

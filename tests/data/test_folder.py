@@ -272,6 +272,8 @@ def test_lines_too_long_and_faults_too_many_are_told(tmp_path, monkeypatch):
     write(tmp_path / "metadata.jsonl", '{"file_name": "a.png", "text": "x"}\n' + "1\n" * 4)
     assert "metadata.jsonl has more than 3 faults, the first in metadata.jsonl, line 2: must be" in refused(tmp_path)
     (tmp_path / "metadata.jsonl").unlink()
+    write(tmp_path / "captions.csv", "file,caption\na.png,x\nb.png," + "y" * 60)
+    assert "captions.csv has a line of 66 characters, more than the limit of 50" in refused(tmp_path)
     write(tmp_path / "captions.csv", "file,caption" + "," * 50 + "\na.png,x")
     assert "captions.csv: its first line must name its columns, and is longer than 50" in refused(tmp_path)
 

@@ -28,7 +28,7 @@ CAPTION_COLUMNS = ("caption", "text", "prompt")
 TABLE_ENDINGS = (".csv", ".tsv", ".jsonl")
 TABLES = [name + ending for name in ("captions", "metadata") for ending in TABLE_ENDINGS]
 DELIMITERS = ",;\t"
-TABLE, TEXT = 2**28, 2**20  # bytes of a table of captions; of a line of it, and of the text beside one picture
+TABLE, TEXT = 2**26, 2**20  # bytes of a table of captions; of a line of it, and of the text beside one picture
 MOST_FAULTS = 100_000  # of one table; each takes some hundred bytes, and a line of two may be one
 
 Fault = tuple[str, str]  # (file, reason)
@@ -218,6 +218,12 @@ def read_text(path: Path, encoding: str, most: int = TABLE) -> str:
 def _csv(path: Path, text: str) -> Iterator[Row | Fault]:
     if len(text) > TEXT and not re.search("[\r\n]", text[:TEXT]):
         raise ValueError(f"{path}: its first line must name its columns, and is longer than {TEXT} characters")
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start) % (len(text) + 1)  # of the last line, whose -1 becomes its end
+        if end - start > TEXT:
+            raise ValueError(f"{path} has a line of {end - start} characters, more than the limit of {TEXT}")
+        start = end + 1
     headers: dict[str, list[str]] = {}
     for mark in DELIMITERS:
         try:
