@@ -276,3 +276,24 @@ def test_a_file_is_no_litter_until_it_has_its_name(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(os, "replace", while_another_starts)
     write_atomically(path, write_numbers(3))
     assert path.read_bytes() == b"xxx"
+
+
+def test_what_made_room_is_found_when_no_link_leads_there_any_more(tmp_path, monkeypatch):
+    """As after a kill between the rename and the removal. What is of another file stays."""
+    pytest.importorskip("fcntl")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setattr(files, "_places", lambda: (str(elsewhere), str(elsewhere)))
+    (tmp_path / "run").mkdir()
+    mine, other = tmp_path / "run" / "checkpoint.npz", tmp_path / "other" / "checkpoint.npz"
+    left, waits, others = (
+        elsewhere / f"{files._moved_name(target)}{end}-checkpoint.npz"
+        for target, end in ((mine, "abc"), (mine, "def"), (other, "abc"))
+    )
+    for path in (left, waits, others):
+        path.write_bytes(b"old")
+    mine.symlink_to(waits)
+    files.remove_litter_of(mine)
+    assert not left.exists() and waits.exists() and others.exists()
+    files.write_atomically(mine, lambda file: file.write(b"new"))
+    assert mine.read_bytes() == b"new" and not mine.is_symlink() and not waits.exists() and others.exists()

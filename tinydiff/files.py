@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
+import hashlib
 import os
 import re
 import shutil
@@ -99,12 +101,12 @@ def write_in_little_room(path: str | os.PathLike[str], write: Callable[[BinaryIO
 def _make_room(path: Path) -> bool:
     """Move the file to another file system, and leave a link to it. Was that possible?"""
     target = Path(os.path.realpath(path))
-    for place in (tempfile.gettempdir(), "/dev/shm"):
+    for place in _places():
         copy, link = "", str(target.with_name(f"{target.name}.{os.urandom(4).hex()}.part"))
         try:
             if os.stat(place).st_dev == os.stat(target.parent).st_dev:
                 continue
-            handle, copy = tempfile.mkstemp(prefix=MOVED, suffix=f"-{target.name}", dir=place)
+            handle, copy = tempfile.mkstemp(prefix=_moved_name(target), suffix=f"-{target.name}", dir=place)
             with os.fdopen(handle, "wb") as file:
                 _lock(handle)
                 os.symlink(copy, link)  # first of all, so that the copy can be found if this process is killed
@@ -119,6 +121,16 @@ def _make_room(path: Path) -> bool:
                 with contextlib.suppress(OSError):
                     os.unlink(leftover)
     return False
+
+
+def _places() -> tuple[str, str]:
+    return tempfile.gettempdir(), "/dev/shm"
+
+
+def _moved_name(target: Path) -> str:
+    """How the name of a file begins that makes room for a new one; so it is found, too, if this process is killed when
+    the new one has its place already, and no link leads there any more."""
+    return f"{MOVED}{hashlib.blake2b(os.fsencode(target), digest_size=8).hexdigest()}-"
 
 
 def _moved_to(path: Path) -> Path | None:
@@ -164,6 +176,8 @@ def _temporary(target: Path) -> tuple[int, str]:
 def remove_litter(folder: Path, name: str | None = None) -> None:
     """Remove what processes left in a folder that were killed while they wrote the file of this name. None: any file;
     that is for folders of the cache, where nobody else has files."""
+    if name is not None:
+        _remove_moved(Path(os.path.realpath(folder)) / name)
     name = ".+" if name is None else re.escape(name)
     unfinished = re.compile(rf"{name}\.[a-z0-9_]{{8}}\.part|\.{name}\.(\d+)-\d+")  # the second as 0.1.0 called them
     try:
@@ -186,6 +200,25 @@ def remove_litter(folder: Path, name: str | None = None) -> None:
                             moved.unlink()
                 finally:
                     os.close(handle)
+
+
+def _remove_moved(target: Path) -> None:
+    """What made room for a file, and to which no link leads any more."""
+    in_use = _moved_to(target)
+    for place in _places():
+        for path in Path(place).glob(f"{_moved_name(target)}*-{glob.escape(target.name)}"):
+            with contextlib.suppress(OSError):
+                handle = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+                try:
+                    # Its link may not be there yet: then it is locked.
+                    if path != in_use and os.fstat(handle).st_uid == _user() and _lock(handle):
+                        path.unlink()
+                finally:
+                    os.close(handle)
+
+
+def _user() -> int:
+    return os.getuid() if hasattr(os, "getuid") else 0
 
 
 def remove_litter_of(path: str | os.PathLike[str]) -> None:
