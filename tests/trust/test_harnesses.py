@@ -15,7 +15,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="signals, limits and 
 
 @linux
 @pytest.mark.skipif(os.environ.get("TINYDIFF_BACKEND") == "cupy", reason="what is kept on disk is the host's affair")
-@pytest.mark.parametrize("harness", ["kills", "checkpoints", "disks", "rows", "memory"])
+@pytest.mark.parametrize("harness", ["kills", "checkpoints", "descriptions", "disks", "rows", "memory"])
 def test_the_harness_finds_nothing(harness: str) -> None:
     # A process of its own, because it forks, which is for programs without threads.
     done = subprocess.run([sys.executable, str(HERE / f"{harness}.py")], capture_output=True, text=True, timeout=300)
