@@ -12,7 +12,7 @@
 The pictures to learn from are scenes of two shapes in colour, 64x64, with captions such as "a small red circle above a
 blue square" (data/scenes.py). One in ten of the combinations of shapes, colours and layout is held out.
 
-First a variational autoencoder learns to squeeze a picture to 16x16 vectors of 4 numbers, a 12th of it, and back
+First a variational autoencoder learns to squeeze a picture to 8x8 vectors of 8 numbers, a 24th of it, and back
 (models/autoencoder.py; 09_autoencoder.py shows more of it, and --autoencoder takes one that it has trained). Then the
 pictures are encoded once, each channel is brought to mean 0 and deviation 1 (latents.py), and a U-Net that attends to
 the words learns to take noise from these latents, exactly as text_to_image.py does with pixels: what is the same is
@@ -126,8 +126,8 @@ def autoencoder(images, args):
     made_as = argparse.Namespace(
         data=args.data,
         kind="variational",
-        latent=args.latent or (4 if max(args.shape) > 32 else 8),
-        levels=2,
+        latent=args.latent or 8,
+        levels=3 if max(args.shape) > 32 else 2,
         kl_weight=1e-4 if args.kl_weight is None else args.kl_weight,
         codes=None,
         seed=args.seed,
@@ -187,7 +187,7 @@ def trained(args, path):
     args.channels = args.channels or [96]
     space = autoencoder(images[~held], args)
     args.latents = list(space.shape)
-    check_shape(args.shape, args.channels, args.shape[0] // args.latents[0] * patch(args.latents))
+    check_shape(args.shape, args.channels, args.shape[0] // args.latents[0])
     if args.raw:
         common.leave_unscaled(space)
     latents = cached_latents(space, images)  # (N, h, w, C), once
@@ -264,11 +264,6 @@ def loss_of(denoiser, z0, tokens, rng, sample_offset):
     return edm_loss(denoiser, z0, rng, mean=mean, std=std, sample_offset=sample_offset, tokens=tokens)
 
 
-def patch(latents):
-    """The side of the squares of latents that are one pixel to the U-Net: it then has 8x8 of them, or a few more."""
-    return 2 if min(latents[:2]) >= 16 else 1
-
-
 # What is kept beside the weights, and the fingerprint of the latent space.
 SETTINGS = ("data", "size", "skip_broken", "drawn", "training_seed", "preview", "channels", "shape", "latents", "raw")
 
@@ -276,7 +271,7 @@ SETTINGS = ("data", "size", "skip_broken", "drawn", "training_seed", "preview", 
 def new_model(tokenizer, args):
     rng = Rng(args.training_seed).child("model")
     encoder = TextEncoder(tokenizer.size, tokenizer.length, WIDTH, rng=rng)
-    net = UNet(args.latents[-1], args.channels, patch=patch(args.latents), context=WIDTH, rng=rng)
+    net = UNet(args.latents[-1], args.channels, patch=1, context=WIDTH, rng=rng)
     denoiser = Denoiser(TextToImage(encoder, net, tokenizer), sigma_data=1.0)
     return denoiser, EMA(denoiser, 0.998)
 
@@ -400,9 +395,7 @@ def arguments():
     add_painting(parser, "latent_diffusion", "scenes")
     add("--story", action="store_true", help="draw story.png, how the first prompt becomes a picture")
     add("--autoencoder", type=common.file, metavar="FILE", help="latent_space.npz of 09_autoencoder.py or another run")
-    add(
-        "--latent", type=integer(1), metavar="N", help="channels of the latent (default: 4; of pictures up to 32x32, 8)"
-    )
+    add("--latent", type=integer(1), metavar="N", help="channels of the latent (default: 8)")
     add("--kl-weight", type=common.not_negative, metavar="X", help="of the autoencoder's divergence (default: 1e-4)")
     add("--autoencoder-images", type=integer(1), metavar="N", help="pictures that the autoencoder learns from, in "
         f"whole rounds (default: {SQUEEZED:,} of 64x64; of smaller ones more)")  # fmt: skip
