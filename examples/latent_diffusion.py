@@ -271,7 +271,7 @@ SETTINGS = ("data", "size", "skip_broken", "drawn", "training_seed", "preview", 
 def new_model(tokenizer, args):
     rng = Rng(args.training_seed).child("model")
     encoder = TextEncoder(tokenizer.size, tokenizer.length, WIDTH, rng=rng)
-    net = UNet(args.latents[-1], args.channels, patch=1, context=WIDTH, rng=rng)
+    net = UNet(args.latents[-1], args.channels, patch=1, context=WIDTH, positions=True, rng=rng)
     denoiser = Denoiser(TextToImage(encoder, net, tokenizer), sigma_data=1.0)
     return denoiser, EMA(denoiser, 0.998)
 

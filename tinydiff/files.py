@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import glob
 import hashlib
 import os
 import re
@@ -204,9 +203,12 @@ def remove_litter(folder: Path, name: str | None = None) -> None:
 
 def _remove_moved(target: Path) -> None:
     """What made room for a file, and to which no link leads any more."""
-    in_use = _moved_to(target)
+    in_use, begin = _moved_to(target), _moved_name(target)
     for place in _places():
-        for path in Path(place).glob(f"{_moved_name(target)}*-{glob.escape(target.name)}"):
+        names: list[str] = []
+        with contextlib.suppress(OSError):
+            names = [name for name in os.listdir(place) if name.startswith(begin)]
+        for path in (Path(place) / name for name in names):
             with contextlib.suppress(OSError):
                 handle = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
                 try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from conftest import on_numpy
@@ -10,7 +12,7 @@ import tinydiff
 from tinydiff import Rng, Tensor, backend, ops, tensor
 from tinydiff.backend import to_device, to_host
 from tinydiff.diffusion import Denoiser, edm_loss
-from tinydiff.models.unet import UNet, pixel_shuffle, pixel_unshuffle
+from tinydiff.models.unet import UNet, pixel_positions, pixel_shuffle, pixel_unshuffle
 from tinydiff.optim import EMA, Adam, clip_grad_norm
 
 pytestmark = pytest.mark.usefixtures("each_backend")
@@ -180,3 +182,21 @@ def test_labels_come_as_numbers_lists_and_integers_of_any_width():
 def test_labels_that_are_no_integers_are_refused(label):
     with pytest.raises(TypeError, match="label 'digit' must be integers, not"):
         small()(Tensor(Rng(0).normal((2, 8, 8, 1))), Rng(1).normal(2), digit=label)
+
+
+def test_with_positions_a_pixel_knows_where_it_is():
+    """Far from the border of a constant picture all pixels are alike to convolutions, and to attention in any case."""
+    x = Tensor(to_device(np.full((1, 32, 32, 1), 0.7)))
+    for positions in (False, True):
+        net = awake(UNet(1, (8,), patch=1, embedding=12, groups=4, positions=positions, rng=0)).astype("float64")
+        y = to_host(net(x, to_device(np.zeros(1))).data)[0, 12:20, 12:20, 0]
+        assert (np.ptp(y) > 1e-3) == positions
+    table = to_host(pixel_positions(3, 5, 8))
+    assert table.shape == (3, 5, 8)
+    np.testing.assert_allclose(table[2, 4], [*sinusoids_of(2), *sinusoids_of(4)])
+    with pytest.raises(ValueError, match="multiple of 4, not 6"):
+        pixel_positions(3, 5, 6)
+
+
+def sinusoids_of(n):
+    return [math.sin(n), math.cos(n), math.sin(n / 100), math.cos(n / 100)]

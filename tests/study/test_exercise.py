@@ -235,9 +235,11 @@ def test_a_decorator_tries_the_rule_below_it(capsys: pytest.CaptureFixture[str])
 def test_exercises_are_found_by_name_and_number(capsys: pytest.CaptureFixture[str]) -> None:
     assert tinydiff.exercise(1).name == tinydiff.exercise("multiply").name == "multiply"
     assert "multiply" in repr(tinydiff.exercises()).splitlines()[0]
-    for which in (0, True, "multiplication"):
+    for which in (0, True, "xyz"):
         with pytest.raises(ValueError, match="there is no exercise .*multiply, subtract"):
             tinydiff.exercise(which)
+    with pytest.raises(ValueError, match="there is no exercise 'multiplication': did you mean multiply"):
+        tinydiff.exercise("multiplication")
 
 
 def test_a_docstring_of_one_line_closes_on_it() -> None:

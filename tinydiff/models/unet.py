@@ -32,9 +32,10 @@ from typing import Any
 
 from .. import nn, ops
 from ..arguments import integer
-from ..backend import xp
+from ..backend import Array, xp
 from ..describing import rebuildable
 from ..engine import Tensor
+from ..nn.transformer import sinusoids
 from ..rng import Rng, as_rng
 from .inputs import each_label, sizes
 
@@ -54,7 +55,9 @@ class UNet(nn.Module):
     context: the features of each vector of the context; None for a net without one. attention: the levels that have
     transformer blocks, 0 the finest; by default the coarsest if there is a context, else none. heads: of their
     attention, a divisor of the channels there. pooled: whether the mean of the context, of its vectors that count,
-    enters with the noise level, through a linear layer; without a context it means nothing.
+    enters with the noise level, through a linear layer; without a context it means nothing. positions: add to each
+    pixel, after the first convolution, where it is (pixel_positions). Without, a pixel knows that only by the zeros
+    beyond the border, as far as the convolutions carry them, and is slow to learn what "above" means.
     Errors: ValueError for sizes that are not positive integers, groups or heads that do not divide the channels, levels
     that the net does not have, a context that no level attends to, and names of labels that could be no keyword
     arguments of this net.
@@ -75,11 +78,13 @@ class UNet(nn.Module):
         attention: Sequence[int] | None = None,
         heads: int = 4,
         pooled: bool = True,
+        positions: bool = False,
         rng: Rng | int | None = None,
     ):
         rng = as_rng(rng)
         channels = sizes("UNet: channels", channels)
         self.in_channels, self.levels = integer("UNet: in_channels", in_channels), len(channels)
+        self.positions = positions
         blocks, self.patch = integer("UNet: blocks", blocks), integer("UNet: patch", patch)
         embedding, groups = integer("UNet: embedding", embedding), integer("UNet: groups", groups)
         out_channels = self.in_channels if out_channels is None else integer("UNet: out_channels", out_channels)
@@ -158,6 +163,8 @@ class UNet(nn.Module):
             e = e + self.pooled(mean_of_words(*words))
         e = ops.silu(e)  # (N, embedding)
         h = self.first(pixel_unshuffle(x, self.patch))  # (N, H/p, W/p, channels[0])
+        if self.positions:
+            h = h + pixel_positions(*h.shape[1:]).astype(h.dtype)
         skips = []
         for layer in self.down:
             if isinstance(layer, ResidualBlock):
@@ -272,6 +279,16 @@ def mean_of_words(context: Tensor, mask: Any = None) -> Tensor:
     share = xp.asarray(mask[:, 0, 0, :, None], context.dtype)  # (N or 1, S, 1)
     share = share / xp.maximum(share.sum(axis=1, keepdims=True), 1)
     return ops.sum(context * share, axis=1)  # (N, S, features) -> (N, features)
+
+
+def pixel_positions(height: int, width: int, channels: int) -> Array:
+    """Where each pixel is, (H, W, C), float64: the sinusoids of its row in the first half of the channels, those of its
+    column in the second (nn.transformer.sinusoids). Errors: ValueError for channels that are no multiple of 4."""
+    if channels % 4:
+        raise ValueError(f"pixel_positions: channels must be a multiple of 4, not {channels}")
+    half, shape = channels // 2, (height, width, channels // 2)
+    rows, columns = sinusoids(height, half)[:, None], sinusoids(width, half)[None]  # (H, 1, C/2), (1, W, C/2)
+    return xp.concatenate([xp.broadcast_to(rows, shape), xp.broadcast_to(columns, shape)], axis=2)
 
 
 def pixel_unshuffle(x: Tensor, patch: int) -> Tensor:
