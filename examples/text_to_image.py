@@ -109,10 +109,11 @@ def as_begun(args, path):
         print(f"the training in {args.out} is finished, so there is nothing to resume", file=sys.stderr)
         return
     began = args.out / "checkpoint.npz"
-    about = saving.load(began).get("about") if began.exists() else None
-    kept = about.get("data") if isinstance(about, dict) else None
-    if not isinstance(kept, dict):
-        return
+    try:
+        kept = saving.load(began)["about"]["data"]
+        kept = {name: kept[name] for name in ("name", "size")}
+    except (LookupError, OSError, TypeError, ValueError):
+        return  # train says what is wrong
     if args.data_was_given and args.data != kept["name"]:
         sys.exit(
             f"{began} has learned from {kept['name']}, not from {args.data}: give that by --data, or another --out"
