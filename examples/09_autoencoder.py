@@ -146,13 +146,15 @@ def draw(space, args, count=10):
     def grid(images, name, rows, **options):
         plot.image_grid(images, args.out / name, rows=rows, low=test.min(), high=test.max(), **options)
 
-    grid(np.concatenate([test[:count], back[:count]]), "pairs.png", 2, row_labels=["given", "back"])
+    grid(np.concatenate([test[:count], back[:count]]), "pairs.png", 2, row_labels=["given", "back"], title="test images, through the latent and back")
     a, b, c = latents[[0, 1, 2]]
     steps = np.linspace(0, 1, 7)
     plane = np.stack([a + u * (b - a) + v * (c - a) for v in steps for u in steps])
-    grid(space.decode(plane), "walk.png", len(steps))
+    shares = [f"{share:.2g}" for share in steps]
+    grid(space.decode(plane), "walk.png", len(steps), row_labels=shares, column_labels=shares,
+         title="first test image, towards the second (across) and the third (down)")  # fmt: skip
     noise = to_host(Rng(args.seed).child("prior").normal((5 * count, *space.shape)))
-    grid(space.decode(noise), "prior.png", 5)
+    grid(space.decode(noise), "prior.png", 5, title="decoded noise of deviation 1")
 
 
 def arguments():

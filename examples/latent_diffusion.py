@@ -12,7 +12,7 @@
 The pictures to learn from are scenes of two shapes in colour, 64x64, with captions such as "a small red circle above a
 blue square" (data/scenes.py). One in ten of the combinations of shapes, colours and layout is held out.
 
-First a variational autoencoder learns to squeeze a picture to 8x8 vectors of 8 numbers, a 24th of it, and back
+First a variational autoencoder learns to squeeze a picture to 16x16 vectors of 4 numbers, a 12th of it, and back
 (models/autoencoder.py; 09_autoencoder.py shows more of it, and --autoencoder takes one that it has trained). Then the
 pictures are encoded once, each channel is brought to mean 0 and deviation 1 (latents.py), and a U-Net that attends to
 the words learns to take noise from these latents, exactly as text_to_image.py does with pixels: what is the same is
@@ -66,7 +66,7 @@ from tinydiff.training import train
 # Mean and standard deviation of ln sigma in training. Latents have deviation 1, the pixels of text_to_image.py 0.6, and
 # what is noise for them is less so for these: hence a little more than there.
 NOISE = 0.8, 1.4
-SQUEEZED, LEARNED = 54_000, 234_000  # pictures of 64x64 that the autoencoder and the diffusion learn from
+SQUEEZED, LEARNED = 54_000, 450_000  # pictures of 64x64 that the autoencoder and the diffusion learn from
 
 
 def main() -> int:
@@ -126,8 +126,8 @@ def autoencoder(images, args):
     made_as = argparse.Namespace(
         data=args.data,
         kind="variational",
-        latent=args.latent or 8,
-        levels=3 if max(args.shape) > 32 else 2,
+        latent=args.latent or (4 if max(args.shape) > 32 else 8),
+        levels=2,
         kl_weight=1e-4 if args.kl_weight is None else args.kl_weight,
         codes=None,
         seed=args.seed,
@@ -137,7 +137,8 @@ def autoencoder(images, args):
     net = common.new_autoencoder(made_as)
     wanted = args.autoencoder_images or SQUEEZED * 64**2 / np.prod(args.shape[:2])
     epochs = max(1, round(wanted / len(images)))
-    steps = epochs * -(-len(images) // args.batch_size)
+    batch_size = max(1, args.batch_size // 2)  # a picture is twelve latents
+    steps = epochs * -(-len(images) // batch_size)
     print(f"the autoencoder: {net.count():,} parameters, {len(images):,} pictures", file=sys.stderr)
     began = args.out / "autoencoder" / "checkpoint.npz"
 
@@ -150,7 +151,7 @@ def autoencoder(images, args):
         images,
         Adam(net.parameters(), lr=2e-3),
         epochs=epochs,
-        batch_size=args.batch_size,
+        batch_size=batch_size,
         microbatch=args.microbatch,
         threads=args.threads,
         seed=args.seed,
@@ -187,7 +188,7 @@ def trained(args, path):
     args.channels = args.channels or [96]
     space = autoencoder(images[~held], args)
     args.latents = list(space.shape)
-    check_shape(args.shape, args.channels, args.shape[0] // args.latents[0])
+    check_shape(args.shape, args.channels, args.shape[0] // args.latents[0] * patch(args.latents))
     if args.raw:
         common.leave_unscaled(space)
     latents = cached_latents(space, images)  # (N, h, w, C), once
@@ -264,6 +265,11 @@ def loss_of(denoiser, z0, tokens, rng, sample_offset):
     return edm_loss(denoiser, z0, rng, mean=mean, std=std, sample_offset=sample_offset, tokens=tokens)
 
 
+def patch(latents):
+    """The side of the squares of latents that are one pixel to the U-Net, which then sees 8x8 pixels, or some more."""
+    return 2 if min(latents[:2]) >= 16 else 1
+
+
 # What is kept beside the weights, and the fingerprint of the latent space.
 SETTINGS = ("data", "size", "skip_broken", "drawn", "training_seed", "preview", "channels", "shape", "latents", "raw")
 
@@ -271,7 +277,7 @@ SETTINGS = ("data", "size", "skip_broken", "drawn", "training_seed", "preview", 
 def new_model(tokenizer, args):
     rng = Rng(args.training_seed).child("model")
     encoder = TextEncoder(tokenizer.size, tokenizer.length, WIDTH, rng=rng)
-    net = UNet(args.latents[-1], args.channels, patch=1, context=WIDTH, positions=True, rng=rng)
+    net = UNet(args.latents[-1], args.channels, patch=patch(args.latents), context=WIDTH, positions=True, rng=rng)
     denoiser = Denoiser(TextToImage(encoder, net, tokenizer), sigma_data=1.0)
     return denoiser, EMA(denoiser, 0.998)
 
@@ -382,9 +388,9 @@ def tell_story(space, denoiser, tokenizer, prompt, args, columns=6):
         picture(2, column, np.clip(decoded[column] / 2 + 0.5, 0, 1).squeeze(), "what it is\ntaken for" * first,
                 **({"cmap": "gray"} if decoded.shape[-1] == 1 else {}))  # fmt: skip
         for row, i in enumerate(shown, 3):
-            share = weights[column, :, i].reshape(height, width)
-            picture(row, column, share, f'who hears\n"{words[i]}"' * first, cmap="magma", vmin=0,
-                    vmax=weights[:, :, i].max())  # fmt: skip
+            share, most = weights[column, :, i].reshape(height, width), weights[:, :, i].max()
+            picture(row, column, share, f'who hears\n"{words[i]}"\n0 to {most:.2f}' * first, cmap="magma", vmin=0,
+                    vmax=most)  # fmt: skip
     plot.save(figure, args.out / "story.png")
     print(f"{args.out / 'story.png'}", file=sys.stderr)
 
@@ -395,7 +401,8 @@ def arguments():
     add_painting(parser, "latent_diffusion", "scenes")
     add("--story", action="store_true", help="draw story.png, how the first prompt becomes a picture")
     add("--autoencoder", type=common.file, metavar="FILE", help="latent_space.npz of 09_autoencoder.py or another run")
-    add("--latent", type=integer(1), metavar="N", help="channels of the latent (default: 8)")
+    add("--latent", type=integer(1), metavar="N", help="channels of the latent (default: 4; of "
+        "pictures up to 32x32, 8)")  # fmt: skip
     add("--kl-weight", type=common.not_negative, metavar="X", help="of the autoencoder's divergence (default: 1e-4)")
     add("--autoencoder-images", type=integer(1), metavar="N", help="pictures that the autoencoder learns from, in "
         f"whole rounds (default: {SQUEEZED:,} of 64x64; of smaller ones more)")  # fmt: skip
@@ -404,8 +411,8 @@ def arguments():
         f"(default: {LEARNED:,} of 64x64; of smaller ones more)")  # fmt: skip
     add("--channels", type=integer(8, multiple_of=8), nargs="+", metavar="N", help="of the U-Net, from fine to coarse "
         "(default: one level of 96)")  # fmt: skip
-    common.add_training(parser, batch_size=32)
-    add("--lr", type=common.positive, default=1e-3, metavar="X", help="of Adam in the diffusion, after a warm-up, "
+    common.add_training(parser, batch_size=64)
+    add("--lr", type=common.positive, default=2e-3, metavar="X", help="of Adam in the diffusion, after a warm-up, "
         "before a cosine")  # fmt: skip
     return parse_painting(parser)
 

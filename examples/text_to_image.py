@@ -433,7 +433,7 @@ def small(images):
 
 def draw_maps(denoiser, tokenizer, prompt, args, columns=6):
     """maps.png: a row for each word; its share of the attention of each pixel, at some of the passes, and the
-    picture. White is the largest share in the row."""
+    picture. Black is no share, and white the largest in the row, which is in its label."""
     rng, words = Rng(args.seed).child("samples"), split(prompt)
     height, width, _ = args.shape
     with attention_maps(denoiser) as maps:
@@ -446,14 +446,15 @@ def draw_maps(denoiser, tokenizer, prompt, args, columns=6):
     side = round((height * width / weights.shape[2]) ** 0.5)  # of the square of pixels that is one pixel of the map
     shares = weights.mean(axis=0)[passes].reshape(columns, height // side, width // side, -1)  # (columns, h, w, S)
     picture = np.broadcast_to(to_host(x)[0], (height, width, 3))  # grey ones too, (H, W, 1) -> (H, W, 3)
-    rows = []
-    for i in range(len(words)):
+    rows, labels = [], []
+    for i, word in enumerate(words):
         share = shares[..., i] / shares[..., i].max()
+        labels.append(f"{word}\n0 to {shares[..., i].max():.2f}")
         large = np.kron(share, np.ones((1, side, side)))  # (columns, H, W)
         rows += [*np.broadcast_to(2 * large[..., None] - 1, (*large.shape, 3)), picture]
     names = [*(f"pass {i + 1}" for i in passes), "the picture"]
-    plot.image_grid(np.stack(rows), args.out / "maps.png", rows=len(words), row_labels=words, column_labels=names,
-                    low=-1, high=1)  # fmt: skip
+    plot.image_grid(np.stack(rows), args.out / "maps.png", rows=len(words), row_labels=labels, column_labels=names,
+                    low=-1, high=1, title="share of each pixel's attention, black to white")  # fmt: skip
     print(f"{args.out / 'maps.png'}", file=sys.stderr)
 
 

@@ -156,6 +156,14 @@ def test_what_cannot_be_saved_is_named(tmp_path: Path, state: Any, match: str) -
     assert os.listdir(tmp_path) == []
 
 
+def test_a_state_that_contains_itself_is_refused(tmp_path: Path) -> None:
+    state: dict[str, Any] = {}
+    state["again"] = [state]
+    with pytest.raises(ValueError, match="nested too deep, or contains itself"):
+        saving.save(tmp_path / "run.npz", state)
+    assert not list(tmp_path.iterdir())
+
+
 def test_names_that_a_zip_cannot_hold_are_refused(tmp_path: Path) -> None:
     saving.save(tmp_path / "run.npz", {"a": {"b" * 65529: np.ones(1)}})  # 2^16 - 1 with "a/" and ".npy"
     assert list(saving.load(tmp_path / "run.npz")["a"]) == ["b" * 65529]

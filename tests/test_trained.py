@@ -17,7 +17,7 @@ import pytest
 import tinydiff
 from tinydiff import Rng, nn, saving
 from tinydiff.backend import to_host
-from tinydiff.describing import CLASSES, DEEPEST, Unknown, describe, rebuild, rebuildable
+from tinydiff.describing import CLASSES, DEEPEST, LONGEST, Unknown, describe, rebuild, rebuildable
 from tinydiff.diffusion import VESDE, VPSDE, CosineSchedule, Denoiser, Guided, KarrasSDE, ScoreModel, edm_loss, sample
 from tinydiff.latents import LatentSpace
 from tinydiff.models import autoencoder, tutorial
@@ -409,6 +409,9 @@ def test_an_object_in_an_object_ends_somewhere() -> None:
         deep = [deep]
     with pytest.raises(ValueError, match="too deep"):
         rebuild(deep, rng=0)
+    assert rebuild([8] * LONGEST, rng=0) == [8] * LONGEST
+    with pytest.raises(ValueError, match=f"a list of {LONGEST + 1}, more than {LONGEST}"):
+        rebuild([8] * (LONGEST + 1), rng=0)
     with pytest.raises(Unknown, match="not known here"):
         rebuild({"class": "engine.Tensor", "arguments": {}}, rng=0)
 

@@ -47,7 +47,8 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     it waits elsewhere until the new one is written (files.write_in_little_room).
     Errors: TypeError, which names the entry, for anything else, and for a key that is not a string, is empty, or has a
     "/" in it; ValueError for an array whose path of keys cannot be the name of a file in a zip, above all a long one,
-    and for so much that is not an array that `load` would refuse it; OSError, with the name of the file.
+    for a state that is nested too deep, and for so much that is not an array that `load` would refuse it; OSError, with
+    the name of the file.
     """
     arrays = _arrays_of(state)
 
@@ -220,8 +221,11 @@ def _arrays_of(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
     if not isinstance(state, Mapping):
         raise TypeError(f"save: the state must be a dict, not {type(state).__name__}: {state!r}")
     arrays: dict[str, np.ndarray] = {}
-    structure = _split(state, "", arrays)
-    arrays[STRUCTURE] = np.frombuffer(json.dumps(structure).encode(), np.uint8)
+    try:
+        structure = json.dumps(_split(state, "", arrays))
+    except RecursionError as error:
+        raise ValueError("save: the state is nested too deep, or contains itself") from error
+    arrays[STRUCTURE] = np.frombuffer(structure.encode(), np.uint8)
     _text(arrays[STRUCTURE])
     return arrays
 

@@ -78,7 +78,7 @@ class TrainLog:
                 if self.stop.twice or self.watch.updating or self.ranks.size > 1:  # the others know nothing of it
                     raise
                 self.progress.read()
-            except (Exception, SystemExit):
+            except BaseException:
                 if not self.watch.updating and not self.files.together:
                     with contextlib.suppress(Exception):  # the first error is the one to be seen
                         self.progress.read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import io
@@ -211,12 +212,13 @@ def test_looking_late_still_saves_nothing_spoiled(tmp_path):
     assert checkpoint(tmp_path)["run"]["step"] == 3 and not saving.not_finite(checkpoint(tmp_path))
 
 
-def test_an_error_in_the_loss_or_a_picture_costs_no_step(tmp_path):
+@pytest.mark.parametrize("error", [KeyError("a bug"), asyncio.CancelledError()], ids=repr)
+def test_an_error_in_the_loss_or_a_picture_costs_no_step(tmp_path, error):
     def broken(calls):
         if calls == 5:
-            raise KeyError("a bug")
+            raise error
 
-    with pytest.raises(KeyError):
+    with pytest.raises(type(error)):
         Task(tmp_path, broken).train()
     assert checkpoint(tmp_path)["run"]["step"] == 5
     whole, second = Task(), Task(tmp_path)

@@ -1,5 +1,6 @@
 """The loop: resuming changes nothing, Ctrl-C saves, and what it prints and keeps is right."""
 
+import asyncio
 import contextlib
 import io
 import json
@@ -62,8 +63,12 @@ def call_at(n, action):
     return lambda calls: action() if calls == n else None
 
 
+def raise_(error):
+    raise error
+
+
 def interrupt():
-    raise KeyboardInterrupt
+    raise_(KeyboardInterrupt)
 
 
 # ---------------------------------------------------------------- resuming
@@ -131,10 +136,11 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_the_last_checkpoint(tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_an_update_that_was_cut_in_the_middle_is_not_saved(tmp_path):
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, MemoryError, SystemExit, asyncio.CancelledError])
+def test_an_update_that_was_cut_in_the_middle_is_not_saved(tmp_path, error):
     task = Task(tmp_path)
-    task.ema.update = interrupt  # the weights have moved, their average has not
-    with pytest.raises(KeyboardInterrupt):
+    task.ema.update = lambda: raise_(error)  # the weights have moved, their average has not
+    with pytest.raises(error):
         task.train()
     assert saving.load(tmp_path / "checkpoint.npz")["run"]["step"] == 0
 

@@ -69,15 +69,15 @@ def main() -> int:
 def one(out: Path, rng: random.Random, real: bool, size: int, weights: bytes, losses: list[float],
         failures: list[str], i: int) -> str:  # fmt: skip
     """A run on a disk that another program fills and frees; how it ended."""
-    filler, last = out / "filler", [0]
+    filler, last, limited = out / "filler", [0], [2 * size]
 
     def disturb(state: Any) -> None:
         if real:
             with suppress(OSError):
                 filler.write_bytes(bytes(int(size * rng.uniform(0, 2.5)))) if rng.random() < 0.6 else filler.unlink()
         else:
-            limit = int(size * rng.uniform(0.2, 1.3))
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+            limited[0] = int(size * rng.uniform(0.2, 1.3))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limited[0], resource.RLIM_INFINITY))
         try:
             step = saving.load(out / "checkpoint.npz")["run"]["step"]
             if step < last[0]:
@@ -105,6 +105,9 @@ def one(out: Path, rng: random.Random, real: bool, size: int, weights: bytes, lo
     if lines != list(range(1, len(lines) + 1)) or not text.endswith("\n" if lines else ""):
         failures.append(f"{i}: the log has {lines}")
     complete = saved == 18 and len(lines) == 18
+    room = shutil.disk_usage(out).free > size + 8192 if real else limited[0] > size + 8192
+    if room and not complete:
+        failures.append(f"{i}: something is missing, although there is room now")
     if (run.exit_code == 0) != complete or run.exit_code not in (0, 74):
         failures.append(f"{i}: exit code {run.exit_code}, checkpoint of step {saved}, {len(lines)} lines")
     said = "everything saved" if complete else "said that something is missing"

@@ -1,13 +1,14 @@
 """A training that is killed again and again ends with the very weights of one that was not.
 
     python tests/trust/kills.py            some kills
-    python tests/trust/kills.py --long     800
+    python tests/trust/kills.py --long     1,000
 
-Half of the kills are at random instants, half at random lines of the files that write (so also between a rename and the
-line after it). A third of those at instants are SIGTERM or SIGINT, which must save and end with their exit code. After
-every kill the checkpoint must load, be of no earlier step than before, and be of at least the step that the run had
-reported as saved; the next start must find nothing wrong with it, and leave no litter; in the end the weights must be
-those of a run that was never killed, and the log must have each line once.
+Of five kills two are at random instants, two at random lines of the files that write (so also between a rename and the
+line after it), and one is SIGTERM or SIGINT at a random instant, which must save and end with its exit code. The run
+saves after every step, or after every third. After every kill the checkpoint must load, be of no earlier step than
+before, and be of at least the step that the run had reported as saved; the next start must find nothing wrong with it,
+and leave no litter; in the end the weights must be those of a run that was never killed, and the log must have each line
+once.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def kill_after(seconds: float, number: int) -> None:
     signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
-def child(out: Path, epochs: int, end: Callable[[], None], report: int) -> None:
+def child(out: Path, epochs: int, save_every: int, end: Callable[[], None], report: int) -> None:
     """Go on with the run, and report that it has begun, every step that is saved, and what goes wrong."""
     say = lambda text: os.write(report, f"{text}\n".encode())  # noqa: E731
     task = harness.Task()
@@ -91,7 +92,7 @@ def child(out: Path, epochs: int, end: Callable[[], None], report: int) -> None:
     TrainLog.running = begun  # type: ignore[method-assign]
     end()
     try:
-        run = task.train(epochs, out, resume=resume, save_every=1, keep=2, keep_best=True)
+        run = task.train(epochs, out, resume=resume, save_every=save_every, keep=2, keep_best=True)
     except Exception as error:
         say(f"{error!r}")
         raise
@@ -99,7 +100,7 @@ def child(out: Path, epochs: int, end: Callable[[], None], report: int) -> None:
 
 
 def main() -> int:
-    args = harness.arguments(__doc__, 24, 800, "kills")
+    args = harness.arguments(__doc__, 25, 1000, "kills")
     rng = random.Random(args.seed)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
     out = Path(tempfile.mkdtemp(prefix="kills-"))
@@ -108,10 +109,11 @@ def main() -> int:
     for i in range(args.count):
         if (step + 1) // harness.STEPS_PER_EPOCH >= epochs:
             break
-        by_line = i % 2 == 0
+        by_line, asked = i % 5 < 2, i % 5 == 4
         line, seconds = rng.randrange(1, 8000), rng.uniform(0.005, 0.12)
-        number = signal.SIGPROF if rng.random() > 1 / 3 else rng.choice([signal.SIGTERM, signal.SIGINT])
-        number = signal.SIGKILL if by_line else number
+        number = signal.SIGKILL if by_line else signal.SIGPROF
+        number = rng.choice([signal.SIGTERM, signal.SIGINT]) if asked else number
+        save_every = rng.choice([1, 1, 3])
         read, write = os.pipe()
         if i and i % 100 == 0:
             print(f"{i} kills, {len(failures)} failures, {time.monotonic() - args.began:.0f} s", flush=True)
@@ -120,7 +122,7 @@ def main() -> int:
             os.close(read)
             try:
                 end = (lambda: kill_at_line(line)) if by_line else (lambda: kill_after(seconds, number))  # noqa: B023
-                child(out, epochs, end, write)
+                child(out, epochs, save_every, end, write)
             finally:
                 os._exit(1)  # a signal that came before the training began
         os.close(write)

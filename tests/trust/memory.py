@@ -1,16 +1,20 @@
-"""Training with too little memory: the error says which microbatch fits, and that one does fit.
+"""Training with too little memory: the error says which microbatch fits, that one does fit, and nothing is lost.
 
-    python tests/trust/memory.py            some limits
+    python tests/trust/memory.py            twelve limits
     python tests/trust/memory.py --long     a hundred
 
-Each run is a process of its own with a random limit on its address space (RLIMIT_AS).
+Each run is a process of its own with a limit on its address space (RLIMIT_AS), which begins before the first step or,
+in every other run, after the second. The limits go evenly from less than an update needs to more than a whole step does.
+After an error the checkpoint must load, and the log must have a whole line for each step. With the microbatch that the
+message names, the run must go on to its end; and with all the memory again it must do so always.
 """
 
 from __future__ import annotations
 
+import gc
 import io
+import json
 import os
-import random
 import re
 import resource
 import signal
@@ -28,52 +32,92 @@ from tinydiff import Rng, nn, ops, saving
 from tinydiff.optim import Adam
 from tinydiff.training import train
 
-X = np.random.default_rng(0).normal(size=(2048, 64)).astype(np.float32)
+N, BATCH, STEPS = 4096, 1024, 4
+X = np.random.default_rng(0).normal(size=(N, 64)).astype(np.float32)
+SMALLEST, LARGEST = 2, 40  # megabytes beside what the process has at first
+LATE = 2  # the step after which the limit begins in every other run
 
 
-def one(out: str, limit_mb: int) -> str:
-    """A step whose activations take some ten MB; how it ended."""
+def train_some(out: Path, microbatch: int, **options: Any) -> Any:
+    """Steps whose activations take some ten MB."""
     widths = [64, 512, 512, 512, 512]
     layers = [(nn.Linear(n, m, rng=Rng(i)), nn.SiLU()) for i, (n, m) in enumerate(zip(widths, widths[1:]))]
     net = nn.Sequential(*[layer for pair in layers for layer in pair])
-    optimizer = Adam(net.parameters())
-    options: dict[str, Any] = {"epochs": 1, "batch_size": 2048, "threads": 1, "stream": io.StringIO(), "out": out}
 
     def loss(x: Any, rng: Any, sample_offset: int) -> Any:
         return ops.square(net(x)).mean()
 
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + limit_mb * 2**20, resource.RLIM_INFINITY))
+    return train(net, loss, X, Adam(net.parameters()), epochs=1, batch_size=BATCH, microbatch=microbatch, threads=1,
+                 stream=io.StringIO(), out=out, log_every=1, save_every=1, **options)  # fmt: skip
+
+
+def one(out: Path, limit_mb: int, late: bool, done: list[int]) -> str:
+    """Train under a limit; how it ended. done: gets the steps that were done, at its end."""
+
+    def limit() -> None:
+        gc.collect()
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + limit_mb * 2**20, resource.RLIM_INFINITY))
+
+    def on_record(state: Any) -> None:
+        done.append(state.step)
+        if late and state.step == LATE:
+            limit()
+
+    if not late:
+        limit()
     try:
-        train(net, loss, X, optimizer, microbatch=2048, **options)
-        return "enough"
+        state = train_some(out, BATCH, on_record=on_record)
+        return "it is enough" if state.exit_code == 0 else "enough for the steps, not to save them"
     except MemoryError as error:
         message = str(error)
+    if not (out / "checkpoint.npz").exists():
+        return "not even the first checkpoint fits"
     if "out of memory" not in message:
-        checkpoint = Path(out) / "checkpoint.npz"
-        return "FAILED: " + message if checkpoint.exists() else "not even the first checkpoint fits"
-    fits = re.search(r"microbatch=(\d+)", message)
+        return "too little for the update"
     if "Not even" in message:
         return "not even one sample fits"
+    fits = re.search(r"microbatch=(\d+)", message)
     if not fits:
         return f"FAILED: {message}"
     try:
-        train(net, loss, X, optimizer, microbatch=int(fits[1]), **options)
-    except MemoryError as error:
-        return f"too little for the update as well: {str(error)[:60]}"
-    return "fits with the microbatch of the message"
+        state = train_some(out, int(fits[1]), on_record=on_record, resume=True)
+    except MemoryError:
+        return "the microbatch of the message fits, but not the update, or reading the checkpoint"
+    return "it goes on with the microbatch of the message" + ", but cannot save" * (state.exit_code == 74)
 
 
-def child(out: str, limit: int, report: int) -> None:
+def left_behind(out: Path, done: int, end: str) -> list[str]:
+    """What is wrong with the files of a run, of which so many steps were done."""
+    wrong = []
+    saved = saving.load(out / "checkpoint.npz")
+    if flaws := saving.not_finite(saved):
+        wrong.append(f"a spoiled checkpoint: {flaws}")
+    steps = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
+    if steps not in ([*range(1, done + 1)], [*range(1, done)]):  # at the last one there may be no memory for the line
+        wrong.append(f"after {done} steps the log has {steps}")
+    step = saved["run"]["step"]
+    whole = end in ("it is enough", "it goes on with the microbatch of the message")
+    if step > done or whole and (step, len(steps)) != (STEPS, STEPS):
+        wrong.append(f"a checkpoint of step {step} and {len(steps)} lines after {done} steps: {end}")
+    state = train_some(out, BATCH, resume=True)  # with all the memory again
+    steps = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
+    if not state.finished or steps != [*range(1, STEPS + 1)]:
+        wrong.append(f"resumed with all the memory, it ends with {steps}")
+    return wrong
+
+
+def child(out: Path, limit: int, late: bool, report: int) -> None:
     """`one`, in a thread: the stack of the main thread could not grow any more, which would end the process."""
+    done = [0]
 
     def run() -> None:
         try:
-            end = one(out, limit)
+            end = one(out, limit, late, done)
         except BaseException as error:
             end = f"FAILED: {error!r}"
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        os.write(report, end.encode()[:4000])
+        os.write(report, f"{done[-1]} {end}".encode()[:4000])
 
     threading.stack_size(2**24)  # all of it is there from the start
     thread = threading.Thread(target=run)
@@ -83,30 +127,30 @@ def child(out: str, limit: int, report: int) -> None:
 
 
 def main() -> int:
-    args = harness.arguments(__doc__, 5, 100, "limits")
-    rng, counts, failures = random.Random(args.seed), Counter[str](), []
+    args = harness.arguments(__doc__, 12, 100, "limits")
+    counts, failures = Counter[str](), []
     for i in range(args.count):
-        limit = rng.randrange(2, 60)
-        with tempfile.TemporaryDirectory() as out:
+        limit = SMALLEST + round((LARGEST - SMALLEST) * i / (args.count - 1))
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder)
             read, write = os.pipe()
             process = os.fork()
             if process == 0:
-                child(out, limit, write)
+                child(out, limit, i % 2 == 1, write)
             os.close(write)
             with os.fdopen(read) as pipe:
-                end = pipe.read()
+                done, _, end = pipe.read().partition(" ")
             status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
             if status:
                 end = f"FAILED: ended by {signal.Signals(-status).name if status < 0 else status}"
-            checkpoint = Path(out) / "checkpoint.npz"
-            if checkpoint.exists() and saving.not_finite(saving.load(checkpoint)):
-                failures.append(f"{i}: a spoiled checkpoint")
+            elif (out / "checkpoint.npz").exists():
+                failures += [f"{i}, {limit} MB: {wrong}" for wrong in left_behind(out, int(done), end)]
         if end.startswith("FAILED"):
             failures.append(f"{i}, {limit} MB: {end}")
-        counts[end.split(":")[0]] += 1
+        counts[f"{'after step 2' if i % 2 else 'from the start'}: {end}"] += 1
     print(*failures, sep="\n", end="\n" if failures else "")
     for end, count in sorted(counts.items()):
-        print(f"  {end:60} {count}")
+        print(f"  {end:100} {count}")
     return harness.report(args, limits=args.count, failures=len(failures))
 
 

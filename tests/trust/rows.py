@@ -10,8 +10,8 @@ From the second step on, and half of the times only until the fourth,
     other file system can take the old checkpoint
     the file system is read-only (root only)
 At every record the checkpoint must load, and be of no earlier step than before; the log must have whole lines; what is
-said must name the cause; once it has gone everything must be saved, and until then the exit code be 74; and the weights
-must be those of a run on a good disk.
+said must name the cause; once it has gone everything must be saved, and until then the exit code be 74; where there is
+room, nothing may be said, and nothing be missing; and the weights must be those of a run on a good disk.
 """
 
 from __future__ import annotations
@@ -81,8 +81,9 @@ def fill(pages: int) -> Change:
     return begin
 
 
-def one(out: Path, begin: Change, end: Change, lift: bool, good: bytes, cause: str) -> tuple[list[str], str]:
-    """(what is wrong, how it ended)"""
+def one(out: Path, begin: Change, end: Change, lift: bool, room: bool | None, good: bytes, cause: str
+        ) -> tuple[list[str], str]:  # fmt: skip
+    """(what is wrong, how it ended). room: is there enough of it? None: near the limit, where either may be."""
     task, stream, wrong, last = harness.Task(), io.StringIO(), [], 0
 
     def look() -> None:
@@ -115,6 +116,8 @@ def one(out: Path, begin: Change, end: Change, lift: bool, good: bytes, cause: s
     lines = len((out / "log.jsonl").read_text().splitlines())
     said, steps = stream.getvalue(), 2 * harness.STEPS_PER_EPOCH
     trouble = "cannot be written" in said
+    if room is not None and (trouble or run.exit_code != 0) == room:
+        wrong.append(f"there is {'' if room else 'no '}room, but exit code {run.exit_code}, and it says {said!r}")
     if trouble and cause not in said:
         wrong.append(f"it says {said!r}")
     if task.weights() != good:
@@ -147,21 +150,26 @@ def main() -> int:
     size = (top / "good/checkpoint.npz").stat().st_size
     line = len((top / "good/log.jsonl").read_text().splitlines()[-1]) + 1
     too_large, full, no_writing = map(os.strerror, (errno.EFBIG, errno.ENOSPC, errno.EROFS))
-    rows: list[tuple[str, Change, Change, str]] = []
+    rows: list[tuple[str, Change, Change, bool | None, str]] = []
     # A checkpoint grows by a line with each step, of which there are four more.
     rows += [
-        ("files of n bytes", limit(n), no_limit, too_large) for n in range(size - 4 * line - BYTES, size + 9, step)
+        ("files of n bytes", limit(n), no_limit, too_large, None if abs(n - size + 2 * line) < 3 * line else n > size)
+        for n in range(size - 4 * line - BYTES, size + 2 * line, step)
     ]
-    rows += [("a part of a line", limit_on_the_line(k), no_limit, too_large) for k in range(0, line + 9, step)]
+    # A checkpoint is larger than the log, so it has no room in any of these.
+    rows += [("a part of a line", limit_on_the_line(k), no_limit, too_large, False) for k in range(0, line + 9, step)]
     root = os.geteuid() == 0 and _can_mount(top)
     if root:
         pages = -(-size // PAGE)
         empty = lambda out: (out / "filler").unlink(missing_ok=True)  # noqa: E731
-        for name in ("room for p pages", ALONE):
-            rows += [(name, fill(p), empty, full) for p in range(0, 2 * pages + 3, 1 if step == 1 else 5)]
-        rows += [("read-only", read_only, read_write, no_writing)]
+        for p in range(0, 2 * pages + 3, 1 if step == 1 else 5):
+            rows += [
+                ("room for p pages", fill(p), empty, full, True if p > 1 else None),
+                (ALONE, fill(p), empty, full, True if p > pages + 1 else None if p > pages - 2 else False),
+            ]
+        rows += [("read-only", read_only, read_write, no_writing, False)]
     failures, counts, make_room = [], Counter[str](), files._make_room
-    for i, (name, begin, end, cause) in enumerate(rows):
+    for i, (name, begin, end, cause, room) in enumerate(rows):
         for lift in (False, True):
             out = top / f"{i}-{lift}"
             out.mkdir()
@@ -170,7 +178,7 @@ def main() -> int:
             try:
                 if name == ALONE:
                     files._make_room = lambda path: False
-                wrong, how = one(out, begin, end, lift, whole.weights(), cause)
+                wrong, how = one(out, begin, end, lift, room, whole.weights(), cause)
             finally:
                 files._make_room = make_room
                 if root:

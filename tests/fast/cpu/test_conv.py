@@ -194,6 +194,16 @@ def test_so_many_weights_that_each_part_packs_its_own(monkeypatch: pytest.Monkey
     assert np.array_equal(one[0], three[0])
 
 
+@pytest.mark.parametrize("n, channels, out", [(1, 700, 800), (3, 700, 64), (2, 64, 700)])
+def test_some_pixels_and_some_channels_at_a_time(
+    n: int, channels: int, out: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of both than stay in the second cache."""
+    at = geometry((20, 21), 1)
+    compare(at, n, channels, out, "float32")
+    same_bits(at, arrays(at, n, channels, out, "float32"), 2, monkeypatch)
+
+
 @pytest.mark.parametrize("channels", [7, 40, 64])
 def test_parts_of_a_depthwise_convolution_change_no_bit(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     at = geometry((8, 9), 3, padding=1, groups=channels)

@@ -19,8 +19,10 @@
 #define TILE (REGISTERS == 32 ? 12 : 6) /* pixels of a tile: its sums, two vectors and a number fill the registers */
 #define FEW 4                           /* so few channels of the output do not fill a vector: see dots */
 #define STEPS 288                       /* taps and channels added at a time, or one run: their weights stay in a cache */
-#define MANY (1 << 20)  /* weights, of which each part should pack its own */
-#define CHUNK (1 << 18)                 /* bytes of x and y that are worked on at a time; they fit the second cache */
+#define MANY (1 << 20)                  /* weights, of which each part should pack its own */
+#define PACKED (1 << 18)                /* so many weights of one tap fit the second cache */
+#define CHUNK (1 << 16)                 /* numbers of images of x and y, worked on at a time, that fit it too */
+#define MOST (1 << 18)                  /* and of some pixels of large images */
 
 typedef struct {
     const real *w, *b;                   /* w[t, c, o] for the channels o of the tile; for dots w[o, t, c] */
@@ -148,26 +150,109 @@ static void sums(int pixels, const real **x, real **y, const Taps *taps, int64_t
 
 /* Of the weights of group g the channels from `first` to `last`, of `out`, in the order in which tiles read them:
    packed[k, t, c, o] in blocks k of LANES channels, or, few, packed[o, t, c]. transposed: w is [t, o, c], else [t, c, o];
-   `row` is its number of columns, all groups together. */
+   `row` is its number of columns, all groups together. A row is read at one go, so that the next one is fetched early. */
 static void pack(const real *restrict w, real *restrict packed, int64_t T, int64_t C, int64_t first, int64_t last,
                  int64_t out, int64_t g, int64_t row, int64_t transposed, int few)
 {
-    for (; first < last; first += LANES, packed += T * C * LANES) {
-        int64_t lanes = last - first < LANES ? last - first : LANES;
-        int64_t c_step = few ? 1 : LANES, o_step = few ? T * C : 1;
-        for (int64_t t = 0; t < T; t++) {
-            real *to = packed + t * C * c_step;
-            if (transposed)
-                for (int64_t o = 0; o < lanes; o++)
-                    for (int64_t c = 0; c < C; c++)
-                        to[c * c_step + o * o_step] = w[(t * out + first + o) * row + g * C + c];
-            else if (few)
-                for (int64_t c = 0; c < C; c++)
-                    for (int64_t o = 0; o < lanes; o++)
-                        to[c * c_step + o * o_step] = w[(t * C + c) * row + g * out + first + o];
-            else
-                for (int64_t c = 0; c < C; c++)
-                    memcpy(to + c * LANES, w + (t * C + c) * row + g * out + first, lanes * sizeof(real));
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t c = 0; c < C && !transposed; c++) {
+            const real *from = w + (t * C + c) * row + g * out;
+            for (int64_t o = first; o < last; o += few ? 1 : LANES) {
+                real *to = packed + (few ? (o * T + t) * C + c : ((o - first) * T + t * LANES) * C + c * LANES);
+                if (few)
+                    *to = from[o];
+                else if (last - o >= LANES)
+                    store(to, load(from + o)), store(to + WIDTH, load(from + o + WIDTH));
+                else
+                    memcpy(to, from + o, (last - o) * sizeof(real));
+            }
+        }
+    for (int64_t t = 0; t < T && transposed; t++)
+        for (int64_t o = first; o < last; o++) {
+            const real *from = w + (t * out + o) * row + g * C;
+            int64_t lane = (o - first) % LANES;
+            real *to = packed + (few ? (o * T + t) * C : ((o - first - lane) * T + t * LANES) * C + lane);
+            for (int64_t c = 0; c < C; c++)
+                to[few ? c : c * LANES] = from[c];
+        }
+}
+
+static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* The run in which tap t is, or -1. */
+static int64_t run_of(const int64_t *tap, const int64_t *length, int64_t runs, int64_t t)
+{
+    for (int64_t run = 0; run < runs; run++)
+        if (tap[run] <= t && t < tap[run] + length[run])
+            return run;
+    return -1;
+}
+
+typedef struct {
+    int64_t K; /* one more than there are classes */
+    const int64_t *pixels, *source, *target, *runs, *start, *tap, *length;
+} Lists;
+
+typedef struct {
+    const real *x;      /* the first channel of the group */
+    real *y;            /* the first channel whose weights are packed */
+    int64_t S, I, D, O; /* pixels and channels of an image of x and of y */
+} Images;
+
+/* Add all runs in `taps` for the pixels from `pixel` to `end` of the images from `image` to `last`, at most LANES
+   channels. */
+static void add_runs(Taps taps, const Lists *lists, const Images *of, int64_t image, int64_t last, int64_t pixel,
+                     int64_t end, int64_t lanes, int few)
+{
+    int64_t left = taps.runs;
+    do { /* some of the runs, for all pixels */
+        int64_t steps = 0;
+        for (taps.runs = 0; taps.runs < left; taps.runs++) {
+            steps += taps.length[taps.runs] * taps.C;
+            if (!few && taps.runs && steps > STEPS)
+                break;
+        }
+        const real *x[TILE];
+        real *y[TILE];
+        int waiting = 0;
+        for (int64_t n = image; n < last; n++)
+            for (int64_t p = pixel; p < end; p++) {
+                x[waiting] = of->x + (n * of->S + lists->source[p]) * of->I;
+                y[waiting++] = of->y + (n * of->D + lists->target[p]) * of->O;
+                if (waiting == TILE) {
+                    sums(TILE, x, y, &taps, lanes, few);
+                    waiting = 0;
+                }
+            }
+        if (waiting)
+            sums(waiting, x, y, &taps, lanes, few);
+        taps.start += taps.runs, taps.tap += taps.runs, taps.length += taps.runs, left -= taps.runs;
+        taps.begun = 1;
+    } while (left);
+}
+
+/* The same for all pixels of these images, so many at once, and for `channels` channels. w, b: packed. only: -1, or
+   the one tap that is packed, which is added to y. */
+static void add_taps(const real *w, const real *b, int64_t T, int64_t C, int64_t only, const Lists *lists,
+                     const Images *all, int64_t image, int64_t last, int64_t at_once, int64_t channels, int few)
+{
+    for (int64_t q = 0; q + 1 < lists->K; q++) {
+        int64_t run = lists->runs[q], begin, zero = 0, one = 1;
+        Taps of = {w, b, lists->start + run, lists->tap + run, lists->length + run, lists->runs[q + 1] - run,
+                   T, C, all->I, 0};
+        if (only >= 0) {
+            if ((run = run_of(of.tap, of.length, of.runs, only)) < 0)
+                continue;
+            begin = of.start[run] + only - of.tap[run];
+            of = (Taps){w, b, &begin, &zero, &one, 1, T, C, all->I, 1};
+        }
+        for (int64_t p = lists->pixels[q], end; p < lists->pixels[q + 1]; p = end) {
+            end = smaller(lists->pixels[q + 1], p + at_once);
+            for (int64_t o = 0; o < channels; o += LANES) {
+                Images some = {all->x, all->y + o, all->S, all->I, all->D, all->O};
+                of.w = w + o * T * C, of.b = b + o;
+                add_runs(of, lists, &some, image, last, p, end, smaller(channels - o, LANES), few);
+            }
         }
     }
 }
@@ -176,58 +261,43 @@ static void pack(const real *restrict w, real *restrict packed, int64_t T, int64
    pixels from pixels[q] to pixels[q + 1] of source (places in x) and target (in y), and the runs from runs[q] to
    runs[q + 1]. N images; S, D pixels and I, O channels of x, y; T taps.
 
-   A part is some of the images. But if there are fewer images than parts, or so many weights that to pack them takes as
-   long as to use them, it is some blocks of channels of y, for all images, packed one after the other. */
+   A part is some of the images, and packs all weights. But if there are fewer images than parts, or so many weights that
+   to pack them takes as long as to use them, a part is some channels of y, for all images. It begins with the bias, and
+   adds one tap after the other, whose weights it packs for so many channels that they stay in the second cache. */
 int conv(const real *restrict x, const real *restrict w, const real *restrict b, real *restrict y,
          const int64_t *restrict lists, int64_t K, int64_t P, int64_t R, int64_t N, int64_t S, int64_t I, int64_t T,
          int64_t D, int64_t O, int64_t groups, int64_t transposed, int64_t part, int64_t parts)
 {
-    const int64_t *pixels = lists, *source = pixels + K, *target = source + P, *runs = target + P, *start = runs + K;
-    const int64_t *tap = start + R, *length = tap + R;
-    int64_t C = I / groups, out = O / groups, blocks = (out + LANES - 1) / LANES, block = T * C * LANES;
-    int64_t images = CHUNK / (int64_t)sizeof(real) / (S * I + D * O + 1) + 1;
+    const int64_t *target = lists + K + P, *start = target + P + K;
+    const Lists all = {K, lists, lists + K, target, target + P, start, start + R, start + 2 * R};
+    int64_t C = I / groups, out = O / groups, blocks = (out + LANES - 1) / LANES, row = transposed ? I : O;
     int few = out <= FEW && C >= WIDTH;
-    int by_channels = blocks >= parts && (N < parts || blocks * block > MANY);
-    int64_t at_once = by_channels ? 1 : blocks, of_images = by_channels ? 0 : part, image_parts = by_channels ? 1 : parts;
-    real *memory = calloc(at_once * block + blocks * LANES + WIDTH, sizeof(real));
+    int by_channels = !few && blocks >= parts && (N < parts || blocks * T * C * LANES > MANY);
+    int64_t taps = by_channels ? 1 : T, block = taps * C * LANES, at_once = by_channels ? PACKED / block + 1 : blocks;
+    int64_t images = by_channels ? TILE : CHUNK / (S * I + D * O + 1) + 1;
+    int64_t pixels = (MOST / (I + O) / smaller(N + 1, images) / TILE + 1) * TILE; /* of an image, at once */
+    int64_t n_from = by_channels ? 0 : N * part / parts, n_to = by_channels ? N : N * (part + 1) / parts;
+    int64_t k_from = by_channels ? blocks * part / parts : 0, k_to = by_channels ? blocks * (part + 1) / parts : blocks;
+    real *memory = calloc(smaller(at_once, blocks) * block + blocks * LANES + WIDTH, sizeof(real));
     if (!memory)
         return 1;
-    real *packed = aligned(memory), *bias = packed + at_once * block;
-    for (int64_t j = 0; j < groups * blocks; j += at_once) {
-        int64_t g = j / blocks, from = j % blocks, to = from + at_once;
-        if (by_channels && (from < blocks * part / parts || from >= blocks * (part + 1) / parts))
-            continue;
-        pack(w, packed, T, C, from * LANES, to * LANES < out ? to * LANES : out, out, g, transposed ? I : O, transposed,
-             few);
+    real *bias = aligned(memory), *packed = bias + blocks * LANES;
+    for (int64_t g = 0; g < groups; g++) {
         if (b)
             memcpy(bias, b + g * out, out * sizeof(real));
-        for (int64_t first = N * of_images / image_parts, last = N * (of_images + 1) / image_parts; first < last;
-             first += images)
-            for (int64_t k = from; k < to; k++)
-                for (int64_t q = 0; q + 1 < K; q++) {
-                    int64_t lanes = out - k * LANES < LANES ? out - k * LANES : LANES, run = runs[q], end = runs[q + 1];
-                    do { /* some of the runs, for all pixels of the class */
-                        Taps taps = {packed + (k - from) * block, bias + k * LANES, start + run, tap + run, length + run, 0,
-                                     T, C, I, run > runs[q]};
-                        int64_t steps = 0;
-                        while (run < end && (few || taps.runs == 0 || steps + length[run] * C <= STEPS))
-                            steps += length[run++] * C, taps.runs++;
-                        const real *xs[TILE];
-                        real *ys[TILE];
-                        int waiting = 0;
-                        for (int64_t n = first; n < first + images && n < last; n++)
-                            for (int64_t p = pixels[q]; p < pixels[q + 1]; p++) {
-                                xs[waiting] = x + (n * S + source[p]) * I + g * C;
-                                ys[waiting++] = y + (n * D + target[p]) * O + g * out + k * LANES;
-                                if (waiting == TILE) {
-                                    sums(TILE, xs, ys, &taps, lanes, few);
-                                    waiting = 0;
-                                }
-                            }
-                        if (waiting)
-                            sums(waiting, xs, ys, &taps, lanes, few);
-                    } while (run < end);
-                }
+        for (int64_t k = k_from; k < k_to; k += at_once) {
+            int64_t first = k * LANES, last = smaller(smaller(k_to, k + at_once) * LANES, out);
+            Images of = {x + g * C, y + g * out + first, S, I, D, O};
+            if (by_channels)
+                for (int64_t p = 0; p < N * D; p++)
+                    memcpy(of.y + p * O, bias + first, (last - first) * sizeof(real));
+            for (int64_t t = 0; t < T; t += taps) {
+                pack(w + t * (transposed ? out : C) * row, packed, taps, C, first, last, out, g, row, transposed, few);
+                for (int64_t n = n_from; n < n_to; n += images)
+                    add_taps(packed, bias + first, taps, C, by_channels ? t : -1, &all, &of, n,
+                             smaller(n_to, n + images), pixels, last - first, few);
+            }
+        }
     }
     free(memory);
     return 0;
