@@ -146,7 +146,8 @@ def draw(space, args, count=10):
     def grid(images, name, rows, **options):
         plot.image_grid(images, args.out / name, rows=rows, low=test.min(), high=test.max(), **options)
 
-    grid(np.concatenate([test[:count], back[:count]]), "pairs.png", 2, row_labels=["given", "back"], title="test images, through the latent and back")
+    grid(np.concatenate([test[:count], back[:count]]), "pairs.png", 2, row_labels=["given", "back"],
+         title="test images, through the latent and back")  # fmt: skip
     a, b, c = latents[[0, 1, 2]]
     steps = np.linspace(0, 1, 7)
     plane = np.stack([a + u * (b - a) + v * (c - a) for v in steps for u in steps])

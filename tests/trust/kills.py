@@ -7,8 +7,8 @@ Of five kills two are at random instants, two at random lines of the files that 
 line after it), and one is SIGTERM or SIGINT at a random instant, which must save and end with its exit code. The run
 saves after every step, or after every third. After every kill the checkpoint must load, be of no earlier step than
 before, and be of at least the step that the run had reported as saved; the next start must find nothing wrong with it,
-and leave no litter; in the end the weights must be those of a run that was never killed, and the log must have each line
-once.
+and leave no litter; in the end the weights must be those of a run that was never killed, and the log must have each
+line once.
 """
 
 from __future__ import annotations

@@ -4,13 +4,14 @@
     python tests/trust/memory.py --long     a hundred
 
 Each run is a process of its own with a limit on its address space (RLIMIT_AS), which begins before the first step or,
-in every other run, after the second. The limits go evenly from less than an update needs to more than a whole step does.
+in every other run, after the second. The limits go evenly from less than an update needs to more than a whole step.
 After an error the checkpoint must load, and the log must have a whole line for each step. With the microbatch that the
 message names, the run must go on to its end; and with all the memory again it must do so always.
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import io
 import json
@@ -22,8 +23,12 @@ import sys
 import tempfile
 import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+# What is free is given back, and no thread has memory in advance: so the limit is what it says.
+os.environ["TINYDIFF_KEEP_MEMORY"] = "0"
 
 import harness
 import numpy as np
@@ -32,15 +37,16 @@ from tinydiff import Rng, nn, ops, saving
 from tinydiff.optim import Adam
 from tinydiff.training import train
 
-N, BATCH, STEPS = 4096, 1024, 4
+M_ARENA_MAX, M_MMAP_THRESHOLD = -8, -3  # of mallopt(3)
+N, BATCH, STEPS = 16384, 4096, 4
 X = np.random.default_rng(0).normal(size=(N, 64)).astype(np.float32)
-SMALLEST, LARGEST = 2, 40  # megabytes beside what the process has at first
+SMALLEST, LARGEST = 4, 50  # megabytes beside what the process has at first
 LATE = 2  # the step after which the limit begins in every other run
 
 
-def train_some(out: Path, microbatch: int, **options: Any) -> Any:
-    """Steps whose activations take some ten MB."""
-    widths = [64, 512, 512, 512, 512]
+def train_some(out: Path | None, microbatch: int, **options: Any) -> Any:
+    """Steps whose activations take some 50 MB, ten times as much as the weights and what belongs to them."""
+    widths = [64, 256, 256, 256, 256, 256]
     layers = [(nn.Linear(n, m, rng=Rng(i)), nn.SiLU()) for i, (n, m) in enumerate(zip(widths, widths[1:]))]
     net = nn.Sequential(*[layer for pair in layers for layer in pair])
 
@@ -65,6 +71,7 @@ def one(out: Path, limit_mb: int, late: bool, done: list[int]) -> str:
             limit()
 
     if not late:
+        train_some(None, BATCH)  # OpenBLAS takes its own memory at the first products, and without ends the process
         limit()
     try:
         state = train_some(out, BATCH, on_record=on_record)
@@ -82,7 +89,9 @@ def one(out: Path, limit_mb: int, late: bool, done: list[int]) -> str:
         return f"FAILED: {message}"
     try:
         state = train_some(out, int(fits[1]), on_record=on_record, resume=True)
-    except MemoryError:
+    except MemoryError as error:
+        if "out of memory" in str(error):
+            return f"FAILED: {message}; and then: {error}"
         return "the microbatch of the message fits, but not the update, or reading the checkpoint"
     return "it goes on with the microbatch of the message" + ", but cannot save" * (state.exit_code == 74)
 
@@ -107,47 +116,59 @@ def left_behind(out: Path, done: int, end: str) -> list[str]:
     return wrong
 
 
-def child(out: Path, limit: int, late: bool, report: int) -> None:
-    """`one`, in a thread: the stack of the main thread could not grow any more, which would end the process."""
-    done = [0]
+def limited(out: Path, limit: int, late: bool) -> str:
+    """`one`, in a thread: the stack of the main thread could not grow any more, which would end the process. The number
+    of steps that were done, and how it ended."""
+    done, ended = [0], []
 
     def run() -> None:
         try:
-            end = one(out, limit, late, done)
+            ended.append(one(out, limit, late, done))
         except BaseException as error:
-            end = f"FAILED: {error!r}"
+            ended.append(f"FAILED: {error!r}")
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        os.write(report, f"{done[-1]} {end}".encode()[:4000])
 
+    for option, value in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, 2**17)):
+        ctypes.CDLL(None).mallopt(option, value)
     threading.stack_size(2**24)  # all of it is there from the start
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    os._exit(0)
+    return f"{done[-1]} {ended[0]}"
+
+
+def in_a_child(function: Callable[[], str]) -> str:
+    """What the function returns, called in a new process; or how that process ended."""
+    read, write = os.pipe()
+    process = os.fork()
+    if process == 0:
+        try:
+            os.write(write, function().encode()[:4000])
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        said = pipe.read()
+    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    if status or not said:
+        return f"0 FAILED: ended by {signal.Signals(-status).name if status < 0 else status}"
+    return said
 
 
 def main() -> int:
     args = harness.arguments(__doc__, 12, 100, "limits")
     counts, failures = Counter[str](), []
     for i in range(args.count):
-        limit = SMALLEST + round((LARGEST - SMALLEST) * i / (args.count - 1))
+        limit, late = SMALLEST + round((LARGEST - SMALLEST) * i / (args.count - 1)), i % 2 == 1
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder)
-            read, write = os.pipe()
-            process = os.fork()
-            if process == 0:
-                child(out, limit, i % 2 == 1, write)
-            os.close(write)
-            with os.fdopen(read) as pipe:
-                done, _, end = pipe.read().partition(" ")
-            status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-            if status:
-                end = f"FAILED: ended by {signal.Signals(-status).name if status < 0 else status}"
-            elif (out / "checkpoint.npz").exists():
-                failures += [f"{i}, {limit} MB: {wrong}" for wrong in left_behind(out, int(done), end)]
-        if end.startswith("FAILED"):
-            failures.append(f"{i}, {limit} MB: {end}")
-        counts[f"{'after step 2' if i % 2 else 'from the start'}: {end}"] += 1
+            done, _, end = in_a_child(lambda: limited(out, limit, late)).partition(" ")  # noqa: B023
+            wrong = ""
+            if (out / "checkpoint.npz").exists():
+                wrong = in_a_child(lambda: "; ".join(left_behind(out, int(done), end)) or "nothing")  # noqa: B023
+        if end.startswith("FAILED") or wrong not in ("", "nothing"):
+            failures.append(f"{i}, {limit} MB: {end}; {wrong}")
+        counts[f"{'after step 2' if late else 'from the start'}: {end}"] += 1
     print(*failures, sep="\n", end="\n" if failures else "")
     for end, count in sorted(counts.items()):
         print(f"  {end:100} {count}")
