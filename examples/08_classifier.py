@@ -34,7 +34,7 @@ VALUES = ATTRIBUTES | SCENE  # of each attribute
 def main() -> int:
     args = arguments()
     judge, images, labels, path = common.new_judge(args)
-    if args.again or not common.load_judge(judge, path, args):
+    if args.again or not common.agreed(args, common.load_judge(judge, path, args)):
         if code := trained(judge, images, labels, args):
             return code  # 130: Ctrl-C, 143: SIGTERM, 74: not saved
         if args.ranks.rank == 0:

@@ -37,7 +37,7 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(description=doc, formatter_class=Help)
+    return argparse.ArgumentParser(description=doc, formatter_class=Help, allow_abbrev=False)
 
 
 def add_seed_and_out(parser, name, seed_help="of the weights, the order of the data, the noise, the samples"):
@@ -92,6 +92,8 @@ def connect(arguments):
     parser.add_argument("--overlap", action="store_true")
     found, _ = parser.parse_known_args(arguments)
     if found.parallel not in ("mpi", "nccl"):
+        if found.exact or found.overlap:
+            sys.exit("--exact and --overlap are about the sums of several processes: give --parallel mpi or nccl too")
         return ALONE
     try:
         ranks = ENDING.enter_context(connected(found.parallel, exact=found.exact, overlap=found.overlap))
@@ -113,6 +115,11 @@ def parse(parser):
     except (RuntimeError, ValueError) as error:
         sys.exit(str(error))
     return args
+
+
+def agreed(args, value):
+    """What the first of the processes of --parallel has found: all of them do as it does."""
+    return args.ranks.gather(value)[0]
 
 
 def check_checkpoint(args, *options):

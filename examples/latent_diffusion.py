@@ -73,7 +73,7 @@ def main() -> int:
     args = arguments()
     path = args.out / "model.npz"
     as_begun(args, path)
-    if not path.exists():
+    if not common.agreed(args, path.exists()):
         if any(args.out.rglob("checkpoint.npz")) and not args.resume:
             sys.exit(f"the training in {args.out} was not finished: --resume goes on, or choose another --out")
         if args.judge:
@@ -117,7 +117,7 @@ def autoencoder(images, args):
     path = args.autoencoder or args.out / "latent_space.npz"
     if args.autoencoder:
         refuse_options(args, path)
-    if path.exists():
+    if common.agreed(args, path.exists()):
         space, _ = common.load_space(path, "09_autoencoder.py")
         if space.image != images.shape[1:]:
             sys.exit(f"the autoencoder in {path} takes pictures of {space.image}, but those of {args.data} have the "

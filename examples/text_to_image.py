@@ -73,7 +73,7 @@ def main() -> int:
     args = arguments()
     path = args.out / "model.npz"
     as_begun(args, path)
-    if not path.exists():
+    if not common.agreed(args, path.exists()):
         if (args.out / "checkpoint.npz").exists() and not args.resume:
             sys.exit(f"the training in {args.out} was not finished: --resume goes on, or choose another --out")
         if args.judge:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinydiff import backend
+from tinydiff import backend, overlap
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -195,9 +195,13 @@ def test_sums_within_machines_first():
 
 def test_what_is_left_of_the_sending():
     assert cost.exposed(10, 8, buckets=1) == 10
-    assert cost.exposed(10, 8, buckets=4) == 4  # 6 s are hidden in three quarters of the backward pass
-    assert cost.exposed(10, 100, buckets=4) == 2.5  # the last bucket
+    assert cost.exposed(2.5, 8, buckets=4) == 4  # of 10 s 6 are hidden in three quarters of the backward pass
+    assert cost.exposed(2.5, 100, buckets=4) == 2.5  # the last bucket
     assert cost.exposed(0, 8, buckets=4) == 0
+
+
+def test_the_model_has_the_buckets_of_the_code():
+    assert cost.BUCKETS == overlap.MOST
 
 
 def test_a_step_by_hand():
@@ -206,8 +210,8 @@ def test_a_step_by_hand():
     assert costs.step(13, 1, NET) == 19 + 19 + 11 + 1 + 3
     # 4 ranks have 4 images at most: 8 + 7 s; 28 s of sending
     assert costs.step(13, 4, NET) == 15 + 28 + 0.25 + 3
-    # in two buckets: of 28 s, half of the backward pass of 7 s is hidden
-    assert costs.step(13, 4, NET, buckets=2) == 15 + 24.5 + 0.25 + 3
+    # in two buckets, of 16 s each: half of the backward pass of 7 s is hidden
+    assert costs.step(13, 4, NET, buckets=2) == 15 + 28.5 + 0.25 + 3
     assert costs.step(13, 4, NET, factor=0.5) == 15 + 16 + 0.25 + 3
     assert cost.efficiency(16, 4, 8, weak=False) == 0.5 and cost.efficiency(16, 20, 8, weak=True) == 0.8
     assert cost.last_good([(1, 16.0), (2, 9.0), (4, 8.0), (8, 5.0)], weak=False) == "4"

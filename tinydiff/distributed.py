@@ -15,6 +15,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import platform
+import signal
 import sys
 import time
 import traceback
@@ -51,6 +53,9 @@ class Ranks:
         """Begin to sum over all ranks, arrays of one dtype. What is returned waits for it, and gives new arrays."""
         return lambda: list(arrays)
 
+    def progress(self) -> None:
+        """Let sums that have begun go on: MPI works on them while it is called."""
+
     def broadcast(self, arrays: Sequence[Array], root: int = 0) -> None:
         """Replace each array by that of rank `root`, in place. On all ranks shapes and dtypes must be the same."""
 
@@ -66,7 +71,7 @@ class Ranks:
                 theirs = everyone[others[0]].get(name)
                 said = "" if isinstance(mine, Digest) else f": {theirs!r} instead of {mine!r}"
                 which = f"rank {others[0]} has" if len(others) == 1 else f"ranks {', '.join(map(str, others))} have"
-                raise CannotShare(f"{which} not the same {name.replace('_', ' ')} as rank 0{said}")
+                raise CannotShare(f"{which} not the same {name.replace('_', ' ').strip()} as rank 0{said}")
 
     def abort(self, code: int) -> None:
         """End this process, and with it all ranks, now."""
@@ -107,6 +112,18 @@ def code() -> Digest:
     return Digest(value)
 
 
+def program() -> Digest:
+    """A number that changes with the file of the program, where the net and the loss may be; 0 without one."""
+    path = getattr(sys.modules.get("__main__"), "__file__", None)
+    return Digest(zlib.crc32(Path(path).read_bytes()) if path and Path(path).is_file() else 0)
+
+
+def summary_of(model: Any) -> Digest:
+    """A number that changes with the order, names, shapes and dtypes of its Tensors, and which of them learn."""
+    found = [(name, t.shape, str(t.dtype), t.requires_grad) for name, t in model.named_tensors()]
+    return Digest(zlib.crc32(repr(found).encode()))
+
+
 # ---------------------------------------------------------------- MPI
 
 
@@ -122,11 +139,13 @@ class MPIRanks(Ranks):
         self.local_rank, self.local_size = local.Get_rank(), local.Get_size()
         mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
         cores = set().union(*local.allgather(mine))  # the launcher may have bound each rank to some of them
-        self.threads = max(1, len(cores) // self.local_size) if self.size > 1 else None
+        threads = min(self.gather(max(1, len(cores) // self.local_size)))  # the same on every machine
+        self.threads = threads if self.size > 1 else None
+        self.under_way: list[tuple[Any, Any]] = []  # requests, and the memory that they read and write
         local.Free()
 
     def sum(self, arrays: Sequence[Array]) -> None:
-        for bucket in buckets(arrays):
+        for bucket in in_buckets(arrays):
             host = _packed(bucket)
             self.comm.Allreduce(self.mpi.IN_PLACE, host, op=self.mpi.SUM)
             _unpack(host, bucket)
@@ -135,15 +154,20 @@ class MPIRanks(Ranks):
     def start_sum(self, arrays: Sequence[Array]) -> Callable[[], list[Array]]:
         host = _packed(list(arrays))
         request = self.comm.Iallreduce(self.mpi.IN_PLACE, host, op=self.mpi.SUM)
+        self.under_way.append((request, host))
 
         def wait() -> list[Array]:
             request.Wait()
+            self.progress()
             return _parts(backend.to_device(host), arrays)
 
         return wait
 
+    def progress(self) -> None:
+        self.under_way = [(request, host) for request, host in self.under_way if not request.Test()]
+
     def broadcast(self, arrays: Sequence[Array], root: int = 0) -> None:
-        for bucket in buckets(arrays):
+        for bucket in in_buckets(arrays):
             host = _packed(bucket)
             self.comm.Bcast(host, root=root)
             if self.rank != root:
@@ -163,21 +187,27 @@ class MPIRanks(Ranks):
         return done
 
 
-def buckets(arrays: Sequence[Array]) -> Iterator[list[Array]]:
-    """The arrays in lists of one dtype and of about BUCKET bytes, in the same order on every rank."""
+def buckets(arrays: Sequence[Array], size: int | None = None) -> Iterator[list[int]]:
+    """The places of the arrays in lists of one dtype and of about `size` bytes (BUCKET), in the same order on every
+    rank."""
+    size = BUCKET if size is None else size
     for dtype in dict.fromkeys(a.dtype for a in arrays):
-        bucket: list[Array] = []
+        bucket: list[int] = []
         filled = 0
-        for a in arrays:
+        for i, a in enumerate(arrays):
             if a.dtype != dtype:
                 continue
-            if bucket and filled + a.nbytes > BUCKET:
+            if bucket and filled + a.nbytes > size:
                 yield bucket
                 bucket, filled = [], 0
-            bucket.append(a)
+            bucket.append(i)
             filled += a.nbytes
         if bucket:
             yield bucket
+
+
+def in_buckets(arrays: Sequence[Array]) -> Iterator[list[Array]]:
+    return ([arrays[i] for i in bucket] for bucket in buckets(arrays))
 
 
 def _flat(bucket: list[Array]) -> Array:
@@ -211,21 +241,33 @@ class NCCLRanks(MPIRanks):
 
     def __init__(self, MPI: Any, exact: bool = False, overlap: bool = False):
         super().__init__(MPI, exact, overlap)
+        try:
+            self._join()
+        except Exception as error:
+            if not self.all_ended(PATIENCE):  # the others wait for this one
+                print(f"rank {self.rank} of {self.size} cannot begin: {error}", file=sys.__stderr__, flush=True)
+                self.abort(1)
+            raise
+
+    def _join(self) -> None:
         cuda = xp.cuda
-        devices = max(self.gather(cuda.runtime.getDeviceCount()))
-        if self.local_size > devices:
+        # Slurm may show each rank one GPU of its own, as device 0.
+        device = self.local_rank % cuda.runtime.getDeviceCount()
+        everywhere = self.gather((platform.node(), cuda.runtime.deviceGetPCIBusId(device)))
+        machine, gpu = where = max(everywhere, key=everywhere.count)
+        if everywhere.count(where) > 1:
             raise RuntimeError(
-                f"NCCL needs a GPU for each rank, but {self.local_size} ranks are on a machine with {devices}: "
-                f"start {devices} there, or use 'mpi'"
+                f"NCCL needs a GPU for each rank, but {everywhere.count(where)} ranks on {machine} have the one at "
+                f"{gpu}: start fewer there, or use 'mpi'"
             )
-        cuda.Device(self.local_rank).use()
+        cuda.Device(device).use()
         self.nccl = cuda.nccl
         unique = self.comm.bcast(self.nccl.get_unique_id() if self.rank == 0 else None)
         self.channel = self.nccl.NcclCommunicator(self.size, unique, self.rank)
         self.beside = cuda.Stream(non_blocking=True)  # where sums are while the stream of the ops goes on
 
     def sum(self, arrays: Sequence[Array]) -> None:
-        for bucket in buckets(arrays):
+        for bucket in in_buckets(arrays):
             flat = _flat(bucket)
             self._all_reduce(flat, self._stream())
             _unpack(flat, bucket)
@@ -248,7 +290,7 @@ class NCCLRanks(MPIRanks):
         return wait
 
     def broadcast(self, arrays: Sequence[Array], root: int = 0) -> None:
-        for bucket in buckets(arrays):
+        for bucket in in_buckets(arrays):
             flat = _flat(bucket)
             self.channel.bcast(flat.data.ptr, flat.nbytes, self.nccl.NCCL_UINT8, root, self._stream())
             if self.rank != root:
@@ -260,20 +302,22 @@ class NCCLRanks(MPIRanks):
 
 # ---------------------------------------------------------------- beginning and end
 
-# Where launchers write how many processes they have started, and which of them this is: MPICH, Open MPI, Slurm.
+# Where launchers write how many processes they have started, which of them this is, and which of those on this machine:
+# MPICH, Open MPI, Slurm.
 LAUNCHERS = (
-    ("PMI_SIZE", "PMI_RANK"),
-    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
-    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+    ("PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID"),
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"),
 )
 
 
-def launched() -> tuple[int, int]:
-    """How many processes a launcher says that it has started, and which of them this is; (1, 0) without one."""
-    for size, rank in LAUNCHERS:
+def launched() -> tuple[int, int, int]:
+    """What a launcher says of this process: how many it has started, which of them this is, and which of those on this
+    machine; (1, 0, 0) without one."""
+    for size, rank, local in LAUNCHERS:
         if size in os.environ and rank in os.environ:
-            return int(os.environ[size]), int(os.environ[rank])
-    return 1, 0
+            return int(os.environ[size]), int(os.environ[rank]), int(os.environ.get(local, "1"))
+    return 1, 0, 0
 
 
 def connect(kind: str, exact: bool = False, overlap: bool = False) -> Ranks:
@@ -301,11 +345,17 @@ def connect(kind: str, exact: bool = False, overlap: bool = False) -> Ranks:
 @contextlib.contextmanager
 def connected(kind: str, *, exact: bool = False, overlap: bool = False) -> Iterator[Ranks]:
     """Inside, the ranks of this job. An error of one of them ends all, within seconds, with its cause; one that all
-    have is printed by rank 0 alone. Errors: as connect, on rank 0; the other ranks only end."""
+    have is printed by rank 0 alone. Errors: as connect, on rank 0; the other ranks only end, and the first of another
+    machine says why."""
     try:
         ranks = connect(kind, exact, overlap)
-    except (ValueError, RuntimeError):
-        if launched()[1] > 0:
+    except (ValueError, RuntimeError) as error:
+        _, rank, local = launched()
+        if rank and not local:  # rank 0 may not have this error, and would wait for ever
+            time.sleep(PATIENCE)
+            print(f"rank {rank} on {platform.node()}: {error}", file=sys.__stderr__, flush=True)
+            os.kill(os.getpid(), signal.SIGABRT)  # else a launcher takes it for the end of this process alone
+        if rank:
             raise SystemExit(1) from None
         raise
     try:
@@ -319,6 +369,7 @@ def connected(kind: str, *, exact: bool = False, overlap: bool = False) -> Itera
 def _end(ranks: Ranks, error: BaseException) -> None:
     """Print the error once, and end this process, or all if this is the only one with an error."""
     number = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
+    number = 130 if isinstance(error, KeyboardInterrupt) else number
     together = ranks.all_ended(PATIENCE + min(0.2 * ranks.rank, 3))  # one rank after the other, so that one speaks
     if not (together and ranks.rank):
         if isinstance(error, SystemExit):

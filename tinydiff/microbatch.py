@@ -56,15 +56,15 @@ def gradients(
     size = size_for_ranks(n, math.prod(batch[0].shape[1:]), ranks) if size is None else size
     threads = ranks.threads if threads is None else threads
     own = microbatches(n, size, threads)[ranks.rank :: ranks.size]
-    # One thread, because in the last microbatch the sums of those before must be there.
-    in_turn = threads == 1 or backend.active().name == "cupy"
-    overlap = Overlap(parameters, ranks) if ranks.overlap and ranks.size > 1 and in_turn else None
+    overlap = Overlap(parameters, ranks) if ranks.overlap and ranks.size > 1 else None
+    # Whether they come one after the other: in the last microbatch the sums of those before must be there.
+    in_turn = threads == 1 or len(own) == 1 or backend.active().name == "cupy"
 
     def forward_backward(rows: slice) -> tuple[Array, list[Array]]:
         arrays = [backend.to_device(a[rows]) for a in batch]
         # A copy of the source for each microbatch, so that what a sample draws depends on its row in the batch alone.
         value = loss(*arrays, rng=rng.copy(), sample_offset=rows.start) * (len(arrays[0]) / n)
-        sending = overlap.during(value, sums) if overlap and rows == own[-1] else contextlib.nullcontext()
+        sending = overlap.during(value, sums) if overlap and in_turn and rows == own[-1] else contextlib.nullcontext()
         with sending:
             return value.data, [g.data for g in grad(value, parameters, retain_graph=False)]
 
@@ -88,8 +88,7 @@ def gradients(
             total, *sums = _zeros(parameters)
         total = backend.as_array(total).astype(parameters[0].dtype)
         if overlap:
-            ranks.sum([total])
-            sums = overlap.finish(sums)
+            sums = overlap.finish(sums, total)
         else:
             ranks.sum([total, *sums])
     for p, s in zip(parameters, sums):

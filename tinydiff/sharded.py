@@ -30,13 +30,20 @@ class Sharded:
     make: a class of optimiser, such as Adam; options: its arguments, lr and so on. All ranks must call `step` and
     `state_dict` together. The latter gives, on every rank, the state of all parameters, on the host: it is the
     state_dict of that optimiser in a single process, so a run may go on with other ranks, or without them.
-    Errors: ValueError for fewer parameters than ranks; those of the optimiser.
+    Errors: ValueError for fewer parameters than ranks, and for one that is given twice; those of the optimiser.
     """
 
     def __init__(
         self, make: Callable[..., Optimizer], parameters: Iterable[Tensor], ranks: Ranks, lr: float, **options: Any
     ):
         self.parameters, self.ranks = list(parameters), ranks
+        first: dict[int, int] = {}
+        for i, p in enumerate(self.parameters):
+            if first.setdefault(id(p), i) != i:
+                raise ValueError(
+                    f"Sharded: parameters {first[id(p)]} and {i} are the same Tensor of shape {p.shape}: give it once, "
+                    "as model.parameters() does"
+                )
         if len(self.parameters) < ranks.size:
             raise ValueError(f"Sharded: {len(self.parameters)} parameters are too few for {ranks.size} ranks")
         self.owner = owners([p.data.nbytes for p in self.parameters], ranks.size)

@@ -22,7 +22,7 @@ from . import backend
 from .arguments import integer, number
 from .backend import Array
 from .data.batches import Batches
-from .distributed import ALONE, CannotShare, Ranks, code, digest
+from .distributed import ALONE, CannotShare, Ranks, code, digest, program, summary_of
 from .files import InUse
 from .microbatch import arrays_of, gradients, microbatches, size_for_ranks
 from .optim import clip_grad_norm, constant
@@ -144,20 +144,24 @@ def train(
     if microbatch is None and any(layer.needs_whole_batch for _, layer in model.named_modules()):
         microbatch = batch_size
     order = Batches(n, batch_size, seed=seed, drop_last=False)
+    threads = ranks.threads if threads is None else threads
     if ranks.size > 1:
-        _check_ranks(ranks, model, arrays, min(n, batch_size), microbatch, capture)
+        if microbatch is None:
+            microbatch = size_for_ranks(min(n, batch_size), math.prod(arrays[0].shape[1:]), ranks)
+        _check_ranks(ranks, model, min(n, batch_size), microbatch, capture)
         held_out = () if validation is None else arrays_of("train: the validation data", validation)[0]
-        plain = {name: value for name, value in vars(optimizer).items() if isinstance(value, (bool, int, float, tuple))}
-        ranks.require_same(tinydiff=code(), data=digest(*arrays), epochs=epochs, batch_size=batch_size,
-                           microbatch=microbatch, seed=seed, resume=resume, exact_sums=ranks.exact,
-                           overlap=ranks.overlap, optimizer=type(optimizer).__name__, **plain,
-                           averages=None if ema is None else ema.decay,
+        mover = getattr(optimizer, "own", optimizer)  # of a Sharded, the optimiser in it
+        plain = {name: value for name, value in vars(mover).items() if isinstance(value, (bool, int, float, tuple))}
+        ranks.require_same(tinydiff=code(), program=program(), backend=backend.active().name, model=summary_of(model),
+                           data=digest(*arrays), epochs=epochs, batch_size=batch_size,
+                           microbatch=microbatch, threads=threads, seed=seed, resume=resume, exact_sums=ranks.exact,
+                           overlap=ranks.overlap, optimizer=type(optimizer).__name__,
+                           which_moves=type(mover).__name__, **plain, averages=None if ema is None else ema.decay,
                            clip_norm=clip_norm, validation_data=digest(*held_out), log_every=log_every,
                            save_every=save_every, schedule_by=schedule_by, keep=keep, keep_best=keep_best,
                            nonfinite=nonfinite, most_nonfinite=most_nonfinite)  # fmt: skip
         averages = [] if ema is None else list(ema.averages.values())
         ranks.broadcast([t._data for _, t in model.named_tensors()] + averages)
-    threads = ranks.threads if threads is None else threads
     noise, schedule = Rng(seed).child("training"), schedule or constant()
     base_lr = optimizer.lr
 
@@ -209,7 +213,9 @@ def train(
                     epoch, _ = order.locate(state.step)
                     at = epoch if schedule_by == "epoch" else state.step
                     optimizer.lr = base_lr * number(f"train: schedule({at})", schedule(at))
-                    batch = [a[order.indices(state.step)] for a in arrays]  # on the host
+                    batch = [order.rows(a, state.step) for a in arrays]  # on the host
+                    if capture:
+                        batch = [rows[:] for rows in batch]  # a graph takes arrays
                     rng = noise.child(state.step)
                     with watch.step(rng, batch):
                         value = step(rng, *batch)
@@ -219,7 +225,7 @@ def train(
     return state
 
 
-def _check_ranks(ranks: Ranks, model: Any, arrays: Any, batch_size: int, microbatch: int | None, capture: bool) -> None:
+def _check_ranks(ranks: Ranks, model: Any, batch_size: int, size: int, capture: bool) -> None:
     """Errors: CannotShare for what several ranks cannot do, or if a batch has not a microbatch for each of them."""
     if capture:
         raise CannotShare(f"train: a captured step is of one process, so capture=True cannot have {ranks.size} ranks")
@@ -228,7 +234,6 @@ def _check_ranks(ranks: Ranks, model: Any, arrays: Any, batch_size: int, microba
             f"train: layer {whole[0]!r} needs the whole batch in one process (a BatchNorm2d, a Dropout), so "
             f"{ranks.size} ranks cannot share it"
         )
-    size = microbatch or size_for_ranks(batch_size, math.prod(arrays[0].shape[1:]), ranks)
     parts = len(microbatches(batch_size, size))
     if parts < ranks.size:
         raise CannotShare(

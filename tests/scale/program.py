@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinydiff import Rng, backend, distributed, nn, ops, optim
+from tinydiff import Rng, backend, distributed, nn, ops, optim, overlap
 from tinydiff.diffusion import VESDE, sample
 from tinydiff.distributed import connected
 from tinydiff.sharded import Sharded
@@ -62,7 +62,8 @@ def stand_in():
             return np.ctypeslib.as_array((kinds[kind] * count).from_address(where))
 
     cuda = backend.xp.cuda
-    cuda.runtime = SimpleNamespace(**vars(cuda.runtime) | {"getDeviceCount": MPI.COMM_WORLD.Get_size})
+    several = {"getDeviceCount": MPI.COMM_WORLD.Get_size, "deviceGetPCIBusId": str}
+    cuda.runtime = SimpleNamespace(**vars(cuda.runtime) | several)
     device = cuda.Device
     cuda.Device = lambda number=0: device(0)
     cuda.nccl = SimpleNamespace(
@@ -87,12 +88,28 @@ def main() -> int:
     parser.add_argument("--die", type=int, nargs=2, metavar=("RANK", "STEP"), help="this rank kills itself")
     parser.add_argument("--fail", type=int, nargs=2, metavar=("RANK", "STEP"), help="this rank raises")
     parser.add_argument("--stop", type=int, nargs=2, metavar=("RANK", "STEP"), help="this rank gets SIGTERM")
-    parser.add_argument("--own", choices=["data", "batch", "folder", "log"], help="rank 1 has another one")
+    parser.add_argument(
+        "--own",
+        choices=["data", "batch", "folder", "log", "net", "optimizer", "threads"],
+        help="rank 1 has another one",
+    )
     args = parser.parse_args()
     if args.stand_in:
         stand_in()
 
     distributed.BUCKET = args.bucket
+    if args.bucket < 2**20:
+        overlap.MOST = 10**6
+    early = 0  # buckets that were sent before the end of a backward pass
+
+    def on_rule(self, *rest):
+        nonlocal early
+        before = len(self.sent)
+        adjoints = overlapped(self, *rest)
+        early += len(self.sent) - before
+        return adjoints
+
+    overlapped, overlap.Overlap.on_rule = overlap.Overlap.on_rule, on_rule
     with connected(args.parallel, exact=args.exact, overlap=args.overlap) as ranks:
         model = Net(Rng(0 if ranks.rank == 0 else 1))  # the weights of rank 0 count
         images = host(Rng(7).child("images").normal((64, 8, 8, 1)))
@@ -101,7 +118,10 @@ def main() -> int:
         if differs == "data":
             images[3, 2, 1, 0] += 1
         make, parameters = optim.Adam, model.parameters()
-        optimizer = Sharded(make, parameters, ranks, lr=1e-2) if args.sharded else make(parameters, lr=1e-2)
+        if differs == "net":
+            model.a, model.b = model.b, model.a  # as many numbers, in another order
+        lr = 1e-2 if differs != "optimizer" else 2e-2
+        optimizer = Sharded(make, parameters, ranks, lr=lr) if args.sharded else make(parameters, lr=lr)
 
         def loss(x, rng, sample_offset):
             noise = rng.child("noise").normal(x.shape, sample_offset=sample_offset)
@@ -121,6 +141,7 @@ def main() -> int:
             microbatch=args.microbatch or None, ema=optim.EMA(model), validation=held_out,
             schedule=at_step, schedule_by="step", save_every=5,
             log_every=3 if differs == "log" else None, resume=args.resume, ranks=ranks,
+            threads=1 + (differs == "threads"),
             out=args.out / "apart" if differs == "folder" else args.out / "run",
         )  # fmt: skip
         weights = {name: host(a) for name, a in model.state_dict().items()}
@@ -130,6 +151,7 @@ def main() -> int:
             args.out / f"weights{ranks.rank}.npz", **weights, samples=host(samples), drawn=source.step,
             validation=state.records[-1]["validation"],
         )  # fmt: skip
+        (args.out / f"early{ranks.rank}").write_text(str(early))
         return state.exit_code
 
 

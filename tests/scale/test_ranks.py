@@ -90,12 +90,23 @@ def test_otherwise_they_differ_by_rounding_and_the_ranks_agree(one: dict[str, np
 
 
 @pytest.mark.parametrize("kind", ["mpi"] if not EMULATED else ["mpi", "nccl"])
-def test_sums_that_overlap_the_backward_pass_are_the_same(kind: str, tmp_path: Path) -> None:
-    """Buckets of one or two parameters; of two ranks, a sum has the same bits in any order."""
-    options = ["--parallel", kind, *(["--stand-in"] if kind == "nccl" else [])]
+@pytest.mark.parametrize("batch", ["16", "60"])
+def test_sums_that_overlap_the_backward_pass_are_the_same(kind: str, batch: str, tmp_path: Path) -> None:
+    """Buckets of one or two parameters; of two ranks, a sum has the same bits in any order. With batches of 60 of the
+    64 images, rank 1 has no microbatch of the last one, and sends nothing early."""
+    options = ["--parallel", kind, *(["--stand-in"] if kind == "nccl" else []), "--batch-size", batch]
     whole = trained(2, tmp_path / "whole", *options)[0]
     for weights in trained(2, tmp_path / "overlap", *options, "--overlap", "--bucket", "4000"):
         assert equal(weights, whole)
+    assert all(int((tmp_path / "overlap" / f"early{rank}").read_text()) > 0 for rank in range(2))
+
+
+@host_only
+def test_sums_that_overlap_on_three_ranks_with_a_sharded_optimiser(one: dict[str, np.ndarray], tmp_path: Path) -> None:
+    for weights in trained(3, tmp_path / "run", "--overlap", "--sharded", "--bucket", "4000"):
+        for name, values in one.items():
+            np.testing.assert_allclose(weights[name], values, rtol=0, atol=1e-6)
+    assert all(int((tmp_path / "run" / f"early{rank}").read_text()) > 0 for rank in range(3))
 
 
 def test_a_rank_that_is_killed_ends_all_and_the_job_goes_on_with_fewer(
@@ -130,6 +141,10 @@ def test_a_signal_to_one_rank_stops_all_of_them_after_the_same_step(tmp_path: Pa
         (["--own", "data"], "rank 1 has not the same data as rank 0"),
         (["--own", "batch"], "rank 1 has not the same batch size as rank 0: 17 instead of 16"),
         (["--own", "log"], "rank 1 has not the same log every as rank 0: 3 instead of None"),
+        (["--own", "net"], "rank 1 has not the same model as rank 0"),
+        (["--own", "optimizer"], "rank 1 has not the same lr as rank 0: 0.02 instead of 0.01"),
+        (["--own", "optimizer", "--sharded"], "rank 1 has not the same lr as rank 0: 0.02 instead of 0.01"),
+        (["--own", "threads"], "rank 1 has not the same threads as rank 0: 2 instead of 1"),
         (["--own", "folder"], "must be a folder that all ranks see"),
         (["--batch-size", "1"], "a batch of 1 is too small for 2 ranks"),
         (["--batch-size", "8", "--microbatch", "8"], "too few for 2 ranks: choose microbatch=4 or less"),
@@ -159,7 +174,7 @@ def test_nccl_with_a_stand_in_of_its_communicator(one: dict[str, np.ndarray], tm
 def test_nccl_wants_a_gpu_for_each_rank(tmp_path: Path) -> None:
     done = start(2, tmp_path, "--parallel", "nccl")
     assert done.returncode == 1
-    assert done.stderr.count("NCCL needs a GPU for each rank, but 2 ranks are on a machine with 1") == 1
+    assert done.stderr.count("NCCL needs a GPU for each rank, but 2 ranks on") == 1
 
 
 # ---------------------------------------------------------------- without other processes
@@ -208,6 +223,34 @@ def test_a_digest_sees_every_number_and_the_order() -> None:
     assert digest(a) == digest(a.copy())
 
 
+def test_a_program_of_its_own_is_found(tmp_path: Path) -> None:
+    """As where the loss is another one on rank 1."""
+    for name, sign in (("one", ""), ("other", "-")):
+        (tmp_path / f"{name}.py").write_text(
+            "from tinydiff import nn, optim\nfrom tinydiff.distributed import connected\n"
+            "from tinydiff.training import train\nimport numpy as np\n"
+            "net = nn.Linear(2, 1, rng=0)\n"
+            "with connected('mpi') as ranks:\n"
+            f"    train(net, lambda x, rng, sample_offset: {sign}(net(x) ** 2).mean(), np.ones((8, 2), 'float32'),\n"
+            "          optim.SGD(net.parameters(), lr=0.1), epochs=1, batch_size=8, microbatch=2, ranks=ranks)\n"
+        )
+    done = started(1, str(tmp_path / "one.py"), ":", "-n", "1", sys.executable, str(tmp_path / "other.py"))
+    assert done.returncode == 1 and done.stderr.count("rank 1 has not the same program as rank 0") == 1, done.stderr
+    assert started(2, str(tmp_path / "one.py")).returncode == 0
+
+
+def test_a_machine_without_mpi_says_so_and_the_others_do_not_wait(tmp_path: Path) -> None:
+    """Its first rank, as its launcher names it, ends the job."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, sys\nif os.environ['PMI_RANK'] == '1':\n"
+        "    sys.modules['mpi4py'] = None\n    os.environ['MPI_LOCALRANKID'] = '0'\n"
+        "from tinydiff.distributed import connected\nwith connected('mpi') as ranks:\n    ranks.gather(0)\n"
+    )
+    done = started(2, program)
+    assert done.returncode != 0 and "rank 1 on " in done.stderr and "needs mpi4py" in done.stderr
+
+
 def test_a_launcher_of_another_mpi(tmp_path: Path) -> None:
     """Four processes that know nothing of each other would each train alone, and write over each other."""
     program = "from tinydiff.distributed import connect; connect('mpi')"
@@ -225,9 +268,8 @@ def test_buckets_hold_every_array_once(each_backend: str, monkeypatch: pytest.Mo
     monkeypatch.setattr("tinydiff.distributed.BUCKET", 40)
     xp = backend.xp
     arrays = [xp.zeros(n, dtype) for n, dtype in ((4, "float32"), (6, "float32"), (1, "float64"), (20, "float32"))]
-    found = list(buckets(arrays))
-    assert [[a.size for a in bucket] for bucket in found] == [[4, 6], [20], [1]]
-    assert sorted(id(a) for bucket in found for a in bucket) == sorted(map(id, arrays))
+    assert list(buckets(arrays)) == [[0, 1], [3], [2]]
+    assert list(buckets(arrays, 200)) == [[0, 1, 3], [2]]
 
 
 class Doubling(Ranks):
@@ -240,6 +282,7 @@ class Doubling(Ranks):
         self.count, self.sent = count, []
 
     def sum(self, arrays: Any) -> None:
+        self.sent.append((self.count["rules"], [a.shape for a in arrays]))
         for a in arrays:
             a += a
 
@@ -262,6 +305,7 @@ def test_a_bucket_is_sent_when_its_gradients_are_final_and_not_later(
     each_backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that is used twice, one with a hook, one inside a checkpoint, and one that the loss does not depend on."""
+    monkeypatch.setattr("tinydiff.overlap.MOST", 10**6)
     monkeypatch.setattr("tinydiff.distributed.BUCKET", 1)  # a bucket for each parameter
     sizes = {"unused": 2, "hooked": 3, "twice": 4, "kept": 5, "last": 6}
     weights = {name: Tensor(Rng(n).normal((n, n)), requires_grad=True) for name, n in sizes.items()}
@@ -292,6 +336,7 @@ def test_a_bucket_is_sent_when_its_gradients_are_final_and_not_later(
     for name, g, expected in zip(weights, found, total):
         np.testing.assert_allclose(g, 2 * expected, rtol=1e-5, atol=1e-7, err_msg=name)
     assert not np.allclose(plain[1], found[1])  # the halves of the batch differ
+    assert ranks.sent.pop()[1] == [()], "the loss, after all gradients"
     when = {shapes[0][0]: rule for rule, shapes in ranks.sent}
     end = rules.count["rules"]
     assert list(when) == [6, 5, 4, 3, 2]  # the parameters in reverse
@@ -301,14 +346,41 @@ def test_a_bucket_is_sent_when_its_gradients_are_final_and_not_later(
 def test_a_rank_without_a_microbatch_sends_the_same_buckets(
     numpy_backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("tinydiff.overlap.MOST", 10**6)
     monkeypatch.setattr("tinydiff.distributed.BUCKET", 1)
     weights = [Tensor(np.ones((n, n), "float32"), requires_grad=True) for n in (2, 3)]
     ranks = Doubling(Counter())
     ranks.rank = 1
     gradients(lambda rows, rng, sample_offset: (weights[0] * weights[0]).sum(), weights, np.ones((1, 1)), Rng(0),
               threads=1, ranks=ranks)  # fmt: skip
-    assert [shapes for _, shapes in ranks.sent] == [[(3, 3)], [(2, 2)]]
+    assert [shapes for _, shapes in ranks.sent] == [[(3, 3)], [(2, 2)], [()]], "those of a rank that has one"
     assert all((to_host(w.grad.data) == 0).all() for w in weights)
+
+
+def test_parameters_that_share_an_array_are_both_summed(numpy_backend: str) -> None:
+    array = np.ones((2, 2), "float32")
+    weights = [Tensor(array, requires_grad=True) for _ in range(2)]
+    gradients(lambda rows, rng, sample_offset: (weights[0] * 3 + weights[1]).sum(), weights, np.ones((2, 1)), Rng(0),
+              size=1, threads=1, ranks=Doubling(Counter()))  # fmt: skip
+    assert [to_host(w.grad.data)[0, 0] for w in weights] == [3, 1]
+
+
+def test_one_microbatch_overlaps_whatever_the_threads(numpy_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With several of them, in several threads, everything is sent at the end."""
+    monkeypatch.setattr("tinydiff.overlap.MOST", 10**6)
+    monkeypatch.setattr("tinydiff.distributed.BUCKET", 1)
+    weights = [Tensor(np.ones((n, n), "float32"), requires_grad=True) for n in (2, 3)]
+
+    def loss(rows: Any, rng: Any, sample_offset: int) -> Any:
+        return ops.silu(ops.silu(weights[0].sum() * rows.sum()) * weights[1]).sum()
+
+    early = {}
+    for size in (4, 2):
+        with observing(Rules()) as rules:
+            ranks = Doubling(rules.count)
+            gradients(loss, weights, np.ones((8, 1), "float32"), Rng(0), size=size, threads=2, ranks=ranks)
+        early[size] = sum(rule < rules.count["rules"] for rule, _ in ranks.sent)
+    assert early[4] > 0 and early[2] == 0
 
 
 def test_exact_sums_do_not_overlap() -> None:
@@ -339,6 +411,12 @@ def test_a_sharded_optimiser_of_one_rank_is_the_optimiser(each_backend: str) -> 
     sharded, its_state = moved(lambda weights: Sharded(optim.Adam, weights, ALONE, lr=0.1))
     assert plain == sharded
     assert state["counts"] == its_state["counts"] and state["optimizer"] == its_state["optimizer"]
+
+
+def test_sharded_refuses_a_parameter_that_is_given_twice(numpy_backend: str) -> None:
+    weights = [Tensor(backend.xp.ones(n, "float32"), requires_grad=True) for n in (2, 3)]
+    with pytest.raises(ValueError, match=r"Sharded: parameters 0 and 2 are the same Tensor of shape \(2,\)"):
+        Sharded(optim.Adam, [*weights, weights[0]], ALONE, lr=0.1)
 
 
 def test_sharded_refuses_more_ranks_than_parameters_and_the_state_of_others(numpy_backend: str) -> None:

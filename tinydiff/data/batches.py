@@ -9,6 +9,9 @@ To resume, start at another step: there is no iterator whose state has to be sav
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 
 from ..arguments import integer
@@ -54,9 +57,29 @@ class Batches:
         start = position * self.batch_size
         return order[start : start + self.batch_size].copy()
 
+    def rows(self, array: Any, step: int) -> Rows:
+        """The samples of that batch, in an array on the host."""
+        return Rows(array, self.indices(step))
+
     def locate(self, step: int) -> tuple[int, int]:
         """The epoch that `step` is in, and which of its batches it is."""
         return divmod(integer("step", step, 0), self.steps_per_epoch)
 
     def __repr__(self) -> str:
         return f"Batches({self.n}, {self.batch_size}, seed={self.seed}, drop_last={self.drop_last})"
+
+
+class Rows:
+    """Some rows of an array, of which a slice is read when it is asked for: of a batch that several processes share,
+    each needs its own part only."""
+
+    def __init__(self, array: Any, indices: np.ndarray):
+        self.array, self.indices = array, indices
+        self.shape, self.dtype = (len(indices), *array.shape[1:]), array.dtype
+        self.nbytes = math.prod(self.shape) * array.dtype.itemsize
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, part: slice) -> Any:
+        return self.array[self.indices[part]]
