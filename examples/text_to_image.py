@@ -312,7 +312,7 @@ def check_shape(shape, channels, patch):
 def new_model(tokenizer, args, sigma_data):
     rng = Rng(args.training_seed).child("model")
     encoder = TextEncoder(tokenizer.size, tokenizer.length, WIDTH, rng=rng)
-    net = TextToImage(encoder, UNet(args.shape[2], args.channels, context=WIDTH, rng=rng), tokenizer)
+    net = TextToImage(encoder, UNet(args.shape[2], args.channels, context=WIDTH, positions=True, rng=rng), tokenizer)
     denoiser = Denoiser(net, sigma_data)
     return denoiser, EMA(denoiser, 0.998)
 

@@ -15,7 +15,8 @@
 
 #define QUERIES 32
 #define KEYS 64
-#define TILE (REGISTERS == 32 ? 8 : 6) /* rows whose sums, two vectors each, stay in registers */
+#define TILE (REGISTERS == 32 ? 8 : 6) /* rows whose sums, WIDE vectors each, stay in registers */
+#define WIDE (REGISTERS == 32 ? 3 : 2)
 
 
 /* ---------------------------------------------------------------- products of matrices */
@@ -25,28 +26,28 @@ static inline __attribute__((always_inline)) void tile(const int rows, const int
     int64_t c_row, const real *restrict a, int64_t a_row, int64_t a_inner, const real *restrict b, int64_t b_row,
     int64_t inner)
 {
-    vec sums[8][2];
+    vec sums[8][3];
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
-#pragma GCC unroll 2
+#pragma GCC unroll 3
         for (int k = 0; k < columns; k++)
             sums[r][k] = add ? *(vec *)(c + r * c_row + k * WIDTH) : (vec){0};
     for (int64_t i = 0; i < inner; i++) {
-        vec right[2];
-#pragma GCC unroll 2
+        vec right[3];
+#pragma GCC unroll 3
         for (int k = 0; k < columns; k++)
             right[k] = *(const vec *)(b + i * b_row + k * WIDTH);
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
             vec left = broadcast(a[r * a_row + i * a_inner]);
-#pragma GCC unroll 2
+#pragma GCC unroll 3
             for (int k = 0; k < columns; k++)
                 sums[r][k] += left * right[k];
         }
     }
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
-#pragma GCC unroll 2
+#pragma GCC unroll 3
         for (int k = 0; k < columns; k++)
             *(vec *)(c + r * c_row + k * WIDTH) = sums[r][k];
 }
@@ -58,13 +59,16 @@ static void product(int64_t rows, int64_t columns, int64_t inner, int add, real 
 {
 #define CASE(size)                                                                                                     \
     case size:                                                                                                         \
-        if (wide == 2)                                                                                                 \
+        if (WIDE == 3 && wide == 3)                                                                                    \
+            tile(size, WIDE, add, c + r * c_row + k, c_row, a + r * a_row, a_row, a_inner, b + k, b_row, inner);       \
+        else if (wide == 2)                                                                                              \
             tile(size, 2, add, c + r * c_row + k, c_row, a + r * a_row, a_row, a_inner, b + k, b_row, inner);          \
         else                                                                                                           \
             tile(size, 1, add, c + r * c_row + k, c_row, a + r * a_row, a_row, a_inner, b + k, b_row, inner);          \
         break;
     for (int64_t k = 0, wide; k < columns; k += wide * WIDTH) {
-        wide = k + 2 * WIDTH <= columns ? 2 : 1;
+        int64_t left = (columns - k) / WIDTH;
+        wide = left >= WIDE && (left % 2 || WIDE == 2) ? WIDE : left >= 2 ? 2 : 1; /* five as three and two */
         int tiles = (rows + TILE - 1) / TILE, size;
         for (int r = 0; r < rows; r += size, tiles--)
             switch (size = (rows - r + tiles - 1) / tiles) {
@@ -76,8 +80,9 @@ static void product(int64_t rows, int64_t columns, int64_t inner, int add, real 
 
 /* ---------------------------------------------------------------- the parts of a block */
 
-/* What q, k, v and mask each head has. */
+/* What q, k, v and mask each head has. d: of the numbers in a row of q and k, the others are zeros. */
 typedef struct {
+    int64_t d;
     const real *q, *k, *v, *added;
     const uint8_t *allowed;
     int64_t mask_row; /* 0: one row for all queries */
@@ -114,7 +119,7 @@ static void transpose(const real *restrict rows, real *restrict columns, int64_t
 static void scores(const head *h, const real *restrict q_columns, real *restrict s, int64_t query, int64_t n,
     int64_t key, int64_t m, int64_t D)
 {
-    product(m, QUERIES, D, 0, s, QUERIES, h->k + key * D, D, 1, q_columns, QUERIES);
+    product(m, QUERIES, h->d, 0, s, QUERIES, h->k + key * D, D, 1, q_columns, QUERIES);
     for (int64_t i = 0; i < n; i++) {
         const int64_t at = (query + i) * h->mask_row + key;
         if (h->allowed)
@@ -127,9 +132,9 @@ static void scores(const head *h, const real *restrict q_columns, real *restrict
 }
 
 static head head_of(const int64_t *restrict which, const real *q, const real *k, const real *v, const uint8_t *allowed,
-    const real *added, int64_t L, int64_t S, int64_t D, int64_t E, int64_t R)
+    const real *added, int64_t L, int64_t S, int64_t D, int64_t E, int64_t R, int64_t d)
 {
-    return (head){q + which[0] * L * D, k + which[1] * S * D, v + which[2] * S * E,
+    return (head){d, q + which[0] * L * D, k + which[1] * S * D, v + which[2] * S * E,
         added ? added + which[3] * R * S : NULL, allowed ? allowed + which[3] * R * S : NULL, R == 1 ? 0 : S};
 }
 
@@ -146,18 +151,19 @@ int attention_width(int64_t *restrict width, int64_t one)
 }
 
 /* y (B, L, E), top and rsum (B, L) for B heads; head b has q[which[b][0]], k[which[b][1]], v[which[b][2]] and, of the
-   masks, which[b][3]. A mask of one row, R = 1, holds for all queries. D and E are multiples of WIDTH. */
+   masks, which[b][3]. A mask of one row, R = 1, holds for all queries. D and E are multiples of WIDTH; of a row of q, k,
+   v and g the numbers from d (q, k) or e (v, g) on are zeros. */
 int attention(const real *restrict q, const real *restrict k, const real *restrict v, const uint8_t *restrict allowed,
     const real *restrict added, const int64_t *restrict which, real *restrict y, real *restrict top,
-    real *restrict rsum, int64_t B, int64_t L, int64_t S, int64_t D, int64_t E, int64_t R, real scale, int64_t part,
-    int64_t parts)
+    real *restrict rsum, int64_t B, int64_t L, int64_t S, int64_t D, int64_t E, int64_t R, int64_t d, real scale,
+    int64_t part, int64_t parts)
 {
     real *space = malloc((D * QUERIES + WIDTH) * sizeof(real)), *restrict q_columns = aligned(space);
     if (!space)
         return 1;
     _Alignas(BYTES) real p[KEYS * QUERIES], largest[QUERIES], sum[QUERIES], factor[QUERIES];
     for (int64_t b = B * part / parts; b < B * (part + 1) / parts; b++) {
-        const head h = head_of(which + 4 * b, q, k, v, allowed, added, L, S, D, E, R);
+        const head h = head_of(which + 4 * b, q, k, v, allowed, added, L, S, D, E, R, d);
         for (int64_t query = 0; query < L; query += QUERIES) {
             const int64_t n = smaller(QUERIES, L - query);
             real *restrict ys = y + (b * L + query) * E;
@@ -205,7 +211,8 @@ int attention(const real *restrict q, const real *restrict k, const real *restri
 int attention_vjp(const real *restrict g, const real *restrict y, const real *restrict top, const real *restrict rsum,
     const real *restrict q, const real *restrict k, const real *restrict v, const uint8_t *restrict allowed,
     const real *restrict added, const int64_t *restrict which, real *restrict dq, real *restrict dk, real *restrict dv,
-    int64_t B, int64_t L, int64_t S, int64_t D, int64_t E, int64_t R, real scale, int64_t part, int64_t parts)
+    int64_t B, int64_t L, int64_t S, int64_t D, int64_t E, int64_t R, int64_t d, int64_t e, real scale,
+    int64_t part, int64_t parts)
 {
     real *space = malloc(((D + E) * QUERIES + WIDTH) * sizeof(real));
     if (!space)
@@ -213,7 +220,7 @@ int attention_vjp(const real *restrict g, const real *restrict y, const real *re
     real *restrict q_columns = aligned(space), *restrict g_columns = q_columns + D * QUERIES;
     _Alignas(BYTES) real p[KEYS * QUERIES], ds[KEYS * QUERIES], largest[QUERIES], r[QUERIES], mean[QUERIES];
     for (int64_t b = B * part / parts; b < B * (part + 1) / parts; b++) {
-        const head h = head_of(which + 4 * b, q, k, v, allowed, added, L, S, D, E, R);
+        const head h = head_of(which + 4 * b, q, k, v, allowed, added, L, S, D, E, R, d);
         for (int64_t query = 0; query < L; query += QUERIES) {
             const int64_t n = smaller(QUERIES, L - query), at = b * L + query;
             const real *gs = g + at * E, *ys = y + at * E, *qs = h.q + query * D;
@@ -226,7 +233,7 @@ int attention_vjp(const real *restrict g, const real *restrict y, const real *re
             for (int64_t key = 0; key < S; key += KEYS) {
                 const int64_t m = smaller(KEYS, S - key);
                 scores(&h, q_columns, p, query, n, key, m, D);
-                product(m, QUERIES, E, 0, ds, QUERIES, h.v + key * E, E, 1, g_columns, QUERIES); /* p̄ */
+                product(m, QUERIES, e, 0, ds, QUERIES, h.v + key * E, E, 1, g_columns, QUERIES); /* p̄ */
                 for (int64_t j = 0; j < m; j++)
                     for (int i = 0; i < QUERIES; i++) {
                         real weight = exponential_to_zero(p[j * QUERIES + i] - largest[i]) * r[i];

@@ -25,14 +25,17 @@ softmax_vjp_in_c = Function(
 )
 
 HEADS = "in q(NQ,L,D), in k(NK,S,D), in v(NV,S,E), in uint8 allowed(NM,R,S)?, in added(NM,R,S)?, in int64 which(B,4), "
-LENGTHS = "int B, int L, int S, int D, int E, int R, real scale, int part, int parts"
-attention_in_c = Function("attention", HEADS + "out y(B,L,E), out top(B,L), out rsum(B,L), " + LENGTHS)
+LENGTHS = "int B, int L, int S, int D, int E, int R, int d, "
+PARTS = "real scale, int part, int parts"
+attention_in_c = Function("attention", HEADS + "out y(B,L,E), out top(B,L), out rsum(B,L), " + LENGTHS + PARTS)
 attention_vjp_in_c = Function(
     "attention_vjp",
     "in g(B,L,E), in y(B,L,E), in top(B,L), in rsum(B,L), "
     + HEADS
     + "out dq(B,L,D), out dk(B,S,D), out dv(B,S,E), "
-    + LENGTHS,
+    + LENGTHS
+    + "int e, "
+    + PARTS,
 )
 width_in_c = Function("attention_width", "out int64 width(one), int one")  # of float32, a multiple of that of float64
 
@@ -144,7 +147,7 @@ def in_blocks(q: Array, k: Array, v: Array, mask: Any, *, scale: float) -> Any:
     b, length, width = math.prod(lead), q.shape[-2], v.shape[-1]
     y = np.empty((*lead, length, arrays["v"].shape[-1]), q.dtype)
     top, rsum = np.empty((b, length), q.dtype), np.empty((b, length), q.dtype)
-    attention_in_c(**arrays, y=_matrices(y), top=top, rsum=rsum, R=1, scale=scale)
+    attention_in_c(**arrays, y=_matrices(y), top=top, rsum=rsum, R=1, d=q.shape[-1], scale=scale)
     return _narrow(y, width), (y, top, rsum)
 
 
@@ -158,7 +161,7 @@ def in_blocks_vjp(g: Array, _y: Any, q: Array, k: Array, v: Array, mask: Any, *,
     dq, dk, dv = map(_matrices, adjoints)
     attention_vjp_in_c(
         g=_widened(g, int(vector[0])), y=_matrices(y), top=top, rsum=rsum, **arrays, dq=dq, dk=dk, dv=dv, R=1,
-        scale=scale,
+        d=q.shape[-1], e=v.shape[-1], scale=scale,
     )  # fmt: skip
     found = [_narrow(a, x.shape[-1]) for a, x in zip(adjoints, (q, k, v))]
     return *found, lambda: attention.mask_adjoint(g, q, k, v, mask, scale=scale)
