@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread, imsave
 
+import tinydiff
 from tinydiff import Rng, backend, data, metrics, no_grad, saving, tensor
 from tinydiff.__main__ import main as tinydiff_main
 from tinydiff.diffusion import VESDE, Denoiser, KarrasSDE, edm_loss
@@ -519,6 +520,17 @@ def test_the_tutorials_latent_unet_learns_from_raw_and_from_standardised_latents
         assert "285,284 parameters, 24" in printed.err and standard == (not raw)
         assert imread(tmp_path / "run" / "samples.png").shape[0] == (10 * 30 + 2) * 3
         assert sampled(tmp_path / "run" / "checkpoint.npz", "--label", "7", "--count", "1") == (28, 28)
+
+
+@pytest.mark.skipif(EMULATED, reason="64x64 pictures take long on the emulated device, and the sizes are the same")
+def test_the_latents_of_scenes_are_two_by_two_a_pixel_of_the_net(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    few = ["--drawn", 100, "--images", 50, "--autoencoder-images", 50, "--channels", 8, "--steps", 2, "--samples", 2]
+    assert main(monkeypatch, LATENT, "a red circle above a blue square", *few, "--out", tmp_path / "run") == 0
+    (kept,) = (tmp_path / "cache" / "tinydiff" / "latents").iterdir()
+    assert np.load(kept)["latents"].shape == (100, 16, 16, 4)
+    net = tinydiff.load(tmp_path / "run" / "model.npz").model.net.net
+    assert net.patch == 2 and net.positions and net.levels == 1
 
 
 @pytest.mark.slow
