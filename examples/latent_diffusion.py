@@ -379,17 +379,19 @@ def tell_story(space, denoiser, tokenizer, prompt, args, columns=6):
     of_words.set_xticks([])
     of_words.tick_params(length=0)
     of_words.spines[:].set_visible(False)
-    of_words.set_title(f"each word is a number, then a vector of {WIDTH}", fontsize=9, color=plot.FAINT, pad=3)
+    of_words.set_title(
+        f"each word is a number, then a vector of {WIDTH}: blue below 0, red above", fontsize=9, color=plot.FAINT, pad=3
+    )
     for column, k in enumerate(chosen):
         sigma, latent, _ = seen[k]
         first = column == 0
         shades = np.clip(latent[..., :3] / (2 * max(1.0, latent.std())) / 2 + 0.5, 0, 1)
-        picture(1, column, shades, "the latent" * first, f"noise {float(sigma):.2g}")
+        picture(1, column, shades, "the latent,\n3 channels\nas colours" * first, f"noise {float(sigma):.2g}")
         picture(2, column, np.clip(decoded[column] / 2 + 0.5, 0, 1).squeeze(), "what it is\ntaken for" * first,
                 **({"cmap": "gray"} if decoded.shape[-1] == 1 else {}))  # fmt: skip
         for row, i in enumerate(shown, 3):
             share, most = weights[column, :, i].reshape(height, width), weights[:, :, i].max()
-            picture(row, column, share, f'who hears\n"{words[i]}"\n0 to {most:.2f}' * first, cmap="magma", vmin=0,
+            picture(row, column, share, f'attention to\n"{words[i]}"\n0 to {most:.2f}' * first, cmap="magma", vmin=0,
                     vmax=most)  # fmt: skip
     plot.save(figure, args.out / "story.png")
     print(f"{args.out / 'story.png'}", file=sys.stderr)

@@ -44,6 +44,7 @@ import numpy as np
 
 from tinydiff import Rng, data, plot, saving
 from tinydiff.backend import to_host
+from tinydiff.commands import as_options
 from tinydiff.data import ATTRIBUTES, hold_out, validation_mask
 from tinydiff.diffusion import Denoiser, Guided, KarrasSDE, edm_loss, sample
 from tinydiff.metrics import conditional_accuracy, copied, frechet_distance, nearest, precision_recall
@@ -156,10 +157,10 @@ def captioned(args):
         held = one_in_ten([str(i) for i in range(len(captions))])
         return Captioned(digits.images[..., None], captions, held, {"digit": digits.labels.astype("int64")})
     try:
-        pictures = data.folder(args.data, size=args.size, on_error="skip" if args.skip_broken else "raise")
+        pictures = data.folder(args.data, size=args.size, captions=args.captions, encoding=args.encoding,
+                               on_error="skip" if args.skip_broken else "raise")  # fmt: skip
     except (OSError, ValueError) as error:
-        hint = "\n(Here size=64 is --size 64, and on_error='skip' is --skip-broken.)"
-        sys.exit(f"{error}{hint if '=' in str(error) else ''}")
+        sys.exit(as_options(str(error)))
     if not any(pictures.captions):
         sys.exit(f"the pictures in {args.data} have no captions: docs/own_pictures.md has three ways to give them")
     return Captioned(pictures.images, pictures.captions, one_in_ten(pictures.files), {})
@@ -497,6 +498,9 @@ def add_painting(parser, name, default):
         f"{default}, or what the model in --out has learned from)")  # fmt: skip
     common.add_data_dir(parser)
     add("--size", type=picture_size, metavar="N|HxW", help="resize and crop the pictures of a folder: 64, or 48x64")
+    add("--captions", metavar="FILE", help="the table of captions of a folder (default: captions.csv in it, or a text "
+        "file beside each picture)")  # fmt: skip
+    add("--encoding", default="utf-8", metavar="NAME", help="of the captions of a folder (default: %(default)s)")
     add("--skip-broken", action="store_true", help="leave out pictures of a folder that cannot be used, with a warning")
     add("--drawn", type=integer(100), metavar="N", help="pictures to draw for the training (default: 60,000 glyphs, "
         "20,000 scenes)")  # fmt: skip
@@ -525,8 +529,8 @@ def parse_painting(parser):
         args.data = os.path.abspath(args.data)  # so that it is found from elsewhere
         if args.judge:
             parser.error(NO_JUDGE)
-    elif args.size or args.skip_broken:
-        parser.error(f"--size and --skip-broken are for --data FOLDER, not for --data {args.data}")
+    elif args.size or args.skip_broken or args.captions:
+        parser.error(f"--size, --captions and --skip-broken are for --data FOLDER, not for --data {args.data}")
     if args.sweep and len(args.prompts) > 1 and not args.judge:
         parser.error(f"--sweep has a row for each weight of guidance, of one prompt, not of {len(args.prompts)}")
     end = "" if args.data == args.default_data else f"_{Path(args.data).name}"

@@ -184,6 +184,13 @@ def test_what_says_nothing_to_a_model_is_an_error(
     (flat / "7.png").write_bytes(b"")
     assert main(["train", str(flat), *SMALL]) == 2
     assert "7.png" in capsys.readouterr().err
+    (flat / "mine.csv").write_text("file,caption\n0.png,a caf\xe9\n", encoding="cp1252")
+    words = ["train", str(flat), "--words", *SMALL]
+    for options, advice in (([], "--captions mine.csv"), (["--captions", "mine.csv"], "--encoding cp1252")):
+        assert main([*words, *options]) == 2 and advice in capsys.readouterr().err
+    assert main(["train", "glyphs", "--encoding", "cp1252"]) == 2
+    assert "--encoding is for a folder, not for glyphs" in capsys.readouterr().err
+    (flat / "mine.csv").unlink()
     with pytest.warns(UserWarning, match="7.png"):
         assert main(["train", str(flat), "--skip-broken", "--images", "16", *SMALL]) == 0
     assert main(["sample", "runs/flat", "--label", "cat"]) == 2

@@ -23,7 +23,7 @@ def unknown(names: Sequence[str]) -> str:
             near = difflib.get_close_matches(name, OPS, cutoff=0.5)
             return f"there is no op named {name!r}" + (f": did you mean {', '.join(near)}?" if near else "")
         if name not in CALLS:
-            return f"there is no example to check the op {name!r} on: use tinydiff.gradcheck"
+            return f"the op {name!r} has no example to be checked on: give it one in CALLS, tinydiff/study/examples.py"
     return ""
 
 

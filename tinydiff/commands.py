@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import re
 import shlex
 import sys
 import time
@@ -30,6 +31,9 @@ def train(parser: argparse.ArgumentParser) -> Run:
     add("--images", type=whole(1), metavar="N", help="pictures to learn from, in whole rounds, or as many of them as "
         "are given (default: 60000, of mnist 180000, with --words 270000; fewer if they are large)")  # fmt: skip
     add("--size", type=whole(8), metavar="N", help="resize and crop the pictures of a folder to NxN")
+    add("--captions", metavar="FILE", help="the table of captions of a folder (default: captions.csv in it, or a text "
+        "file beside each picture); none: there are no captions")  # fmt: skip
+    add("--encoding", metavar="NAME", help="of the captions (default: utf-8)")
     add("--skip-broken", action="store_true", help="leave out what cannot be used in a folder, and say what it was")
     add("--channels", type=whole(8, 8), nargs="+", default=[32, 64], metavar="N", help="of the U-Net, from fine to "
         "coarse, multiples of 8 (default: 32 64)")  # fmt: skip
@@ -52,8 +56,9 @@ def train(parser: argparse.ArgumentParser) -> Run:
             raise ValueError(f"there is no data set and no folder {given.data!r}: {nearest(given.data, known)}")
         if given.size and given.data in known:
             parser.error(f"--size is for a folder, not for {given.data}")
-        if given.skip_broken and given.data in known:
-            parser.error(f"--skip-broken is for a folder, not for {given.data}")
+        for name in ("skip_broken", "captions", "encoding"):
+            if getattr(given, name) and given.data in known:
+                parser.error(f"--{name.replace('_', '-')} is for a folder, not for {given.data}")
         if given.data_dir and given.data != "mnist":
             parser.error(f"--data-dir is read with mnist only, not with {given.data}")
         out = given.out or Path("runs") / f"{Path(given.data).name}{'_words' * given.words}"
@@ -61,10 +66,11 @@ def train(parser: argparse.ArgumentParser) -> Run:
             raise ValueError(f"there is no {out / 'checkpoint.npz'} to go on from: train without --resume first")
         try:
             shown = recipe.pictures(given.data, words=given.words, seed=given.seed, size=given.size,
-                                    skip_broken=given.skip_broken, data_dir=given.data_dir)  # fmt: skip
-        except ValueError as error:  # of a function, whose options have other names here
-            text = str(error).replace("on_error='skip' leaves out", "--skip-broken leaves out")
-            raise ValueError(text.replace("size=64", "--size 64")) from error
+                                    skip_broken=given.skip_broken, data_dir=given.data_dir,
+                                    captions=False if given.captions == "none" else given.captions,
+                                    encoding=given.encoding)  # fmt: skip
+        except (ValueError, FileNotFoundError) as error:
+            raise ValueError(as_options(str(error))) from error
         if not given.words and not shown.labels and any(shown.captions):
             raise ValueError(f"the pictures in {given.data} have captions and no classes: --words tells the net the "
                              "captions, and without it there would be nothing to tell it")  # fmt: skip
@@ -309,6 +315,12 @@ def existing(path: Path) -> Path:
     return path
 
 
+def as_options(text: str) -> str:
+    """What an error of data.folder advises, in the words of a command line."""
+    text = text.replace("on_error='skip'", "--skip-broken").replace("captions=False", "--captions none")
+    return re.sub(r"\b(size|captions|encoding)='?([^\s',:;]+)'?", r"--\1 \2", text)
+
+
 def add_parallel(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--parallel", choices=["alone", "mpi", "nccl"], default="alone", help="share the work with the processes of "
@@ -323,6 +335,10 @@ def shared(run: Callable[[argparse.Namespace, Any], int]) -> Run:
     def run_with_ranks(given: argparse.Namespace) -> int:
         from .distributed import connected
 
+        if given.parallel == "alone" and (given.exact or given.overlap):
+            raise ValueError(
+                "--exact and --overlap are about the sums of several processes: give --parallel mpi or nccl"
+            )
         with contextlib.ExitStack() as job:
             try:
                 ranks = job.enter_context(connected(given.parallel, exact=given.exact, overlap=given.overlap))

@@ -136,6 +136,7 @@ class MPIRanks(Ranks):
         self.rank, self.size = self.comm.Get_rank(), self.comm.Get_size()
         self.ends = self.comm.Dup()  # apart from the rest: a rank with an error may come while others sum
         local = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
+        self.first = local.bcast(self.rank)  # of the ranks on this machine
         self.local_rank, self.local_size = local.Get_rank(), local.Get_size()
         mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
         cores = set().union(*local.allgather(mine))  # the launcher may have bound each rank to some of them
@@ -251,14 +252,16 @@ class NCCLRanks(MPIRanks):
 
     def _join(self) -> None:
         cuda = xp.cuda
+        if not getattr(cuda.nccl, "available", True):
+            raise RuntimeError("this CuPy has no NCCL: install NVIDIA's package nvidia-nccl, or use 'mpi'")
         # Slurm may show each rank one GPU of its own, as device 0.
         device = self.local_rank % cuda.runtime.getDeviceCount()
-        everywhere = self.gather((platform.node(), cuda.runtime.deviceGetPCIBusId(device)))
-        machine, gpu = where = max(everywhere, key=everywhere.count)
+        everywhere = self.gather((self.first, cuda.runtime.deviceGetPCIBusId(device)))
+        first, gpu = where = max(everywhere, key=everywhere.count)
         if everywhere.count(where) > 1:
             raise RuntimeError(
-                f"NCCL needs a GPU for each rank, but {everywhere.count(where)} ranks on {machine} have the one at "
-                f"{gpu}: start fewer there, or use 'mpi'"
+                f"NCCL needs a GPU for each rank, but {everywhere.count(where)} ranks on the machine of rank {first} "
+                f"have the one at {gpu}: start fewer there, or use 'mpi'"
             )
         cuda.Device(device).use()
         self.nccl = cuda.nccl
@@ -302,22 +305,27 @@ class NCCLRanks(MPIRanks):
 
 # ---------------------------------------------------------------- beginning and end
 
-# Where launchers write how many processes they have started, which of them this is, and which of those on this machine:
-# MPICH, Open MPI, Slurm.
+# Where launchers write how many processes they have started, and which of them this is: MPICH, Open MPI, Slurm.
 LAUNCHERS = (
-    ("PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID"),
-    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),
-    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"),
+    ("PMI_SIZE", "PMI_RANK"),
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
 )
+# And which of those on this machine. Slurm sets PMI_RANK for MPICH, but none of MPICH's names for this.
+LOCAL = ("MPI_LOCALRANKID", "PMI_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
 
 
-def launched() -> tuple[int, int, int]:
-    """What a launcher says of this process: how many it has started, which of them this is, and which of those on this
-    machine; (1, 0, 0) without one."""
-    for size, rank, local in LAUNCHERS:
+def launched() -> tuple[int, int]:
+    """How many processes a launcher says that it has started, and which of them this is; (1, 0) without one."""
+    for size, rank in LAUNCHERS:
         if size in os.environ and rank in os.environ:
-            return int(os.environ[size]), int(os.environ[rank]), int(os.environ.get(local, "1"))
-    return 1, 0, 0
+            return int(os.environ[size]), int(os.environ[rank])
+    return 1, 0
+
+
+def first_here() -> bool:
+    """Is this the first process on its machine, as far as its launcher says?"""
+    return next((os.environ[name] for name in LOCAL if name in os.environ), str(launched()[1])) == "0"
 
 
 def connect(kind: str, exact: bool = False, overlap: bool = False) -> Ranks:
@@ -345,16 +353,16 @@ def connect(kind: str, exact: bool = False, overlap: bool = False) -> Ranks:
 @contextlib.contextmanager
 def connected(kind: str, *, exact: bool = False, overlap: bool = False) -> Iterator[Ranks]:
     """Inside, the ranks of this job. An error of one of them ends all, within seconds, with its cause; one that all
-    have is printed by rank 0 alone. Errors: as connect, on rank 0; the other ranks only end, and the first of another
-    machine says why."""
+    have is printed by rank 0 alone. Errors: as connect, on rank 0; the other ranks only end. Without an MPI the first
+    process of each machine says why, and is killed, which ends the job: the others may wait for it."""
     try:
         ranks = connect(kind, exact, overlap)
     except (ValueError, RuntimeError) as error:
-        _, rank, local = launched()
-        if rank and not local:  # rank 0 may not have this error, and would wait for ever
-            time.sleep(PATIENCE)
+        started, rank = launched()
+        if started > 1 and first_here() and kind in KINDS and not sys.modules.get("mpi4py.MPI"):
+            time.sleep(PATIENCE if rank else 0)  # if all have this error, rank 0 has ended the job by then
             print(f"rank {rank} on {platform.node()}: {error}", file=sys.__stderr__, flush=True)
-            os.kill(os.getpid(), signal.SIGABRT)  # else a launcher takes it for the end of this process alone
+            os.kill(os.getpid(), signal.SIGABRT)  # any other end a launcher takes for that of this process alone
         if rank:
             raise SystemExit(1) from None
         raise

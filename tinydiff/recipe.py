@@ -53,6 +53,8 @@ def pictures(
     size: Any = None,
     skip_broken: bool = False,
     data_dir: str | Path | None = None,
+    captions: str | bool | None = None,
+    encoding: str | None = None,
 ) -> Pictures:
     """What to learn from: "glyphs", "scenes", "mnist", or a folder of your own pictures, of which one in ten is held
     out. words: for captions; then glyphs have all styles. Errors: those of the data; ValueError for a folder whose
@@ -64,6 +66,7 @@ def pictures(
     if name == "mnist":
         return _mnist("train", data_dir)
     source = {"name": str(Path(name).absolute()), "size": size, "skip_broken": skip_broken}
+    source |= {"captions": captions, "encoding": encoding}
     found = _read(name, source)
     source["size"] = list(found.images.shape[1:3])
     if words and not any(found.captions):
@@ -88,7 +91,9 @@ def held_out(source: Mapping[str, Any], n: int, data_dir: str | Path | None = No
 
 
 def _read(name: str, source: Mapping[str, Any]) -> data.Pictures:
-    return data.folder(name, size=source.get("size"), on_error="skip" if source.get("skip_broken") else "raise")
+    on_error = "skip" if source.get("skip_broken") else "raise"
+    captions, encoding = source.get("captions"), source.get("encoding") or "utf-8"
+    return data.folder(name, size=source.get("size"), captions=captions, encoding=encoding, on_error=on_error)
 
 
 def default_images(shown: Pictures, words: bool) -> int:

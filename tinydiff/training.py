@@ -151,15 +151,20 @@ def train(
         _check_ranks(ranks, model, min(n, batch_size), microbatch, capture)
         held_out = () if validation is None else arrays_of("train: the validation data", validation)[0]
         mover = getattr(optimizer, "own", optimizer)  # of a Sharded, the optimiser in it
-        plain = {name: value for name, value in vars(mover).items() if isinstance(value, (bool, int, float, tuple))}
+        plain = {
+            name: value
+            for name, value in vars(mover).items()
+            if isinstance(value, (bool, int, float, tuple)) and value == value
+        }
         ranks.require_same(tinydiff=code(), program=program(), backend=backend.active().name, model=summary_of(model),
                            data=digest(*arrays), epochs=epochs, batch_size=batch_size,
                            microbatch=microbatch, threads=threads, seed=seed, resume=resume, exact_sums=ranks.exact,
                            overlap=ranks.overlap, optimizer=type(optimizer).__name__,
-                           which_moves=type(mover).__name__, **plain, averages=None if ema is None else ema.decay,
+                           which_moves=type(mover).__name__, averages=None if ema is None else ema.decay,
                            clip_norm=clip_norm, validation_data=digest(*held_out), log_every=log_every,
                            save_every=save_every, schedule_by=schedule_by, keep=keep, keep_best=keep_best,
                            nonfinite=nonfinite, most_nonfinite=most_nonfinite)  # fmt: skip
+        ranks.require_same(**plain)
         averages = [] if ema is None else list(ema.averages.values())
         ranks.broadcast([t._data for _, t in model.named_tensors()] + averages)
     noise, schedule = Rng(seed).child("training"), schedule or constant()

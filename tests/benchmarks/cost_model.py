@@ -219,8 +219,8 @@ def released_step(
     *, flat: bool = False, buckets: int = 1, width: int = 4, zero: bool = False,
 ) -> float:  # fmt: skip
     """Seconds of a step with so many images a GPU. flat: one ring over all GPUs, which enters and leaves a machine by
-    one network card. width: bytes of a gradient. zero: each rank updates its slice of all parameters (ZeRO 1); as these
-    are summed before and gathered after the update, as many bytes are sent."""
+    one network card. width: bytes of a gradient. zero: each rank updates its slice of all parameters (ZeRO 1); as they
+    are gathered after the update, in float32, nothing hides that."""
     there, back = released_costs(forward, samples)
     size = width * RELEASED["parameters"] / buckets
     if ranks == 1:
@@ -230,7 +230,10 @@ def released_step(
     else:
         bucket = hierarchical(size, ranks, WITHIN, NVLINK, outside)
     update = 7 * 4 * RELEASED["parameters"] / MEMORY / (ranks if zero else 1)  # Adam reads four arrays, writes three
-    return there + back + exposed(bucket, back, buckets) + update
+    gather = 0.0
+    if zero:  # a sum is both: each rank gets its slice of it, and then all get all slices
+        bucket, gather = bucket / 2, hierarchical(4 * RELEASED["parameters"], ranks, WITHIN, NVLINK, outside) / 2
+    return there + back + exposed(bucket, back, buckets) + update + gather
 
 
 def count_released() -> list[dict[str, Any]]:

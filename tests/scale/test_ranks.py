@@ -239,16 +239,27 @@ def test_a_program_of_its_own_is_found(tmp_path: Path) -> None:
     assert started(2, str(tmp_path / "one.py")).returncode == 0
 
 
-def test_a_machine_without_mpi_says_so_and_the_others_do_not_wait(tmp_path: Path) -> None:
-    """Its first rank, as its launcher names it, ends the job."""
+@pytest.mark.parametrize("where, local", [("0", "MPI_LOCALRANKID"), ("1", "MPI_LOCALRANKID"), ("1", "SLURM_LOCALID")])
+def test_a_machine_without_mpi_says_so_and_the_others_do_not_wait(where: str, local: str, tmp_path: Path) -> None:
+    """Its first rank, as its launcher names it, ends the job. Slurm does not set MPICH's variable."""
     program = tmp_path / "program.py"
     program.write_text(
-        "import os, sys\nif os.environ['PMI_RANK'] == '1':\n"
-        "    sys.modules['mpi4py'] = None\n    os.environ['MPI_LOCALRANKID'] = '0'\n"
+        f"import os, sys\nif os.environ['PMI_RANK'] == '{where}':\n    sys.modules['mpi4py'] = None\n"
+        f"    del os.environ['MPI_LOCALRANKID']\n    os.environ['{local}'] = '0'\n"
         "from tinydiff.distributed import connected\nwith connected('mpi') as ranks:\n    ranks.gather(0)\n"
     )
     done = started(2, program)
-    assert done.returncode != 0 and "rank 1 on " in done.stderr and "needs mpi4py" in done.stderr
+    assert done.returncode != 0 and done.stderr.count(f"rank {where} on ") == 1 and "needs mpi4py" in done.stderr
+
+
+def test_no_machine_has_mpi(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\nsys.modules['mpi4py'] = None\n"
+        "from tinydiff.distributed import connected\nwith connected('mpi') as ranks:\n    ranks.gather(0)\n"
+    )
+    done = started(3, program)
+    assert done.returncode != 0 and done.stderr.count("needs mpi4py") == 1 and "rank 0 on " in done.stderr
 
 
 def test_a_launcher_of_another_mpi(tmp_path: Path) -> None:

@@ -75,8 +75,8 @@ class Rows:
 
     def __init__(self, array: Any, indices: np.ndarray):
         self.array, self.indices = array, indices
-        self.shape, self.dtype = (len(indices), *array.shape[1:]), array.dtype
-        self.nbytes = math.prod(self.shape) * array.dtype.itemsize
+        self.shape = (len(indices), *array.shape[1:])
+        self.nbytes = math.prod(self.shape) * getattr(array, "itemsize", 1)
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -90,6 +90,8 @@ CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
 
 def example(name: str, dtype: str = "float32") -> tuple[Tensor, dict[str, Any]]:
     """The result of the op's small call, with its graph, and the inputs by the names of the op's own parameters."""
+    if name not in CALLS:
+        raise ValueError(f"the op {name!r} has no example: give it one in CALLS, tinydiff/study/examples.py")
     given, params = CALLS[name]
     places = iter(inspect.signature(OPS[name]).parameters.values())
     draw, place = np.random.default_rng(0), next(places)
