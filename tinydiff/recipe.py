@@ -91,9 +91,13 @@ def held_out(source: Mapping[str, Any], n: int, data_dir: str | Path | None = No
 
 
 def _read(name: str, source: Mapping[str, Any]) -> data.Pictures:
-    on_error = "skip" if source.get("skip_broken") else "raise"
-    captions, encoding = source.get("captions"), source.get("encoding") or "utf-8"
-    return data.folder(name, size=source.get("size"), captions=captions, encoding=encoding, on_error=on_error)
+    return data.folder(
+        name,
+        size=source.get("size"),
+        captions=source.get("captions"),
+        encoding=source.get("encoding") or "utf-8",
+        on_error="skip" if source.get("skip_broken") else "raise",
+    )
 
 
 def default_images(shown: Pictures, words: bool) -> int:
