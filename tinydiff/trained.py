@@ -86,6 +86,11 @@ class Trained:
         vocabulary = getattr(self.text, "vocabulary", None)
         self.tokenizer = None if vocabulary is None else Tokenizer.from_array(vocabulary)
 
+    def __repr__(self) -> str:
+        told = f", labels {', '.join(self.labels)}" if self.labels else ", words" if self.tokenizer else ""
+        net = type(getattr(self.text or self.model, "net", self.model)).__name__
+        return f"<Trained {net} of {self.model.count():,} parameters: {'x'.join(map(str, self.shape))}{told}>"
+
     # ---- files
 
     def about(self) -> dict[str, Any]:

@@ -138,6 +138,8 @@ class TrainLog:
             if not self.unwritten:
                 self.progress.say(f"on_record: {error}; the training goes on")
             self.unwritten = True
+        except StopIteration as error:
+            raise RuntimeError("on_record raised StopIteration: state.stop('why') in it ends the run there") from error
         if len(records) != len(state.records) or any(a is not b for a, b in zip(records, state.records)):
             state.records[:] = records  # a checkpoint without them could not be resumed
             raise ValueError("on_record has taken away or put in records of the run: it may only add to the last one")

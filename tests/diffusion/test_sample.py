@@ -331,6 +331,8 @@ def test_rk45_takes_no_timesteps():
 def test_an_unknown_method_names_the_choices():
     with pytest.raises(ValueError, match="unknown method 'plms': choose one of euler_maruyama, .*, dpm_solver"):
         sample(gaussian_score(0, 1, SDE), (2, 3), SDE, 0, method="plms")
+    with pytest.raises(ValueError, match=r"; did you mean 'heun'\?"):
+        sample(gaussian_score(0, 1, SDE), (2, 3), SDE, 0, method="huen")
     with pytest.raises(ValueError, match="unknown method 'plms'"):
         steps_for("plms", 35)
 

@@ -227,6 +227,11 @@ def test_an_error_in_the_loss_or_a_picture_costs_no_step(tmp_path, error):
     assert whole.weights().tobytes() == second.weights().tobytes()
 
 
+def test_stop_iteration_in_a_picture_is_told_what_to_call(tmp_path):
+    with pytest.raises(RuntimeError, match=r"state\.stop\('why'\) in it ends the run"):
+        Task(tmp_path).train(on_record=lambda run: next(iter([])))
+
+
 def test_sys_exit_in_a_picture_costs_no_step(tmp_path):
     with pytest.raises(SystemExit):
         Task(tmp_path).train(save_every=100, on_record=lambda run: run.step == 6 and sys.exit(3))

@@ -22,6 +22,7 @@ their times; and the small functions that all chapters of diffusion share.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Mapping
 from numbers import Real
@@ -479,9 +480,11 @@ def least_time(what: str, eps: Any, process: Any) -> float:
 
 
 def by_name(what: str, choices: Mapping[str, Any], name: str) -> Any:
-    """The choice of that name. Errors: ValueError, which lists them."""
+    """The choice of that name. Errors: ValueError, which lists them, and names the nearest."""
     if name not in choices:
-        raise ValueError(f"unknown {what} {name!r}: choose one of {', '.join(choices)}")
+        near = difflib.get_close_matches(str(name), choices, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown {what} {name!r}: choose one of {', '.join(choices)}{hint}")
     return choices[name]
 
 
