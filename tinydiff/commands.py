@@ -13,6 +13,7 @@ import re
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def train(parser: argparse.ArgumentParser) -> Run:
         out = given.out or Path("runs") / f"{Path(given.data).name}{'_words' * given.words}"
         if given.resume and not (out / "checkpoint.npz").exists():
             raise ValueError(f"there is no {out / 'checkpoint.npz'} to go on from: train without --resume first")
+        warnings.formatwarning = lambda message, *_: f"{message}\n"  # without the line of Python that gave it
         try:
             shown = recipe.pictures(given.data, words=given.words, seed=given.seed, size=given.size,
                                     skip_broken=given.skip_broken, data_dir=given.data_dir,

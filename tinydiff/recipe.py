@@ -7,6 +7,7 @@ model of examples/text_to_image.py. The examples are to be read; these are for w
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -172,7 +173,9 @@ def learn(
             f"{shape[0]}x{shape[1]}: take fewer channels, or resize the pictures of a folder"
         )
     conditions: list[np.ndarray]
-    others = held_out(shown.source, VALIDATED, data_dir)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is left out of a folder has been listed by `pictures`
+        others = held_out(shown.source, VALIDATED, data_dir)
     if words:
         tokenizer = Tokenizer.fit([*shown.captions, *others.captions])
         encoder = TextEncoder(tokenizer.size, tokenizer.length, WIDTH, rng=rng)
