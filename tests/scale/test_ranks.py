@@ -461,11 +461,23 @@ def test_a_chapter_on_two_ranks_speaks_and_writes_once(tmp_path: Path) -> None:
 
 @host_only
 def test_the_commands_train_and_sample_on_two_ranks(tmp_path: Path) -> None:
-    small = ["--images", "32", "--batch-size", "16", "--microbatch", "8", "--channels", "8", "16", "--exact"]
+    small = ["--images", "32", "--batch-size", "16", "--microbatch", "8", "--channels", "8", "16"]
     saved = []
     for n, parallel in ((0, "alone"), (2, "mpi")):
         out = tmp_path / f"{n}"
-        done = started(n, "-m", "tinydiff", "train", "glyphs", "--parallel", parallel, "--out", str(out), *small)
+        done = started(
+            n,
+            "-m",
+            "tinydiff",
+            "train",
+            "glyphs",
+            "--parallel",
+            parallel,
+            "--out",
+            str(out),
+            *small,
+            *["--exact"] * bool(n),
+        )
         assert done.returncode == 0 and done.stderr.count("now: python -m tinydiff sample") == 1, done.stderr
         picture = ["--count", "1", "--steps", "2", "--microbatch", "2", "--out", str(out / "grid.png")]
         done = started(n, "-m", "tinydiff", "sample", str(out / "checkpoint.npz"), "--parallel", parallel, *picture)

@@ -550,7 +550,7 @@ class Stuck:
         (FloatingPointError, {"loss": lambda x, y, rng, sample_offset: tensor(float("nan"), requires_grad=True) * 1}),
         (KeyError, {"on_record": lambda run: {}["x"]}),
         (KeyboardInterrupt, {"ema": Stuck()}),
-        (StopIteration, {"on_record": end_of_an_iterator}),
+        (RuntimeError, {"on_record": end_of_an_iterator}),  # which says what to call
         (StopIteration, {"schedule": end_of_an_iterator}),
         (RuntimeError, {"loss": end_of_an_iterator}),
         (ValueError, {"schedule": lambda epoch: 0.5 if epoch == 0 else None}),
