@@ -262,9 +262,9 @@ class NCCLRanks(MPIRanks):
                 f"have the one at {gpu}: start fewer there, or use 'mpi'"
             )
         cuda.Device(device).use()
-        self.nccl: Any = getattr(cuda, "nccl", None)
-        if not getattr(self.nccl, "available", self.nccl is not None):
+        if not hasattr(cuda, "nccl") or not getattr(cuda.nccl, "available", True):
             raise RuntimeError("this CuPy has no NCCL: install NVIDIA's package nvidia-nccl, or use 'mpi'")
+        self.nccl = cuda.nccl
         unique = self.comm.bcast(self.nccl.get_unique_id() if self.rank == 0 else None)
         self.channel = self.nccl.NcclCommunicator(self.size, unique, self.rank)
         self.beside = cuda.Stream(non_blocking=True)  # where sums are while the stream of the ops goes on
