@@ -17,7 +17,9 @@ import pytest
 
 import tinydiff
 from tinydiff import Rng, backend, ops, optim, saving
+from tinydiff.__main__ import main
 from tinydiff.backend import to_host
+from tinydiff.data.batches import Batches
 from tinydiff.distributed import ALONE, CannotShare, Digest, Ranks, buckets, code, connect, connected, digest
 from tinydiff.engine import Tensor
 from tinydiff.microbatch import gradients
@@ -397,6 +399,20 @@ def test_one_microbatch_overlaps_whatever_the_threads(numpy_backend: str, monkey
 def test_exact_sums_do_not_overlap() -> None:
     with pytest.raises(ValueError, match="they cannot overlap the backward pass"):
         connect("alone", exact=True, overlap=True)
+
+
+def test_options_of_several_processes_are_errors_for_one(
+    numpy_backend: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "glyphs", "--exact"]) == 2
+    assert "--exact and --overlap are about the sums of several processes" in capsys.readouterr().err
+
+
+def test_rows_of_a_batch_are_read_when_they_are_asked_for() -> None:
+    array, order = np.arange(20).reshape(10, 2), Batches(10, 4)
+    rows = order.rows(array, 1)
+    assert (len(rows), rows.shape, rows.nbytes) == (4, (4, 2), 8 * array.itemsize)
+    np.testing.assert_array_equal(rows[1:3], array[order.indices(1)[1:3]])
 
 
 def test_no_owner_has_more_than_its_share_and_the_largest_parameter() -> None:
