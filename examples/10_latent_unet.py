@@ -3,6 +3,7 @@
     python examples/09_autoencoder.py --kind tutorial --out runs/tutorial    first: the autoencoder
     python examples/10_latent_unet.py                                        20 epochs with latents in standard units
     python examples/10_latent_unet.py --raw --out runs/raw                   as published: latents as they come
+    python examples/10_latent_unet.py --beside runs/raw                      and a picture of that run and this one
     python examples/10_latent_unet.py --raw --epochs 250 --out runs/raw      as long as published
     python examples/10_latent_unet.py --resume                               go on with a run that was interrupted
 
@@ -24,14 +25,15 @@ from pathlib import Path
 import common
 import numpy as np
 
-from tinydiff import Rng, plot
-from tinydiff.backend import to_device
+from tinydiff import Rng, load, plot
+from tinydiff.backend import to_device, to_host
 from tinydiff.data.glyphs import ATTRIBUTES
 from tinydiff.diffusion import VESDE, sample, score_matching_loss
 from tinydiff.latents import cached_latents
 from tinydiff.metrics import conditional_accuracy
 from tinydiff.models.tutorial import LatentUNet
 from tinydiff.optim import EMA, Adam, exponential
+from tinydiff.records import read_log
 from tinydiff.trained import Trained
 from tinydiff.training import train
 
@@ -48,6 +50,11 @@ def main() -> int:
     if args.raw:
         common.leave_unscaled(space)
     judge = common.trained_judge(args)  # now, and not after the training
+    if args.beside:
+        try:
+            load(args.beside), read_log(args.beside)
+        except (OSError, ValueError) as error:
+            sys.exit(f"--beside must be the directory of a run of this example: {error}")
     sde = VESDE(SIGMA)
     net = LatentUNet(sde.marginal_std, rng=Rng(args.seed).child("model"))
     ema = EMA(net, 0.999)
@@ -97,6 +104,8 @@ def main() -> int:
     except ValueError as error:  # of a decoder that has learned nothing
         sys.exit(f"the samples cannot be judged: {error}")
     print(f"the digit is right in {conditional_accuracy(found, {'digit': np.repeat(np.arange(10), 10)})['digit']}")
+    if args.beside:
+        draw_beside(images[:1000, ..., None], args)
     return 0
 
 
@@ -108,6 +117,38 @@ def samples(net, sde, space, args, each, steps):
     return space.decode(z)
 
 
+def draw_beside(images, args, each=4):
+    """beside.png: the run of --beside and this one, a column for each: how the numbers in each channel of its latents are
+    distributed, its loss, and `each` samples of every digit."""
+    figure = plot.new_figure(9.0, 7.4)
+    grid = figure.add_gridspec(3, 2, height_ratios=[1, 1, 1.25], hspace=0.45, wspace=0.18, left=0.07, right=0.98,
+                               top=0.95, bottom=0.02)  # fmt: skip
+    values, losses, made = ([figure.add_subplot(grid[row, column]) for column in (0, 1)] for row in range(3))
+    bins = np.linspace(-8, 8, 161)
+    for column, folder in enumerate((args.beside, args.out)):
+        trained, records = load(folder), read_log(folder)
+        raw = bool(np.all(to_host(trained.space.std.data) == 1))
+        latents = trained.space.encode(images).reshape(-1, trained.shape[-1])
+        for channel, colour in zip(latents.T, plot.COLOURS):
+            values[column].hist(channel, bins, density=True, histtype="step", color=colour, linewidth=1.3)
+        values[column].plot(bins, np.exp(-(bins**2) / 2) / (2 * np.pi) ** 0.5, color=plot.FAINT, linestyle=":")
+        title = "latents as the encoder gives them" if raw else "each channel with mean 0 and deviation 1"
+        plot.frame(values[column], f"{title}\n(the four channels; dotted: noise of deviation 1)", fontsize=9)
+        values[column].set_ylim(0, 1.5)
+        values[column].set_yticks([])
+        losses[column].plot([r["epoch"] + 1 for r in records], [r["loss"] for r in records], color=plot.BLUE)
+        plot.frame(losses[column], f"loss: {records[-1]['loss']:.1f} at the end", x="epoch", fontsize=9)
+        digits = np.tile(np.arange(10), each)
+        x = trained.sample(len(digits), Rng(args.seed).child("samples"), labels={"labels": digits},
+                           method="euler_maruyama", steps=args.steps)[..., 0]  # (10 each, 28, 28)  # fmt: skip
+        sheet = np.concatenate([np.concatenate(x[10 * row : 10 * row + 10], axis=1) for row in range(each)])
+        made[column].imshow(np.clip(sheet, 0, 1), cmap="gray", interpolation="nearest")
+        made[column].set_axis_off()
+    for axes in losses:
+        axes.set_ylim(0, 1.05 * max(line.get_ydata().max() for ax in losses for line in ax.lines))
+    plot.save(figure, args.out / "beside.png")
+
+
 def arguments():
     parser = common.parser(__doc__)
     add, integer = parser.add_argument, common.integer
@@ -115,6 +156,7 @@ def arguments():
     add("--autoencoder", type=common.file, default=Path("runs/tutorial/latent_space.npz"), metavar="FILE",
         help="latent_space.npz of 09_autoencoder.py --kind tutorial")  # fmt: skip
     add("--raw", action="store_true", help="leave the latents as the encoder gives them, as published")
+    add("--beside", type=Path, metavar="DIR", help="also draw beside.png, of the run in DIR and this one")
     add("--epochs", type=integer(1), default=20, metavar="N", help="how often to go through the data; published: 250")
     common.add_training(parser, batch_size=None)
     add("--steps", type=integer(1), default=500, metavar="N", help="steps of Euler-Maruyama")
