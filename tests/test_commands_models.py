@@ -142,6 +142,29 @@ def test_pictures_of_ones_own_by_class_and_by_words(
 
 
 @pytest.mark.slow
+def test_the_classes_may_be_a_column(
+    tmp_path: Path, pets: Path, monkeypatch: Any, capsys: Any, numpy_backend: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rows = [
+        f"{path.parent.name}/{path.name},{('red', 'green', 'blue')[int(path.stem) % 3]}" for path in pets.glob("*/*g")
+    ]
+    (pets / "captions.csv").write_text("\n".join(["file,colour", *rows]))
+
+    def refused(*options: str) -> str:
+        assert main(["train", str(pets), *options, *SMALL]) == 2
+        return capsys.readouterr().err
+
+    assert "if 'colour' is the class of a picture, say --classes colour\n" in refused()
+    assert "no column 'color' (is 'colour' meant?), but ['file', 'colour']" in refused("--classes", "color")
+    assert main(["train", str(pets), "--classes", "colour", "--images", "16", *SMALL]) == 0
+    assert tinydiff.load("runs/pets").labels == {"class": ["blue", "green", "red"]}
+    assert main(["sample", "runs/pets", "--label", "green", "--count", "2", "--steps", "1"]) == 0
+    assert main(["eval", "runs/pets"]) == 0  # which reads the same column again
+
+
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_pictures_that_it_began_with(
     tmp_path: Path, pets: Path, monkeypatch: Any, capsys: Any, numpy_backend: str
 ) -> None:

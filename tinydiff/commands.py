@@ -23,9 +23,10 @@ Run = Callable[[argparse.Namespace], int]  # returns the exit code
 
 def train(parser: argparse.ArgumentParser) -> Run:
     """Train a denoiser of pictures: glyphs, scenes (both are drawn here), mnist, or a folder of your own."""
-    parser.description = f"""{train.__doc__} With labels, such as the digit or the name of a picture's folder, it is the
-    recipe of examples/quickstart.py; with --words that of examples/text_to_image.py. The run gets checkpoint.npz,
-    which `sample` and `eval` take, and log.jsonl. Ctrl-C saves, and --resume goes on."""
+    parser.description = f"""{train.__doc__} With labels, such as the digit, the name of a picture's folder or a
+    column of a table (--classes), it is the recipe of examples/quickstart.py; with --words that of
+    examples/text_to_image.py. The run gets checkpoint.npz, which `sample` and `eval` take, and log.jsonl. Ctrl-C saves,
+    and --resume goes on."""
     add = parser.add_argument
     add("data", metavar="DATA", help="glyphs, scenes, mnist, or a folder")
     add("--words", action="store_true", help="tell the net the captions in place of the labels")
@@ -34,6 +35,8 @@ def train(parser: argparse.ArgumentParser) -> Run:
     add("--size", type=whole(8), metavar="N", help="resize and crop the pictures of a folder to NxN")
     add("--captions", metavar="FILE", help="the table of captions of a folder (default: captions.csv in it, or a text "
         "file beside each picture); none: there are no captions")  # fmt: skip
+    add("--classes", metavar="COLUMN", help="the column of that table that has the classes (default: they are the "
+        "folders in it)")  # fmt: skip
     add("--encoding", metavar="NAME", help="of the captions (default: utf-8)")
     add("--skip-broken", action="store_true", help="leave out what cannot be used in a folder, and say what it was")
     add("--channels", type=whole(8, 8), nargs="+", default=[32, 64], metavar="N", help="of the U-Net, from fine to "
@@ -57,7 +60,7 @@ def train(parser: argparse.ArgumentParser) -> Run:
             raise ValueError(f"there is no data set and no folder {given.data!r}: {nearest(given.data, known)}")
         if given.size and given.data in known:
             parser.error(f"--size is for a folder, not for {given.data}")
-        for name in ("skip_broken", "captions", "encoding"):
+        for name in ("skip_broken", "captions", "classes", "encoding"):
             if getattr(given, name) and given.data in known:
                 parser.error(f"--{name.replace('_', '-')} is for a folder, not for {given.data}")
         if given.data_dir and given.data != "mnist":
@@ -70,12 +73,13 @@ def train(parser: argparse.ArgumentParser) -> Run:
             shown = recipe.pictures(given.data, words=given.words, seed=given.seed, size=given.size,
                                     skip_broken=given.skip_broken, data_dir=given.data_dir,
                                     captions=False if given.captions == "none" else given.captions,
-                                    encoding=given.encoding)  # fmt: skip
+                                    classes=given.classes, encoding=given.encoding)  # fmt: skip
         except (ValueError, FileNotFoundError) as error:
             raise ValueError(as_options(str(error))) from error
         if not given.words and not shown.labels and any(shown.captions):
             raise ValueError(f"the pictures in {given.data} have captions and no classes: --words tells the net the "
-                             "captions, and without it there would be nothing to tell it")  # fmt: skip
+                             "captions, --classes COLUMN the classes in a column of their table, and without either "
+                             "there would be nothing to tell it")  # fmt: skip
         images = given.images or recipe.default_images(shown, given.words)
         state = recipe.learn(
             shown, out, words=given.words, images=images, channels=tuple(given.channels), batch_size=given.batch_size,
@@ -320,7 +324,8 @@ def existing(path: Path) -> Path:
 def as_options(text: str) -> str:
     """What an error of data.folder advises, in the words of a command line."""
     text = text.replace("on_error='skip'", "--skip-broken").replace("captions=False", "--captions none")
-    return re.sub(r"\b(size|captions|encoding)='?([^\s',:;]+)'?", r"--\1 \2", text)
+    value = re.compile(r"\b(size|captions|classes|encoding)=(?:'([^']+)'|([^\s',:;]+))")
+    return value.sub(lambda found: f"--{found[1]} {shlex.quote(found[2] or found[3])}", text)
 
 
 def add_parallel(parser: argparse.ArgumentParser) -> None:

@@ -32,7 +32,7 @@ import numpy as np
 
 from ..arguments import integer
 from ..saving import cache_dir
-from .captions import Fault, captioned, class_of, composed, some
+from .captions import Fault, captioned, composed, some
 from .held_out import validation_mask
 from .limits import keep, read_npz
 from .picture_file import Size, Unreadable, read_picture, stored_size
@@ -50,8 +50,8 @@ class Pictures:
 
     images: uint8 (N, H, W, C), C = 1 for grey and 3 for colour
     captions: N strings; "" is the null prompt
-    labels: {"class": int64 (N,)}, indices into `classes`, if every picture lies in a folder of its class; else {}
-    classes: the names of these folders
+    labels: {"class": int64 (N,)}, indices into `classes`, if every picture has a class; else {}
+    classes: their names, sorted, from the folders or from a column of the table
     files: N paths relative to the folder, with "/" between their parts, in order
     skipped: (file, reason) of what was left out
     """
@@ -99,6 +99,7 @@ def folder(
     size: int | Size | None = None,
     colour: bool | None = None,
     captions: str | os.PathLike[str] | Literal[False] | None = None,
+    classes: str | None = None,
     encoding: str = "utf-8",
     background: str | tuple[int, int, int] = "white",
     on_error: Literal["raise", "skip"] = "raise",
@@ -115,8 +116,9 @@ def folder(
         captions.csv or metadata.csv in the folder (or .tsv, or .jsonl)
         a text file beside each picture: cat.txt for cat.png
         the folder in which a picture lies: "a_cat/1.png" is "a cat"
-    and if there is none, all captions are "". False does not look for any. Whatever the captions are, the folders are
-    the classes if every picture lies in one.
+    and if there is none, all captions are "". False does not look for any.
+    classes: the column of that table that has the classes, such as "species"; without a column of captions, these are
+    the captions. None: the folders are the classes if every picture lies in one, whatever the captions are.
     encoding: of the captions. background: shows where a picture is transparent, a name or (red, green, blue).
     on_error: "raise", or "skip" to leave out what cannot be used, with a warning; all of it is in `.skipped`.
     cache: keep the decoded pictures in `${XDG_CACHE_HOME:-~/.cache}/tinydiff/pictures`, one file for each folder, size,
@@ -138,11 +140,13 @@ def folder(
         raise ValueError(f"folder: colour must be True, False or None, not {colour!r}")
     if on_error not in ("raise", "skip"):
         raise ValueError(f"folder: on_error must be 'raise' or 'skip', not {on_error!r}")
+    if not (classes is None or isinstance(classes, str)):
+        raise ValueError(f"folder: classes must be the name of a column, or None, not {classes!r}")
     backdrop = _rgb(background)
 
     skipped: list[Fault] = []
     names = list(_walk(root, skipped))
-    by_file = captioned(root, names, captions, encoding, skipped)
+    by_file = captioned(root, names, captions, classes, encoding, skipped)
     stop = on_error == "raise"
     if stop:
         _refuse(root, skipped)
@@ -171,14 +175,11 @@ def folder(
         raise ValueError(f"{_listed(root, skipped)}\nand no picture is left")
     if skipped:
         warnings.warn(_listed(root, skipped), stacklevel=2)
-    classes = tuple(sorted({class_of(file) for file in files}))
-    labels = {}
-    if "" in classes:
-        classes = ()
-    else:
-        number = {name: i for i, name in enumerate(classes)}
-        labels["class"] = np.array([number[class_of(file)] for file in files], np.int64)
-    return Pictures(decoded.images, [by_file[file] for file in files], labels, classes, files, skipped)
+    kinds = [by_file[file][1] for file in files]
+    known = () if "" in kinds else tuple(sorted(set(kinds)))
+    number = {name: i for i, name in enumerate(known)}
+    labels = {"class": np.array([number[kind] for kind in kinds], np.int64)} if known else {}
+    return Pictures(decoded.images, [by_file[file][0] for file in files], labels, known, files, skipped)
 
 
 def _size(size: int | Size) -> Size:
