@@ -984,6 +984,15 @@ def test_all_bad_pictures_are_named_at_once_and_ten_of_them_end_the_work(pets, m
         write(pets / f"{name}.png", "")
     said = refused(pets)
     assert "3 in" in said and all(f"{name}.png" in said for name in ("11", "50", "99"))
+    write(
+        pets / "captions.csv",
+        "\n".join(["file,caption", "gone.png,x", *(f"{path.name},x" for path in pets.glob("*g"))]),
+    )
+    for said in (refused(pets), skipping(pets)[1]):  # what is wrong with the table and with the pictures, once each
+        assert "4 in" in said and all(said.count(f"\n  {name}.png: ") == 1 for name in ("gone", "11", "50", "99"))
+    put(pets / "98.png", size=(9, 8))
+    assert "2 sizes" in (said := refused(pets)) and "\n  gone.png: " in said and "\n  11.png: " in said
+    (pets / "captions.csv").unlink()
     for i in range(20):
         write(pets / f"{i + 10}.png", "")
     read, seen = module.read_picture, []

@@ -148,7 +148,7 @@ def folder(
     names = list(_walk(root, skipped))
     by_file = captioned(root, names, captions, classes, encoding, skipped)
     stop = on_error == "raise"
-    if stop:
+    if stop and len(skipped) >= LISTED:  # of fewer, the pictures that are damaged are told in the same message
         _refuse(root, skipped)
     if not by_file and not skipped:
         raise ValueError(f"folder: there is no picture in {root}. There: {some(sorted(os.listdir(root))) or 'nothing'}")
@@ -160,16 +160,16 @@ def folder(
     key = _key(root, list(by_file))
     decoded = _load(kept, key, len(by_file)) if cache else None
     if decoded is None:
-        decoded = _decoded(root, list(by_file), size, colour, backdrop, stop, stream)
+        decoded = _decoded(root, list(by_file), size, colour, backdrop, skipped if stop else None, stream)
         # A failure of the disk, or of permissions, may be gone the next time.
         if cache and decoded.lasting:
             entries: dict[str, Any] = {"key": key, "faults": json.dumps(decoded.faults), "images": decoded.images}
             # Not compressed: photographs hardly shrink, and it takes longer than to decode them again.
             keep(kept, lambda file: np.savez(file, **entries), "the pictures are")
-    if stop:
-        _refuse(root, decoded.faults)  # of the cache, written by a run that skipped them
     bad = dict(decoded.faults)
     skipped += decoded.faults
+    if stop:
+        _refuse(root, skipped)
     files = [file for file in by_file if file not in bad]
     if not files:
         raise ValueError(f"{_listed(root, skipped)}\nand no picture is left")
@@ -273,10 +273,11 @@ def _decoded(
     size: Size | None,
     colour: bool | None,
     background: tuple[int, int, int],
-    stop: bool,
+    before: list[Fault] | None,
     stream: TextIO | None,
 ) -> Decoded:
-    """Decode the files in threads. stop: raise when so many are bad that a message is full of them."""
+    """Decode the files in threads. before: the faults that were found before these, to raise with them when there are
+    so many that a message is full of them; None: do not raise."""
 
     def read(file: str) -> np.ndarray | Unreadable:
         try:
@@ -298,8 +299,8 @@ def _decoded(
                 if isinstance(pixels, Unreadable):
                     faults.append((files[i], str(pixels)))
                     lasting &= pixels.lasting
-                    if stop and len(faults) == LISTED:
-                        _refuse(root, faults)
+                    if before is not None and len(before + faults) == LISTED:
+                        _refuse(root, before + faults)
                     continue
                 if good == 0:  # the system gives the memory only as it is written to
                     images = np.empty((len(files), *pixels.shape[:2], 3 if colour else 1), np.uint8)
@@ -313,7 +314,8 @@ def _decoded(
     finally:
         pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C nothing more is begun
     if several:
-        raise ValueError(_sizes(root, files))
+        also = f"\n{_listed(root, found)}" if (found := (before or []) + faults) else ""
+        raise ValueError(_sizes(root, files) + also)
     return Decoded(images[:good], faults, lasting)
 
 
