@@ -148,6 +148,17 @@ def test_a_mistake_in_the_environment_is_one_line(environment: Any, says: str, n
     assert done.returncode == 2 and done.stderr.startswith(says) and done.stderr.count("\n") == 1
 
 
+def test_ctrl_c_while_importing_is_quiet(tmp_path: Path) -> None:
+    (tmp_path / "numpy.py").write_text("raise KeyboardInterrupt")
+    root = Path(__file__).parents[1]
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"}
+    for how, code, said in ((["-m", "tinydiff"], 130, ""), (["-c", "import tinydiff"], None, "KeyboardInterrupt")):
+        done = subprocess.run([sys.executable, *how], cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert (
+            code in (None, done.returncode) and done.stderr.strip().endswith(said) and bool(said) == bool(done.stderr)
+        )
+
+
 def test_a_variable_that_nothing_reads_is_warned_of(monkeypatch: Any, numpy_backend: str) -> None:
     done = run("check", "sin", TINYDIFF_BACKNED="cupy")
     assert done.returncode == 0
