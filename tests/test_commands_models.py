@@ -161,7 +161,11 @@ def test_the_classes_may_be_a_column(
     assert main(["train", str(pets), "--classes", "colour", "--images", "16", *SMALL]) == 0
     assert tinydiff.load("runs/pets").labels == {"class": ["blue", "green", "red"]}
     assert main(["sample", "runs/pets", "--label", "green", "--count", "2", "--steps", "1"]) == 0
-    assert main(["eval", "runs/pets"]) == 0  # which reads the same column again
+    for options in ([], ["--data", "pets"]):  # which reads the same column again
+        assert main(["eval", "runs/pets", *options]) == 0
+    capsys.readouterr()
+    assert main(["eval", "runs/pets", "--data", "pest"]) == 2
+    assert "there is no data set and no folder 'pest'" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -291,6 +295,12 @@ def test_old_and_damaged_files_are_one_line(tmp_path: Path, capsys: Any, numpy_b
             assert main([command, str(tmp_path / f"{name}.npz")]) == 2
             said = capsys.readouterr().err
             assert says in said and f"{name}.npz" in said and said.count("\n") == 1
+    for command in ("sample", "eval"):
+        assert main([command, str(tmp_path)]) == 2
+        assert f"{command}: there is no checkpoint {tmp_path / 'checkpoint.npz'}" in capsys.readouterr().err
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert "or the directory of a run" in re.sub(r"\s+", " ", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 Run = Callable[[argparse.Namespace], int]  # returns the exit code
+DATA = ("glyphs", "scenes", "mnist")
 
 
 def train(parser: argparse.ArgumentParser) -> Run:
@@ -55,13 +56,9 @@ def train(parser: argparse.ArgumentParser) -> Run:
     def run(given: argparse.Namespace, ranks: Any) -> int:
         from . import recipe
 
-        known = ("glyphs", "scenes", "mnist")
-        if given.data not in known and not Path(given.data).is_dir():
-            raise ValueError(f"there is no data set and no folder {given.data!r}: {nearest(given.data, known)}")
-        if given.size and given.data in known:
-            parser.error(f"--size is for a folder, not for {given.data}")
-        for name in ("skip_broken", "captions", "classes", "encoding"):
-            if getattr(given, name) and given.data in known:
+        check_data(given.data)
+        for name in ("size", "skip_broken", "captions", "classes", "encoding"):
+            if getattr(given, name) and given.data in DATA:
                 parser.error(f"--{name.replace('_', '-')} is for a folder, not for {given.data}")
         if given.data_dir and given.data != "mnist":
             parser.error(f"--data-dir is read with mnist only, not with {given.data}")
@@ -100,12 +97,7 @@ def sample(parser: argparse.ArgumentParser) -> Run:
     have their autoencoder in them. Without --label a model that knows labels makes pictures of each value of the first
     one; without --prompt a model that knows words hears none."""
     add = parser.add_argument
-    add(
-        "checkpoint",
-        type=Path,
-        metavar="CHECKPOINT",
-        help="such as runs/quickstart/checkpoint.npz, or the directory of a run",
-    )
+    add_checkpoint(parser)
     add("--label", action="append", default=[], metavar="LABEL", help="7, seven, digit=7 or digit=7,face=serif; more "
         "than once: a row for each")  # fmt: skip
     add("--prompt", action="append", default=[], metavar="TEXT", help="more than once: a row for each")
@@ -188,7 +180,7 @@ def evaluate(parser: argparse.ArgumentParser) -> Run:
     for that data set: how often it finds in a sample what was asked for, and the Frechet distance of its features of
     samples and of real pictures. Without one, it is said that there is none."""
     add = parser.add_argument
-    add("checkpoint", type=Path, metavar="CHECKPOINT", help="such as runs/quickstart/checkpoint.npz")
+    add_checkpoint(parser)
     add("--data", metavar="DATA", help="glyphs, scenes, mnist, or a folder (default: what it has learned from)")
     add("--count", type=whole(2), default=1000, metavar="N", help="pictures for the loss (default: %(default)s)")
     add("--judge", type=whole(0), default=200, metavar="N", help="samples to be judged; 0 for none (default: "
@@ -206,9 +198,10 @@ def evaluate(parser: argparse.ArgumentParser) -> Run:
         method, trained = method_named(given.sampler), load(existing(given.checkpoint))
         source = trained.data
         if given.data:
-            source = {**trained.data, "name": given.data} if given.data == trained.data.get("name") else {
-                "name": given.data, "size": list(trained.space.image if trained.space else trained.shape)[:2]
-            }  # fmt: skip
+            check_data(given.data)
+            name = given.data if given.data in DATA else str(Path(given.data).absolute())  # as `train` calls it
+            if name != source.get("name"):
+                source = {"name": name, "size": list(trained.space.image if trained.space else trained.shape)[:2]}
         shown = recipe.held_out(source, given.count, given.data_dir)
         loss, error, kind = recipe.validation_loss(trained, shown, given.seed)
         name = Path(str(source["name"])).name
@@ -225,12 +218,13 @@ def judge_samples(trained: Any, shown: Any, name: Any, method: Any, given: argpa
     import numpy as np
 
     from . import data
-    from .judging import DATA, trained_judge
+    from .judging import DATA as JUDGED
+    from .judging import trained_judge
     from .metrics import conditional_accuracy, frechet_distance
     from .rng import Rng
 
-    if name not in DATA:
-        say(f"there is no judge of {name}: there are judges of {', '.join(DATA)}")
+    if name not in JUDGED:
+        say(f"there is no judge of {name}: there are judges of {', '.join(JUDGED)}")
         return
     judge = trained_judge(name, given.data_dir)
     if judge is None:
@@ -311,6 +305,17 @@ def picture_file(text: str) -> Path:
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise argparse.ArgumentTypeError(f"must end in .png, .svg or .pdf, not {text!r}")
     return path
+
+
+def check_data(name: str) -> None:
+    """Errors: ValueError for what is neither a data set that has a name nor a folder."""
+    if name not in DATA and not Path(name).is_dir():
+        raise ValueError(f"there is no data set and no folder {name!r}: {nearest(name, DATA)}")
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="such as runs/quickstart/checkpoint.npz, "
+        "or the directory of a run")  # fmt: skip
 
 
 def existing(path: Path) -> Path:
