@@ -318,7 +318,7 @@ def _lacking(header: list[str], classes: str | None) -> str:
     if classes is None and "captions" not in columns:
         lacks.append(f"no column of captions ({', '.join(CAPTION_COLUMNS)})")
     if classes is not None and "classes" not in columns:
-        near = difflib.get_close_matches(classes, header, n=1)
+        near = difflib.get_close_matches(classes, header[:1000], n=1)  # a stranger may name millions
         lacks.append(f"no column {classes!r}" + (f" (is {near[0]!r} meant?)" if near else ""))
     if not lacks:
         return ""
