@@ -36,8 +36,8 @@ def train(parser: argparse.ArgumentParser) -> Run:
     add("--size", type=whole(8), metavar="N", help="resize and crop the pictures of a folder to NxN")
     add("--captions", metavar="FILE", help="the table of captions of a folder (default: captions.csv in it, or a text "
         "file beside each picture); none: there are no captions")  # fmt: skip
-    add("--classes", metavar="COLUMN", help="the column of that table that has the classes (default: they are the "
-        "folders in it)")  # fmt: skip
+    add("--classes", metavar="COLUMN", help="the column of that table that has the classes (default: the "
+        "folders in the folder)")  # fmt: skip
     add("--encoding", metavar="NAME", help="of the captions (default: utf-8)")
     add("--skip-broken", action="store_true", help="leave out what cannot be used in a folder, and say what it was")
     add("--channels", type=whole(8, 8), nargs="+", default=[32, 64], metavar="N", help="of the U-Net, from fine to "
