@@ -134,7 +134,8 @@ def compare(model, ema, sde, args):
     for method in (METHODS["euler_maruyama"], METHODS["heun"]):
         row(method, steps_for(method, args.evaluations), ", no average")
     row(METHODS["euler_maruyama"], args.steps, ", no average")
-    plot.image_grid(np.concatenate(rows), args.out / "compare.png", rows=len(rows), row_labels=names)
+    plot.image_grid(np.concatenate(rows), args.out / "compare.png", rows=len(rows), row_labels=names,
+                    column_labels=[f"noise {i}" for i in range(1, 11)])  # fmt: skip
 
 
 def measure(model, ema, sde, args):

@@ -1,7 +1,7 @@
 """Four uses of one trained model: inpainting, image-to-image, interpolation, denoising.
 
-    python examples/quickstart.py                          trains it, in a few minutes
-    python examples/04_using_a_model.py                    then this takes some seconds
+    python examples/quickstart.py                          trains it, in about two minutes
+    python examples/04_using_a_model.py                    then this takes ten seconds or twenty
     python examples/04_using_a_model.py --checkpoint runs/other/checkpoint.npz --out other.png
 
 The checkpoint is one of examples/quickstart.py, of glyphs or of MNIST. The edited images are not from its training, one

@@ -157,12 +157,13 @@ def captioned(args):
         held = one_in_ten([str(i) for i in range(len(captions))])
         return Captioned(digits.images[..., None], captions, held, {"digit": digits.labels.astype("int64")})
     try:
-        pictures = data.folder(args.data, size=args.size, captions=args.captions, encoding=args.encoding or "utf-8",
+        pictures = data.folder(args.data, size=args.size, captions=args.captions, classes=args.classes,
+                               encoding=args.encoding or "utf-8",
                                on_error="skip" if args.skip_broken else "raise")  # fmt: skip
     except (OSError, ValueError) as error:
         sys.exit(as_options(str(error).replace(", or captions=False if there are none", "")))
     if not any(pictures.captions):
-        sys.exit(f"the pictures in {args.data} have no captions: docs/own_pictures.md has three ways to give them")
+        sys.exit(f"the pictures in {args.data} have no captions: docs/own_pictures.md says how to give them")
     return Captioned(pictures.images, pictures.captions, one_in_ten(pictures.files), {})
 
 
@@ -500,6 +501,8 @@ def add_painting(parser, name, default):
     add("--size", type=picture_size, metavar="N|HxW", help="resize and crop the pictures of a folder: 64, or 48x64")
     add("--captions", metavar="FILE", help="the table of captions of a folder (default: captions.csv in it, or a text "
         "file beside each picture)")  # fmt: skip
+    add("--classes", metavar="COLUMN", help="the column of the table that has their classes, which are the words if it "
+        "has no column of captions")  # fmt: skip
     add("--encoding", metavar="NAME", help="of the captions of a folder (default: utf-8)")
     add("--skip-broken", action="store_true", help="leave out pictures of a folder that cannot be used, with a warning")
     add("--drawn", type=integer(100), metavar="N", help="pictures to draw for the training (default: 60,000 glyphs, "
@@ -529,9 +532,9 @@ def parse_painting(parser):
         args.data = os.path.abspath(args.data)  # so that it is found from elsewhere
         if args.judge:
             parser.error(NO_JUDGE)
-    elif args.size or args.skip_broken or args.captions or args.encoding:
-        parser.error("--size, --captions, --encoding and --skip-broken are for --data FOLDER, not for --data "
-                     f"{args.data}")  # fmt: skip
+    elif args.size or args.skip_broken or args.captions or args.classes or args.encoding:
+        parser.error("--size, --captions, --classes, --encoding and --skip-broken are for --data FOLDER, not for "
+                     f"--data {args.data}")  # fmt: skip
     if args.sweep and len(args.prompts) > 1 and not args.judge:
         parser.error(f"--sweep has a row for each weight of guidance, of one prompt, not of {len(args.prompts)}")
     end = "" if args.data == args.default_data else f"_{Path(args.data).name}"

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tinydiff import ops, tensor
 from tinydiff.arguments import integer, number
 
 
@@ -46,3 +47,44 @@ def test_other_integers_are_refused_and_quoted(n: Any) -> None:
     with pytest.raises(ValueError) as error:
         integer("steps", n)
     assert str(error.value) == f"steps must be an integer of 1 or more, not {n!r}"
+
+
+@pytest.mark.parametrize("make", [lambda: tensor(np.ones((2, 2)), requires_grad=True), lambda: np.ones((2, 2))])
+@pytest.mark.parametrize(
+    "call, says",
+    [
+        (lambda x: ops.softmax(x, dim=1), "softmax has no option 'dim': tinydiff calls it axis"),
+        (lambda x: ops.sum(x, axis=1, keepdim=True), "sum has no option 'keepdim': tinydiff calls it keepdims"),
+        (
+            lambda x: ops.mean(x, dim=1),
+            "mean has no option 'dim': tinydiff calls it axis",
+        ),  # which has no rule of its own
+        (lambda x: ops.transpose(x, dims=(1, 0)), "transpose has no option 'dims': tinydiff calls it axes"),
+        (lambda x: ops.clip(x, min=0), "clip has no option 'min': tinydiff calls it low"),
+        (lambda x: ops.exp(input=x), "exp has no option 'input': give its arrays by their place, exp(x)"),
+        (lambda x: ops.mean(x, descending=True), "mean has no option 'descending': it has axis, keepdims"),
+        (lambda x: ops.exp(x, out=x), "exp has no option 'out': it has none"),
+    ],
+)
+def test_a_keyword_of_another_library_is_answered_with_ours(make: Any, call: Any, says: str) -> None:
+    with pytest.raises(TypeError) as error:
+        call(make())
+    assert str(error.value) == says and error.value.__suppress_context__
+
+
+def test_a_tensor_is_given_to_an_op_by_its_place() -> None:
+    with pytest.raises(TypeError, match=r"^add has no option 'y': give its arrays by their place, add\(x, y\)$"):
+        ops.add(tensor([1.0], requires_grad=True), y=tensor([1.0], requires_grad=True))
+
+
+@pytest.mark.parametrize("name", ["sum", "mean", "max", "min", "prod", "var", "cumsum", "squeeze"])
+def test_methods_answer_as_their_ops(name: str) -> None:
+    with pytest.raises(TypeError, match=f"^{name} has no option 'dim': tinydiff calls it axis$"):
+        getattr(tensor([[1.0]]), name)(dim=1)
+
+
+def test_an_error_inside_an_op_is_not_about_keywords() -> None:
+    for call in (lambda: ops.mean(None, axis=0), lambda: ops.layer_norm(None, weight=None), lambda: ops.exp(None)):
+        with pytest.raises((AttributeError, TypeError)) as error:
+            call()
+        assert "option" not in str(error.value)

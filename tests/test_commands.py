@@ -58,9 +58,13 @@ def test_the_doctor_says_what_to_do_and_goes_on(tmp_path: Path, monkeypatch: Any
     assert "steps of a small U-Net" in said and said.endswith("2 problems\n")
 
 
-def test_the_doctor_of_a_backend_that_is_not_there(numpy_backend: str) -> None:
-    done = run("doctor", "--seconds", "0.1", TINYDIFF_BACKEND="jax")
-    assert done.returncode == 1 and "WRONG  backend: unknown backend 'jax'" in done.stdout
+@pytest.mark.parametrize("name, says", [("jax", "unknown backend 'jax'"), ("cupy", "pip install 'cupy-cuda13x[ctk]'")])
+def test_the_doctor_of_a_backend_that_is_not_there(name: str, says: str, tmp_path: Path, numpy_backend: str) -> None:
+    (tmp_path / "cupy.py").write_text("raise ModuleNotFoundError('as if it were not installed', name='cupy')")
+    path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    done = run("doctor", "--seconds", "0.1", TINYDIFF_BACKEND=name, PYTHONPATH=path)
+    (wrong,) = [line for line in done.stdout.splitlines() if line.startswith("WRONG  backend: ")]
+    assert done.returncode == 1 and says in wrong and done.stdout.endswith("\n1 problem\n")
     assert "steps of a small U-Net" in done.stdout and "Traceback" not in done.stderr
 
 
@@ -146,6 +150,17 @@ def test_the_page_of_view_may_go_to_a_new_directory(tmp_path: Path, capsys: Any,
 def test_a_mistake_in_the_environment_is_one_line(environment: Any, says: str, numpy_backend: str) -> None:
     done = run("check", "sin", **environment)
     assert done.returncode == 2 and done.stderr.startswith(says) and done.stderr.count("\n") == 1
+
+
+def test_ctrl_c_while_importing_is_quiet(tmp_path: Path) -> None:
+    (tmp_path / "numpy.py").write_text("raise KeyboardInterrupt")
+    root = Path(__file__).parents[1]
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"}
+    for how, code, said in ((["-m", "tinydiff"], 130, ""), (["-c", "import tinydiff"], None, "KeyboardInterrupt")):
+        done = subprocess.run([sys.executable, *how], cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert (
+            code in (None, done.returncode) and done.stderr.strip().endswith(said) and bool(said) == bool(done.stderr)
+        )
 
 
 def test_a_variable_that_nothing_reads_is_warned_of(monkeypatch: Any, numpy_backend: str) -> None:

@@ -142,6 +142,33 @@ def test_pictures_of_ones_own_by_class_and_by_words(
 
 
 @pytest.mark.slow
+def test_the_classes_may_be_a_column(
+    tmp_path: Path, pets: Path, monkeypatch: Any, capsys: Any, numpy_backend: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rows = [
+        f"{path.parent.name}/{path.name},{('red', 'green', 'blue')[int(path.stem) % 3]}" for path in pets.glob("*/*g")
+    ]
+    (pets / "captions.csv").write_text("\n".join(["file,colour", *rows]))
+
+    def refused(*options: str) -> str:
+        assert main(["train", str(pets), *options, *SMALL]) == 2
+        return capsys.readouterr().err
+
+    assert "if 'colour' is the class of a picture, say --classes colour\n" in refused()
+    assert "no column 'color' (is 'colour' meant?), but ['file', 'colour']" in refused("--classes", "color")
+    assert main(["train", str(pets), "--classes", "colour", "--images", "16", *SMALL]) == 0
+    assert tinydiff.load("runs/pets").labels == {"class": ["blue", "green", "red"]}
+    assert main(["sample", "runs/pets", "--label", "green", "--count", "2", "--steps", "1"]) == 0
+    for options in ([], ["--data", "pets"]):  # which reads the same column again
+        assert main(["eval", "runs/pets", *options]) == 0
+    capsys.readouterr()
+    assert main(["eval", "runs/pets", "--data", "pest"]) == 2
+    assert "there is no data set and no folder 'pest'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_pictures_that_it_began_with(
     tmp_path: Path, pets: Path, monkeypatch: Any, capsys: Any, numpy_backend: str
 ) -> None:
@@ -268,6 +295,12 @@ def test_old_and_damaged_files_are_one_line(tmp_path: Path, capsys: Any, numpy_b
             assert main([command, str(tmp_path / f"{name}.npz")]) == 2
             said = capsys.readouterr().err
             assert says in said and f"{name}.npz" in said and said.count("\n") == 1
+    for command in ("sample", "eval"):
+        assert main([command, str(tmp_path)]) == 2
+        assert f"{command}: there is no checkpoint {tmp_path / 'checkpoint.npz'}" in capsys.readouterr().err
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert "or the directory of a run" in re.sub(r"\s+", " ", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(

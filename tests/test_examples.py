@@ -131,7 +131,7 @@ def test_the_score_unet_trains_goes_on_and_samples(tmp_path, data_dir, skips, co
     assert (out / "samples.png").read_bytes() != first
     if skips == "add":
         text = run(SCORE_UNET, *options, "--compare", "--evaluations", 5, "--bits", 2)
-        assert imread(out / "compare.png").shape[0] == (12 * 30 + 2) * 3
+        assert 0 < imread(out / "compare.png").shape[0] - (12 * 30 + 2) * 3 < 50  # the columns are named above
         for row in ("ddpm, 5", "heun, 5", "rk45, ", "euler_maruyama, 3", "heun, 5, no average"):
             assert f"\n{row}" in text
         assert re.search(r"averaged weights: -?\d+\.\d{4} \+- .* bits per dimension on 2 test images", text)

@@ -363,6 +363,21 @@ def test_a_name_with_an_underscore_has_no_values(op: Any) -> None:
             OPS.pop("forward")
 
 
+def test_the_name_with_an_underscore_is_said(op: Any) -> None:
+    """Of several, also in an adjoint that is computed later, inside another op, and among any number of inputs."""
+    x, y = leaf(3), leaf(3) * 1.0
+    for rule, says in (
+        (lambda g, _z, _x, _y: (g * _y, g), "the values of _y; a name"),
+        (lambda g, _z, _x, _y: (lambda: g * _z, g), "the values of _z; a name"),
+        (lambda g, _z, _x, _y: (ops.multiply(_x, 2.0), g), "the values of _x; a name"),
+        (lambda g, _z, _x, _y: (g, _y.sum()), "asked _y for sum; a name"),
+        (lambda g, _z, *_xs: [g * other for other in _xs], "the values of _xs; a name"),
+    ):
+        with pytest.raises((TypeError, AttributeError), match=says):
+            op(lambda x, y: x * y, rule)(x, y).sum().backward()
+        OPS.pop("<lambda>")
+
+
 def test_a_name_with_an_underscore_can_be_printed() -> None:
     assert f"{ShapeDtype(np.zeros(3))}" == "a shape and dtype alone, (3,) float64 (a name with a leading underscore)"
 

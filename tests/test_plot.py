@@ -301,7 +301,8 @@ def test_a_loss_curve_has_the_validation_loss_of_the_records_that_have_one(monke
 
 def test_learning_rates_are_on_a_logarithmic_scale_if_asked_for(monkeypatch, tmp_path):
     records = [{"lr": 10.0**-k, "loss": 1.0} for k in range(5)]
-    assert drawn(monkeypatch, tmp_path, records, x="lr", log_x=True).get_xscale() == "log"
+    axes = drawn(monkeypatch, tmp_path, records, x="lr", log_x=True)
+    assert axes.get_xscale() == "log" and axes.get_xlabel() == "learning rate"
     with pytest.raises(ValueError, match="lr, on a logarithmic scale, must be a number .* not 0.0"):
         plot.loss_curve([{"lr": 0.0, "loss": 1.0}], x="lr", log_x=True)
 
@@ -309,6 +310,9 @@ def test_learning_rates_are_on_a_logarithmic_scale_if_asked_for(monkeypatch, tmp
 def test_loss_curve_of_one_record_by_another_key(monkeypatch, tmp_path):
     axes = drawn(monkeypatch, tmp_path, RECORDS[:1], x="step", title="one")
     assert axes.lines[0].get_xydata().tolist() == [[59, 1000]] and axes.get_title() == "one"
+    axes = drawn(monkeypatch, tmp_path, RECORDS[:1])
+    low, high = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [0]  # and no -0.045
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,9 @@ import importlib.util
 import sys
 from typing import TYPE_CHECKING, Any
 
+if sys.argv[:1] == ["-m"]:  # `python -m tinydiff` begins: Ctrl-C while it imports gets no traceback
+    sys.excepthook = lambda kind, *rest: sys.exit(130) if kind is KeyboardInterrupt else sys.__excepthook__(kind, *rest)
+
 from . import backend, functional, nn, ops, optim
 from .anomaly import detect_anomaly
 from .check import GradcheckError, gradcheck

@@ -6,9 +6,21 @@ float32 is an array of float64, and no JSON. So what has gone through here is sa
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
+from collections.abc import Callable, Mapping
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# What other libraries call the options of ops, and their names here, of which an op has one at most.
+OURS = {
+    "dim": ("axis", "axes"), "dims": ("axis", "axes"), "dim0": ("axis1",), "dim1": ("axis2",), "keepdim": ("keepdims",),
+    "correction": ("ddof",), "kernel_size": ("kernel",), "scale_factor": ("scale",), "shifts": ("shift",),
+    "diagonal": ("k",), "min": ("low",), "max": ("high",), "attn_mask": ("mask",),
+}  # fmt: skip
 
 
 def integer(what: str, n: Any, least: int = 1, most: int | None = None) -> int:
@@ -32,6 +44,37 @@ def number(what: str, x: Any, interval: str = "(-inf, inf)") -> float:
     if not (low < value < high or value == low and interval[0] == "[" or value == high and interval[-1] == "]"):
         raise ValueError(f"{what} must be a number in {interval}, not {given!r}")
     return value
+
+
+def check_keywords(function: Any, given: Mapping[str, Any], *, by_place: bool = False) -> None:
+    """For a call that has failed. by_place: are the names of the inputs no keywords, as of an op?
+    Errors: TypeError for a keyword that the function does not have, with the name that it has here."""
+    parameters = inspect.signature(function).parameters.values()
+    inputs = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+    options = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    known = options if by_place else inputs + options
+    for name in () if any(p.kind is p.VAR_KEYWORD for p in parameters) else given:
+        if name not in known:
+            ours = [own for own in OURS.get(name, ()) if own in known]
+            if name in ("input", "other", "tensor", "tensors", *inputs):
+                hint = f"give its arrays by their place, {function.__name__}({', '.join(inputs)})"
+            else:
+                hint = f"tinydiff calls it {ours[0]}" if ours else f"it has {', '.join(options) or 'none'}"
+            raise TypeError(f"{function.__name__} has no option {name!r}: {hint}") from None
+
+
+def with_own_keywords(function: Function) -> Function:
+    """Decorator: a keyword that the function does not have is answered as `check_keywords` does."""
+
+    @functools.wraps(function)
+    def called(*inputs: Any, **options: Any) -> Any:
+        try:
+            return function(*inputs, **options)
+        except TypeError:
+            check_keywords(function, options)
+            raise
+
+    return called  # type: ignore[return-value]
 
 
 def _only(x: Any) -> Any:

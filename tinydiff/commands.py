@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 Run = Callable[[argparse.Namespace], int]  # returns the exit code
+DATA = ("glyphs", "scenes", "mnist")
 
 
 def train(parser: argparse.ArgumentParser) -> Run:
     """Train a denoiser of pictures: glyphs, scenes (both are drawn here), mnist, or a folder of your own."""
-    parser.description = f"""{train.__doc__} With labels, such as the digit or the name of a picture's folder, it is the
-    recipe of examples/quickstart.py; with --words that of examples/text_to_image.py. The run gets checkpoint.npz,
-    which `sample` and `eval` take, and log.jsonl. Ctrl-C saves, and --resume goes on."""
+    parser.description = f"""{train.__doc__} With labels, such as the digit, the name of a picture's folder or a
+    column of a table (--classes), it is the recipe of examples/quickstart.py; with --words that of
+    examples/text_to_image.py. The run gets checkpoint.npz, which `sample` and `eval` take, and log.jsonl. Ctrl-C saves,
+    and --resume goes on."""
     add = parser.add_argument
     add("data", metavar="DATA", help="glyphs, scenes, mnist, or a folder")
     add("--words", action="store_true", help="tell the net the captions in place of the labels")
@@ -34,6 +36,8 @@ def train(parser: argparse.ArgumentParser) -> Run:
     add("--size", type=whole(8), metavar="N", help="resize and crop the pictures of a folder to NxN")
     add("--captions", metavar="FILE", help="the table of captions of a folder (default: captions.csv in it, or a text "
         "file beside each picture); none: there are no captions")  # fmt: skip
+    add("--classes", metavar="COLUMN", help="the column of that table that has the classes (default: the "
+        "folders in the folder)")  # fmt: skip
     add("--encoding", metavar="NAME", help="of the captions (default: utf-8)")
     add("--skip-broken", action="store_true", help="leave out what cannot be used in a folder, and say what it was")
     add("--channels", type=whole(8, 8), nargs="+", default=[32, 64], metavar="N", help="of the U-Net, from fine to "
@@ -52,13 +56,9 @@ def train(parser: argparse.ArgumentParser) -> Run:
     def run(given: argparse.Namespace, ranks: Any) -> int:
         from . import recipe
 
-        known = ("glyphs", "scenes", "mnist")
-        if given.data not in known and not Path(given.data).is_dir():
-            raise ValueError(f"there is no data set and no folder {given.data!r}: {nearest(given.data, known)}")
-        if given.size and given.data in known:
-            parser.error(f"--size is for a folder, not for {given.data}")
-        for name in ("skip_broken", "captions", "encoding"):
-            if getattr(given, name) and given.data in known:
+        check_data(given.data)
+        for name in ("size", "skip_broken", "captions", "classes", "encoding"):
+            if getattr(given, name) and given.data in DATA:
                 parser.error(f"--{name.replace('_', '-')} is for a folder, not for {given.data}")
         if given.data_dir and given.data != "mnist":
             parser.error(f"--data-dir is read with mnist only, not with {given.data}")
@@ -70,12 +70,13 @@ def train(parser: argparse.ArgumentParser) -> Run:
             shown = recipe.pictures(given.data, words=given.words, seed=given.seed, size=given.size,
                                     skip_broken=given.skip_broken, data_dir=given.data_dir,
                                     captions=False if given.captions == "none" else given.captions,
-                                    encoding=given.encoding)  # fmt: skip
+                                    classes=given.classes, encoding=given.encoding)  # fmt: skip
         except (ValueError, FileNotFoundError) as error:
             raise ValueError(as_options(str(error))) from error
         if not given.words and not shown.labels and any(shown.captions):
             raise ValueError(f"the pictures in {given.data} have captions and no classes: --words tells the net the "
-                             "captions, and without it there would be nothing to tell it")  # fmt: skip
+                             "captions, --classes COLUMN the classes in a column of their table, and without either "
+                             "there would be nothing to tell it")  # fmt: skip
         images = given.images or recipe.default_images(shown, given.words)
         state = recipe.learn(
             shown, out, words=given.words, images=images, channels=tuple(given.channels), batch_size=given.batch_size,
@@ -96,12 +97,7 @@ def sample(parser: argparse.ArgumentParser) -> Run:
     have their autoencoder in them. Without --label a model that knows labels makes pictures of each value of the first
     one; without --prompt a model that knows words hears none."""
     add = parser.add_argument
-    add(
-        "checkpoint",
-        type=Path,
-        metavar="CHECKPOINT",
-        help="such as runs/quickstart/checkpoint.npz, or the directory of a run",
-    )
+    add_checkpoint(parser)
     add("--label", action="append", default=[], metavar="LABEL", help="7, seven, digit=7 or digit=7,face=serif; more "
         "than once: a row for each")  # fmt: skip
     add("--prompt", action="append", default=[], metavar="TEXT", help="more than once: a row for each")
@@ -184,7 +180,7 @@ def evaluate(parser: argparse.ArgumentParser) -> Run:
     for that data set: how often it finds in a sample what was asked for, and the Frechet distance of its features of
     samples and of real pictures. Without one, it is said that there is none."""
     add = parser.add_argument
-    add("checkpoint", type=Path, metavar="CHECKPOINT", help="such as runs/quickstart/checkpoint.npz")
+    add_checkpoint(parser)
     add("--data", metavar="DATA", help="glyphs, scenes, mnist, or a folder (default: what it has learned from)")
     add("--count", type=whole(2), default=1000, metavar="N", help="pictures for the loss (default: %(default)s)")
     add("--judge", type=whole(0), default=200, metavar="N", help="samples to be judged; 0 for none (default: "
@@ -202,9 +198,10 @@ def evaluate(parser: argparse.ArgumentParser) -> Run:
         method, trained = method_named(given.sampler), load(existing(given.checkpoint))
         source = trained.data
         if given.data:
-            source = {**trained.data, "name": given.data} if given.data == trained.data.get("name") else {
-                "name": given.data, "size": list(trained.space.image if trained.space else trained.shape)[:2]
-            }  # fmt: skip
+            check_data(given.data)
+            name = given.data if given.data in DATA else str(Path(given.data).absolute())  # as `train` calls it
+            if name != source.get("name"):
+                source = {"name": name, "size": list(trained.space.image if trained.space else trained.shape)[:2]}
         shown = recipe.held_out(source, given.count, given.data_dir)
         loss, error, kind = recipe.validation_loss(trained, shown, given.seed)
         name = Path(str(source["name"])).name
@@ -221,12 +218,13 @@ def judge_samples(trained: Any, shown: Any, name: Any, method: Any, given: argpa
     import numpy as np
 
     from . import data
-    from .judging import DATA, trained_judge
+    from .judging import DATA as JUDGED
+    from .judging import trained_judge
     from .metrics import conditional_accuracy, frechet_distance
     from .rng import Rng
 
-    if name not in DATA:
-        say(f"there is no judge of {name}: there are judges of {', '.join(DATA)}")
+    if name not in JUDGED:
+        say(f"there is no judge of {name}: there are judges of {', '.join(JUDGED)}")
         return
     judge = trained_judge(name, given.data_dir)
     if judge is None:
@@ -309,6 +307,17 @@ def picture_file(text: str) -> Path:
     return path
 
 
+def check_data(name: str) -> None:
+    """Errors: ValueError for what is neither a data set that has a name nor a folder."""
+    if name not in DATA and not Path(name).is_dir():
+        raise ValueError(f"there is no data set and no folder {name!r}: {nearest(name, DATA)}")
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="such as runs/quickstart/checkpoint.npz, "
+        "or the directory of a run")  # fmt: skip
+
+
 def existing(path: Path) -> Path:
     """The file of a checkpoint; of a directory of a run, its checkpoint. Errors: ValueError if there is none."""
     path = path / "checkpoint.npz" if path.is_dir() else path
@@ -320,7 +329,8 @@ def existing(path: Path) -> Path:
 def as_options(text: str) -> str:
     """What an error of data.folder advises, in the words of a command line."""
     text = text.replace("on_error='skip'", "--skip-broken").replace("captions=False", "--captions none")
-    return re.sub(r"\b(size|captions|encoding)='?([^\s',:;]+)'?", r"--\1 \2", text)
+    value = re.compile(r"\b(size|captions|classes|encoding)=(?:'([^']+)'|([^\s',:;]+))")
+    return value.sub(lambda found: f"--{found[1]} {shlex.quote(found[2] or found[3])}", text)
 
 
 def add_parallel(parser: argparse.ArgumentParser) -> None:

@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from . import backend, summary
-from .arguments import check_floating, check_precision
+from .arguments import check_floating, check_keywords, check_precision, with_own_keywords
 from .backend import Array, HostArray
 from .changes import changes, check_unchanged, clock, note_change
 from .hooks import Hooks
@@ -189,9 +189,11 @@ class Op(Generic[P]):
         return self.forward.__qualname__  # copied and pickled by name, as a function is
 
     def __call__(self, *inputs: P.args, **params: P.kwargs) -> Tensor:  # of arrays alone, as in a rule, an array
-        if observers:
-            return observed("on_call", Op.apply)(self, inputs, params)
-        return self.apply(inputs, params)
+        try:
+            return observed("on_call", Op.apply)(self, inputs, params) if observers else self.apply(inputs, params)
+        except TypeError:
+            check_keywords(self.forward, params, by_place=True)
+            raise
 
     def apply(self, inputs: tuple[Any, ...], params: dict[str, Any]) -> Any:
         """Take the arrays out, compute, record a node."""
@@ -271,7 +273,7 @@ def op(forward: Any = None, *, holomorphic: bool = True) -> Any:
 
 def composite(function: Function) -> Function:
     """Decorator: enter a function that is written in other ops, and so needs no rule, in OPS."""
-    return register(function)
+    return register(with_own_keywords(function))
 
 
 # ---------------------------------------------------------------- 3. Node

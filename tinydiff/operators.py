@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import backend, summary
 from .changes import note_change
@@ -127,19 +127,20 @@ class Operators:
 
     def astype(self, dtype: Any) -> Tensor: return OPS["astype"](self, dtype=dtype)
     def copy(self) -> Tensor: return OPS["copy"](self)
-    def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor:
-        return OPS["sum"](self, axis=axis, keepdims=keepdims)
-    def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor:
-        return OPS["mean"](self, axis=axis, keepdims=keepdims)
-    def max(self, axis: Any = None, keepdims: bool = False) -> Tensor:
-        return OPS["max"](self, axis=axis, keepdims=keepdims)
-    def min(self, axis: Any = None, keepdims: bool = False) -> Tensor:
-        return OPS["min"](self, axis=axis, keepdims=keepdims)
-    def prod(self, axis: Any = None, keepdims: bool = False) -> Tensor:
-        return OPS["prod"](self, axis=axis, keepdims=keepdims)
-    def var(self, axis: Any = None, ddof: int = 0, keepdims: bool = False) -> Tensor:
-        return OPS["var"](self, axis=axis, ddof=ddof, keepdims=keepdims)
-    def cumsum(self, axis: Any = None) -> Tensor: return OPS["cumsum"](self, axis=axis)
+    # **other: what the op does not know, such as dim=, so that the op says what it is called here.
+    def sum(self, axis: Any = None, keepdims: bool = False, **other: NoReturn) -> Tensor:
+        return OPS["sum"](self, axis=axis, keepdims=keepdims, **other)
+    def mean(self, axis: Any = None, keepdims: bool = False, **other: NoReturn) -> Tensor:
+        return OPS["mean"](self, axis=axis, keepdims=keepdims, **other)
+    def max(self, axis: Any = None, keepdims: bool = False, **other: NoReturn) -> Tensor:
+        return OPS["max"](self, axis=axis, keepdims=keepdims, **other)
+    def min(self, axis: Any = None, keepdims: bool = False, **other: NoReturn) -> Tensor:
+        return OPS["min"](self, axis=axis, keepdims=keepdims, **other)
+    def prod(self, axis: Any = None, keepdims: bool = False, **other: NoReturn) -> Tensor:
+        return OPS["prod"](self, axis=axis, keepdims=keepdims, **other)
+    def var(self, axis: Any = None, ddof: int = 0, keepdims: bool = False, **other: NoReturn) -> Tensor:
+        return OPS["var"](self, axis=axis, ddof=ddof, keepdims=keepdims, **other)
+    def cumsum(self, axis: Any = None, **other: NoReturn) -> Tensor: return OPS["cumsum"](self, axis=axis, **other)
     def argmax(self, axis: Any = None) -> Any: return self._data.argmax(axis=axis)
     def clip(self, low: Any, high: Any) -> Tensor: return OPS["clip"](self, low=low, high=high)
     def reshape(self, *shape: Any) -> Tensor: return OPS["reshape"](self, shape=shape[0] if len(shape) == 1 else shape)
@@ -148,7 +149,7 @@ class Operators:
     def transpose(self, *axes: Any) -> Tensor:
         return OPS["transpose"](self, axes=(axes[0] if len(axes) == 1 else axes) or None)
     def swapaxes(self, axis1: int, axis2: int) -> Tensor: return OPS["swapaxes"](self, axis1=axis1, axis2=axis2)
-    def squeeze(self, axis: Any = None) -> Tensor: return OPS["squeeze"](self, axis=axis)
+    def squeeze(self, axis: Any = None, **other: NoReturn) -> Tensor: return OPS["squeeze"](self, axis=axis, **other)
 
     # In place, as in NumPy: the array is the same one afterwards.
     def __iadd__(self, y: Any) -> Any: self._data += self._changing("x += y", y); return self  # noqa: E702

@@ -227,10 +227,10 @@ def loss_curve(
     for name, line, style in series:
         if line:
             axes.plot(*zip(*line), label=name, **style)
-    frame(axes, title, x=x, y="loss", fontsize=11)
+    frame(axes, title, x="learning rate" if x == "lr" else x, y="loss", fontsize=11)
     axes.grid(True, which="major", color="#e6e6e6", linewidth=0.7)
     if not log_x:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))  # of a single record only one is whole
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("")

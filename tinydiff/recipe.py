@@ -55,6 +55,7 @@ def pictures(
     skip_broken: bool = False,
     data_dir: str | Path | None = None,
     captions: str | bool | None = None,
+    classes: str | None = None,
     encoding: str | None = None,
 ) -> Pictures:
     """What to learn from: "glyphs", "scenes", "mnist", or a folder of your own pictures, of which one in ten is held
@@ -67,11 +68,11 @@ def pictures(
     if name == "mnist":
         return _mnist("train", data_dir)
     source = {"name": str(Path(name).absolute()), "size": size, "skip_broken": skip_broken}
-    source |= {"captions": captions, "encoding": encoding}
+    source |= {"captions": captions, "classes": classes, "encoding": encoding}
     found = _read(name, source)
     source["size"] = list(found.images.shape[1:3])
     if words and not any(found.captions):
-        raise ValueError(f"the pictures in {name} have no captions: docs/own_pictures.md has three ways to give them")
+        raise ValueError(f"the pictures in {name} have no captions: docs/own_pictures.md says how to give them")
     return _of_folder(found, source, held=False)
 
 
@@ -96,6 +97,7 @@ def _read(name: str, source: Mapping[str, Any]) -> data.Pictures:
         name,
         size=source.get("size"),
         captions=source.get("captions"),
+        classes=source.get("classes"),
         encoding=source.get("encoding") or "utf-8",
         on_error="skip" if source.get("skip_broken") else "raise",
     )

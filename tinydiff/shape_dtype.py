@@ -7,6 +7,7 @@ the values, and the node keeps the shape and dtype alone. A rule that reads them
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 
@@ -24,8 +25,8 @@ class ShapeDtype:
 
     def no_values(self, *_others: Any, **_options: Any) -> Any:
         raise TypeError(
-            "a rule has used the values of a name with a leading underscore, which is a shape and dtype alone: "
-            "take the underscore away"
+            f"a rule has used the values of {name_of(self)}; a name with a leading underscore is a shape and dtype "
+            "alone: take the underscore away"
         )
 
     def __repr__(self) -> str:
@@ -36,8 +37,8 @@ class ShapeDtype:
 
     def __getattr__(self, name: str) -> Any:  # only what is not found: a method of arrays, such as sum
         raise AttributeError(
-            f"a name with a leading underscore is a shape and dtype alone in a rule, and has no {name}: "
-            "take the underscore away"
+            f"a rule has asked {name_of(self)} for {name}; a name with a leading underscore is a shape and dtype "
+            "alone: take the underscore away"
         )
 
     __array__ = __array_ufunc__ = __array_function__ = no_values  # numpy.exp(_x), numpy.where(_x, ...), g * _x
@@ -50,3 +51,14 @@ class ShapeDtype:
     __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = __invert__ = no_values
     __getitem__ = __setitem__ = no_values
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = no_values
+
+
+def name_of(x: ShapeDtype) -> str:
+    """What the rule calls x, which does not know it: the rule is among the functions that are running."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        for name, value in frame.f_locals.items():
+            if name.startswith("_") and (value is x or type(value) is tuple and any(part is x for part in value)):
+                return name
+        frame = frame.f_back  # type: ignore[assignment]
+    return "an array that is not kept"

@@ -135,6 +135,65 @@ def test_a_table_that_would_be_overlooked_is_an_error(tmp_path):
     assert "has captions.csv and metadata.jsonl: say which, captions='captions.csv'" in refused(tmp_path)
 
 
+CLASSES = {
+    "captions.csv": "file,Species,age\n1.png,grey_cat,3\n2.png,dog,4\n3.png, grey_cat ,5\n",
+    "metadata.csv": "file;age;species\n3.png;;grey_cat\n2.png;;dog\n1.png;;grey_cat\n",
+    "captions.jsonl": "".join(
+        json.dumps({"species": kind, "file": file, "age": None}) + "\n"
+        for file, kind in (("1.png", "grey_cat"), ("2.png", "dog"), ("3.png", "grey_cat"))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_column_has_the_classes(tmp_path, name):
+    for file in ("1.png", "2.png", "3.png"):
+        put(tmp_path / file)
+    write(tmp_path / name, CLASSES[name])
+    data = folder(tmp_path, classes="species")
+    assert data.classes == ("dog", "grey_cat") and data.labels["class"].tolist() == [1, 0, 1]
+    assert data.captions == ["grey cat", "dog", "grey cat"] and data.skipped == []  # as of folders of these names
+
+
+def test_captions_may_stand_beside_the_classes_and_folders_are_none_then(tmp_path):
+    put(tmp_path / "in/1.png")
+    put(tmp_path / "2.png")
+    write(tmp_path / "captions.csv", "file,caption,kind\nin/1.png,asleep,cat\n2.png,,dog\n")
+    data = folder(tmp_path, classes="kind")
+    assert data.captions == ["", "asleep"] and data.classes == ("cat", "dog")
+    assert folder(tmp_path).classes == ()
+    write(tmp_path / "metadata.jsonl", '{"image": "in/1.png", "label": 10}\n{"image": "2.png", "label": 2}\n')
+    numbers = folder(tmp_path, captions="metadata.jsonl", classes="label")
+    assert numbers.classes == ("10", "2") and numbers.captions == ["2", "10"]
+
+
+def test_classes_that_are_not_there_are_an_error(tmp_path):
+    put(tmp_path / "1.png")
+    put(tmp_path / "2.png")
+    assert "classes='kind' names a column, and there is no table: it is to be one of" in refused(
+        tmp_path, classes="kind"
+    )
+    write(tmp_path / "captions.csv", "file,species,age\n1.png,cat,3\n2.png,,4\n")
+    assert (
+        "no column of captions (caption, text, prompt), but ['file', 'species', 'age']; if 'species' is the class of "
+        in (refused(tmp_path))
+    )
+    said = refused(tmp_path, classes="specie")
+    assert "has no column 'specie' (is 'species' meant?), but ['file', 'species', 'age']" in said
+    assert "no column 'colour', but ['file'" in refused(tmp_path, classes="colour")
+    assert "2.png: captions.csv, line 3: its species is empty" in refused(tmp_path, classes="species")
+    assert skipping(tmp_path, classes="species")[0].classes == ("cat",)
+    assert "classes='species' names a column, and there is no" in refused(tmp_path, classes="species", captions=False)
+    assert "classes must be the name of a column, or None, not 1" in refused(tmp_path, classes=1)
+    write(tmp_path / "captions.csv", "file,species\n1.png,cat\n")
+    assert "2.png: it has no species in captions.csv\n" in refused(tmp_path, classes="species")
+    write(tmp_path / "captions.csv", "file,species,species\n1.png,cat,dog\n")
+    assert "names the column 'species' twice" in refused(tmp_path, classes="species")
+    (tmp_path / "captions.csv").unlink()
+    write(tmp_path / "captions.jsonl", '{"file": "1.png", "kind": "cat"}\n{"file": "2.png", "kind": 0.5}')
+    assert "line 2: its 'kind' must be a string, not 0.5" in refused(tmp_path, classes="kind")
+
+
 def test_empty_captions_are_the_null_prompt(tmp_path):
     put(tmp_path / "a.png")
     put(tmp_path / "b.png")
@@ -245,13 +304,13 @@ def test_other_encodings(tmp_path, encoding):
     [
         ("{", "metadata.jsonl, line 2: is not JSON"),
         ("[1]", "metadata.jsonl, line 2: must be an object"),
-        ('{"text": "x"}', r"metadata.jsonl, line 2: has none of file_name, .* but \['text'\]"),
-        ('{"file_name": "b.png", "title": "x"}', "metadata.jsonl, line 2: has none of caption, text, prompt"),
+        ('{"text": "x"}', r"metadata.jsonl, line 2: has no column of files .* but \['text'\]"),
+        ('{"file_name": "b.png", "title": "x"}', "metadata.jsonl, line 2: has no column of captions"),
         ("[" * 100_000, "metadata.jsonl, line 2: is not JSON: maximum recursion depth"),
         ('{"file_name": "b.png", "text": "x", "text": "y"}', "metadata.jsonl, line 2: has 'text' twice"),
         (r'{"file_name": "b.png", "text": "half a \ud83d"}', "metadata.jsonl, line 2: has .* which is no character"),
         (r'{"file_name": "b.png", "text": "\u0000"}', "metadata.jsonl, line 2: has .* which is no character"),
-        ('{"file_name": "b.png", "text": null}', "line 2: the file and the caption must be strings, not 'b.png' and N"),
+        ('{"file_name": "b.png", "text": null}', "line 2: its 'text' must be a string, not None"),
     ],
 )
 def test_a_bad_line_of_json(tmp_path, line, message):
@@ -925,6 +984,15 @@ def test_all_bad_pictures_are_named_at_once_and_ten_of_them_end_the_work(pets, m
         write(pets / f"{name}.png", "")
     said = refused(pets)
     assert "3 in" in said and all(f"{name}.png" in said for name in ("11", "50", "99"))
+    write(
+        pets / "captions.csv",
+        "\n".join(["file,caption", "gone.png,x", *(f"{path.name},x" for path in pets.glob("*g"))]),
+    )
+    for said in (refused(pets), skipping(pets)[1]):  # what is wrong with the table and with the pictures, once each
+        assert "4 in" in said and all(said.count(f"\n  {name}.png: ") == 1 for name in ("gone", "11", "50", "99"))
+    put(pets / "98.png", size=(9, 8))
+    assert "2 sizes" in (said := refused(pets)) and "\n  gone.png: " in said and "\n  11.png: " in said
+    (pets / "captions.csv").unlink()
     for i in range(20):
         write(pets / f"{i + 10}.png", "")
     read, seen = module.read_picture, []
@@ -1095,15 +1163,19 @@ def test_the_code_and_the_error_of_the_page(tmp_path, monkeypatch, capsys, numpy
         put(tmp_path / "pets" / name, size=(80, 70))
     table = 'file,caption\ncat1.jpg,"a cat, asleep on a sofa"\ncat2.png,two cats\ndog1.jpg,a dog\ndog2.png,a dog\n'
     write(tmp_path / "pets/captions.csv", table)
+    for name in ("cat1.jpg", "dog1.jpg"):
+        put(tmp_path / "animals" / name)
+    (shown,) = re.findall(r"```\n(file,species,age\n.*?)```", page, re.S)
+    write(tmp_path / "animals/captions.csv", shown)
     monkeypatch.chdir(tmp_path)
     np.save("photos.npy", np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), "uint8"))
     names = {}
     blocks = re.findall(r"```python\n(.*?)```", page, re.S)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     for block in blocks:
         exec(compile(block, "own_pictures.md", "exec"), names)
     shown = re.findall(r"print\(.*\) +# (.*)", page)
-    assert len(shown) == 2 and capsys.readouterr().out.splitlines() == shown
+    assert len(shown) == 4 and capsys.readouterr().out.splitlines() == shown
     assert str(names["pets"].files) in page and names["held"].sum() == 1
     (tmp_path / "pets/dog1.jpg").rename(tmp_path / "pets/dog1.jpeg")
     assert f"```\n{refused('pets')}\n```" in page

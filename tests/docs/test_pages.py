@@ -46,7 +46,7 @@ def test_sessions_and_claims(page: Path) -> None:
 
 
 def pets(folder: Path) -> dict[str, Any]:
-    """Four pictures with the captions of the page, and a file of six more."""
+    """Four pictures with the captions of the page, two with classes, and a file of six more."""
     from PIL import Image
 
     (folder / "pets").mkdir()
@@ -57,6 +57,10 @@ def pets(folder: Path) -> dict[str, Any]:
         Image.fromarray(draw.integers(0, 256, (64, 64, 3)).astype("uint8")).save(folder / "pets" / name)
         rows.append(f'{name},"{caption}"')
     (folder / "pets" / "captions.csv").write_text("\n".join(rows))
+    (folder / "animals").mkdir()
+    for name in ("cat1.jpg", "dog1.jpg"):
+        (folder / "animals" / name).write_bytes((folder / "pets" / name).read_bytes())
+    (folder / "animals" / "captions.csv").write_text("file,species,age\ncat1.jpg,grey_cat,3\ndog1.jpg,dog,4\n")
     np.save(folder / "photos.npy", draw.integers(0, 256, (6, 64, 64, 3)).astype("uint8"))
     return {}
 

@@ -151,7 +151,7 @@ def files_and_data(net: Net, out: Path) -> None:
     drawn: data.Glyphs = data.glyphs(100, 0, variety=next(iter(data.VARIETIES)))
     scenes: data.Scenes = data.scenes(10, side=32)
     try:
-        pictures: data.Pictures = data.folder("pets", size=(32, 64), on_error="skip")
+        pictures: data.Pictures = data.folder("pets", size=(32, 64), classes="species", on_error="skip")
         training, validation = pictures.split(0.1)
     except data.DownloadError as error:
         print(error)

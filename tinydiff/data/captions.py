@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import difflib
 import io
 import json
 import os
@@ -38,15 +39,32 @@ class Row(NamedTuple):
     where: str  # "captions.csv, line 3"
     file: str
     caption: str
+    kind: str = ""  # its class, if a column has the classes
 
 
-def captioned(root: Path, names: list[str], captions: Any, encoding: str, skipped: list[Fault]) -> dict[str, str]:
-    """The caption of each picture, in the order of `names`; what is wrong is added to `skipped`."""
+def captioned(
+    root: Path, names: list[str], captions: Any, classes: str | None, encoding: str, skipped: list[Fault]
+) -> dict[str, tuple[str, str]]:
+    """The caption and the class of each picture, in the order of `names`; what is wrong is added to `skipped`.
+    classes: the column of the table that has them; None: they are the folders."""
+    table = None if captions is False else _table(root, names, captions)
+    if table is not None:
+        return _from_table(table, names, classes, encoding, skipped)
+    if classes is not None:
+        raise ValueError(
+            f"folder: classes={classes!r} names a column, and there is no table: it is to be one of "
+            f"{', '.join(TABLES)} in {root}, or another that you name by captions='FILE'"
+        )
     pictures = [name for name in names if _is_picture(name)]
-    if captions is False:
-        return dict.fromkeys(pictures, "")
-    if table := _table(root, names, captions):
-        return _from_table(table, names, encoding, skipped)
+    found = dict.fromkeys(pictures, "")
+    if captions is not False:
+        found = _without_table(root, names, pictures, encoding, skipped)
+    return {name: (caption, class_of(name)) for name, caption in found.items()}
+
+
+def _without_table(
+    root: Path, names: list[str], pictures: list[str], encoding: str, skipped: list[Fault]
+) -> dict[str, str]:
     texts = {name.removesuffix(".txt"): name for name in names if name.endswith(".txt")}
     if any(_stem(name) in texts for name in pictures):
         return _from_texts(root, pictures, texts, encoding, skipped)
@@ -77,28 +95,37 @@ def _table(root: Path, names: list[str], captions: Any) -> Path | None:
     return root / there[0] if there else None
 
 
-def _from_table(table: Path, names: list[str], encoding: str, skipped: list[Fault]) -> dict[str, str]:
-    rows, faults = read_table(table, encoding)
+def _from_table(
+    table: Path, names: list[str], classes: str | None, encoding: str, skipped: list[Fault]
+) -> dict[str, tuple[str, str]]:
+    rows, faults = read_table(table, encoding, classes)
     skipped += faults
     known = {composed(name): name for name in names}
     similar: dict[str, str] = {}
     for name in names:
         for form in (name, PurePosixPath(name).name, _stem(name)):
             similar.setdefault(form.casefold(), name)
-    seen: dict[str, tuple[str, str]] = {}  # the caption of a file, and where it is
+    seen: dict[str, Row] = {}
     for row in rows:
         # Only what the walk through the folder has found can be named, so nothing outside is ever read.
         file = known.get(composed(row.file)) or known.get(composed(row.file.replace("\\", "/").removeprefix("./")))
         if file is None:
             skipped.append((row.file or row.where, f"{row.where}: {_why_missing(row.file, similar)}"))
         elif file in seen:
-            skipped.append((file, f"{row.where}: it has a caption already, in {seen[file][1]}"))
+            skipped.append((file, f"{row.where}: it has a caption already, in {seen[file].where}"))
         else:
-            seen[file] = row.caption, row.where
+            seen[file] = row
+    found = {}
     for name in names:
-        if _is_picture(name) and name not in seen:
-            skipped.append((name, f'it has no caption in {table.name}; "" would be the null prompt'))
-    return {name: seen[name][0] for name in names if name in seen}
+        if name not in seen:
+            if _is_picture(name):
+                null = '; "" would be the null prompt' if classes is None else ""
+                skipped.append((name, f"it has no {'caption' if classes is None else classes} in {table.name}{null}"))
+        elif classes is not None and not seen[name].kind:
+            skipped.append((name, f"{seen[name].where}: its {classes} is empty"))
+        else:
+            found[name] = seen[name].caption, class_of(name) if classes is None else seen[name].kind
+    return found
 
 
 def _why_missing(file: str, similar: dict[str, str]) -> str:
@@ -162,15 +189,17 @@ def some(names: Sequence[str], most: int = 10) -> str:
 # ---------------------------------------------------------------- from a file
 
 
-def read_table(path: Path, encoding: str) -> tuple[list[Row], list[Fault]]:
+def read_table(path: Path, encoding: str, classes: str | None = None) -> tuple[list[Row], list[Fault]]:
     """The rows of a table of captions, and the faults of the others. A name that ends in .jsonl (or .ndjson, .json) is
     read as JSON Lines, any other as CSV, with ",", ";" or a tab between its columns, whichever fits the header.
+    classes: the column of the classes. A table that has it needs no captions: they are the classes.
 
-    Errors: ValueError for bytes that are not in this encoding, for a table that lacks a column of files or of captions,
-    for a quote that is not closed, and for so many faults that it can hardly be a table.
+    Errors: ValueError for bytes that are not in this encoding, for a table that lacks a column of files, of captions or
+    of that name, for a quote that is not closed, and for so many faults that it can hardly be a table.
     """
     text = read_text(path, encoding)
-    found = _json_lines(path, text) if path.suffix.lower() in (".jsonl", ".ndjson", ".json") else _csv(path, text)
+    read = _json_lines if path.suffix.lower() in (".jsonl", ".ndjson", ".json") else _csv
+    found = read(path, text, classes)
     rows: list[Row] = []
     faults: list[Fault] = []
     for row in found:
@@ -215,7 +244,7 @@ def read_text(path: Path, encoding: str, most: int = TABLE) -> str:
     return text
 
 
-def _csv(path: Path, text: str) -> Iterator[Row | Fault]:
+def _csv(path: Path, text: str, classes: str | None) -> Iterator[Row | Fault]:
     if len(text) > TEXT and not re.search("[\r\n]", text[:TEXT]):
         raise ValueError(f"{path}: its first line must name its columns, and is longer than {TEXT} characters")
     start = 0
@@ -230,19 +259,14 @@ def _csv(path: Path, text: str) -> Iterator[Row | Fault]:
             headers[mark] = next((row for row in _reader(text, mark) if row), [])
         except csv.Error as error:
             raise ValueError(f"{path}: its first line cannot be read: {error}") from None
-    fitting = [mark for mark, header in headers.items() if None not in _columns(header)]
+    fitting = [mark for mark, header in headers.items() if not _lacking(header, classes)]
     delimiter = fitting[0] if fitting else max(DELIMITERS, key=lambda mark: len(headers[mark]))
     header = headers[delimiter]
-    file, caption = _columns(header)
-    if twice := _twice(header):
+    if twice := _twice(header, classes):
         raise ValueError(f"{path}: its first line names the column {twice!r} twice: which one is meant?")
-    if file is None or caption is None:
-        lacks = " and ".join(
-            f"no column of {what} ({', '.join(names)})"
-            for what, names, found in (("files", FILE_COLUMNS, file), ("captions", CAPTION_COLUMNS, caption))
-            if found is None
-        )
-        raise ValueError(f"{path}: its first line must name its columns, and has {lacks}, but {header or 'nothing'}")
+    if lacks := _lacking(header, classes):
+        raise ValueError(f"{path}: its first line must name its columns, and has {lacks}")
+    columns = _columns(header, classes)
     reader = _reader(text, delimiter)
     at_header = True
     while True:
@@ -259,33 +283,59 @@ def _csv(path: Path, text: str) -> Iterator[Row | Fault]:
         elif any(row[len(header) :]):
             quote = f'a caption with {delimiter!r} in it must be in double quotes, "..."'
             yield where, f"{len(row)} values for the {len(header)} columns: {quote}"
-        elif row and len(row) <= max(file, caption):
+        elif row and len(row) <= max(columns.values()):
             yield where, f"{len(row)} values for the {len(header)} columns"
         elif row:
-            yield Row(where, row[file].strip(), row[caption].strip())
+            yield _row(where, {what: row[column] for what, column in columns.items()})
+
+
+def _row(where: str, values: dict[str, str]) -> Row:
+    kind = values.get("classes", "").strip()
+    return Row(where, values["files"].strip(), values.get("captions", kind.replace("_", " ")).strip(), kind)
 
 
 def _reader(text: str, delimiter: str):  # type: ignore[no-untyped-def]  # the type has no public name
     return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
 
 
-def _columns(header: list[str]) -> tuple[int | None, int | None]:
-    """Which column has the files, and which the captions."""
-    names = [name.strip().casefold().replace(" ", "_") for name in header]
-    file, caption = (
-        next((names.index(name) for name in wanted if name in names), None)
-        for wanted in (FILE_COLUMNS, CAPTION_COLUMNS)
-    )
-    return file, caption
+def _columns(header: list[str], classes: str | None) -> dict[str, int]:
+    """Which column has the files, which the captions, and which the classes, of those that there are."""
+    plain = [_plain(name) for name in header]
+    wanted = {"files": FILE_COLUMNS, "captions": CAPTION_COLUMNS} | ({"classes": (_plain(classes),)} if classes else {})
+    found = {what: next((name for name in names if name in plain), None) for what, names in wanted.items()}
+    return {what: plain.index(name) for what, name in found.items() if name is not None}
 
 
-def _twice(header: list[str]) -> str | None:
-    """A column of files or captions that is there twice."""
-    chosen = [header[column] for column in _columns(header) if column is not None]
+def _plain(name: str) -> str:
+    return name.strip().casefold().replace(" ", "_")
+
+
+def _lacking(header: list[str], classes: str | None) -> str:
+    """What a table with these columns lacks, and has; "" if it lacks nothing."""
+    columns, lacks = _columns(header, classes), []
+    if "files" not in columns:
+        lacks.append(f"no column of files ({', '.join(FILE_COLUMNS)})")
+    if classes is None and "captions" not in columns:
+        lacks.append(f"no column of captions ({', '.join(CAPTION_COLUMNS)})")
+    if classes is not None and "classes" not in columns:
+        near = difflib.get_close_matches(classes, header[:1000], n=1)  # a stranger may name millions
+        lacks.append(f"no column {classes!r}" + (f" (is {near[0]!r} meant?)" if near else ""))
+    if not lacks:
+        return ""
+    others = [name for i, name in enumerate(header) if i not in columns.values()]
+    hint = ""
+    if classes is None and list(columns) == ["files"] and others:
+        hint = f"; if {others[0]!r} is the class of a picture, say classes={others[0]!r}"
+    return f"{' and '.join(lacks)}, but {header or 'nothing'}{hint}"
+
+
+def _twice(header: list[str], classes: str | None) -> str | None:
+    """A column of files, captions or classes that is there twice."""
+    chosen = [header[column] for column in _columns(header, classes).values()]
     return next((name for name in chosen if header.count(name) > 1), None)
 
 
-def _json_lines(path: Path, text: str) -> Iterator[Row | Fault]:
+def _json_lines(path: Path, text: str, classes: str | None) -> Iterator[Row | Fault]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -301,24 +351,21 @@ def _json_lines(path: Path, text: str) -> Iterator[Row | Fault]:
         if not isinstance(pairs, tuple):
             yield where, f'must be an object, {{"file_name": ..., "text": ...}}, not a {type(pairs).__name__}'
             continue
-        if twice := _twice([name for name, _ in pairs]):
+        if twice := _twice([name for name, _ in pairs], classes):
             yield where, f"has {twice!r} twice: which one is meant?"
             continue
         entry = dict(pairs)
-        file, caption = _columns(list(entry))
-        if file is None or caption is None:
-            lacking = " and ".join(
-                f"none of {', '.join(names)}"
-                for names, found in ((FILE_COLUMNS, file), (CAPTION_COLUMNS, caption))
-                if found is None
-            )
-            yield where, f"has {lacking}, but {list(entry)}"
+        if lacks := _lacking(list(entry), classes):
+            yield where, f"has {lacks}"
             continue
-        values = list(entry.values())
-        if not isinstance(values[file], str) or not isinstance(values[caption], str):
-            yield where, f"the file and the caption must be strings, not {values[file]!r} and {values[caption]!r}"
+        names = {what: list(entry)[column] for what, column in _columns(list(entry), classes).items()}
+        values = {what: entry[name] for what, name in names.items()}
+        if type(values.get("classes")) is int:  # as data sets often number their classes
+            values["classes"] = str(values["classes"])
+        if wrong := [names[what] for what, value in values.items() if not isinstance(value, str)]:
+            yield where, f"its {wrong[0]!r} must be a string, not {entry[wrong[0]]!r}"
             continue
-        if odd := re.search("[\0\ud800-\udfff]", values[file] + values[caption]):
+        if odd := re.search("[\0\ud800-\udfff]", "".join(values.values())):
             yield where, f"has {odd[0]!r} in it, which is no character of a text"
             continue
-        yield Row(where, values[file].strip(), values[caption].strip())
+        yield _row(where, values)

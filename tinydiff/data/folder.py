@@ -32,7 +32,7 @@ import numpy as np
 
 from ..arguments import integer
 from ..saving import cache_dir
-from .captions import Fault, captioned, class_of, composed, some
+from .captions import Fault, captioned, composed, some
 from .held_out import validation_mask
 from .limits import keep, read_npz
 from .picture_file import Size, Unreadable, read_picture, stored_size
@@ -50,8 +50,8 @@ class Pictures:
 
     images: uint8 (N, H, W, C), C = 1 for grey and 3 for colour
     captions: N strings; "" is the null prompt
-    labels: {"class": int64 (N,)}, indices into `classes`, if every picture lies in a folder of its class; else {}
-    classes: the names of these folders
+    labels: {"class": int64 (N,)}, indices into `classes`, if every picture has a class; else {}
+    classes: their names, sorted, from the folders or from a column of the table
     files: N paths relative to the folder, with "/" between their parts, in order
     skipped: (file, reason) of what was left out
     """
@@ -99,6 +99,7 @@ def folder(
     size: int | Size | None = None,
     colour: bool | None = None,
     captions: str | os.PathLike[str] | Literal[False] | None = None,
+    classes: str | None = None,
     encoding: str = "utf-8",
     background: str | tuple[int, int, int] = "white",
     on_error: Literal["raise", "skip"] = "raise",
@@ -115,8 +116,9 @@ def folder(
         captions.csv or metadata.csv in the folder (or .tsv, or .jsonl)
         a text file beside each picture: cat.txt for cat.png
         the folder in which a picture lies: "a_cat/1.png" is "a cat"
-    and if there is none, all captions are "". False does not look for any. Whatever the captions are, the folders are
-    the classes if every picture lies in one.
+    and if there is none, all captions are "". False does not look for any.
+    classes: the column of that table that has the classes, such as "species"; without a column of captions, these are
+    the captions. None: the folders are the classes if every picture lies in one, whatever the captions are.
     encoding: of the captions. background: shows where a picture is transparent, a name or (red, green, blue).
     on_error: "raise", or "skip" to leave out what cannot be used, with a warning; all of it is in `.skipped`.
     cache: keep the decoded pictures in `${XDG_CACHE_HOME:-~/.cache}/tinydiff/pictures`, one file for each folder, size,
@@ -138,13 +140,15 @@ def folder(
         raise ValueError(f"folder: colour must be True, False or None, not {colour!r}")
     if on_error not in ("raise", "skip"):
         raise ValueError(f"folder: on_error must be 'raise' or 'skip', not {on_error!r}")
+    if not (classes is None or isinstance(classes, str)):
+        raise ValueError(f"folder: classes must be the name of a column, or None, not {classes!r}")
     backdrop = _rgb(background)
 
     skipped: list[Fault] = []
     names = list(_walk(root, skipped))
-    by_file = captioned(root, names, captions, encoding, skipped)
+    by_file = captioned(root, names, captions, classes, encoding, skipped)
     stop = on_error == "raise"
-    if stop:
+    if stop and len(skipped) >= LISTED:  # of fewer, the pictures that are damaged are told in the same message
         _refuse(root, skipped)
     if not by_file and not skipped:
         raise ValueError(f"folder: there is no picture in {root}. There: {some(sorted(os.listdir(root))) or 'nothing'}")
@@ -156,29 +160,26 @@ def folder(
     key = _key(root, list(by_file))
     decoded = _load(kept, key, len(by_file)) if cache else None
     if decoded is None:
-        decoded = _decoded(root, list(by_file), size, colour, backdrop, stop, stream)
+        decoded = _decoded(root, list(by_file), size, colour, backdrop, skipped if stop else None, stream)
         # A failure of the disk, or of permissions, may be gone the next time.
         if cache and decoded.lasting:
             entries: dict[str, Any] = {"key": key, "faults": json.dumps(decoded.faults), "images": decoded.images}
             # Not compressed: photographs hardly shrink, and it takes longer than to decode them again.
             keep(kept, lambda file: np.savez(file, **entries), "the pictures are")
-    if stop:
-        _refuse(root, decoded.faults)  # of the cache, written by a run that skipped them
     bad = dict(decoded.faults)
     skipped += decoded.faults
+    if stop:
+        _refuse(root, skipped)
     files = [file for file in by_file if file not in bad]
     if not files:
         raise ValueError(f"{_listed(root, skipped)}\nand no picture is left")
     if skipped:
         warnings.warn(_listed(root, skipped), stacklevel=2)
-    classes = tuple(sorted({class_of(file) for file in files}))
-    labels = {}
-    if "" in classes:
-        classes = ()
-    else:
-        number = {name: i for i, name in enumerate(classes)}
-        labels["class"] = np.array([number[class_of(file)] for file in files], np.int64)
-    return Pictures(decoded.images, [by_file[file] for file in files], labels, classes, files, skipped)
+    kinds = [by_file[file][1] for file in files]
+    known = () if "" in kinds else tuple(sorted(set(kinds)))
+    number = {name: i for i, name in enumerate(known)}
+    labels = {"class": np.array([number[kind] for kind in kinds], np.int64)} if known else {}
+    return Pictures(decoded.images, [by_file[file][0] for file in files], labels, known, files, skipped)
 
 
 def _size(size: int | Size) -> Size:
@@ -272,10 +273,11 @@ def _decoded(
     size: Size | None,
     colour: bool | None,
     background: tuple[int, int, int],
-    stop: bool,
+    before: list[Fault] | None,
     stream: TextIO | None,
 ) -> Decoded:
-    """Decode the files in threads. stop: raise when so many are bad that a message is full of them."""
+    """Decode the files in threads. before: the faults that were found before these, to raise with them when there are
+    so many that a message is full of them; None: do not raise."""
 
     def read(file: str) -> np.ndarray | Unreadable:
         try:
@@ -297,8 +299,8 @@ def _decoded(
                 if isinstance(pixels, Unreadable):
                     faults.append((files[i], str(pixels)))
                     lasting &= pixels.lasting
-                    if stop and len(faults) == LISTED:
-                        _refuse(root, faults)
+                    if before is not None and len(before + faults) == LISTED:
+                        _refuse(root, before + faults)
                     continue
                 if good == 0:  # the system gives the memory only as it is written to
                     images = np.empty((len(files), *pixels.shape[:2], 3 if colour else 1), np.uint8)
@@ -312,7 +314,8 @@ def _decoded(
     finally:
         pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C nothing more is begun
     if several:
-        raise ValueError(_sizes(root, files))
+        also = f"\n{_listed(root, found)}" if (found := (before or []) + faults) else ""
+        raise ValueError(_sizes(root, files) + also)
     return Decoded(images[:good], faults, lasting)
 
 
