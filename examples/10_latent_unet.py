@@ -118,8 +118,8 @@ def samples(net, sde, space, args, each, steps):
 
 
 def draw_beside(images, args, each=4):
-    """beside.png: the run of --beside and this one, a column for each: how the numbers in each channel of its latents are
-    distributed, its loss, and `each` samples of every digit."""
+    """beside.png: the run of --beside and this one, a column for each: how the numbers in each channel of its latents
+    are distributed, its loss, and `each` samples of every digit."""
     figure = plot.new_figure(9.0, 7.4)
     grid = figure.add_gridspec(3, 2, height_ratios=[1, 1, 1.25], hspace=0.45, wspace=0.18, left=0.07, right=0.98,
                                top=0.95, bottom=0.02)  # fmt: skip

@@ -511,7 +511,11 @@ def test_the_tutorials_latent_unet_learns_from_raw_and_from_standardised_latents
     keep_a_judge(argparse.Namespace(data="mnist", data_dir=data_dir))
     for raw in ([], ["--raw"]):
         capsys.readouterr()
-        options = [*kept, "--epochs", 1, "--steps", 2, "--out", tmp_path / "run", *raw]
+        run = tmp_path / ("raw" if raw else "run")
+        options = [*kept, "--epochs", 1, "--steps", 2, "--out", run, *raw]
+        if raw:
+            assert "must be the directory of a run" in main(monkeypatch, LATENT_UNET, *options, "--beside", tmp_path)
+            options += ["--beside", tmp_path / "run"]
         done = main(monkeypatch, LATENT_UNET, *options)
         printed = capsys.readouterr()
         if raw:
@@ -520,19 +524,20 @@ def test_the_tutorials_latent_unet_learns_from_raw_and_from_standardised_latents
             assert "the samples cannot be judged: Classifier: the numbers of the images" in done
         standard = "latents of deviation [1. 1. 1. 1.] around" in printed.err.replace("  ", " ")
         assert "285,284 parameters, 24" in printed.err and standard == (not raw)
-        assert imread(tmp_path / "run" / "samples.png").shape[0] == (10 * 30 + 2) * 3
-        assert sampled(tmp_path / "run" / "checkpoint.npz", "--label", "7", "--count", "1") == (28, 28)
+        assert imread(run / "samples.png").shape[0] == (10 * 30 + 2) * 3
+        assert sampled(run / "checkpoint.npz", "--label", "7", "--count", "1") == (28, 28)
+    assert imread(tmp_path / "raw" / "beside.png").shape[1] == 9 * 130
 
 
 @pytest.mark.skipif(EMULATED, reason="64x64 pictures take long on the emulated device, and the sizes are the same")
-def test_the_latents_of_scenes_are_two_by_two_a_pixel_of_the_net(tmp_path, monkeypatch):
+def test_the_latents_of_scenes_get_a_net_of_two_levels(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    few = ["--drawn", 100, "--images", 50, "--autoencoder-images", 50, "--channels", 8, "--steps", 2, "--samples", 2]
+    few = ["--drawn", 100, "--images", 50, "--autoencoder-images", 50, "--steps", 2, "--samples", 2]
     assert main(monkeypatch, LATENT, "a red circle above a blue square", *few, "--out", tmp_path / "run") == 0
     (kept,) = (tmp_path / "cache" / "tinydiff" / "latents").iterdir()
     assert np.load(kept)["latents"].shape == (100, 16, 16, 4)
     net = tinydiff.load(tmp_path / "run" / "model.npz").model.net.net
-    assert net.patch == 2 and net.positions and net.levels == 1
+    assert net.patch == 1 and net.positions and net.levels == 2
 
 
 @pytest.mark.slow
