@@ -51,7 +51,7 @@ from text_to_image import (
     source_of,
 )
 
-from tinydiff import Rng, data, plot, saving
+from tinydiff import Rng, data, no_grad, plot, saving
 from tinydiff.backend import to_host
 from tinydiff.diffusion import Denoiser, KarrasSDE, edm_loss, sample
 from tinydiff.latents import cached_latents
@@ -63,10 +63,10 @@ from tinydiff.optim import EMA, Adam, cosine, warmup
 from tinydiff.trained import Trained
 from tinydiff.training import train
 
-# Mean and standard deviation of ln sigma in training. Latents have deviation 1, the pixels of text_to_image.py 0.6, and
-# what is noise for them is less so for these: hence a little more than there.
-NOISE = 0.8, 1.4
-SQUEEZED, LEARNED = 54_000, 450_000  # pictures of 64x64 that the autoencoder and the diffusion learn from
+# Mean and standard deviation of ln sigma in training. At high levels it is decided which object goes where, at low ones
+# how the corners of a small square differ from a circle: both must come often.
+NOISE = 0.4, 1.8
+SQUEEZED, LEARNED = 54_000, 360_000  # pictures of 64x64 that the autoencoder and the diffusion learn from
 
 
 def main() -> int:
@@ -133,7 +133,7 @@ def autoencoder(images, args):
         seed=args.seed,
         shape=args.shape,
     )
-    check_shape(args.shape, args.channels, 2**made_as.levels)
+    choose_channels(args, 2**made_as.levels)  # now, and not after the training
     net = common.new_autoencoder(made_as)
     wanted = args.autoencoder_images or SQUEEZED * 64**2 / np.prod(args.shape[:2])
     epochs = max(1, round(wanted / len(images)))
@@ -185,10 +185,9 @@ def trained(args, path):
     tokenizer = Tokenizer.fit(captions)
     check_prompts(tokenizer, args)  # now, and not after the training
     args.shape, args.preview = list(images.shape[1:]), some_of(captions)
-    args.channels = args.channels or [96]
     space = autoencoder(images[~held], args)
     args.latents = list(space.shape)
-    check_shape(args.shape, args.channels, args.shape[0] // args.latents[0] * patch(args.latents))
+    choose_channels(args, args.shape[0] // args.latents[0])
     if args.raw:
         common.leave_unscaled(space)
     latents = cached_latents(space, images)  # (N, h, w, C), once
@@ -265,9 +264,11 @@ def loss_of(denoiser, z0, tokens, rng, sample_offset):
     return edm_loss(denoiser, z0, rng, mean=mean, std=std, sample_offset=sample_offset, tokens=tokens)
 
 
-def patch(latents):
-    """The side of the squares of latents that are one pixel to the U-Net, which then sees 8x8 pixels, or some more."""
-    return 2 if min(latents[:2]) >= 16 else 1
+def choose_channels(args, shrunk):
+    """args.channels, if there are none, for latents that are pictures shrunk by that factor; or end the program,
+    because the U-Net cannot halve them often enough."""
+    args.channels = args.channels or ([48, 96] if min(args.shape[:2]) // shrunk >= 16 else [96])
+    check_shape(args.shape, args.channels, shrunk)
 
 
 # What is kept beside the weights, and the fingerprint of the latent space.
@@ -277,7 +278,7 @@ SETTINGS = ("data", "size", "skip_broken", "drawn", "training_seed", "preview", 
 def new_model(tokenizer, args):
     rng = Rng(args.training_seed).child("model")
     encoder = TextEncoder(tokenizer.size, tokenizer.length, WIDTH, rng=rng)
-    net = UNet(args.latents[-1], args.channels, patch=patch(args.latents), context=WIDTH, positions=True, rng=rng)
+    net = UNet(args.latents[-1], args.channels, patch=1, context=WIDTH, positions=True, rng=rng)
     denoiser = Denoiser(TextToImage(encoder, net, tokenizer), sigma_data=1.0)
     return denoiser, EMA(denoiser, 0.998)
 
@@ -343,15 +344,17 @@ def tell_story(space, denoiser, tokenizer, prompt, args, columns=6):
     seen = []
 
     def note(step, t, x, denoised):
-        seen.append((t, to_host(x)[0], to_host(denoised)[0]))
+        seen.append((float(t), x, to_host(denoised)[0]))
 
-    with attention_maps(denoiser) as maps:
-        sample(denoiser, (1, *args.latents), KarrasSDE(), Rng(args.seed).child("samples"), method="heun",
-               steps=args.steps, eps=0.002, callback=note, **encoded)  # fmt: skip
-    # Heun's step k has the passes 2 k and 2 k + 1. The first steps are all noise and the last ones all picture.
-    chosen = np.linspace(0.2, 0.85, columns - 1) * args.steps
-    chosen = [*chosen.round().astype(int), args.steps]
-    weights = np.stack([to_host(passes[min(2 * k, len(passes) - 1)])[0] for k in chosen for passes in maps.values()])
+    sample(guided(denoiser, tokenizer, args.guidance, args), (1, *args.latents), KarrasSDE(),
+           Rng(args.seed).child("samples"), method="heun", steps=args.steps, eps=0.002, callback=note,
+           **encoded)  # fmt: skip
+    # The first steps are all noise and the last ones all picture.
+    chosen = [*(np.linspace(0.2, 0.85, columns - 1) * args.steps).round().astype(int), args.steps]
+    with attention_maps(denoiser) as maps, no_grad():  # of the passes with the words alone
+        for k in chosen:
+            denoiser(seen[k][1], seen[k][0], **encoded)
+    weights = np.stack([to_host(passes[i])[0] for i in range(columns) for passes in maps.values()])
     weights = weights.reshape(columns, len(maps), *weights.shape[1:]).mean(axis=1)  # (columns, pixels, words)
     side = round((np.prod(args.latents[:2]) / weights.shape[1]) ** 0.5)
     height, width = args.latents[0] // side, args.latents[1] // side
@@ -383,10 +386,10 @@ def tell_story(space, denoiser, tokenizer, prompt, args, columns=6):
         f"each word is a number, then a vector of {WIDTH}: blue below 0, red above", fontsize=9, color=plot.FAINT, pad=3
     )
     for column, k in enumerate(chosen):
-        sigma, latent, _ = seen[k]
+        sigma, latent = seen[k][0], to_host(seen[k][1])[0]
         first = column == 0
         shades = np.clip(latent[..., :3] / (2 * max(1.0, latent.std())) / 2 + 0.5, 0, 1)
-        picture(1, column, shades, "the latent,\n3 channels\nas colours" * first, f"noise {float(sigma):.2g}")
+        picture(1, column, shades, "the latent,\n3 channels\nas colours" * first, f"noise {sigma:.2g}")
         picture(2, column, np.clip(decoded[column] / 2 + 0.5, 0, 1).squeeze(), "what it is\ntaken for" * first,
                 **({"cmap": "gray"} if decoded.shape[-1] == 1 else {}))  # fmt: skip
         for row, i in enumerate(shown, 3):
@@ -401,6 +404,7 @@ def arguments():
     parser = common.parser(__doc__)
     add, integer = parser.add_argument, common.integer
     add_painting(parser, "latent_diffusion", "scenes")
+    parser.set_defaults(guidance=2.0)
     add("--story", action="store_true", help="draw story.png, how the first prompt becomes a picture")
     add("--autoencoder", type=common.file, metavar="FILE", help="latent_space.npz of 09_autoencoder.py or another run")
     add("--latent", type=integer(1), metavar="N", help="channels of the latent (default: 4; of "
@@ -412,7 +416,7 @@ def arguments():
     add("--images", type=integer(1), metavar="N", help="pictures that the diffusion learns from, in whole rounds "
         f"(default: {LEARNED:,} of 64x64; of smaller ones more)")  # fmt: skip
     add("--channels", type=integer(8, multiple_of=8), nargs="+", metavar="N", help="of the U-Net, from fine to coarse "
-        "(default: one level of 96)")  # fmt: skip
+        "(default: 48 96; of latents smaller than 16x16, one level of 96)")  # fmt: skip
     common.add_training(parser, batch_size=64)
     add("--lr", type=common.positive, default=2e-3, metavar="X", help="of Adam in the diffusion, after a warm-up, "
         "before a cosine")  # fmt: skip
