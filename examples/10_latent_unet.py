@@ -3,7 +3,7 @@
     python examples/09_autoencoder.py --kind tutorial --out runs/tutorial    first: the autoencoder
     python examples/10_latent_unet.py                                        20 epochs with latents in standard units
     python examples/10_latent_unet.py --raw --out runs/raw                   as published: latents as they come
-    python examples/10_latent_unet.py --beside runs/raw                      and a picture of that run and this one
+    python examples/10_latent_unet.py --beside runs/raw                      that run and this one in one picture
     python examples/10_latent_unet.py --raw --epochs 250 --out runs/raw      as long as published
     python examples/10_latent_unet.py --resume                               go on with a run that was interrupted
 
@@ -51,10 +51,7 @@ def main() -> int:
         common.leave_unscaled(space)
     judge = common.trained_judge(args)  # now, and not after the training
     if args.beside:
-        try:
-            load(args.beside), read_log(args.beside)
-        except (OSError, ValueError) as error:
-            sys.exit(f"--beside must be the directory of a run of this example: {error}")
+        check_beside(args.beside)
     sde = VESDE(SIGMA)
     net = LatentUNet(sde.marginal_std, rng=Rng(args.seed).child("model"))
     ema = EMA(net, 0.999)
@@ -99,13 +96,13 @@ def main() -> int:
     with ema.applied():
         x = samples(net, sde, space, args, 10, args.steps)
     plot.image_grid(x, args.out / "samples.png", rows=10, row_labels=ATTRIBUTES["digit"])
+    if args.beside:
+        draw_beside(images[:1000, ..., None], args)
     try:
         found, _ = judge.predict(np.clip(2 * x - 1, -1, 1))
     except ValueError as error:  # of a decoder that has learned nothing
         sys.exit(f"the samples cannot be judged: {error}")
     print(f"the digit is right in {conditional_accuracy(found, {'digit': np.repeat(np.arange(10), 10)})['digit']}")
-    if args.beside:
-        draw_beside(images[:1000, ..., None], args)
     return 0
 
 
@@ -115,6 +112,16 @@ def samples(net, sde, space, args, each, steps):
     rng = Rng(args.seed).child("samples")
     z = sample(net, (10 * each, *space.shape), sde, rng, method="euler_maruyama", steps=steps, labels=digits)
     return space.decode(z)
+
+
+def check_beside(folder):
+    """End the program unless it is the directory of a run of this example."""
+    try:
+        trained, records = load(folder), read_log(folder)
+    except (OSError, ValueError) as error:
+        sys.exit(f"--beside must be the directory of a run of this example: {error}")
+    if trained.space is None or list(trained.labels) != ["labels"] or not records:
+        sys.exit(f"--beside must be the directory of a run of this example, and {folder} has {trained!r}")
 
 
 def draw_beside(images, args, each=4):

@@ -2,7 +2,7 @@
 
     python examples/latent_diffusion.py "a red circle above a blue square"     trains once; then paints
     python examples/latent_diffusion.py "a ring below a cross" --sweep 0 1 3   a row for each weight of guidance
-    python examples/latent_diffusion.py "a red ring above a blue cross" --story    everything in one picture
+    python examples/latent_diffusion.py "a red circle above a blue square" --story    everything in one picture
     python examples/latent_diffusion.py --data glyphs "a bold seven"           digits; --data mnist, handwritten ones
     python examples/latent_diffusion.py --data pets --size 64 "a cat"          your own pictures
     python examples/latent_diffusion.py --judge 500                            how often is it what was asked for?
@@ -267,7 +267,9 @@ def loss_of(denoiser, z0, tokens, rng, sample_offset):
 def choose_channels(args, shrunk):
     """args.channels, if there are none, for latents that are pictures shrunk by that factor; or end the program,
     because the U-Net cannot halve them often enough."""
-    args.channels = args.channels or ([48, 96] if min(args.shape[:2]) // shrunk >= 16 else [96])
+    sides = [side // shrunk for side in args.shape[:2]]
+    halved = min(sides) >= 16 and not any(side % 2 for side in sides)
+    args.channels = args.channels or ([48, 96] if halved else [96])
     check_shape(args.shape, args.channels, shrunk)
 
 
@@ -298,7 +300,7 @@ def load(path, args):
         ema.load_state_dict(state["ema"])
         wanted = kept["space"]
     except (LookupError, TypeError, ValueError) as error:
-        sys.exit(f"{path} is no model of this example: {error!r}")
+        sys.exit(f"{path} is no model of this example, or of an earlier version of it: {error!r}")
     of_space = args.autoencoder or args.out / "latent_space.npz"
     space, _ = common.load_space(of_space, "latent_diffusion.py")
     if args.raw:
@@ -416,7 +418,7 @@ def arguments():
     add("--images", type=integer(1), metavar="N", help="pictures that the diffusion learns from, in whole rounds "
         f"(default: {LEARNED:,} of 64x64; of smaller ones more)")  # fmt: skip
     add("--channels", type=integer(8, multiple_of=8), nargs="+", metavar="N", help="of the U-Net, from fine to coarse "
-        "(default: 48 96; of latents smaller than 16x16, one level of 96)")  # fmt: skip
+        "(default: 48 96; of latents smaller than 16x16, or of odd sides, one level of 96)")  # fmt: skip
     common.add_training(parser, batch_size=64)
     add("--lr", type=common.positive, default=2e-3, metavar="X", help="of Adam in the diffusion, after a warm-up, "
         "before a cosine")  # fmt: skip
