@@ -333,7 +333,7 @@ def _sizes(root: Path, files: list[str]) -> str:
     listed = [f"{n} of {height}x{width}" for (height, width), n in counts.most_common()]
     return (
         f"folder: the pictures in {root} have {len(counts)} sizes (height x width): {some(listed)}. size=64 resizes "
-        "and crops them all to 64x64, size=(48, 64) to 48x64"
+        "and crops them all to 64x64"
     )
 
 
