@@ -10,9 +10,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 # Does `python -m tinydiff` begin? "-m" is there too while `python -m other` imports a package that imports this one.
-_begins = sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv) :][:1] in (["tinydiff"], ["-mtinydiff"])
-if _begins:  # Ctrl-C while it imports gets no traceback
-    _before = sys.excepthook
+if _begins := sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv) :][:1] in (["tinydiff"], ["-mtinydiff"]):
+    _before = sys.excepthook  # Ctrl-C while it imports gets no traceback
     sys.excepthook = lambda kind, *rest: sys.exit(130) if kind is KeyboardInterrupt else _before(kind, *rest)
 
 from . import backend, functional, nn, ops, optim
