@@ -20,7 +20,7 @@ from matplotlib.image import imread, imsave
 import tinydiff
 from tinydiff import Rng, data, judging, saving
 from tinydiff.__main__ import main
-from tinydiff.commands import as_options
+from tinydiff.commands import as_options, labels_in
 from tinydiff.diffusion import Denoiser, KarrasSDE, edm_loss
 from tinydiff.models.unet import UNet
 from tinydiff.recipe import held_out, validation_loss
@@ -308,6 +308,17 @@ def test_what_cannot_be_sampled_is_one_line(
     said = capsys.readouterr().err
     assert says in said and said.startswith("python -m tinydiff sample: ") and said.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.npz"]
+
+
+def test_a_label_may_have_a_comma() -> None:
+    labels = {"class": ["dog", "grey, cat"], "face": ["sans", "serif"]}
+    net = UNet(1, [8], labels={"class": 2, "face": 2}, groups=4, embedding=16, rng=0)
+    trained = Trained(Denoiser(net, 0.5), KarrasSDE(), (8, 8, 1), labels=labels)
+    for row in ("grey, cat", "class=grey, cat", "1"):
+        assert labels_in(trained, row) == {"class": 1}
+        assert labels_in(trained, f"{row}, face=serif") == {"class": 1, "face": 1}
+    with pytest.raises(ValueError, match="class cannot be 'dog,serif': did you mean 'dog'?"):
+        labels_in(trained, "dog,serif")
 
 
 def test_guidance_needs_a_model_that_was_trained_for_it(tmp_path: Path, capsys: Any, numpy_backend: str) -> None:

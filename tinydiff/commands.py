@@ -260,10 +260,10 @@ def judge_samples(trained: Any, shown: Any, name: Any, method: Any, given: argpa
 def labels_in(trained: Any, row: str) -> dict[str, int]:
     """The labels of one --label: "7", "digit=7", "digit=7,face=serif"."""
     first = next(iter(trained.labels))
-    if row in trained.labels[first]:  # the name of a folder may have a comma in it
+    if row in trained.labels[first]:  # the name of a folder may have a comma in it, or "="
         return {first: trained.number_of(first, row)}
     found: dict[str, int] = {}
-    for part in row.split(","):
+    for part in re.split(r",(?=\s*\w+=)", row):
         name, has_name, value = part.strip().partition("=")
         name, value = (name, value) if has_name else (first, name)
         if name not in trained.labels:
