@@ -160,7 +160,8 @@ def test_the_classes_may_be_a_column(
 
     assert "if 'colour' is the class of a picture, say --classes colour\n" in refused()
     assert "no column 'color' (is 'colour' meant?), but ['file', 'colour']" in refused("--classes", "color")
-    assert main(["train", str(pets), "--classes", "colour", "--images", "16", *SMALL]) == 0
+    reading = ["--classes", "colour", "--captions", "pets/captions.csv"]
+    assert main(["train", str(pets), *reading, "--images", "16", *SMALL]) == 0
     assert tinydiff.load("runs/pets").labels == {"class": ["blue", "green", "red"]}
     assert main(["sample", "runs/pets", "--label", "green", "--count", "2", "--steps", "1"]) == 0
     (tmp_path / "link").symlink_to(pets)

@@ -203,8 +203,13 @@ def evaluate(parser: argparse.ArgumentParser) -> Run:
             check_data(given.data)
             if place_of(given.data) != place_of(str(source.get("name"))):
                 size = list(trained.space.image if trained.space else trained.shape)[:2]
-                # Another folder is read as that of the training was: the same column has the classes.
-                source = {**source, "name": place_of(given.data), "size": size}
+                # Another folder is read as that of the training was: the same column has the classes, in a table of the
+                # same name. That of the training may lie elsewhere, and name other pictures.
+                table = source.get("captions")
+                if isinstance(table, str):
+                    own = Path(given.data, Path(table).name).absolute()
+                    table = str(own) if own.is_file() else None
+                source = {**source, "name": place_of(given.data), "size": size, "captions": table}
         try:
             shown = recipe.held_out(source, given.count, given.data_dir)
         except (ValueError, FileNotFoundError) as wrong:
