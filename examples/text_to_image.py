@@ -57,6 +57,7 @@ from tinydiff.training import train
 
 DRAWN = {"glyphs": 60_000, "scenes": 20_000}  # pictures to learn from, unless --drawn says so
 DRAWN_OR_READ = (*DRAWN, "mnist")  # what --data may be, beside a folder
+READING = ("size", "captions", "classes", "encoding", "skip_broken")  # options of a folder, which `eval` needs too
 HELD_OUT = 0.1  # of the distinct captions of glyphs, the combinations of scenes, the pictures of other data
 VALIDATED = 512  # pictures and noises in the validation loss
 # Mean and standard deviation of ln sigma in training. Karras et al. have -1.2 and 1.2, for pictures without words. But
@@ -101,7 +102,7 @@ def main() -> int:
 
 
 def as_begun(args, path):
-    """With --resume: the data and the size of the pictures with which the run began, unless they are given. Says so if
+    """With --resume: the data with which the run began, and how a folder was read, unless they are given. Says so if
     there is nothing to go on with, as the model is finished; ends the program if other data are given."""
     if not args.resume:
         return
@@ -111,16 +112,15 @@ def as_begun(args, path):
     began = args.out / "checkpoint.npz"
     try:
         kept = saving.load(began)["about"]["data"]
-        kept = {name: kept[name] for name in ("name", "size")}
+        name = kept["name"]
     except (LookupError, OSError, TypeError, ValueError):
         return  # train says what is wrong
-    if args.data_was_given and args.data != kept["name"]:
-        sys.exit(
-            f"{began} has learned from {kept['name']}, not from {args.data}: give that by --data, or another --out"
-        )
-    args.data = kept["name"]
+    if args.data_was_given and args.data != name:
+        sys.exit(f"{began} has learned from {name}, not from {args.data}: give that by --data, or another --out")
+    args.data = name
     if args.data not in DRAWN_OR_READ:
-        args.size = args.size or list(kept["size"])
+        for option in READING:
+            setattr(args, option, getattr(args, option) or kept.get(option))  # older checkpoints have the size alone
 
 
 def check_prompts(tokenizer, args):
@@ -263,7 +263,8 @@ def trained(args, path):
 
 def source_of(args):
     """What a checkpoint says of the pictures that it has learned from."""
-    return {"name": args.data, "seed": args.training_seed, "size": args.shape[:2]}
+    reading = {option: getattr(args, option) for option in READING}
+    return {"name": args.data, "seed": args.training_seed, **reading, "size": args.shape[:2]}
 
 
 def check_resumed(path, denoiser, tokenizer):

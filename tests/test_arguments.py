@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tinydiff import ops, tensor
-from tinydiff.arguments import integer, number
+from tinydiff.arguments import integer, number, with_own_keywords
 
 
 @pytest.mark.parametrize("x", [0.5, 0, np.float64(0.25), np.float32(0.5), np.int64(0), np.array(0.5)])
@@ -49,6 +49,11 @@ def test_other_integers_are_refused_and_quoted(n: Any) -> None:
     assert str(error.value) == f"steps must be an integer of 1 or more, not {n!r}"
 
 
+@with_own_keywords
+def leaky(x: Any, axis: Any = None, slope: float = 0.1) -> Any:
+    return ops.maximum(x, slope * x)
+
+
 @pytest.mark.parametrize("make", [lambda: tensor(np.ones((2, 2)), requires_grad=True), lambda: np.ones((2, 2))])
 @pytest.mark.parametrize(
     "call, says",
@@ -64,6 +69,17 @@ def test_other_integers_are_refused_and_quoted(n: Any) -> None:
         (lambda x: ops.exp(input=x), "exp has no option 'input': give its arrays by their place, exp(x)"),
         (lambda x: ops.mean(x, descending=True), "mean has no option 'descending': it has axis, keepdims"),
         (lambda x: ops.exp(x, out=x), "exp has no option 'out': it has none"),
+        (lambda x: ops.tile(x, dims=2), "tile has no option 'dims': tinydiff calls it reps"),
+        (
+            lambda x: ops.embedding([0], weight=x),
+            "embedding has no option 'weight': give its arrays by their place, embedding(index, table)",
+        ),
+        (
+            lambda x: ops.conv1d(x, x, bias=x),
+            "conv1d has no option 'bias': give its arrays by their place, conv1d(x, w, b)",
+        ),
+        (lambda x: leaky(x, foo=1), "leaky has no option 'foo': it has axis, slope"),
+        (lambda x: leaky(x, dim=1), "leaky has no option 'dim': tinydiff calls it axis"),
     ],
 )
 def test_a_keyword_of_another_library_is_answered_with_ours(make: Any, call: Any, says: str) -> None:
@@ -81,6 +97,20 @@ def test_a_tensor_is_given_to_an_op_by_its_place() -> None:
 def test_methods_answer_as_their_ops(name: str) -> None:
     with pytest.raises(TypeError, match=f"^{name} has no option 'dim': tinydiff calls it axis$"):
         getattr(tensor([[1.0]]), name)(dim=1)
+
+
+def test_other_methods_answer_too() -> None:
+    x = tensor([[1.0, 3.0]])
+    for call, says in (
+        (lambda: x.argmax(dim=1), "argmax has no option 'dim': tinydiff calls it axis"),
+        (lambda: x.clip(min=2), "clip has no option 'min': tinydiff calls it low"),
+        (lambda: x.transpose(dims=(1, 0)), "transpose has no option 'dims': tinydiff calls it axes"),
+        (lambda: x.swapaxes(dim0=0, dim1=1), "swapaxes has no option 'dim0': tinydiff calls it axis1"),
+    ):
+        with pytest.raises(TypeError) as error:
+            call()
+        assert str(error.value) == says
+    assert x.clip(low=2).tolist() == [[2.0, 3.0]] and x.swapaxes(0, 1).shape == (2, 1) and x.argmax(axis=1) == [1]
 
 
 def test_an_error_inside_an_op_is_not_about_keywords() -> None:

@@ -163,6 +163,17 @@ def test_ctrl_c_while_importing_is_quiet(tmp_path: Path) -> None:
         )
 
 
+def test_a_program_that_imports_tinydiff_keeps_its_own_errors(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "__init__.py").write_text("import tinydiff\n")
+    (tmp_path / "other" / "__main__.py").write_text("raise KeyboardInterrupt")
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "TINYDIFF_BACKEND": "numpy"}
+    for more, says in (({}, "KeyboardInterrupt"), ({"TINYDIFF_FAST": "2"}, "ValueError: TINYDIFF_FAST must be 0 or 1")):
+        command = [sys.executable, "-m", "other", "tinydiff"]
+        done = subprocess.run(command, cwd=tmp_path, env={**env, **more}, capture_output=True, text=True)
+        assert done.returncode and "Traceback" in done.stderr and says in done.stderr.splitlines()[-1], done.stderr
+
+
 def test_a_variable_that_nothing_reads_is_warned_of(monkeypatch: Any, numpy_backend: str) -> None:
     done = run("check", "sin", TINYDIFF_BACKNED="cupy")
     assert done.returncode == 0

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from matplotlib.image import imread, imsave
 import tinydiff
 from tinydiff import Rng, data, judging, saving
 from tinydiff.__main__ import main
+from tinydiff.commands import as_options, labels_in
 from tinydiff.diffusion import Denoiser, KarrasSDE, edm_loss
 from tinydiff.models.unet import UNet
 from tinydiff.recipe import held_out, validation_loss
@@ -158,14 +160,46 @@ def test_the_classes_may_be_a_column(
 
     assert "if 'colour' is the class of a picture, say --classes colour\n" in refused()
     assert "no column 'color' (is 'colour' meant?), but ['file', 'colour']" in refused("--classes", "color")
-    assert main(["train", str(pets), "--classes", "colour", "--images", "16", *SMALL]) == 0
+    reading = ["--classes", "colour", "--captions", "pets/captions.csv"]
+    assert main(["train", str(pets), *reading, "--images", "16", *SMALL]) == 0
     assert tinydiff.load("runs/pets").labels == {"class": ["blue", "green", "red"]}
     assert main(["sample", "runs/pets", "--label", "green", "--count", "2", "--steps", "1"]) == 0
-    for options in ([], ["--data", "pets"]):  # which reads the same column again
-        assert main(["eval", "runs/pets", *options]) == 0
+    (tmp_path / "link").symlink_to(pets)
+    shutil.copytree(pets, "copy")
     capsys.readouterr()
+    said = []
+    for options in ([], *(["--data", name] for name in ("pets", "runs/../pets", "link", "copy"))):
+        assert main(["eval", "runs/pets", *options]) == 0  # which reads the same column again
+        said.append(capsys.readouterr().out.replace(" of copy ", " of pets "))
+    assert said == said[:1] * 5
+    table = (pets / "captions.csv").read_text()
+    for text, says in (
+        (
+            table.replace("red", "white"),
+            "knows 'class' as blue, green, red, and these pictures have blue, green, white",
+        ),
+        (table.replace("colour", "hue"), "no column 'colour', but ['file', 'hue']"),
+        (None, "--classes colour names a column, and there is no table"),
+    ):
+        Path("copy/captions.csv").unlink() if text is None else Path("copy/captions.csv").write_text(text)
+        assert main(["eval", "runs/pets", "--data", "copy"]) == 2
+        assert says in (said := capsys.readouterr().err) and "classes=" not in said
+    assert said.endswith("\nthese are options of train: eval reads a folder with those that train was given\n")
     assert main(["eval", "runs/pets", "--data", "pest"]) == 2
     assert "there is no data set and no folder 'pest'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_advice_of_a_folder_is_given_in_options(
+    tmp_path: Path, pets: Path, monkeypatch: Any, capsys: Any, numpy_backend: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    imsave(pets / "cat" / "0.png", np.zeros((16, 24, 3)))
+    assert main(["train", str(pets), *SMALL]) == 2
+    assert capsys.readouterr().err.endswith("16x16, 1 of 16x24. --size 64 resizes and crops them all to 64x64\n")
+    for column in ("it's", "the kind", 'an "odd" one', 'it\'s "odd"', "a\\b"):
+        advised = as_options(f"say classes={column!r}, or captions=False")
+        assert shlex.split(advised.replace(", or", " or")) == ["say", "--classes", column, "or", "--captions", "none"]
 
 
 @pytest.mark.slow
@@ -275,6 +309,17 @@ def test_what_cannot_be_sampled_is_one_line(
     said = capsys.readouterr().err
     assert says in said and said.startswith("python -m tinydiff sample: ") and said.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.npz"]
+
+
+def test_a_label_may_have_a_comma() -> None:
+    labels = {"class": ["dog", "grey, cat"], "face": ["sans", "serif"]}
+    net = UNet(1, [8], labels={"class": 2, "face": 2}, groups=4, embedding=16, rng=0)
+    trained = Trained(Denoiser(net, 0.5), KarrasSDE(), (8, 8, 1), labels=labels)
+    for row in ("grey, cat", "class=grey, cat", "1"):
+        assert labels_in(trained, row) == {"class": 1}
+        assert labels_in(trained, f"{row}, face=serif") == {"class": 1, "face": 1}
+    with pytest.raises(ValueError, match="class cannot be 'dog,serif': did you mean 'dog'?"):
+        labels_in(trained, "dog,serif")
 
 
 def test_guidance_needs_a_model_that_was_trained_for_it(tmp_path: Path, capsys: Any, numpy_backend: str) -> None:

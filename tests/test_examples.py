@@ -334,6 +334,22 @@ def test_an_interrupted_run_knows_its_pictures(tmp_path, own_pictures, monkeypat
 
 
 @on_the_host
+def test_a_checkpoint_says_how_its_folder_was_read(tmp_path, own_pictures, monkeypatch):
+    rows = (own_pictures / "captions.csv").read_text().replace("caption", "species").replace("cat", "caf\xe9")
+    (own_pictures / "captions.csv").unlink()
+    (own_pictures / "mine.csv").write_text(rows, encoding="cp1252")
+    (own_pictures / "3.png").write_bytes(b"<html>")
+    out = tmp_path / "run"
+    reading = ["--captions", "mine.csv", "--classes", "species", "--encoding", "cp1252", "--skip-broken"]
+    options = own_options(own_pictures, out)
+    with pytest.warns(UserWarning, match=r"3\.png: is no picture"):
+        assert main(monkeypatch, WORDS, *options, *reading, "--size", "24") == 0
+        assert tinydiff_main(["eval", str(out / "checkpoint.npz")]) == 0
+        (out / "model.npz").unlink()  # as if it had been interrupted
+        assert main(monkeypatch, WORDS, *options, "--resume") == 0 and (out / "model.npz").exists()
+
+
+@on_the_host
 def test_broken_pictures_of_your_own_are_left_out_on_request(tmp_path, own_pictures, monkeypatch, capsys):
     (own_pictures / "3.png").write_bytes(b"<html>")
     options = own_options(own_pictures, tmp_path / "run")

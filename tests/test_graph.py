@@ -366,12 +366,17 @@ def test_a_name_with_an_underscore_has_no_values(op: Any) -> None:
 def test_the_name_with_an_underscore_is_said(op: Any) -> None:
     """Of several, also in an adjoint that is computed later, inside another op, and among any number of inputs."""
     x, y = leaf(3), leaf(3) * 1.0
+
+    def times_two(_array: Any) -> Any:
+        return 2 * _array
+
     for rule, says in (
         (lambda g, _z, _x, _y: (g * _y, g), "the values of _y; a name"),
         (lambda g, _z, _x, _y: (lambda: g * _z, g), "the values of _z; a name"),
         (lambda g, _z, _x, _y: (ops.multiply(_x, 2.0), g), "the values of _x; a name"),
         (lambda g, _z, _x, _y: (g, _y.sum()), "asked _y for sum; a name"),
         (lambda g, _z, *_xs: [g * other for other in _xs], "the values of _xs; a name"),
+        (lambda g, _z, _x, _y: (times_two(_y), g), "the values of _y; a name"),
     ):
         with pytest.raises((TypeError, AttributeError), match=says):
             op(lambda x, y: x * y, rule)(x, y).sum().backward()

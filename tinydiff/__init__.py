@@ -9,8 +9,10 @@ import importlib.util
 import sys
 from typing import TYPE_CHECKING, Any
 
-if sys.argv[:1] == ["-m"]:  # `python -m tinydiff` begins: Ctrl-C while it imports gets no traceback
-    sys.excepthook = lambda kind, *rest: sys.exit(130) if kind is KeyboardInterrupt else sys.__excepthook__(kind, *rest)
+# Does `python -m tinydiff` begin? "-m" is there too while `python -m other` imports a package that imports this one.
+if _begins := sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv) :][:1] in (["tinydiff"], ["-mtinydiff"]):
+    _before = sys.excepthook  # Ctrl-C while it imports gets no traceback
+    sys.excepthook = lambda kind, *rest: sys.exit(130) if kind is KeyboardInterrupt else _before(kind, *rest)
 
 from . import backend, functional, nn, ops, optim
 from .anomaly import detect_anomaly
@@ -33,9 +35,9 @@ backend.warn_of_unknown_variables()
 try:
     _wants_fast = backend.wants_fast()
 except ValueError as error:
-    if sys.argv[:1] != ["-m"]:
+    if not _begins:
         raise
-    sys.stderr.write(f"tinydiff: {error}\n")  # `python -m tinydiff`: a user's mistake gets no traceback
+    sys.stderr.write(f"tinydiff: {error}\n")  # a user's mistake gets no traceback
     sys.exit(2)
 if _wants_fast and importlib.util.find_spec(".fast", __name__):
     from . import fast  # noqa: F401  which registers quicker versions of what the others define

@@ -17,10 +17,11 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 # What other libraries call the options of ops, and their names here, of which an op has one at most.
 OURS = {
-    "dim": ("axis", "axes"), "dims": ("axis", "axes"), "dim0": ("axis1",), "dim1": ("axis2",), "keepdim": ("keepdims",),
-    "correction": ("ddof",), "kernel_size": ("kernel",), "scale_factor": ("scale",), "shifts": ("shift",),
-    "diagonal": ("k",), "min": ("low",), "max": ("high",), "attn_mask": ("mask",),
+    "dim": ("axis", "axes"), "dims": ("axis", "axes", "reps"), "dim0": ("axis1",), "dim1": ("axis2",),
+    "keepdim": ("keepdims",), "correction": ("ddof",), "kernel_size": ("kernel",), "scale_factor": ("scale",),
+    "shifts": ("shift",), "diagonal": ("k",), "min": ("low",), "max": ("high",), "attn_mask": ("mask",),
 }  # fmt: skip
+ARRAYS = ("input", "other", "tensor", "tensors", "weight", "bias")  # what other libraries call their inputs
 
 
 def integer(what: str, n: Any, least: int = 1, most: int | None = None) -> int:
@@ -51,15 +52,16 @@ def check_keywords(function: Any, given: Mapping[str, Any], *, by_place: bool = 
     Errors: TypeError for a keyword that the function does not have, with the name that it has here."""
     parameters = inspect.signature(function).parameters.values()
     inputs = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
-    options = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-    known = options if by_place else inputs + options
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY or not by_place]
+    options = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY or p.name in known and p.default is not p.empty]
     for name in () if any(p.kind is p.VAR_KEYWORD for p in parameters) else given:
         if name not in known:
             ours = [own for own in OURS.get(name, ()) if own in known]
-            if name in ("input", "other", "tensor", "tensors", *inputs):
+            hint = f"it has {', '.join(options) or 'none'}"
+            if ours:
+                hint = f"tinydiff calls it {ours[0]}"
+            elif name in (*ARRAYS, *inputs):
                 hint = f"give its arrays by their place, {function.__name__}({', '.join(inputs)})"
-            else:
-                hint = f"tinydiff calls it {ours[0]}" if ours else f"it has {', '.join(options) or 'none'}"
             raise TypeError(f"{function.__name__} has no option {name!r}: {hint}") from None
 
 

@@ -7,8 +7,10 @@ they name, is a ValueError or an OSError, which `main` turns into a line and the
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import math
+import os
 import re
 import shlex
 import sys
@@ -199,10 +201,21 @@ def evaluate(parser: argparse.ArgumentParser) -> Run:
         source = trained.data
         if given.data:
             check_data(given.data)
-            name = given.data if given.data in DATA else str(Path(given.data).absolute())  # as `train` calls it
-            if name != source.get("name"):
-                source = {"name": name, "size": list(trained.space.image if trained.space else trained.shape)[:2]}
-        shown = recipe.held_out(source, given.count, given.data_dir)
+            if place_of(given.data) != place_of(str(source.get("name"))):
+                size = list(trained.space.image if trained.space else trained.shape)[:2]
+                # Another folder is read as that of the training was: the same column has the classes, in a table of the
+                # same name. That of the training may lie elsewhere, and name other pictures.
+                table = source.get("captions")
+                if isinstance(table, str):
+                    own = Path(given.data, Path(table).name).absolute()
+                    table = str(own) if own.is_file() else None
+                source = {**source, "name": place_of(given.data), "size": size, "captions": table}
+        try:
+            shown = recipe.held_out(source, given.count, given.data_dir)
+        except (ValueError, FileNotFoundError) as wrong:
+            advice = as_options(str(wrong))
+            also = "\nthese are options of train: eval reads a folder with those that train was given"
+            raise ValueError(advice + also * (advice != str(wrong))) from wrong
         loss, error, kind = recipe.validation_loss(trained, shown, given.seed)
         name = Path(str(source["name"])).name
         print(f"{kind} {loss:.5g} +- {error:.2g} on {len(shown.images):,} pictures of {name} that it has not seen")
@@ -252,10 +265,10 @@ def judge_samples(trained: Any, shown: Any, name: Any, method: Any, given: argpa
 def labels_in(trained: Any, row: str) -> dict[str, int]:
     """The labels of one --label: "7", "digit=7", "digit=7,face=serif"."""
     first = next(iter(trained.labels))
-    if row in trained.labels[first]:  # the name of a folder may have a comma in it
+    if row in trained.labels[first]:  # the name of a folder may have a comma in it, or "="
         return {first: trained.number_of(first, row)}
     found: dict[str, int] = {}
-    for part in row.split(","):
+    for part in re.split(r",(?=\s*\w+=)", row):
         name, has_name, value = part.strip().partition("=")
         name, value = (name, value) if has_name else (first, name)
         if name not in trained.labels:
@@ -313,6 +326,11 @@ def check_data(name: str) -> None:
         raise ValueError(f"there is no data set and no folder {name!r}: {nearest(name, DATA)}")
 
 
+def place_of(name: str) -> str:
+    """The one name of a data set: a folder may be given by several, with "..", or through a link."""
+    return name if name in DATA else os.path.realpath(name)
+
+
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="such as runs/quickstart/checkpoint.npz, "
         "or the directory of a run")  # fmt: skip
@@ -329,8 +347,8 @@ def existing(path: Path) -> Path:
 def as_options(text: str) -> str:
     """What an error of data.folder advises, in the words of a command line."""
     text = text.replace("on_error='skip'", "--skip-broken").replace("captions=False", "--captions none")
-    value = re.compile(r"\b(size|captions|classes|encoding)=(?:'([^']+)'|([^\s',:;]+))")
-    return value.sub(lambda found: f"--{found[1]} {shlex.quote(found[2] or found[3])}", text)
+    value = re.compile(r"""\b(size|captions|classes|encoding)=(\d+|'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
+    return value.sub(lambda found: f"--{found[1]} {shlex.quote(str(ast.literal_eval(found[2])))}", text)
 
 
 def add_parallel(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import backend, summary
+from .arguments import with_own_keywords
 from .changes import note_change
 from .hooks import Handle, Hooks
 from .locks import free_in_child
@@ -141,13 +142,16 @@ class Operators:
     def var(self, axis: Any = None, ddof: int = 0, keepdims: bool = False, **other: NoReturn) -> Tensor:
         return OPS["var"](self, axis=axis, ddof=ddof, keepdims=keepdims, **other)
     def cumsum(self, axis: Any = None, **other: NoReturn) -> Tensor: return OPS["cumsum"](self, axis=axis, **other)
-    def argmax(self, axis: Any = None) -> Any: return self._data.argmax(axis=axis)
-    def clip(self, low: Any, high: Any) -> Tensor: return OPS["clip"](self, low=low, high=high)
+    def clip(self, low: Any = None, high: Any = None, **other: NoReturn) -> Tensor:
+        return OPS["clip"](self, low=low, high=high, **other)
     def reshape(self, *shape: Any) -> Tensor: return OPS["reshape"](self, shape=shape[0] if len(shape) == 1 else shape)
     def flatten(self) -> Tensor: return self.reshape(-1)
     def ravel(self) -> Tensor: return self.reshape(-1)
-    def transpose(self, *axes: Any) -> Tensor:
-        return OPS["transpose"](self, axes=(axes[0] if len(axes) == 1 else axes) or None)
+    def transpose(self, *axes: Any, **other: NoReturn) -> Tensor:
+        return OPS["transpose"](self, axes=(axes[0] if len(axes) == 1 else axes) or None, **other)
+    @with_own_keywords
+    def argmax(self, axis: Any = None) -> Any: return self._data.argmax(axis=axis)
+    @with_own_keywords
     def swapaxes(self, axis1: int, axis2: int) -> Tensor: return OPS["swapaxes"](self, axis1=axis1, axis2=axis2)
     def squeeze(self, axis: Any = None, **other: NoReturn) -> Tensor: return OPS["squeeze"](self, axis=axis, **other)
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from . import data, plot, saving
 from .backend import to_device, xp
+from .data.captions import some
 from .diffusion.loss import denoising_loss, edm_loss, log_normal, score_matching_loss
 from .diffusion.predict import Denoiser, ScoreModel
 from .diffusion.process import KarrasSDE
@@ -248,7 +249,8 @@ def check_resumed(path: Path, trained: Trained) -> None:
 
 def condition_of(trained: Trained, shown: Pictures) -> dict[str, Any]:
     """The conditions of pictures, as the model takes them: {name: (N, ...)}.
-    Errors: ValueError for a label that these pictures do not have, or words that the model does not know."""
+    Errors: ValueError for a label that these pictures do not have, or whose numbers have other names here than in the
+    model, and for words that the model does not know."""
     if trained.tokenizer is not None:
         return {"tokens": trained.tokenizer.encode(shown.captions)}
     found = {}
@@ -257,6 +259,12 @@ def condition_of(trained: Trained, shown: Pictures) -> dict[str, Any]:
         if key not in shown.labels:
             raise ValueError(f"the model is told {name!r}, which these pictures do not have: they have "
                              f"{', '.join(shown.labels) or 'no labels'}")  # fmt: skip
+        known, names = trained.labels[name], shown.names[key]
+        if known == [str(i) for i in range(len(known))]:  # it was told no names, but how many there are
+            known = names[: len(known)]
+        if names != known[: len(names)]:
+            raise ValueError(f"the model knows {name!r} as {some(known)}, and these pictures have {some(names)}: their "
+                             "numbers would mean something else to it")  # fmt: skip
         found[name] = shown.labels[key]
     return found
 

@@ -54,11 +54,13 @@ class ShapeDtype:
 
 
 def name_of(x: ShapeDtype) -> str:
-    """What the rule calls x, which does not know it: the rule is among the functions that are running."""
-    frame = sys._getframe(2)
+    """What the rule calls x, which does not know it: of the functions that are running and have x, the rule is the
+    outermost, and a function that it calls may have another name for x."""
+    frame, found = sys._getframe(2), "an array that is not kept"
     while frame is not None:
         for name, value in frame.f_locals.items():
             if name.startswith("_") and (value is x or type(value) is tuple and any(part is x for part in value)):
-                return name
+                found = name
+                break
         frame = frame.f_back  # type: ignore[assignment]
-    return "an array that is not kept"
+    return found

@@ -191,7 +191,27 @@ def test_classes_that_are_not_there_are_an_error(tmp_path):
     assert "names the column 'species' twice" in refused(tmp_path, classes="species")
     (tmp_path / "captions.csv").unlink()
     write(tmp_path / "captions.jsonl", '{"file": "1.png", "kind": "cat"}\n{"file": "2.png", "kind": 0.5}')
-    assert "line 2: its 'kind' must be a string, not 0.5" in refused(tmp_path, classes="kind")
+    said = refused(tmp_path, classes="kind")
+    assert said.startswith(f"folder: 1 in {tmp_path} cannot be used:\n  2.png: captions.jsonl, line 2: its 'kind' must")
+
+
+def test_a_caption_may_be_null_where_there_are_classes(tmp_path):
+    put(tmp_path / "1.png")
+    write(tmp_path / "captions.jsonl", '{"file": "1.png", "text": null, "kind": "grey_cat"}')
+    assert folder(tmp_path, classes="kind").captions == ["grey cat"]
+    assert "its 'text' must be a string, not None" in refused(tmp_path)
+
+
+def test_a_column_that_no_line_has_is_told_once(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(captions.difflib, "get_close_matches", lambda word, names, n: asked.extend(names) or names[:n])
+    put(tmp_path / "1.png")
+    line = json.dumps({"file": "1.png", **{f"column {i}": i for i in range(100)}}) + "\n"
+    write(tmp_path / "captions.jsonl", line * 50)
+    said = refused(tmp_path, classes="colunm 7")
+    assert "captions.jsonl: line 1 has no column 'colunm 7' (is 'file' meant?), but ['file', 'column 0'," in said
+    assert said.endswith("'column 8'] and 91 more, and no other line has all that it needs")
+    assert said.count("has no column") == 1 and len(asked) == 101
 
 
 def test_empty_captions_are_the_null_prompt(tmp_path):
@@ -1000,6 +1020,18 @@ def test_all_bad_pictures_are_named_at_once_and_ten_of_them_end_the_work(pets, m
     monkeypatch.setattr(module, "BLOCK", 5)
     assert "10 in" in refused(pets)
     assert len(seen) <= 40  # of 103; by name the others lie between them
+
+
+def test_a_mistake_in_the_table_is_told_soon(tmp_path, monkeypatch):
+    for i in range(10):
+        put(tmp_path / f"{i}.png")
+    write(tmp_path / "1.png", "")
+    write(tmp_path / "captions.csv", "\n".join(["file,caption", "gone.png,x", *(f"{i}.png,x" for i in range(10))]))
+    read, seen = module.read_picture, []
+    monkeypatch.setattr(module, "read_picture", lambda path, *rest: (seen.append(path.name), read(path, *rest))[1])
+    monkeypatch.setattr(module, "LOOKED_AT", 3)
+    assert "2 in" in (said := refused(tmp_path)) and "\n  gone.png: " in said and "\n  1.png: " in said
+    assert sorted(seen) == ["0.png", "1.png", "2.png"]
 
 
 # ---- parts of it

@@ -40,6 +40,7 @@ class Row(NamedTuple):
     file: str
     caption: str
     kind: str = ""  # its class, if a column has the classes
+    fault: str = ""  # what is wrong with the row of this file
 
 
 def captioned(
@@ -98,8 +99,8 @@ def _table(root: Path, names: list[str], captions: Any) -> Path | None:
 def _from_table(
     table: Path, names: list[str], classes: str | None, encoding: str, skipped: list[Fault]
 ) -> dict[str, tuple[str, str]]:
-    rows, faults = read_table(table, encoding, classes)
-    skipped += faults
+    rows, others = read_table(table, encoding, classes)
+    skipped += others
     known = {composed(name): name for name in names}
     similar: dict[str, str] = {}
     for name in names:
@@ -110,7 +111,7 @@ def _from_table(
         # Only what the walk through the folder has found can be named, so nothing outside is ever read.
         file = known.get(composed(row.file)) or known.get(composed(row.file.replace("\\", "/").removeprefix("./")))
         if file is None:
-            skipped.append((row.file or row.where, f"{row.where}: {_why_missing(row.file, similar)}"))
+            skipped.append((row.file or row.where, f"{row.where}: {row.fault or _why_missing(row.file, similar)}"))
         elif file in seen:
             skipped.append((file, f"{row.where}: it has a caption already, in {seen[file].where}"))
         else:
@@ -121,6 +122,8 @@ def _from_table(
             if _is_picture(name):
                 null = '; "" would be the null prompt' if classes is None else ""
                 skipped.append((name, f"it has no {'caption' if classes is None else classes} in {table.name}{null}"))
+        elif seen[name].fault:
+            skipped.append((name, f"{seen[name].where}: {seen[name].fault}"))
         elif classes is not None and not seen[name].kind:
             skipped.append((name, f"{seen[name].where}: its {classes} is empty"))
         else:
@@ -190,8 +193,9 @@ def some(names: Sequence[str], most: int = 10) -> str:
 
 
 def read_table(path: Path, encoding: str, classes: str | None = None) -> tuple[list[Row], list[Fault]]:
-    """The rows of a table of captions, and the faults of the others. A name that ends in .jsonl (or .ndjson, .json) is
-    read as JSON Lines, any other as CSV, with ",", ";" or a tab between its columns, whichever fits the header.
+    """The rows of a table of captions, and the faults of those whose file is not known. A name that ends in .jsonl (or
+    .ndjson, .json) is read as JSON Lines, any other as CSV, with ",", ";" or a tab between its columns, whichever fits
+    the header.
     classes: the column of the classes. A table that has it needs no captions: they are the classes.
 
     Errors: ValueError for bytes that are not in this encoding, for a table that lacks a column of files, of captions or
@@ -310,23 +314,25 @@ def _plain(name: str) -> str:
     return name.strip().casefold().replace(" ", "_")
 
 
-def _lacking(header: list[str], classes: str | None) -> str:
-    """What a table with these columns lacks, and has; "" if it lacks nothing."""
+def _lacking(header: list[str], classes: str | None, advise: bool = True) -> str:
+    """What a table with these columns lacks, and has; "" if it lacks nothing. advise: which column may be meant, which
+    takes long to find."""
     columns, lacks = _columns(header, classes), []
     if "files" not in columns:
         lacks.append(f"no column of files ({', '.join(FILE_COLUMNS)})")
     if classes is None and "captions" not in columns:
         lacks.append(f"no column of captions ({', '.join(CAPTION_COLUMNS)})")
     if classes is not None and "classes" not in columns:
-        near = difflib.get_close_matches(classes, header[:1000], n=1)  # a stranger may name millions
+        near = difflib.get_close_matches(classes, header[:1000] * advise, n=1)  # a stranger may name millions
         lacks.append(f"no column {classes!r}" + (f" (is {near[0]!r} meant?)" if near else ""))
     if not lacks:
         return ""
     others = [name for i, name in enumerate(header) if i not in columns.values()]
     hint = ""
-    if classes is None and list(columns) == ["files"] and others:
+    if advise and classes is None and list(columns) == ["files"] and others:
         hint = f"; if {others[0]!r} is the class of a picture, say classes={others[0]!r}"
-    return f"{' and '.join(lacks)}, but {header or 'nothing'}{hint}"
+    more = f" and {len(header) - 10} more" if len(header) > 10 else ""
+    return f"{' and '.join(lacks)}, but {header[:10] or 'nothing'}{more}{hint}"
 
 
 def _twice(header: list[str], classes: str | None) -> str | None:
@@ -336,6 +342,7 @@ def _twice(header: list[str], classes: str | None) -> str | None:
 
 
 def _json_lines(path: Path, text: str, classes: str | None) -> Iterator[Row | Fault]:
+    first, complete = "", False  # the first row that lacks a column; has any row all columns?
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -355,17 +362,24 @@ def _json_lines(path: Path, text: str, classes: str | None) -> Iterator[Row | Fa
             yield where, f"has {twice!r} twice: which one is meant?"
             continue
         entry = dict(pairs)
-        if lacks := _lacking(list(entry), classes):
+        if lacks := _lacking(list(entry), classes, advise=not first):
+            first = first or f"line {number} has {lacks}"
             yield where, f"has {lacks}"
             continue
+        complete = True
         names = {what: list(entry)[column] for what, column in _columns(list(entry), classes).items()}
         values = {what: entry[name] for what, name in names.items()}
         if type(values.get("classes")) is int:  # as data sets often number their classes
             values["classes"] = str(values["classes"])
-        if wrong := [names[what] for what, value in values.items() if not isinstance(value, str)]:
-            yield where, f"its {wrong[0]!r} must be a string, not {entry[wrong[0]]!r}"
-            continue
-        if odd := re.search("[\0\ud800-\udfff]", "".join(values.values())):
+        if classes is not None and values.get("captions", "") is None:
+            del values["captions"]  # as if there were no such column: the class is the caption
+        if odd := re.search("[\0\ud800-\udfff]", "".join(value for value in values.values() if isinstance(value, str))):
             yield where, f"has {odd[0]!r} in it, which is no character of a text"
             continue
+        if wrong := [what for what, value in values.items() if not isinstance(value, str)]:
+            why = f"its {names[wrong[0]]!r} must be a string, not {values[wrong[0]]!r}"
+            yield Row(where, values["files"].strip(), "", fault=why) if "files" not in wrong else (where, why)
+            continue
         yield _row(where, values)
+    if first and not complete:  # said once, and not for each row
+        raise ValueError(f"{path}: {first}, and no other line has all that it needs")

@@ -41,6 +41,7 @@ DECODING = 1  # raise it if a change makes a file give other pixels, so that old
 THREADS = min(16, os.cpu_count() or 1)  # each holds one picture in its full size
 VISITS = 100  # of one folder, by several links: folders full of links to each other have more ways than can be walked
 LISTED = 10  # faults in a message
+LOOKED_AT = 200  # pictures, when the captions have faults
 BLOCK = 1000  # pictures handed to the threads at a time
 
 
@@ -148,7 +149,9 @@ def folder(
     names = list(_walk(root, skipped))
     by_file = captioned(root, names, captions, classes, encoding, skipped)
     stop = on_error == "raise"
-    if stop and len(skipped) >= LISTED:  # of fewer, the pictures that are damaged are told in the same message
+    if stop and skipped:
+        if len(skipped) < LISTED:  # then the same message tells which pictures are damaged, of those soon looked at
+            skipped += _decoded(root, list(by_file)[:LOOKED_AT], size, colour, backdrop, list(skipped), stream).faults
         _refuse(root, skipped)
     if not by_file and not skipped:
         raise ValueError(f"folder: there is no picture in {root}. There: {some(sorted(os.listdir(root))) or 'nothing'}")
@@ -160,7 +163,7 @@ def folder(
     key = _key(root, list(by_file))
     decoded = _load(kept, key, len(by_file)) if cache else None
     if decoded is None:
-        decoded = _decoded(root, list(by_file), size, colour, backdrop, skipped if stop else None, stream)
+        decoded = _decoded(root, list(by_file), size, colour, backdrop, [] if stop else None, stream)
         # A failure of the disk, or of permissions, may be gone the next time.
         if cache and decoded.lasting:
             entries: dict[str, Any] = {"key": key, "faults": json.dumps(decoded.faults), "images": decoded.images}
@@ -333,7 +336,7 @@ def _sizes(root: Path, files: list[str]) -> str:
     listed = [f"{n} of {height}x{width}" for (height, width), n in counts.most_common()]
     return (
         f"folder: the pictures in {root} have {len(counts)} sizes (height x width): {some(listed)}. size=64 resizes "
-        "and crops them all to 64x64, size=(48, 64) to 48x64"
+        "and crops them all to 64x64"
     )
 
 
