@@ -77,6 +77,9 @@ def test_the_files_beside_the_code_have_its_version_and_licence() -> None:
     config.read(ROOT / "setup.cfg")
     metadata = config["metadata"]
     assert metadata["author"] in citation and f"license: {metadata['license']}" in citation
+    builds = re.search(r'^requires = \["(.*)"\]$', (ROOT / "pyproject.toml").read_text(), re.M)
+    tests = config["options.extras_require"]["test"].splitlines()
+    assert builds and builds[1] in tests  # the first test above needs it
     least = metadata.parser["options"]["python_requires"].removeprefix(">=").strip()
     assert f"Python :: {least}" in metadata["classifiers"] and "Typing :: Typed" in metadata["classifiers"]
 
