@@ -26,6 +26,7 @@ from tinydiff.optim import EMA, Adam, cosine, warmup
 
 TIMES = (0.02, 0.1, 0.3, 1.0)  # at which the learned score is drawn
 PALE = "#c9d8e6"  # histograms
+WALKS = ("#002f4d", "#00568a", plot.BLUE, "#3d9bd4", "#7cc0ea")  # of one colour: the key has the middle one
 SHADES = {"within two standard deviations": "#eef3f8", "within one": "#dbe7f2"}
 
 
@@ -120,8 +121,9 @@ def draw_walks(walks, exact, path, what, height):
             spread = np.array([exact.process.marginal_std(float(u)) for u in t])
             for n, (name, shade) in zip((2, 1), SHADES.items()):
                 middle.fill_between(t, -n * spread, n * spread, color=shade, linewidth=0, label=name)
-        for i, colour in enumerate(plot.COLOURS):
-            middle.plot(t, x[:, i : i + 1], color=colour, linewidth=0.9, label="" if i else "five of the walks")
+        for i, colour in enumerate(WALKS):
+            name = "five of the walks" if colour == plot.BLUE else ""
+            middle.plot(t, x[:, i : i + 1], color=colour, linewidth=0.9, label=name)
         middle.set_xlim(t[0], t[-1])
         middle.set_ylim(-height, height)
         middle.tick_params(labelleft=False)

@@ -108,8 +108,10 @@ def error(net, t, rng):
 
 def draw_scores(net, path):
     """Arrows of the score over the density; above exact, below learned. All arrows in a column have the same scale."""
-    figure = plot.new_figure(11, 5.7, dpi=100)
-    grid = figure.add_gridspec(2, len(TIMES), hspace=0.2, wspace=0.2, left=0.06, right=0.99, top=0.95, bottom=0.09)
+    figure = plot.new_figure(11, 6.0, dpi=100)
+    grid = figure.add_gridspec(2, len(TIMES), hspace=0.2, wspace=0.2, left=0.06, right=0.99, top=0.89, bottom=0.09)
+    title = "arrows: the score, in each column to one scale; blue: the density, the darker the higher"
+    figure.suptitle(title, fontsize=10)
     for column, t in enumerate(TIMES):
         half = 3.2 + 2 * EXACT.process.marginal_std(t)  # of the window
         fine, coarse = window(half, 81), window(half * 0.92, 11)

@@ -111,8 +111,8 @@ def levels_of(images, test, args):
 def draw_loss(records, levels, args):
     """loss.png: the bound, on the images of training and on others; the levels are of test images."""
     plot.loss_curve(
-        records, args.out / "loss.png", x="step", levels=levels, title=f"bits per dimension, {args.data}",
-        label="bound, training images", validation_label="bound, test images",
+        records, args.out / "loss.png", x="step", y="bits per dimension", levels=levels,
+        title=f"bits per dimension, {args.data}", label="bound, training images", validation_label="bound, test images",
     )  # fmt: skip
 
 

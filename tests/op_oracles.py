@@ -36,7 +36,7 @@ ORACLES["softplus"] = lambda x: np.logaddexp(x, 0)
 ORACLES["erf"] = np.vectorize(math.erf, otypes=[float])
 ORACLES["copy"] = lambda x: x
 ORACLES["astype"] = lambda x, dtype: np.array(x, dtype)
-ORACLES["clip"] = lambda x, low, high: np.clip(x, low, high)
+ORACLES["clip"] = lambda x, low=None, high=None: np.clip(x, low, high)
 
 
 @oracle

@@ -65,6 +65,7 @@ def test_the_doctor_of_a_backend_that_is_not_there(name: str, says: str, tmp_pat
     done = run("doctor", "--seconds", "0.1", TINYDIFF_BACKEND=name, PYTHONPATH=path)
     (wrong,) = [line for line in done.stdout.splitlines() if line.startswith("WRONG  backend: ")]
     assert done.returncode == 1 and says in wrong and done.stdout.endswith("\n1 problem\n")
+    assert "\nnote   backend: numpy, in its place, for everything that follows\n" in done.stdout
     assert "steps of a small U-Net" in done.stdout and "Traceback" not in done.stderr
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import configparser
 import doctest
 import email
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import tinydiff
@@ -76,15 +77,40 @@ def test_the_files_beside_the_code_have_its_version_and_licence() -> None:
     config.read(ROOT / "setup.cfg")
     metadata = config["metadata"]
     assert metadata["author"] in citation and f"license: {metadata['license']}" in citation
+    builds = re.search(r'^requires = \["(.*)"\]$', (ROOT / "pyproject.toml").read_text(), re.M)
+    tests = config["options.extras_require"]["test"].splitlines()
+    assert builds and builds[1] in tests  # the first test above needs it
     least = metadata.parser["options"]["python_requires"].removeprefix(">=").strip()
     assert f"Python :: {least}" in metadata["classifiers"] and "Typing :: Typed" in metadata["classifiers"]
 
 
-def test_contributing_shows_an_op_that_is_right(op: object, numpy_backend: str) -> None:
-    from tinydiff.engine import op as decorator
-
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)
-    space: dict[str, object] = {"op": decorator, "Any": object}
-    for block in blocks:
-        exec("from __future__ import annotations\n" + "\n".join(line[3:] for line in block.splitlines()), space)
-    assert tinydiff.gradcheck(space["cube"], np.array([1.0, -2.0]), order=2).ok
+def test_contributing_leads_to_an_op_that_passes_its_tests(tmp_path: Path, numpy_backend: str) -> None:
+    """Its five steps, on a copy: the two blocks as they stand, and a name in each of the files that it speaks of."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    page = "\n\n".join("\n".join(line[3:] for line in block.rstrip().splitlines()) for block in blocks)
+    changes = [
+        ("tinydiff/ops/elementwise.py", "\n@op\ndef square(", f"\n{page}\n\n\n@op\ndef square("),
+        ("tinydiff/ops/__init__.py", " subtract, tanh,", " subtract, cube, tanh,"),
+        ("tinydiff/ops/__init__.py", '"stack",', '"stack", "cube",'),
+        ("tinydiff/study/examples.py", "abs copy cos ", "abs copy cos cube "),
+        ("tests/op_examples.py", '"negative exp ', '"negative cube exp '),
+        ("tests/op_oracles.py", 'ORACLES["copy"]', 'ORACLES["cube"] = lambda x: x**3\nORACLES["copy"]'),
+    ]
+    for folder in ("tinydiff", "tests"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.cfg"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name, old, new in changes:
+        found = (tmp_path / name).read_text()
+        assert found.count(old) == 1, (name, old)
+        assert name in text or name.startswith("tinydiff/ops/"), f"CONTRIBUTING.md does not speak of {name}"
+        (tmp_path / name).write_text(found.replace(old, new))
+    tests = ["tests/test_rules.py", "tests/study/test_explain.py", "-k", "cube"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "."})
+    assert ran.returncode == 0, ran.stdout
+    passed = re.search(r"(\d+) passed", ran.stdout)
+    assert passed and int(passed[1]) > 20
+    calls = (tmp_path / "tinydiff/study/examples.py").read_text()
+    assert max(map(len, calls.splitlines())) <= 120  # there is room for another name

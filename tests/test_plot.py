@@ -308,8 +308,9 @@ def test_learning_rates_are_on_a_logarithmic_scale_if_asked_for(monkeypatch, tmp
 
 
 def test_loss_curve_of_one_record_by_another_key(monkeypatch, tmp_path):
-    axes = drawn(monkeypatch, tmp_path, RECORDS[:1], x="step", title="one")
+    axes = drawn(monkeypatch, tmp_path, RECORDS[:1], x="step", y="bits", title="one")
     assert axes.lines[0].get_xydata().tolist() == [[59, 1000]] and axes.get_title() == "one"
+    assert axes.get_xlabel() == "step" and axes.get_ylabel() == "bits"
     axes = drawn(monkeypatch, tmp_path, RECORDS[:1])
     low, high = axes.get_xlim()
     assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [0]  # and no -0.045

@@ -75,7 +75,7 @@ def view(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("--seconds", type=float, default=30.0, metavar="X",
         help="for the checks of the rules; the page says which were not reached (default: %(default)s)")  # fmt: skip
     parser.add_argument("script", type=Path, metavar="SCRIPT")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="its arguments")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="its arguments").required = False
 
     def run(given: argparse.Namespace) -> int:
         from .study.script import view as view_script

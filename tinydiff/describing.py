@@ -14,6 +14,7 @@ objects of these classes again. `rng`, which makes the first weights, is no part
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 from collections.abc import Mapping
@@ -47,7 +48,11 @@ def rebuildable(cls: Class) -> Class:
 
     @functools.wraps(make)
     def made(self: Any, *args: Any, **options: Any) -> None:
-        bound = signature.bind(self, *args, **options)
+        try:
+            bound = signature.bind(self, *args, **options)
+        except TypeError as error:  # which does not say of what
+            unknown = "" if hands_on else _unknown(options, signature)
+            raise TypeError(f"{cls.__qualname__}: {unknown or error}") from None
         bound.apply_defaults()
         make(self, *args, **options)
         above = self._arguments if hands_on else {}
@@ -58,6 +63,17 @@ def rebuildable(cls: Class) -> Class:
     cls._takes_rng = any(p.name == "rng" for p in parameters) or hands_on and cls._takes_rng  # type: ignore[attr-defined]
     CLASSES[name_of(cls)] = cls
     return cls
+
+
+def _unknown(options: Mapping[str, Any], signature: inspect.Signature) -> str:
+    """What is wrong with the first of the options that is no argument, and what may be meant; "" if there is none."""
+    known = list(signature.parameters)[1:]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            meant = f"; did you mean {near[0]!r}?" if near else ""
+            return f"no argument {name!r}: it has {', '.join(known) or 'none'}{meant}"
+    return ""
 
 
 def name_of(cls: type) -> str:

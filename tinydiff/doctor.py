@@ -71,8 +71,9 @@ def the_backend() -> Iterator[Finding]:
     try:
         chosen = backend.active()
     except (ValueError, RuntimeError) as error:
-        yield "backend", "WRONG", str(error), "choose another TINYDIFF_BACKEND, or do what the error says"
-        backend.use("numpy")  # for the examinations that follow
+        yield "backend", "WRONG", str(error), "do what that says, or choose another TINYDIFF_BACKEND"
+        backend.use("numpy")
+        yield "backend", "note", "numpy, in its place, for everything that follows", ""
         return
     if chosen.name == "cupy":
         properties = chosen.module.cuda.runtime.getDeviceProperties(0)

@@ -177,6 +177,7 @@ def loss_curve(
     levels: Mapping[str, float] | None = None,
     title: str = "training loss",
     x: str = "epoch",
+    y: str = "loss",
     log_x: bool = False,
     label: str = "training",
     validation_label: str = "validation",
@@ -186,7 +187,7 @@ def loss_curve(
 
     records: lines of the log, each with "loss" and the key `x`; where some have "validation", that is a second line.
     reference: {x: loss} of another training, drawn as points for comparison. levels: {name: loss}, horizontal lines for
-    scale. log_x: x on a logarithmic scale too, as for x="lr". Returns the figure.
+    scale. y: the name of that axis. log_x: x on a logarithmic scale too, as for x="lr". Returns the figure.
     Errors: ValueError if there are no records, if one lacks "loss" or the key `x`, if a loss or a level is not positive
     and finite, or if an x is not finite (or, with log_x, not positive).
     """
@@ -227,7 +228,7 @@ def loss_curve(
     for name, line, style in series:
         if line:
             axes.plot(*zip(*line), label=name, **style)
-    frame(axes, title, x="learning rate" if x == "lr" else x, y="loss", fontsize=11)
+    frame(axes, title, x="learning rate" if x == "lr" else x, y=y, fontsize=11)
     axes.grid(True, which="major", color="#e6e6e6", linewidth=0.7)
     if not log_x:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))  # of a single record only one is whole
@@ -236,10 +237,10 @@ def loss_curve(
     axes.yaxis.set_minor_formatter("")
     bottom, top = (math.log(y) for y in axes.get_ylim())
     ends.sort(key=lambda end: end[1])
-    heights = [(math.log(y) - bottom) / (top - bottom) for _, y, _ in ends]  # of the axes
-    for (name, _, colour), y, apart in zip(ends, heights, _apart(heights, 8 * 1.25 / 72 / high)):
+    heights = [(math.log(end[1]) - bottom) / (top - bottom) for end in ends]  # of the axes
+    for (name, _, colour), at, apart in zip(ends, heights, _apart(heights, 8 * 1.25 / 72 / high)):
         axes.annotate(
-            name, (1, y), (1 + 0.2 / wide, apart), "axes fraction", va="center", color=colour, fontsize=8,
+            name, (1, at), (1 + 0.2 / wide, apart), "axes fraction", va="center", color=colour, fontsize=8,
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0},
             annotation_clip=False,
         )  # fmt: skip

@@ -71,9 +71,9 @@ def conv2d() -> None:
     for k, (i, j) in enumerate(np.ndindex(2, 2)):
         axes = figure.add_subplot(grid[0, k])
         matrix(axes, x, f"y[{i}, {j}] = {np.sum(x[i : i + 2, j : j + 2] * w):g}", 40)
-        axes.add_patch(Rectangle((j - 0.5, i - 0.5), 2, 2, fill=False, edgecolor=BLUE, linewidth=2.5))
+        axes.add_patch(Rectangle((j - 0.5, i - 0.5), 2, 2, fill=False, edgecolor=BLUE, linewidth=1.8))
         for u, v in np.ndindex(2, 2):
-            axes.text(j + v + 0.42, i + u + 0.4, f"·{w[u, v]:g}", fontsize=7, color=BLUE, ha="right", va="bottom")
+            axes.text(j + v + 0.37, i + u + 0.35, f"·{w[u, v]:g}", fontsize=6, color=BLUE, ha="right", va="bottom")
     scattered, g = np.zeros((3, 3)), np.array([[1.0, 10.0], [100.0, 1000.0]])
     for i, j in np.ndindex(2, 2):
         scattered[i : i + 2, j : j + 2] += g[i, j] * w
@@ -119,9 +119,9 @@ def attention() -> None:
     p_bar = g @ v.T
     s_bar = p * (p_bar - (p * p_bar).sum(axis=1, keepdims=True))
     figure, axes = sheet(8.6, 2.3, 3)
-    matrix(axes[0], p, "p: who looks where; rows sum to 1", digits=2)
-    matrix(axes[1], p_bar, "p̄ = ȳ vᵀ: where looking helps", digits=2)
-    matrix(axes[2], s_bar, "s̄ = p (p̄ - sum p p̄); rows sum to 0", digits=2)
+    matrix(axes[0], p, "p: who looks where; rows sum to 1", digits=2, fontsize=7)
+    matrix(axes[1], p_bar, "p̄ = ȳ vᵀ: where looking helps", digits=2, fontsize=7)
+    matrix(axes[2], s_bar, "s̄ = p (p̄ - sum p p̄); rows sum to 0", digits=2, fontsize=7)
     finish(figure, "attention")
 
 

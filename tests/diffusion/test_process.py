@@ -245,6 +245,15 @@ def test_bad_arguments_are_quoted(make, message):
         make()
 
 
+def test_an_argument_that_a_process_does_not_have_is_quoted_with_the_nearest():
+    with pytest.raises(TypeError, match=r"^VESDE: no argument 'sigm': it has sigma; did you mean 'sigma'\?$"):
+        process("ve", sigm=3)
+    with pytest.raises(TypeError, match="^KarrasSDE: no argument 'x': it has [a-z_, ]*$"):
+        KarrasSDE(x=3)
+    with pytest.raises(TypeError, match="^Brownian: too many positional arguments$"):
+        Brownian(1, 2, 3)
+
+
 def test_what_is_no_schedule_is_an_error():
     with pytest.raises(TypeError, match=r"SubVPSDE: a schedule has beta\(t\) and integral\(t\); 3 has not"):
         SubVPSDE(3)

@@ -371,8 +371,12 @@ def test_an_option_among_the_conditions_is_an_error_that_says_where_it_belongs()
     """A net that accepts any condition would ignore it silently."""
     with pytest.raises(TypeError, match=r"s_churn is an option of the method: method=heun\(s_churn=1.0\)"):
         sample(lambda x, t, **labels: -x, (2, 3), SDE, 0, method="heun", steps=2, s_churn=1.0)
-    with pytest.raises(TypeError, match="s_churn"):  # ddim has none, so it is the score that refuses it
-        sample(gaussian_score(0, 1, SDE), (2, 3), SDE, 0, method="ddim", steps=2, s_churn=1.0)
+    message = r"s_churn is an option of heun, as in method=heun\(s_churn=1.0\); ddim has eta. If it is a condition"
+    with pytest.raises(TypeError, match=message):
+        sample(lambda x, t, **labels: -x, (2, 3), SDE, 0, method="ddim", steps=2, s_churn=1.0)
+    seen = []
+    sample(lambda x, t, **labels: seen.append(labels) or -x, (2, 3), SDE, 0, steps=2, condition={"eta": 0.5})
+    assert seen[0] == {"eta": 0.5}
 
 
 def test_options_of_a_method_are_kept_and_shown():

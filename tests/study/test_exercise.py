@@ -203,6 +203,8 @@ def test_the_page_hides_the_derivation_and_the_rule(name: str, capsys: pytest.Ca
     if isinstance(OPS[ex.sheet.op_name or name], Op):
         derivation = inspect.getdoc(ex.op.forward).split("\n\n")[1]
         assert derivation.startswith("At ") or derivation.splitlines()[0] not in page
+    for helper in ("axes_of", "axis_of", "floating"):
+        assert (f"{helper}(" in str(ex)) == (f"\n{helper} " in str(ex))
     ex.solution()
     assert inspect.getsource(ex.op.rule).rstrip() in capsys.readouterr().out
 

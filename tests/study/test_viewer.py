@@ -370,3 +370,9 @@ def test_view_refuses_what_makes_no_sense(capsys: Any, arguments: list[str]) -> 
     with pytest.raises(SystemExit):
         main(["view", *arguments])
     assert "error: " in capsys.readouterr().err
+
+
+def test_view_without_a_script_asks_for_nothing_else(capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        main(["view"])
+    assert capsys.readouterr().err.endswith("are required: SCRIPT\n")

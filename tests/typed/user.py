@@ -41,6 +41,18 @@ class Net(nn.Module):
         return self.layers(x)
 
 
+class Block(nn.Module):
+    def __init__(self) -> None:
+        self.a, self.b = nn.Linear(2, 3), nn.Conv2d(3, 3, 1)
+        self.norm, self.all = nn.LayerNorm(3), nn.Sequential(nn.Tanh())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(ops.silu(self.norm(self.a(x))))
+
+    def last(self, x: Tensor) -> Tensor:
+        return self.all(x)
+
+
 def mean_square(x: Tensor) -> Tensor:
     return ops.square(x).mean()
 

@@ -27,7 +27,7 @@ from ..modes import no_grad
 from ..operators import array_of
 from ..rng import Rng, as_rng
 from .conditions import conditions
-from .methods import Method, Timesteps, as_method
+from .methods import METHODS, Method, Timesteps, as_method
 from .predict import Counted, Guided, Score, ScoreModel, as_score, checked_score, denoised, for_rows, rows_of
 from .process import least_time, like, plain, sigma_at, time_of
 
@@ -72,20 +72,27 @@ def sample(
     other condition goes to every part as it is.
     ranks: processes that share the parts, by default one part each; all of them get all samples.
 
-    Conditions that have the name of an argument here go into a mapping: condition={"steps": labels}.
+    Conditions that have the name of an argument here, or of an option of a method, go into a mapping:
+    condition={"steps": labels}.
 
     Row i of the noise depends on the seed and i alone. So a sample is the same alone, among 64 and in any microbatch,
     except for the rounding of matrix products of another size.
     Errors: ValueError for an unknown method, steps or microbatch < 1, eps or start outside the process, a shape that is
     not one, timesteps that do not decrease from the start to eps, a callback together with several parts, a score of
-    another shape, and bad values of options; TypeError for an option that the method does not have, or one among the
-    conditions, and for a condition whose name is nearly that of an argument. RuntimeWarning for what cannot be a score,
+    another shape, and bad values of options; TypeError for an option of a method among the conditions, and for a
+    condition whose name is nearly that of an argument. RuntimeWarning for what cannot be a score,
     such as a denoiser that is a plain function (not on a GPU, which would have to wait).
     """
     chosen, shape, source = as_method(method), _checked_shape(shape), as_rng(rng)
     for name in condition:
         if name in chosen.defaults:
             raise TypeError(f"{name} is an option of the method: method={chosen.name}({name}={condition[name]!r})")
+        if owner := next((m for m in METHODS.values() if name in m.defaults), None):
+            raise TypeError(
+                f"{name} is an option of {owner.name}, as in method={owner.name}({name}={condition[name]!r}); "
+                f"{chosen.name} has {', '.join(chosen.defaults) or 'none'}. If it is a condition of the model, pass "
+                f"condition={{{name!r}: ...}}"
+            )
     condition = conditions(sample, condition, chosen.defaults)
     count = integer("steps", chosen.steps if steps is None else steps)
     eps, sample_offset = least_time("eps", eps, process), integer("sample_offset", sample_offset, 0)

@@ -9,10 +9,10 @@ from ..arguments import integer
 from ..backend import xp
 from ..rng import Rng, as_rng
 from .layers import Dropout, Linear, xavier_uniform
-from .module import Module, Parameter, same_dtype
+from .module import Layer, Parameter, same_dtype
 
 
-class MultiHeadAttention(Module):
+class MultiHeadAttention(Layer):
     """Attention of the queries to the keys, in `num_heads` subspaces at once:
     (N, L, E), (N, S, kdim), (N, S, vdim) -> (N, L, E).
 

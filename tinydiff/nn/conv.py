@@ -16,10 +16,10 @@ from ..arguments import integer
 from ..ops.conv import Pair, _pair
 from ..rng import Rng, as_rng
 from .layers import fan_in_uniform
-from .module import Module, Parameter, same_dtype
+from .module import Layer, Parameter, same_dtype
 
 
-class _Conv(Module):
+class _Conv(Layer):
     """The base of the three layers: their arguments, and the parameters made from them.
 
     kernel_size, stride, padding, dilation: an int, or one per axis; padding may be "same", or "valid" for none.

@@ -15,7 +15,7 @@ from ..backend import Array
 from ..engine import Tensor
 from ..operators import array_of
 from ..rng import Rng, as_rng
-from .module import Module, Parameter, Unfilled, same_dtype
+from .module import Layer, Parameter, Unfilled, same_dtype
 
 # ---------------------------------------------------------------- initial weights
 
@@ -46,7 +46,7 @@ def xavier_uniform(shape: tuple[int, ...], rng: Rng) -> Array:
 # ---------------------------------------------------------------- linear
 
 
-class Linear(Module):
+class Linear(Layer):
     """y = x w + b on the last axis: (..., in_features) -> (..., out_features).
 
     Parameters: weight (in, out) and bias (out,), U(-1 / sqrt(in), 1 / sqrt(in)). Errors: ValueError for numbers of
@@ -75,7 +75,7 @@ class Linear(Module):
 # ---------------------------------------------------------------- numbers to vectors
 
 
-class Embedding(Module):
+class Embedding(Layer):
     """A table of vectors, one for each integer from 0 to num_embeddings - 1: (...) -> (..., embedding_dim).
 
     Parameter: weight (num_embeddings, embedding_dim), N(0, 1). Errors: ValueError for sizes that are not positive
@@ -107,7 +107,7 @@ class Embedding(Module):
         return backend.to_device(index)
 
 
-class FourierFeatures(Module):
+class FourierFeatures(Layer):
     """[sin 2 pi x w, cos 2 pi x w] for fixed random frequencies w: (N,) -> (N, features).
 
     A network can hardly tell neighbouring times apart from the number t alone; by these features it can.
@@ -133,14 +133,14 @@ class FourierFeatures(Module):
 # ---------------------------------------------------------------- activations, dropout
 
 
-class SiLU(Module):
+class SiLU(Layer):
     """x sigmoid(x)"""
 
     def forward(self, x: Any) -> Any:
         return ops.silu(x)
 
 
-class GELU(Module):
+class GELU(Layer):
     """x Phi(x); approximate="tanh" for the older formula. Errors: ValueError for another approximation."""
 
     def __init__(self, approximate: str = "none"):
@@ -152,42 +152,42 @@ class GELU(Module):
         return ops.gelu(x, approximate=self.approximate)
 
 
-class ReLU(Module):
+class ReLU(Layer):
     """max(x, 0)"""
 
     def forward(self, x: Any) -> Any:
         return ops.relu(x)
 
 
-class Sigmoid(Module):
+class Sigmoid(Layer):
     """1 / (1 + e^-x)"""
 
     def forward(self, x: Any) -> Any:
         return ops.sigmoid(x)
 
 
-class Tanh(Module):
+class Tanh(Layer):
     """(e^x - e^-x) / (e^x + e^-x)"""
 
     def forward(self, x: Any) -> Any:
         return ops.tanh(x)
 
 
-class Identity(Module):
+class Identity(Layer):
     """x itself, where a layer is expected."""
 
     def forward(self, x: Any) -> Any:
         return x
 
 
-class Flatten(Module):
+class Flatten(Layer):
     """Each sample as one row: (N, H, W, C) -> (N, H W C)."""
 
     def forward(self, x: Any) -> Any:
         return x.reshape((len(x), math.prod(x.shape[1:])))  # (N, ...) -> (N, D)
 
 
-class Dropout(Module):
+class Dropout(Layer):
     """In training, each element is set to 0 with probability p, and the others are divided by 1 - p; in evaluation
     nothing is done.
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import backend
 from ..arguments import check_precision
@@ -260,7 +260,15 @@ class Module:
         return "\n".join(f"{text:{width}} {count:>12,}" for text, count in lines)
 
 
-class Sequential(Module):
+class Layer(Module):
+    """A module that makes one Tensor. A type checker knows it; of a module of your own it knows nothing."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self, /, *inputs: Any, **options: Any) -> Tensor: ...
+
+
+class Sequential(Layer):
     """Layers one after the other: y = layer_n(... layer_1(x)).
     They are called "0", "1", ...; plain functions may be among them.
     """

@@ -11,10 +11,10 @@ from ..engine import Tensor
 from ..modes import no_grad
 from ..operators import array_of
 from ..rng import current_microbatch
-from .module import Module, Parameter, same_dtype
+from .module import Layer, Parameter, same_dtype
 
 
-class _Norm(Module):
+class _Norm(Layer):
     """eps, and a weight of ones and a bias of zeros, one of each per channel; or neither."""
 
     weight: Parameter | None

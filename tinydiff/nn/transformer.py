@@ -16,7 +16,7 @@ from ..engine import Tensor
 from ..rng import Rng, as_rng
 from .attention import MultiHeadAttention
 from .layers import Dropout, Linear
-from .module import Module, Parameter, same_dtype
+from .module import Layer, Parameter, same_dtype
 from .norm import LayerNorm
 
 # ---------------------------------------------------------------- positions
@@ -38,7 +38,7 @@ def sinusoids(length: int, features: int) -> Array:
     return xp.stack([xp.sin(angles), xp.cos(angles)], axis=2).reshape(length, features)  # (L, F/2, 2) -> (L, F)
 
 
-class _Positions(Module):
+class _Positions(Layer):
     table: Tensor  # (length, features)
 
     def forward(self, x: Any) -> Any:
@@ -75,7 +75,7 @@ class LearnedPositions(_Positions):
 # ---------------------------------------------------------------- the block
 
 
-class TransformerBlock(Module):
+class TransformerBlock(Layer):
     """Look at the others, look at the context, think; each a change that is added to x (N, L, embed_dim):
 
         x = x + self_attn(norm1(x))

@@ -81,8 +81,8 @@ CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     **dict.fromkeys(("add", "subtract", "multiply", "divide", "power", "maximum", "minimum"), (((2, 3), (3,)), {})),
     **dict.fromkeys(("tril", "triu"), (((3, 3),), {})),
     **dict.fromkeys(
-        "abs copy cos erf exact_gelu exp expm1 flip gelu log log1p negative relu sigmoid sign silu sin softplus sqrt "
-        "square tanh".split(),
+        "abs copy cos erf exact_gelu exp expm1 flip gelu log log1p negative "
+        "relu sigmoid sign silu sin softplus sqrt square tanh".split(),
         (((2, 3),), {}),
     ),
 }

@@ -30,6 +30,11 @@ from .catalogue import CATALOGUE, Sheet
 from .doctor import examine, name_inputs, with_names
 from .report import plot
 
+HELPERS = {  # which a forward may call, and which are not shown
+    "axes_of": "axes_of gives the axes as numbers from 0: all for None, and for a negative one that from the end.",
+    "axis_of": "axis_of gives the axis as a number from 0: for a negative one that from the end.",
+    "floating": "floating makes floats of integers, and leaves floats as they are.",
+}
 MACRON = "\u0304"  # what makes x̄ of x
 
 
@@ -70,10 +75,13 @@ class Exercise:
 
     def __str__(self) -> str:
         signature = ", ".join(["g", "out", *self.names, *(["*", *self.options] if self.options else [])])
+        page = forward_page(self.op)
+        helpers = "\n".join(text for name, text in HELPERS.items() if f"{name}(" in page)
         parts = [
             f"Exercise {self.number}: {self.name} (level {self.level} of 4)",
             *(without_docstring(f) for f in self.sheet.shows),
-            forward_page(self.op),
+            page,
+            *([helpers] if helpers else []),
             f"Write its rule: ({signature}) -> {'one adjoint' if len(self.names) == 1 else 'an adjoint per input'}.",
         ]
         inputs, params = self.sheet.example()

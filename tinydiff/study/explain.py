@@ -132,6 +132,11 @@ def graph_of(last: Node) -> list[Node]:
     seen, stack = {last}, [last]
     while stack:
         node = stack.pop()
+        if node.values is None:
+            raise RuntimeError(
+                f"what {node.op.name} had kept was freed by backward: ask for this before backward, or call "
+                "backward(retain_graph=True)"
+            )
         node.check_kept()
         new = {parent for parent in node.parents if isinstance(parent, Node)} - seen
         seen |= new
