@@ -287,7 +287,7 @@ def validation_by_hand(folder, out):
     rng = Rng(0).child("validation")
     with ema.applied(), no_grad():
         x0, tokens = map(backend.to_device, (x0, tokens))
-        return edm_loss(denoiser, x0, rng, mean=0.3, std=1.4, tokens=tokens).item()
+        return edm_loss(denoiser, x0, rng, mean=0.0, std=1.6, tokens=tokens).item()
 
 
 @on_the_host
