@@ -110,7 +110,8 @@ def test_other_methods_answer_too() -> None:
         with pytest.raises(TypeError) as error:
             call()
         assert str(error.value) == says
-    assert x.clip(low=2).tolist() == [[2.0, 3.0]] and x.swapaxes(0, 1).shape == (2, 1) and x.argmax(axis=1).tolist() == [1]
+    assert x.clip(low=2).tolist() == [[2.0, 3.0]] and x.swapaxes(0, 1).shape == (2, 1)
+    assert x.argmax(axis=1).tolist() == [1]
 
 
 def test_an_error_inside_an_op_is_not_about_keywords() -> None:
