@@ -3,6 +3,7 @@ What examples/ write is sampled in test_examples.py."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -18,9 +19,10 @@ import pytest
 from matplotlib.image import imread, imsave
 
 import tinydiff
-from tinydiff import Rng, data, judging, saving
+from tinydiff import Rng, data, judging, recipe, saving
 from tinydiff.__main__ import main
 from tinydiff.commands import as_options, labels_in
+from tinydiff.describing import describe
 from tinydiff.diffusion import Denoiser, KarrasSDE, edm_loss
 from tinydiff.models.unet import UNet
 from tinydiff.recipe import held_out, validation_loss
@@ -118,6 +120,24 @@ def test_the_recipe_is_that_of_the_quickstart(tmp_path: Path, digits: Path, nump
     for state in (a, b):
         state["about"].pop("data")
     assert a["about"] == b["about"]
+
+
+@pytest.mark.slow
+def test_the_recipe_of_words_is_that_of_the_example(tmp_path: Path, monkeypatch: Any, numpy_backend: str) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    example = importlib.import_module("text_to_image")
+    monkeypatch.setattr(sys, "argv", ["text_to_image.py", "--out", str(tmp_path)])
+    args = example.arguments()
+    glyphs = data.glyphs(64, 0)
+    shown = recipe.Pictures(glyphs.images[..., None], {}, {}, glyphs.captions, {"name": "glyphs", "seed": 0})
+    assert (recipe.WORDS_NOISE, recipe.WIDTH) == (example.NOISE, example.WIDTH)
+    assert recipe.default_images(shown, words=True) == example.WORK
+    state = recipe.learn(shown, tmp_path / "run", words=True, images=64, channels=(8, 16))
+    trained = tinydiff.load(tmp_path / "run")
+    args.shape, args.channels = [28, 28, 1], [8, 16]
+    ours, theirs = trained.model, example.new_model(trained.tokenizer, args, 0.5)[0]
+    assert describe(ours.net) == describe(theirs.net)
+    assert state.records[0]["lr"] == pytest.approx(args.lr / 100)  # the first of 100 steps of warm-up
 
 
 @pytest.mark.slow

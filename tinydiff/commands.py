@@ -34,7 +34,7 @@ def train(parser: argparse.ArgumentParser) -> Run:
     add("data", metavar="DATA", help="glyphs, scenes, mnist, or a folder")
     add("--words", action="store_true", help="tell the net the captions in place of the labels")
     add("--images", type=whole(1), metavar="N", help="pictures to learn from, in whole rounds, or as many of them as "
-        "are given (default: 60000, of mnist 180000, with --words 270000; fewer if they are large)")  # fmt: skip
+        "are given (default: 60000, of mnist 180000, with --words 430000; fewer if they are large)")  # fmt: skip
     add("--size", type=whole(8), metavar="N", help="resize and crop the pictures of a folder to NxN")
     add("--captions", metavar="FILE", help="the table of captions of a folder (default: captions.csv in it, or a text "
         "file beside each picture); none: there are no captions")  # fmt: skip
@@ -47,7 +47,7 @@ def train(parser: argparse.ArgumentParser) -> Run:
     add("--batch-size", type=whole(1), default=64, metavar="N", help="default: %(default)s")
     add("--microbatch", type=whole(1), metavar="N", help="pictures at a time (default: 16 to 128)")
     add("--threads", type=whole(1), metavar="N", help="default: one per core")
-    add("--lr", type=positive, default=1.5e-3, metavar="X", help="of Adam (default: %(default)s)")
+    add("--lr", type=positive, metavar="X", help="of Adam (default: 0.0015, with --words 0.002)")
     add("--data-dir", type=Path, metavar="DIR", help="where the files of MNIST are (default: $TINYDIFF_DATA, else they "
         "are downloaded once)")  # fmt: skip
     add_seed(parser, "of the weights, the order of the data, the noise")
