@@ -332,7 +332,7 @@ def samples_of(space, denoiser, tokenizer, tokens, weight, args):
     """A picture for each row of tokens (N, L): a latent by guidance with that weight, decoded, (N, H, W, C)."""
     model = guided(denoiser, tokenizer, weight, args)
     rng = Rng(args.seed).child("samples")
-    z = sample(model, (len(tokens), *args.latents), KarrasSDE(), rng, method="heun", steps=args.steps, eps=0.002,
+    z = sample(model, (len(tokens), *args.latents), KarrasSDE(), rng, method=args.sampler, steps=args.steps, eps=0.002,
                microbatch=20, **denoiser.net.encode(tokens))  # fmt: skip
     return space.decode(z)
 
@@ -349,7 +349,7 @@ def tell_story(space, denoiser, tokenizer, prompt, args, columns=6):
         seen.append((float(t), x, to_host(denoised)[0]))
 
     sample(guided(denoiser, tokenizer, args.guidance, args), (1, *args.latents), KarrasSDE(),
-           Rng(args.seed).child("samples"), method="heun", steps=args.steps, eps=0.002, callback=note,
+           Rng(args.seed).child("samples"), method=args.sampler, steps=args.steps, eps=0.002, callback=note,
            **encoded)  # fmt: skip
     # The first steps are all noise and the last ones all picture.
     chosen = [*(np.linspace(0.2, 0.85, columns - 1) * args.steps).round().astype(int), args.steps]

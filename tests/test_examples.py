@@ -272,6 +272,9 @@ def test_words_become_pictures_of_your_own(tmp_path, own_pictures, monkeypatch, 
         assert message in main(monkeypatch, WORDS, "--out", out, *more)
     same = ["--data", own_pictures, "--size", "24x16", "--channels", 8, 8]
     assert main(monkeypatch, WORDS, "--out", out, *same, "--steps", 1, "--samples", 2) == 0
+    by_heun = (out / "samples.png").read_bytes()
+    assert main(monkeypatch, WORDS, "--out", out, "--sampler", "ddpm", "--steps", 1, "--samples", 2) == 0
+    assert (out / "samples.png").read_bytes() != by_heun
 
 
 def validation_by_hand(folder, out):
@@ -578,6 +581,8 @@ def test_words_become_latents_become_pictures(tmp_path, monkeypatch, capsys):
     if EMULATED:
         return
     assert main(monkeypatch, LATENT, prompt, *options) == 0 and (out / "samples.png").read_bytes() == first
+    assert main(monkeypatch, LATENT, prompt, *options, "--sampler", "ddpm", "--story") == 0
+    assert (out / "samples.png").read_bytes() != first and imread(out / "story.png").ndim == 3
     message = main(monkeypatch, LATENT, prompt, *options, "--kl-weight", 0)
     assert "model.npz is there already, so --kl-weight cannot change its autoencoder" in message
     assert main(monkeypatch, LATENT, prompt, *options, "--sweep", 0, 2, "--negative", "heavy") == 0
