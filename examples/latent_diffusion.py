@@ -189,7 +189,7 @@ def trained(args, path):
     args.latents = list(space.shape)
     choose_channels(args, args.shape[0] // args.latents[0])
     if args.raw:
-        common.leave_unscaled(space)
+        common.leave_unscaled(space, args.raw)
     latents = cached_latents(space, images)  # (N, h, w, C), once
     tokens = tokenizer.encode(captions)  # (N, L)
     held_out = latents[held], tokens[held]
@@ -216,7 +216,7 @@ def trained(args, path):
             validation_label="validation, averaged weights",
         )
 
-    wanted = args.images or LEARNED * 64**2 / np.prod(args.shape[:2])
+    wanted = args.images or LEARNED * min(1, 64**2 / np.prod(args.shape[:2]))
     epochs = max(1, round(wanted / len(latents)))
     if args.images and args.images < len(latents):
         print(
@@ -304,7 +304,7 @@ def load(path, args):
     of_space = args.autoencoder or args.out / "latent_space.npz"
     space, _ = common.load_space(of_space, "latent_diffusion.py")
     if args.raw:
-        common.leave_unscaled(space)
+        common.leave_unscaled(space, args.raw)
     if space.fingerprint() != wanted:
         sys.exit(
             f"{path} was trained on the latents of another autoencoder than {of_space} (fingerprint {wanted}, not "
@@ -414,9 +414,10 @@ def arguments():
     add("--kl-weight", type=common.not_negative, metavar="X", help="of the autoencoder's divergence (default: 1e-4)")
     add("--autoencoder-images", type=integer(1), metavar="N", help="pictures that the autoencoder learns from, in "
         f"whole rounds (default: {SQUEEZED:,} of 64x64; of smaller ones more)")  # fmt: skip
-    add("--raw", action="store_true", help="do not bring the latents to mean 0 and deviation 1, to see what goes wrong")
+    add("--raw", type=common.positive, nargs="?", const=1.0, metavar="X", help="do not bring the latents to mean 0 and "
+        "deviation 1, to see what goes wrong: take them as they come, or that many times as large")  # fmt: skip
     add("--images", type=integer(1), metavar="N", help="pictures that the diffusion learns from, in whole rounds "
-        f"(default: {LEARNED:,} of 64x64; of smaller ones more)")  # fmt: skip
+        f"(default: {LEARNED:,}; of pictures above 64x64 fewer)")  # fmt: skip
     add("--channels", type=integer(8, multiple_of=8), nargs="+", metavar="N", help="of the U-Net, from fine to coarse "
         "(default: 48 96; of latents smaller than 16x16, or of odd sides, one level of 96)")  # fmt: skip
     common.add_training(parser, batch_size=64)

@@ -591,6 +591,14 @@ def test_words_become_latents_become_pictures(tmp_path, monkeypatch, capsys):
     assert "was trained on glyphs, not on scenes" in main(monkeypatch, LATENT, *options, "--data", "scenes")
     assert "there is no judge yet" in main(monkeypatch, LATENT, *options, "--judge", 5)
 
+    large = ["--autoencoder", out / "latent_space.npz", "--out", tmp_path / "large"]
+    few = ["--data", "glyphs", "--steps", 1, "--samples", 1]
+    train = ["--drawn", 120, "--images", 100, "--channels", 8, "--raw", 10]
+    assert main(monkeypatch, LATENT, prompt, *few, *large, *train) == 0
+    space = tinydiff.load(tmp_path / "large" / "model.npz").space
+    assert (space.std == np.float32(0.1)).all() and (space.mean == 0).all()  # so latents are ten times the encoder's
+    assert main(monkeypatch, LATENT, prompt, *few, *large) == 0  # the model knows it
+
     state = saving.load(out / "latent_space.npz")  # an autoencoder that this diffusion does not know
     state["space"]["mean"] = state["space"]["mean"] + 1
     saving.save(tmp_path / "other.npz", state)
