@@ -301,11 +301,10 @@ def keep_space(space, path, args):
     saving.save(path, {"space": space.state_dict(), "settings": settings})
 
 
-def leave_unscaled(space, times=1.0):
-    """Mean 0 and deviation 1, whatever they are: then latents are what the encoder gives, to see what goes wrong; or so
-    many times as large."""
+def leave_unscaled(space):
+    """Mean 0 and deviation 1, whatever they are: then latents are what the encoder gives, to see what goes wrong."""
     with no_grad():
-        space.mean[...], space.std[...] = 0.0, 1 / times
+        space.mean[...], space.std[...] = 0.0, 1.0
 
 
 def load_space(path, example):

@@ -66,7 +66,7 @@ from tinydiff.training import train
 # Mean and standard deviation of ln sigma in training. At high levels it is decided which object goes where, at low ones
 # how the corners of a small square differ from a circle: both must come often.
 NOISE = 0.4, 1.8
-SQUEEZED, LEARNED = 54_000, 360_000  # pictures of 64x64 that the autoencoder and the diffusion learn from
+SQUEEZED, LEARNED = 54_000, 360_000  # pictures that the autoencoder, of 64x64, and the diffusion learn from
 
 
 def main() -> int:
@@ -189,7 +189,7 @@ def trained(args, path):
     args.latents = list(space.shape)
     choose_channels(args, args.shape[0] // args.latents[0])
     if args.raw:
-        common.leave_unscaled(space, args.raw)
+        common.leave_unscaled(space)
     latents = cached_latents(space, images)  # (N, h, w, C), once
     tokens = tokenizer.encode(captions)  # (N, L)
     held_out = latents[held], tokens[held]
@@ -228,6 +228,7 @@ def trained(args, path):
     began = args.out / "checkpoint.npz"
     if args.resume and began.exists():
         check_resumed(began, denoiser, tokenizer)
+        check_latents(began, space)
     state = train(
         denoiser,
         loss,
@@ -273,6 +274,18 @@ def choose_channels(args, shrunk):
     check_shape(args.shape, args.channels, shrunk)
 
 
+def check_latents(path, space):
+    """End the program if the checkpoint has learned from other latents."""
+    try:
+        weights = saving.load(path)["about"]["space"]["weights"]
+        same = all(np.array_equal(weights[name], to_host(value)) for name, value in space.state_dict().items())
+    except (LookupError, TypeError, ValueError):
+        return  # train says what is wrong
+    if not same:
+        sys.exit(f"{path} has learned from other latents, of another autoencoder or with another --raw: give the same "
+                 "as before, or another --out")  # fmt: skip
+
+
 # What is kept beside the weights, and the fingerprint of the latent space.
 SETTINGS = ("data", "size", "skip_broken", "drawn", "training_seed", "preview", "channels", "shape", "latents", "raw")
 
@@ -294,6 +307,8 @@ def load(path, args):
         found = {name: kept[name] for name in SETTINGS}
         tokenizer = Tokenizer.from_array(state["model"]["net.vocabulary"])
         check_same(args, argparse.Namespace(**found))
+        if args.raw and not found["raw"]:
+            sys.exit(f"the model in {args.out} was trained without --raw: choose another --out")
         vars(args).update(found)
         denoiser, ema = new_model(tokenizer, args)
         denoiser.load_state_dict(state["model"])
@@ -304,7 +319,7 @@ def load(path, args):
     of_space = args.autoencoder or args.out / "latent_space.npz"
     space, _ = common.load_space(of_space, "latent_diffusion.py")
     if args.raw:
-        common.leave_unscaled(space, args.raw)
+        common.leave_unscaled(space)
     if space.fingerprint() != wanted:
         sys.exit(
             f"{path} was trained on the latents of another autoencoder than {of_space} (fingerprint {wanted}, not "
@@ -414,8 +429,7 @@ def arguments():
     add("--kl-weight", type=common.not_negative, metavar="X", help="of the autoencoder's divergence (default: 1e-4)")
     add("--autoencoder-images", type=integer(1), metavar="N", help="pictures that the autoencoder learns from, in "
         f"whole rounds (default: {SQUEEZED:,} of 64x64; of smaller ones more)")  # fmt: skip
-    add("--raw", type=common.positive, nargs="?", const=1.0, metavar="X", help="do not bring the latents to mean 0 and "
-        "deviation 1, to see what goes wrong: take them as they come, or that many times as large")  # fmt: skip
+    add("--raw", action="store_true", help="do not bring the latents to mean 0 and deviation 1, to see what goes wrong")
     add("--images", type=integer(1), metavar="N", help="pictures that the diffusion learns from, in whole rounds "
         f"(default: {LEARNED:,}; of pictures above 64x64 fewer)")  # fmt: skip
     add("--channels", type=integer(8, multiple_of=8), nargs="+", metavar="N", help="of the U-Net, from fine to coarse "
