@@ -122,11 +122,12 @@ def agreed(args, value):
     return args.ranks.gather(value)[0]
 
 
-def check_checkpoint(args, *options):
-    """End the program if one of these options is given, and there is no checkpoint in --out to start from."""
+def check_checkpoint(args, *options, parts=()):
+    """End the program if one of these options is given, and there is no checkpoint in --out to start from, nor in one
+    of the directories `parts` of it, of an earlier part of the training."""
     path = args.out / "checkpoint.npz"
     given = [option for option in options if getattr(args, option.strip("-").replace("-", "_"))]
-    if given and not path.exists():
+    if given and not any((args.out / part / path.name).exists() for part in ("", *parts)):
         sys.exit(f"there is no {path}: train first, without {' and '.join(given)}")
 
 

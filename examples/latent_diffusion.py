@@ -16,16 +16,20 @@ First a variational autoencoder learns to squeeze a picture to 16x16 vectors of 
 (models/autoencoder.py; 09_autoencoder.py shows more of it, and --autoencoder takes one that it has trained). Then the
 pictures are encoded once, each channel is brought to mean 0 and deviation 1 (latents.py), and a U-Net that attends to
 the words learns to take noise from these latents, exactly as text_to_image.py does with pixels: what is the same is
-imported from there. To paint is to sample a latent and to decode it.
+imported from there. It begins with latents of half the side, to learn cheaply which words belong to which object. To
+paint is to sample a latent and to decode it.
 
 The directory of the run (runs/latent_diffusion) gets samples.png, words.png, loss.png, log.jsonl, checkpoint.npz and
-model.npz of the diffusion, and latent_space.npz and the directory autoencoder of the autoencoder. --story draws
-story.png: how one prompt becomes a picture, from the numbers of its words to the decoded latent.
+model.npz of the diffusion, latent_space.npz and the directory autoencoder of the autoencoder, and the directory coarse
+of the beginning. --story draws story.png: how one prompt becomes a picture, from the numbers of its words to the
+decoded latent.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import math
 import sys
 import time
 from pathlib import Path
@@ -45,6 +49,7 @@ from text_to_image import (
     draw_words,
     for_validation,
     guided,
+    halved,
     judge_samples,
     parse_painting,
     some_of,
@@ -66,7 +71,12 @@ from tinydiff.training import train
 # Mean and standard deviation of ln sigma in training. At high levels it is decided which object goes where, at low ones
 # how the corners of a small square differ from a circle: both must come often.
 NOISE = 0.4, 1.8
-SQUEEZED, LEARNED = 54_000, 360_000  # pictures that the autoencoder, of 64x64, and the diffusion learn from
+SQUEEZED, LEARNED = 54_000, 434_000  # pictures that the autoencoder, of 64x64, and the diffusion learn from
+# Which words belong to which object is decided at the highest levels. It takes long to learn, because no word by itself
+# says it: "red" is above if it comes first and the word between is "above", or if it comes last and that is "below". So
+# the first eighth of the steps sees these levels alone, and latents of half the side, which take half the time.
+COARSE, COARSE_NOISE = 1 / 8, (1.4, 0.7)
+PARTS = "autoencoder", "coarse"  # directories of --out, with the checkpoints of what comes before the diffusion
 
 
 def main() -> int:
@@ -74,7 +84,7 @@ def main() -> int:
     path = args.out / "model.npz"
     as_begun(args, path)
     if not common.agreed(args, path.exists()):
-        if any(args.out.rglob("checkpoint.npz")) and not args.resume:
+        if not args.resume and any((args.out / part / "checkpoint.npz").exists() for part in ("", *PARTS)):
             sys.exit(f"the training in {args.out} was not finished: --resume goes on, or choose another --out")
         if args.judge:
             common.trained_judge(args)  # there is one: else the program ends now, and not after the training
@@ -140,7 +150,7 @@ def autoencoder(images, args):
     batch_size = max(1, args.batch_size // 2)  # a picture is twelve latents
     steps = epochs * -(-len(images) // batch_size)
     print(f"the autoencoder: {net.count():,} parameters, {len(images):,} pictures", file=sys.stderr)
-    began = args.out / "autoencoder" / "checkpoint.npz"
+    began = args.out / PARTS[0] / "checkpoint.npz"
 
     def loss(x0, rng, sample_offset):
         return autoencoder_loss(net, data.to_float(x0, -1, 1), rng, sample_offset=sample_offset)
@@ -199,10 +209,10 @@ def trained(args, path):
         denoiser, KarrasSDE(), space.shape, null=True, eps=0.002, noise=NOISE, space=space, data=source_of(args)
     ).about()  # with the autoencoder and its weights
 
-    def loss(z0, tokens, rng, sample_offset):
+    def loss(z0, tokens, rng, sample_offset, noise=NOISE):
         if denoiser.training:
             tokens = drop_prompts(tokens, CAPTION_DROPOUT, rng, sample_offset=sample_offset)
-        return loss_of(denoiser, z0, tokens, rng, sample_offset)
+        return loss_of(denoiser, z0, tokens, rng, sample_offset, noise)
 
     def pictures(state):
         if state.step % 1000 == 0:
@@ -223,34 +233,51 @@ def trained(args, path):
             f"--images {args.images:,} is less than a round: all {len(latents):,} pictures are taken", file=sys.stderr
         )
     steps = epochs * -(-len(latents) // args.batch_size)
+    warm = min(200, -(-steps // 10))
     print(f"the diffusion: {denoiser.count():,} parameters, {len(tokenizer.words)} words, {len(latents):,} pictures, "
           f"{len(held_out[0]):,} held out; pictures go to {args.out}", file=sys.stderr)  # fmt: skip
-    began = args.out / "checkpoint.npz"
-    if args.resume and began.exists():
-        check_resumed(began, denoiser, tokenizer)
-        check_latents(began, space)
-    state = train(
-        denoiser,
-        loss,
-        (latents, tokens),
-        Adam(denoiser.parameters(), lr=args.lr),
-        epochs=epochs,
-        batch_size=args.batch_size,
-        microbatch=args.microbatch,
-        threads=args.threads,
-        validation=for_validation(held_out, args.seed),
-        seed=args.seed,
-        schedule=warmup(min(200, -(-steps // 10)), cosine(steps)),
-        schedule_by="step",
-        ema=ema,
-        out=args.out,
-        resume=args.resume and began.exists(),
-        ranks=args.ranks,
-        log_every=100,
-        save_every=500,
-        about=about,
-        on_record=pictures,
-    )
+
+    def learn(out, loss, latents, held_out, epochs, schedule, on_record=None):
+        began = out / "checkpoint.npz"
+        if args.resume and began.exists():
+            check_resumed(began, denoiser, tokenizer)
+            check_latents(began, space)
+        return train(
+            denoiser,
+            loss,
+            (latents, tokens),
+            Adam(denoiser.parameters(), lr=args.lr),
+            epochs=epochs,
+            batch_size=args.batch_size,
+            microbatch=args.microbatch,
+            threads=args.threads,
+            validation=for_validation(held_out, args.seed),
+            seed=args.seed,
+            schedule=schedule,
+            schedule_by="step",
+            ema=ema,
+            out=out,
+            resume=args.resume and began.exists(),
+            ranks=args.ranks,
+            log_every=100,
+            save_every=500,
+            about=about,
+            on_record=on_record,
+        )
+
+    if can_be_halved(latents, args.channels) and not (args.resume and (args.out / "checkpoint.npz").exists()):
+        print("first the words: much noise, half the side", file=sys.stderr)
+        state = learn(
+            args.out / PARTS[1],
+            functools.partial(loss, noise=COARSE_NOISE),
+            halved(latents),
+            (halved(held_out[0]), held_out[1]),
+            max(1, round(COARSE * epochs)),
+            warmup(warm),
+        )
+        if state.exit_code:
+            return state.exit_code
+    state = learn(args.out, loss, latents, held_out, epochs, warmup(warm, cosine(steps)), pictures)
     if state.finished and not args.ranks.rank:
         settings = {name: getattr(args, name) for name in SETTINGS} | {"space": space.fingerprint()}
         parts = {"model": denoiser.state_dict(), "ema": ema.state_dict(), "about": about}
@@ -259,9 +286,14 @@ def trained(args, path):
     return state.exit_code
 
 
-def loss_of(denoiser, z0, tokens, rng, sample_offset):
+def can_be_halved(latents, channels):
+    """Whether the U-Net also takes latents (N, h, w, C) of half the side, and these have two levels or more."""
+    return len(channels) > 1 and not any(side % 2 ** len(channels) for side in latents.shape[1:3])
+
+
+def loss_of(denoiser, z0, tokens, rng, sample_offset, noise=NOISE):
     """The EDM loss of latents z0 (N, h, w, C)."""
-    mean, std = NOISE
+    mean, std = noise
     return edm_loss(denoiser, z0, rng, mean=mean, std=std, sample_offset=sample_offset, tokens=tokens)
 
 
@@ -269,8 +301,8 @@ def choose_channels(args, shrunk):
     """args.channels, if there are none, for latents that are pictures shrunk by that factor; or end the program,
     because the U-Net cannot halve them often enough."""
     sides = [side // shrunk for side in args.shape[:2]]
-    halved = min(sides) >= 16 and not any(side % 2 for side in sides)
-    args.channels = args.channels or ([48, 96] if halved else [96])
+    two_levels = min(sides) >= 16 and not any(side % 2 for side in sides)
+    args.channels = args.channels or ([48, 96] if two_levels else [96])
     check_shape(args.shape, args.channels, shrunk)
 
 
@@ -293,7 +325,7 @@ SETTINGS = ("data", "size", "skip_broken", "drawn", "training_seed", "preview", 
 def new_model(tokenizer, args):
     rng = Rng(args.training_seed).child("model")
     encoder = TextEncoder(tokenizer.size, tokenizer.length, WIDTH, rng=rng)
-    net = UNet(args.latents[-1], args.channels, patch=1, context=WIDTH, positions=True, rng=rng)
+    net = UNet(args.latents[-1], args.channels, patch=1, context=WIDTH, pooled=False, positions=True, rng=rng)
     denoiser = Denoiser(TextToImage(encoder, net, tokenizer), sigma_data=1.0)
     return denoiser, EMA(denoiser, 0.998)
 
@@ -347,8 +379,9 @@ def samples_of(space, denoiser, tokenizer, tokens, weight, args):
     """A picture for each row of tokens (N, L): a latent by guidance with that weight, decoded, (N, H, W, C)."""
     model = guided(denoiser, tokenizer, weight, args)
     rng = Rng(args.seed).child("samples")
+    microbatch = max(20, 2000 // math.prod(args.latents[:2]))  # of small latents more, for what a call costs
     z = sample(model, (len(tokens), *args.latents), KarrasSDE(), rng, method=args.sampler, steps=args.steps, eps=0.002,
-               microbatch=20, **denoiser.net.encode(tokens))  # fmt: skip
+               microbatch=microbatch, **denoiser.net.encode(tokens))  # fmt: skip
     return space.decode(z)
 
 
@@ -437,7 +470,7 @@ def arguments():
     common.add_training(parser, batch_size=64)
     add("--lr", type=common.positive, default=2e-3, metavar="X", help="of Adam in the diffusion, after a warm-up, "
         "before a cosine")  # fmt: skip
-    return parse_painting(parser)
+    return parse_painting(parser, PARTS)
 
 
 if __name__ == "__main__":

@@ -204,14 +204,17 @@ def trained(args, path):
     images, tokens = images[~held], tokens[~held]  # (n, H, W, C) of bytes, (n, L)
     some = images[:: max(1, len(images) // 10_000)]
     denoiser, ema = new_model(tokenizer, args, float(data.to_float(some, -1, 1).std()))
-    about = Trained(denoiser, KarrasSDE(), args.shape, null=True, eps=0.002, noise=NOISE, data=source_of(args)).about()
+    about = Trained(
+        denoiser, KarrasSDE(), args.shape, null=True, eps=0.002, noise=args.noise, data=source_of(args)
+    ).about()
     if args.resume:
         check_resumed(args.out / "checkpoint.npz", denoiser, tokenizer)
+        check_noise(args.out / "checkpoint.npz", about)
 
     def loss(x0, tokens, rng, sample_offset):
         if denoiser.training:
             tokens = drop_prompts(tokens, CAPTION_DROPOUT, rng, sample_offset=sample_offset)
-        return loss_of(denoiser, x0, tokens, rng, sample_offset)
+        return loss_of(denoiser, x0, tokens, rng, sample_offset, args.noise)
 
     def pictures(state):
         if state.step % 1000 == 0:  # a preview, with few steps
@@ -284,9 +287,19 @@ def check_resumed(path, denoiser, tokenizer):
         sys.exit(f"{path} is of other pictures: their standard deviation is {std:.6g}, not {denoiser.sigma_data:.6g}")
 
 
-def loss_of(denoiser, x0, tokens, rng, sample_offset):
+def check_noise(path, about):
+    """End the program if the checkpoint has learned with other noise levels."""
+    try:
+        learned = [float(x) for x in saving.load(path)["about"]["noise"]]
+    except (LookupError, TypeError, ValueError):
+        return  # train says what is wrong
+    if learned != [*about["noise"]]:
+        sys.exit(f"{path} has learned with --noise {learned[0]:g} {learned[1]:g}: give the same, or another --out")
+
+
+def loss_of(denoiser, x0, tokens, rng, sample_offset, noise):
     """The EDM loss of pictures x0, bytes (N, H, W, C)."""
-    x0, (mean, std) = data.to_float(x0, -1, 1), NOISE
+    x0, (mean, std) = data.to_float(x0, -1, 1), noise
     return edm_loss(denoiser, x0, rng, mean=mean, std=std, sample_offset=sample_offset, tokens=tokens)
 
 
@@ -427,10 +440,13 @@ def shares_right(found, wanted):
 
 
 def small(images):
-    """Pictures of 64x64 as 32x32, each pixel the mean of four; smaller ones as they are: enough to find copies."""
+    """Pictures of 64x64 as 32x32; smaller ones as they are: enough to find copies."""
+    return halved(images) if max(images.shape[1:3]) > 32 else images
+
+
+def halved(images):
+    """(N, H, W, C) -> (N, H/2, W/2, C): the mean of each 2x2."""
     n, height, width, channels = images.shape
-    if max(height, width) <= 32:
-        return images
     return images.reshape(n, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
 
 
@@ -485,7 +501,11 @@ def arguments():
         "multiples of 8 (default: 32 64, and a third level of 96 above 32 pixels)")  # fmt: skip
     common.add_training(parser, batch_size=64)
     add("--lr", type=common.positive, default=2e-3, metavar="X", help="of Adam, after a warm-up, before a cosine")
+    add("--noise", type=common.finite, nargs=2, default=NOISE, metavar=("MEAN", "STD"),
+        help=f"of ln sigma in training (default: {NOISE[0]:g} {NOISE[1]:g})")  # fmt: skip
     args = parse_painting(parser)
+    if args.noise[1] <= 0:
+        parser.error(f"--noise: STD must be positive, not {args.noise[1]:g}")
     if args.data in ("glyphs", "mnist") and args.channels:
         common.check_channels(parser, args.channels)
     return args
@@ -524,7 +544,8 @@ def add_painting(parser, name, default):
         "name of the data if it is not the default)")  # fmt: skip
 
 
-def parse_painting(parser):
+def parse_painting(parser, parts=()):
+    """parts: directories of --out, of earlier parts of the training."""
     args = common.parse(parser)
     args.data_was_given, args.training_seed = bool(args.data or args.drawn), args.seed  # --drawn is for DRAWN
     args.data = args.data or args.default_data
@@ -542,7 +563,7 @@ def parse_painting(parser):
         parser.error(f"--sweep has a row for each weight of guidance, of one prompt, not of {len(args.prompts)}")
     end = "" if args.data == args.default_data else f"_{Path(args.data).name}"
     args.out = args.out or Path("runs") / f"{args.name}{end}"
-    common.check_checkpoint(args, "--resume")
+    common.check_checkpoint(args, "--resume", parts=parts)
     return args
 
 

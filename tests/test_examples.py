@@ -321,6 +321,23 @@ def test_a_run_does_not_go_on_with_other_captions_or_pictures(
 
 
 @on_the_host
+def test_the_noise_levels_of_a_training_are_an_option_and_stay_as_they_are(tmp_path, own_pictures, monkeypatch, capsys):
+    losses = []
+    for noise in ([], ["--noise", "0.4", "1.4"]):
+        out = tmp_path / f"run{len(noise)}"
+        assert main(monkeypatch, WORDS, *own_options(own_pictures, out), *noise) == 0
+        losses.append(json.loads((out / "log.jsonl").read_text().splitlines()[0])["loss"])
+    assert losses[0] != losses[1] and tinydiff.load(out / "model.npz").noise == (0.4, 1.4)
+    (out / "model.npz").unlink()  # as if it had been interrupted
+    message = main(monkeypatch, WORDS, *own_options(own_pictures, out), "--resume")
+    assert "has learned with --noise 0.4 1.4: give the same, or another --out" in message
+    assert main(monkeypatch, WORDS, *own_options(own_pictures, out), "--resume", *noise) == 0
+    capsys.readouterr()
+    assert main(monkeypatch, WORDS, "--noise", "0", "0") == 2
+    assert "--noise: STD must be positive, not 0" in capsys.readouterr().err
+
+
+@on_the_host
 def test_an_interrupted_run_knows_its_pictures(tmp_path, own_pictures, monkeypatch, capsys):
     out = tmp_path / "run"
     options = own_options(own_pictures, out)
@@ -550,14 +567,30 @@ def test_the_tutorials_latent_unet_learns_from_raw_and_from_standardised_latents
 
 
 @pytest.mark.skipif(EMULATED, reason="64x64 pictures take long on the emulated device, and the sizes are the same")
-def test_the_latents_of_scenes_get_a_net_of_two_levels(tmp_path, monkeypatch):
+def test_the_latents_of_scenes_get_a_net_of_two_levels_which_begins_at_half_the_side(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     few = ["--drawn", 100, "--images", 50, "--autoencoder-images", 50, "--steps", 2, "--samples", 2]
-    assert main(monkeypatch, LATENT, "a red circle above a blue square", *few, "--out", tmp_path / "run") == 0
+    run = [LATENT, "a red circle above a blue square", *few, "--out", tmp_path / "run"]
+    assert main(monkeypatch, *run) == 0
+    assert capsys.readouterr().err.count("first the words: much noise, half the side") == 1
+    model, coarse = (tmp_path / "run" / "model.npz"), tmp_path / "run" / "coarse" / "checkpoint.npz"
+    learned = {path: saving.load(path)["model"] for path in (model, coarse)}
+    # As if it had been interrupted in the second training, or before it: the first is not done again.
+    for gone in ([model], [model, tmp_path / "run" / "checkpoint.npz"]):
+        for path in gone:
+            path.unlink()
+        first = coarse.read_bytes()
+        assert main(monkeypatch, *run, "--resume") == 0 and coarse.read_bytes() == first
+        again = saving.load(model)["model"]
+        assert all(np.array_equal(again[name], value) for name, value in learned[model].items())
+    assert "first the words" in capsys.readouterr().err
+    name = "net.encoder.embedding.weight"  # the second training goes on from what the first has learned
+    apart = abs(learned[model][name] - learned[coarse][name]).max()
+    assert 0 < apart < 0.1 < abs(learned[model][name]).max()
     (kept,) = (tmp_path / "cache" / "tinydiff" / "latents").iterdir()
     assert np.load(kept)["latents"].shape == (100, 16, 16, 4)
-    net = tinydiff.load(tmp_path / "run" / "model.npz").model.net.net
-    assert net.patch == 1 and net.positions and net.levels == 2
+    net = tinydiff.load(model).model.net.net
+    assert net.patch == 1 and net.positions and net.levels == 2 and net.pooled is None
 
 
 @pytest.mark.slow
