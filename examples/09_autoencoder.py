@@ -106,6 +106,9 @@ def trained(net, images, args):
         plot.loss_curve(state.records, args.out / "loss.png", x="step", title=f"{args.kind} autoencoder, {args.data}")
 
     tutorials = args.kind == "tutorial"
+    options = {"kl_weight": args.kl_weight, "perceptual": args.perceptual}
+    if args.resume:
+        common.check_options(args.out / "checkpoint.npz", **options)
     state = train(
         net,
         loss,
@@ -122,6 +125,7 @@ def trained(net, images, args):
         resume=args.resume,
         ranks=args.ranks,
         log_every=None if tutorials else max(1, steps // (2 * RESTARTS)),
+        about={"options": options},
         on_record=on_record,
     )
     return state.exit_code

@@ -131,6 +131,15 @@ def check_checkpoint(args, *options, parts=()):
         sys.exit(f"there is no {path}: train first, without {' and '.join(given)}")
 
 
+def check_options(path, **options):
+    """End the program if the run that goes on from the checkpoint at `path` began with other values of these."""
+    began = (checkpoint_of(path, "").get("about") or {}).get("options", {})  # older checkpoints do not say
+    for name, value in options.items():
+        if began.get(name, value) != value:
+            option = f"--{name.replace('_', '-')}"
+            sys.exit(f"{path} began with {option} {began[name]:g}, not {value:g}: give the same, or another --out")
+
+
 def integer(least, multiple_of=1):
     """The type of an argument that is an integer, `least` or more."""
 

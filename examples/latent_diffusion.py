@@ -16,8 +16,8 @@ First a variational autoencoder learns to squeeze a picture to 16x16 vectors of 
 (models/autoencoder.py; 09_autoencoder.py shows more of it, and --autoencoder takes one that it has trained). Then the
 pictures are encoded once, each channel is brought to mean 0 and deviation 1 (latents.py), and a U-Net that attends to
 the words learns to take noise from these latents, exactly as text_to_image.py does with pixels: what is the same is
-imported from there. It begins with latents of half the side, to learn cheaply which words belong to which object. To
-paint is to sample a latent and to decode it.
+imported from there. A net of two levels begins with latents of half the side, to learn which words belong to which
+object. To paint is to sample a latent and to decode it.
 
 The directory of the run (runs/latent_diffusion) gets samples.png, words.png, loss.png, log.jsonl, checkpoint.npz and
 model.npz of the diffusion, latent_space.npz and the directory autoencoder of the autoencoder, and the directory coarse
@@ -28,7 +28,6 @@ decoded latent.
 from __future__ import annotations
 
 import argparse
-import functools
 import math
 import sys
 import time
@@ -72,11 +71,11 @@ from tinydiff.training import train
 # how the corners of a small square differ from a circle: both must come often.
 NOISE = 0.4, 1.8
 SQUEEZED, LEARNED = 54_000, 434_000  # pictures that the autoencoder, of 64x64, and the diffusion learn from
-# Which words belong to which object is decided at the highest levels. It takes long to learn, because no word by itself
-# says it: "red" is above if it comes first and the word between is "above", or if it comes last and that is "below". So
-# the first eighth of the steps sees these levels alone, and latents of half the side, which take half the time.
-COARSE, COARSE_NOISE = 1 / 8, (1.4, 0.7)
-PARTS = "autoencoder", "coarse"  # directories of --out, with the checkpoints of what comes before the diffusion
+# Which words belong to which object is decided at the highest levels, and learned late (docs/latent_diffusion.md). So
+# an eighth as many latents come before, of half the side and with these levels alone. The mean of 2x2 has half the
+# noise: 1.4 there is 1.4 + ln 2 here.
+COARSE_SHARE, COARSE_NOISE = 1 / 8, (1.4, 0.7)
+PARTS = "autoencoder", "coarse"  # directories of --out, with the checkpoints of what comes before
 
 
 def main() -> int:
@@ -128,7 +127,11 @@ def autoencoder(images, args):
     if args.autoencoder:
         refuse_options(args, path)
     if common.agreed(args, path.exists()):
-        space, _ = common.load_space(path, "09_autoencoder.py")
+        space, kept = common.load_space(path, "09_autoencoder.py")
+        for name in ("latent", "kl_weight"):
+            if getattr(args, name) not in (None, getattr(kept, name)):
+                sys.exit(f"the autoencoder in {path} was trained with {name} {getattr(kept, name):g}, not "
+                         f"{getattr(args, name):g}: choose another --out")  # fmt: skip
         if space.image != images.shape[1:]:
             sys.exit(f"the autoencoder in {path} takes pictures of {space.image}, but those of {args.data} have the "
                      f"shape {images.shape[1:]}: choose another --autoencoder")  # fmt: skip
@@ -150,7 +153,10 @@ def autoencoder(images, args):
     batch_size = max(1, args.batch_size // 2)  # a picture is twelve latents
     steps = epochs * -(-len(images) // batch_size)
     print(f"the autoencoder: {net.count():,} parameters, {len(images):,} pictures", file=sys.stderr)
-    began = args.out / PARTS[0] / "checkpoint.npz"
+    began, options = args.out / "autoencoder" / "checkpoint.npz", {"kl_weight": made_as.kl_weight}
+    resume = args.resume and began.exists()
+    if resume:
+        common.check_options(began, **options)
 
     def loss(x0, rng, sample_offset):
         return autoencoder_loss(net, data.to_float(x0, -1, 1), rng, sample_offset=sample_offset)
@@ -168,10 +174,11 @@ def autoencoder(images, args):
         schedule=warmup(min(100, -(-steps // 10)), cosine(steps)),
         schedule_by="step",
         out=began.parent,
-        resume=args.resume and began.exists(),
+        resume=resume,
         ranks=args.ranks,
         log_every=100,
         save_every=500,
+        about={"options": options, "data": source_of(args)},
     )
     if state.exit_code:
         sys.exit(state.exit_code)  # 130: Ctrl-C, 143: SIGTERM, 74: not saved
@@ -202,17 +209,9 @@ def trained(args, path):
         common.leave_unscaled(space)
     latents = cached_latents(space, images)  # (N, h, w, C), once
     tokens = tokenizer.encode(captions)  # (N, L)
-    held_out = latents[held], tokens[held]
+    held_out, held_out_tokens = latents[held], tokens[held]
     latents, tokens = latents[~held], tokens[~held]
     denoiser, ema = new_model(tokenizer, args)
-    about = Trained(
-        denoiser, KarrasSDE(), space.shape, null=True, eps=0.002, noise=NOISE, space=space, data=source_of(args)
-    ).about()  # with the autoencoder and its weights
-
-    def loss(z0, tokens, rng, sample_offset, noise=NOISE):
-        if denoiser.training:
-            tokens = drop_prompts(tokens, CAPTION_DROPOUT, rng, sample_offset=sample_offset)
-        return loss_of(denoiser, z0, tokens, rng, sample_offset, noise)
 
     def pictures(state):
         if state.step % 1000 == 0:
@@ -235,13 +234,25 @@ def trained(args, path):
     steps = epochs * -(-len(latents) // args.batch_size)
     warm = min(200, -(-steps // 10))
     print(f"the diffusion: {denoiser.count():,} parameters, {len(tokenizer.words)} words, {len(latents):,} pictures, "
-          f"{len(held_out[0]):,} held out; pictures go to {args.out}", file=sys.stderr)  # fmt: skip
+          f"{len(held_out):,} held out; pictures go to {args.out}", file=sys.stderr)  # fmt: skip
 
-    def learn(out, loss, latents, held_out, epochs, schedule, on_record=None):
-        began = out / "checkpoint.npz"
-        if args.resume and began.exists():
-            check_resumed(began, denoiser, tokenizer)
-            check_latents(began, space)
+    def about(noise):
+        """What a checkpoint says of its model, the autoencoder with its weights too."""
+        return Trained(
+            denoiser, KarrasSDE(), space.shape, null=True, eps=0.002, noise=noise, space=space, data=source_of(args)
+        ).about()
+
+    def learn(out, latents, held_out, noise, epochs, schedule, on_record=None):
+        def loss(z0, tokens, rng, sample_offset):
+            if denoiser.training:
+                tokens = drop_prompts(tokens, CAPTION_DROPOUT, rng, sample_offset=sample_offset)
+            mean, std = noise
+            return edm_loss(denoiser, z0, rng, mean=mean, std=std, sample_offset=sample_offset, tokens=tokens)
+
+        resume = args.resume and (out / "checkpoint.npz").exists()
+        if resume:
+            check_resumed(out / "checkpoint.npz", denoiser, tokenizer)
+            check_latents(out / "checkpoint.npz", space)
         return train(
             denoiser,
             loss,
@@ -251,50 +262,40 @@ def trained(args, path):
             batch_size=args.batch_size,
             microbatch=args.microbatch,
             threads=args.threads,
-            validation=for_validation(held_out, args.seed),
+            validation=for_validation((held_out, held_out_tokens), args.seed),
             seed=args.seed,
             schedule=schedule,
             schedule_by="step",
             ema=ema,
             out=out,
-            resume=args.resume and began.exists(),
+            resume=resume,
             ranks=args.ranks,
             log_every=100,
             save_every=500,
-            about=about,
+            about=about(noise),
             on_record=on_record,
         )
 
-    if can_be_halved(latents, args.channels) and not (args.resume and (args.out / "checkpoint.npz").exists()):
-        print("first the words: much noise, half the side", file=sys.stderr)
-        state = learn(
-            args.out / PARTS[1],
-            functools.partial(loss, noise=COARSE_NOISE),
-            halved(latents),
-            (halved(held_out[0]), held_out[1]),
-            max(1, round(COARSE * epochs)),
-            warmup(warm),
-        )
+    began = args.resume and (args.out / "checkpoint.npz").exists()
+    if can_be_halved(latents, args.channels) and not began:
+        few = max(1, round(COARSE_SHARE * epochs))
+        print(f"the beginning: {few * len(latents):,} latents of half the side, high noise levels", file=sys.stderr)
+        state = learn(args.out / "coarse", halved(latents), halved(held_out), COARSE_NOISE, few, warmup(warm))
         if state.exit_code:
             return state.exit_code
-    state = learn(args.out, loss, latents, held_out, epochs, warmup(warm, cosine(steps)), pictures)
+    state = learn(args.out, latents, held_out, NOISE, epochs, warmup(warm, cosine(steps)), pictures)
     if state.finished and not args.ranks.rank:
         settings = {name: getattr(args, name) for name in SETTINGS} | {"space": space.fingerprint()}
-        parts = {"model": denoiser.state_dict(), "ema": ema.state_dict(), "about": about}
+        parts = {"model": denoiser.state_dict(), "ema": ema.state_dict(), "about": about(NOISE)}
         saving.save(path, {**parts, "settings": settings})
         print(f"validation loss {state.records[-1]['validation']:.4g}", file=sys.stderr)
     return state.exit_code
 
 
 def can_be_halved(latents, channels):
-    """Whether the U-Net also takes latents (N, h, w, C) of half the side, and these have two levels or more."""
+    """Whether the net also takes these latents (N, h, w, C) at half the side. A net of one level attends at its finest
+    level anyway, and works on few pixels: it is left as it is."""
     return len(channels) > 1 and not any(side % 2 ** len(channels) for side in latents.shape[1:3])
-
-
-def loss_of(denoiser, z0, tokens, rng, sample_offset, noise=NOISE):
-    """The EDM loss of latents z0 (N, h, w, C)."""
-    mean, std = noise
-    return edm_loss(denoiser, z0, rng, mean=mean, std=std, sample_offset=sample_offset, tokens=tokens)
 
 
 def choose_channels(args, shrunk):
@@ -379,7 +380,7 @@ def samples_of(space, denoiser, tokenizer, tokens, weight, args):
     """A picture for each row of tokens (N, L): a latent by guidance with that weight, decoded, (N, H, W, C)."""
     model = guided(denoiser, tokenizer, weight, args)
     rng = Rng(args.seed).child("samples")
-    microbatch = max(20, 2000 // math.prod(args.latents[:2]))  # of small latents more, for what a call costs
+    microbatch = max(20, 2000 // math.prod(args.latents[:2]))  # small latents: more at a time, as each call has a cost
     z = sample(model, (len(tokens), *args.latents), KarrasSDE(), rng, method=args.sampler, steps=args.steps, eps=0.002,
                microbatch=microbatch, **denoiser.net.encode(tokens))  # fmt: skip
     return space.decode(z)
@@ -464,12 +465,13 @@ def arguments():
         f"whole rounds (default: {SQUEEZED:,} of 64x64; of smaller ones more)")  # fmt: skip
     add("--raw", action="store_true", help="do not bring the latents to mean 0 and deviation 1, to see what goes wrong")
     add("--images", type=integer(1), metavar="N", help="pictures that the diffusion learns from, in whole rounds "
-        f"(default: {LEARNED:,}; of pictures above 64x64 fewer)")  # fmt: skip
+        f"(default: {LEARNED:,}; of pictures above 64x64 fewer); an eighth of these come before, at half the "
+        "side")  # fmt: skip
     add("--channels", type=integer(8, multiple_of=8), nargs="+", metavar="N", help="of the U-Net, from fine to coarse "
         "(default: 48 96; of latents smaller than 16x16, or of odd sides, one level of 96)")  # fmt: skip
     common.add_training(parser, batch_size=64)
-    add("--lr", type=common.positive, default=2e-3, metavar="X", help="of Adam in the diffusion, after a warm-up, "
-        "before a cosine")  # fmt: skip
+    add("--lr", type=common.positive, default=2e-3, metavar="X", help="of Adam in the diffusion, after a warm-up; "
+        "then a cosine")  # fmt: skip
     return parse_painting(parser, PARTS)
 
 

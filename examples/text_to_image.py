@@ -110,7 +110,8 @@ def as_begun(args, path):
     if path.exists():
         print(f"the training in {args.out} is finished, so there is nothing to resume", file=sys.stderr)
         return
-    began = args.out / "checkpoint.npz"
+    began = [args.out / part / "checkpoint.npz" for part in ("", *reversed(args.parts))]  # the last part first
+    began = next(path for path in began if path.exists())
     try:
         kept = saving.load(began)["about"]["data"]
         name = kept["name"]
@@ -204,12 +205,12 @@ def trained(args, path):
     images, tokens = images[~held], tokens[~held]  # (n, H, W, C) of bytes, (n, L)
     some = images[:: max(1, len(images) // 10_000)]
     denoiser, ema = new_model(tokenizer, args, float(data.to_float(some, -1, 1).std()))
+    choose_noise(args)
     about = Trained(
         denoiser, KarrasSDE(), args.shape, null=True, eps=0.002, noise=args.noise, data=source_of(args)
     ).about()
     if args.resume:
         check_resumed(args.out / "checkpoint.npz", denoiser, tokenizer)
-        check_noise(args.out / "checkpoint.npz", about)
 
     def loss(x0, tokens, rng, sample_offset):
         if denoiser.training:
@@ -287,14 +288,21 @@ def check_resumed(path, denoiser, tokenizer):
         sys.exit(f"{path} is of other pictures: their standard deviation is {std:.6g}, not {denoiser.sigma_data:.6g}")
 
 
-def check_noise(path, about):
-    """End the program if the checkpoint has learned with other noise levels."""
+def choose_noise(args):
+    """args.noise, unless it is given: that of the run which goes on, or NOISE."""
+    began = args.resume and noise_of(saving.load(args.out / "checkpoint.npz"))
+    if began and args.noise and args.noise != began:
+        sys.exit(f"the run in {args.out} has learned with --noise {began[0]:g} {began[1]:g}: choose another --out")
+    args.noise = args.noise or began or [*NOISE]
+
+
+def noise_of(state):
+    """Mean and deviation of ln sigma in the training of a checkpoint; None if it does not say."""
     try:
-        learned = [float(x) for x in saving.load(path)["about"]["noise"]]
+        mean, std = state["about"]["noise"]
+        return [float(mean), float(std)]
     except (LookupError, TypeError, ValueError):
-        return  # train says what is wrong
-    if learned != [*about["noise"]]:
-        sys.exit(f"{path} has learned with --noise {learned[0]:g} {learned[1]:g}: give the same, or another --out")
+        return None
 
 
 def loss_of(denoiser, x0, tokens, rng, sample_offset, noise):
@@ -347,6 +355,8 @@ def load(path, args):
     except (LookupError, TypeError, ValueError) as error:
         sys.exit(f"{path} is no model of this example: {error!r}")
     check_same(args, kept)
+    if args.noise and args.noise != (learned := noise_of(state)):
+        sys.exit(f"the model in {args.out} was trained with noise {learned}, not {args.noise}: choose another --out")
     vars(args).update(found)
     return denoiser, tokenizer, ema
 
@@ -501,10 +511,10 @@ def arguments():
         "multiples of 8 (default: 32 64, and a third level of 96 above 32 pixels)")  # fmt: skip
     common.add_training(parser, batch_size=64)
     add("--lr", type=common.positive, default=2e-3, metavar="X", help="of Adam, after a warm-up, before a cosine")
-    add("--noise", type=common.finite, nargs=2, default=NOISE, metavar=("MEAN", "STD"),
+    add("--noise", type=common.finite, nargs=2, metavar=("MEAN", "STD"),
         help=f"of ln sigma in training (default: {NOISE[0]:g} {NOISE[1]:g})")  # fmt: skip
     args = parse_painting(parser)
-    if args.noise[1] <= 0:
+    if args.noise and args.noise[1] <= 0:
         parser.error(f"--noise: STD must be positive, not {args.noise[1]:g}")
     if args.data in ("glyphs", "mnist") and args.channels:
         common.check_channels(parser, args.channels)
@@ -545,8 +555,9 @@ def add_painting(parser, name, default):
 
 
 def parse_painting(parser, parts=()):
-    """parts: directories of --out, of earlier parts of the training."""
+    """parts: the directories of --out that get the checkpoints of earlier parts of the training, in their order."""
     args = common.parse(parser)
+    args.parts = parts
     args.data_was_given, args.training_seed = bool(args.data or args.drawn), args.seed  # --drawn is for DRAWN
     args.data = args.data or args.default_data
     if args.drawn and args.data not in DRAWN:

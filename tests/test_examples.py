@@ -16,7 +16,7 @@ import pytest
 from matplotlib.image import imread, imsave
 
 import tinydiff
-from tinydiff import Rng, backend, data, metrics, no_grad, saving, tensor
+from tinydiff import Rng, backend, data, metrics, no_grad, saving, tensor, training
 from tinydiff.__main__ import main as tinydiff_main
 from tinydiff.diffusion import VESDE, Denoiser, KarrasSDE, edm_loss
 from tinydiff.models.fourier import ScoreMLP
@@ -328,10 +328,14 @@ def test_the_noise_levels_of_a_training_are_an_option_and_stay_as_they_are(tmp_p
         assert main(monkeypatch, WORDS, *own_options(own_pictures, out), *noise) == 0
         losses.append(json.loads((out / "log.jsonl").read_text().splitlines()[0])["loss"])
     assert losses[0] != losses[1] and tinydiff.load(out / "model.npz").noise == (0.4, 1.4)
+    again = [WORDS, *own_options(own_pictures, out)]
+    assert "was trained with noise [0.4, 1.4], not [0.0, 1.6]" in main(monkeypatch, *again, "--noise", "0", "1.6")
     (out / "model.npz").unlink()  # as if it had been interrupted
-    message = main(monkeypatch, WORDS, *own_options(own_pictures, out), "--resume")
-    assert "has learned with --noise 0.4 1.4: give the same, or another --out" in message
-    assert main(monkeypatch, WORDS, *own_options(own_pictures, out), "--resume", *noise) == 0
+    message = main(monkeypatch, *again, "--resume", "--noise", "0", "1.6")
+    assert "has learned with --noise 0.4 1.4: choose another --out" in message
+    assert main(monkeypatch, *again, "--resume") == 0
+    assert tinydiff.load(out / "model.npz").noise == (0.4, 1.4)  # not the default
+    assert main(monkeypatch, *again, *noise) == 0
     capsys.readouterr()
     assert main(monkeypatch, WORDS, "--noise", "0", "0") == 2
     assert "--noise: STD must be positive, not 0" in capsys.readouterr().err
@@ -519,6 +523,8 @@ def test_a_judge_looks_at_what_an_autoencoder_gives_back(tmp_path, data_dir, mon
         assert main(monkeypatch, AUTOENCODER, *options, "--perceptual", weight) == 0
         losses.append(json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])["loss"])
     assert losses[1] > losses[0] * 1.01  # the distance is a positive term
+    assert "began with --perceptual 0.1, not 0: give the same" in main(monkeypatch, AUTOENCODER, *options, "--resume")
+    assert main(monkeypatch, AUTOENCODER, *options, "--resume", "--perceptual", 0.1) == 0
 
 
 def keep_a_judge(args):
@@ -567,42 +573,58 @@ def test_the_tutorials_latent_unet_learns_from_raw_and_from_standardised_latents
 
 
 @pytest.mark.skipif(EMULATED, reason="64x64 pictures take long on the emulated device, and the sizes are the same")
-def test_the_latents_of_scenes_get_a_net_of_two_levels_which_begins_at_half_the_side(tmp_path, monkeypatch, capsys):
+def test_the_latents_of_scenes_get_a_net_of_two_levels_which_begins_at_half_the_side(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    few = ["--drawn", 100, "--images", 50, "--autoencoder-images", 50, "--steps", 2, "--samples", 2]
-    run = [LATENT, "a red circle above a blue square", *few, "--out", tmp_path / "run"]
+    out, trainings, train = tmp_path / "run", [], training.train
+
+    def noted(model, loss, data, *arguments, **options):
+        trainings.append((np.shape(data if options["out"].name == "autoencoder" else data[0])[1:], options))
+        return train(model, loss, data, *arguments, **options)
+
+    monkeypatch.setattr(training, "train", noted)
+    few = ["--drawn", 100, "--images", 50, "--autoencoder-images", 50, "--steps", 1, "--samples", 1]
+    run = [LATENT, "a red circle above a blue square", *few, "--out", out]
     assert main(monkeypatch, *run) == 0
-    assert capsys.readouterr().err.count("first the words: much noise, half the side") == 1
-    model, coarse = (tmp_path / "run" / "model.npz"), tmp_path / "run" / "coarse" / "checkpoint.npz"
-    learned = {path: saving.load(path)["model"] for path in (model, coarse)}
-    # As if it had been interrupted in the second training, or before it: the first is not done again.
-    for gone in ([model], [model, tmp_path / "run" / "checkpoint.npz"]):
-        for path in gone:
-            path.unlink()
-        first = coarse.read_bytes()
-        assert main(monkeypatch, *run, "--resume") == 0 and coarse.read_bytes() == first
-        again = saving.load(model)["model"]
-        assert all(np.array_equal(again[name], value) for name, value in learned[model].items())
-    assert capsys.readouterr().err.count("first the words") == 1
-    name = "net.encoder.embedding.weight"  # the second training goes on from what the first has learned
-    apart = abs(learned[model][name] - learned[coarse][name]).max()
-    assert 0 < apart < 0.1 < abs(learned[model][name]).max()
+    shapes = [(64, 64, 3), (8, 8, 4), (16, 16, 4)]
+    assert [shape for shape, _ in trainings] == shapes
+    assert [options["about"].get("noise") for _, options in trainings] == [None, [1.4, 0.7], [0.4, 1.8]]
     (kept,) = (tmp_path / "cache" / "tinydiff" / "latents").iterdir()
     assert np.load(kept)["latents"].shape == (100, 16, 16, 4)
-    net = tinydiff.load(model).model.net.net
+    net = tinydiff.load(out / "model.npz").model.net.net
     assert net.patch == 1 and net.positions and net.levels == 2 and net.pooled is None
+
+    learned = saving.load(out / "model.npz")["model"]
+    gone = ["model.npz", "checkpoint.npz", "coarse/checkpoint.npz", "latent_space.npz"]
+    for i in range(len(gone)):  # as if it had been interrupted in the last training, before it, and so on
+        for name in gone[: i + 1]:
+            (out / name).unlink()
+        assert "was not finished: --resume goes on" in main(monkeypatch, *run)
+        del trainings[:]
+        assert main(monkeypatch, *run, "--resume") == 0
+        assert [shape for shape, _ in trainings] == shapes[[2, 1, 1, 0][i] :]
+        again = saving.load(out / "model.npz")["model"]
+        assert all(np.array_equal(again[name], value) for name, value in learned.items())
+
+    name = "net.encoder.embedding.weight"  # the last training goes on from what the one before has learned
+    state = saving.load(out / "coarse" / "checkpoint.npz")
+    state["model"][name] = state["model"][name] + 1
+    saving.save(out / "coarse" / "checkpoint.npz", state)
+    for path in (out / "model.npz", out / "checkpoint.npz"):
+        path.unlink()
+    assert main(monkeypatch, *run, "--resume") == 0
+    assert abs(saving.load(out / "model.npz")["model"][name] - learned[name] - 1).max() < 0.1
 
 
 @pytest.mark.slow
 def test_words_become_latents_become_pictures(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     out = tmp_path / "run"
-    training = ["--drawn", 120, "--images", 100, "--autoencoder-images", 100, "--channels", 8]
+    few = ["--drawn", 120, "--images", 100, "--autoencoder-images", 100, "--channels", 8]
     options = ["--data", "glyphs", "--out", out, "--steps", 2, "--samples", 2]
     prompt = "a small bold seven"
-    message = main(monkeypatch, LATENT, *options, *training, 8)
+    message = main(monkeypatch, LATENT, *options, *few, 8)
     assert "2 levels (--channels) need sides that are multiples of 8, not 28x28" in message and not out.exists()
-    assert main(monkeypatch, LATENT, prompt, *options, *training, "--story") == 0
+    assert main(monkeypatch, LATENT, prompt, *options, *few, "--story") == 0
     assert re.search(r"30 words, 1\d\d pictures, 1\d held out", capsys.readouterr().err)
     assert imread(out / "samples.png").shape[0] == (30 + 2) * 3
     assert imread(out / "story.png").ndim == imread(out / "pairs.png").ndim == 3
@@ -635,6 +657,20 @@ def test_words_become_latents_become_pictures(tmp_path, monkeypatch, capsys):
     (tmp_path / "raw" / "model.npz").unlink()  # as if it had been interrupted
     assert "has learned from other latents" in main(monkeypatch, LATENT, *raw, *train, "--resume")
     assert main(monkeypatch, LATENT, prompt, *raw, *train, "--resume", "--raw") == 0
+
+    kept = {name: (out / name).read_bytes() for name in ("model.npz", "checkpoint.npz", "latent_space.npz")}
+    for name in ("model.npz", "checkpoint.npz"):
+        (out / name).unlink()
+    again = [LATENT, prompt, *options, *few, "--resume"]
+    assert "has learned from glyphs, not from scenes" in main(monkeypatch, *again, "--data", "scenes")
+    assert "was trained with kl_weight 0.0001, not 0.5" in main(monkeypatch, *again, "--kl-weight", 0.5)
+    assert main(monkeypatch, *again) == 0 and not (out / "coarse").exists()
+    for name in kept:  # as if it had been interrupted in its autoencoder
+        (out / name).unlink()
+    message = main(monkeypatch, *again, "--kl-weight", 0)
+    assert "began with --kl-weight 0.0001, not 0: give the same, or another --out" in message
+    for name, content in kept.items():
+        (out / name).write_bytes(content)
 
     state = saving.load(out / "latent_space.npz")  # an autoencoder that this diffusion does not know
     state["space"]["mean"] = state["space"]["mean"] + 1
