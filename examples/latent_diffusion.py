@@ -16,8 +16,8 @@ First a variational autoencoder learns to squeeze a picture to 16x16 vectors of 
 (models/autoencoder.py; 09_autoencoder.py shows more of it, and --autoencoder takes one that it has trained). Then the
 pictures are encoded once, each channel is brought to mean 0 and deviation 1 (latents.py), and a U-Net that attends to
 the words learns to take noise from these latents, exactly as text_to_image.py does with pixels: what is the same is
-imported from there. A net of two levels begins with latents of half the side, to learn which words belong to which
-object. To paint is to sample a latent and to decode it.
+imported from there. A net of two levels begins with latents of half the side, if they can be halved, to learn which
+words belong to which object. To paint is to sample a latent and to decode it.
 
 The directory of the run (runs/latent_diffusion) gets samples.png, words.png, loss.png, log.jsonl, checkpoint.npz and
 model.npz of the diffusion, latent_space.npz and the directory autoencoder of the autoencoder, and the directory coarse

@@ -21,8 +21,9 @@ levels, which have few pixels.
 
 The mean of the words' vectors also joins the noise level (`pooled`), so each residual block hears of the text as it
 hears of a label, at the fine levels too, and from the first steps: attention must first learn where to look, and what
-it says starts at zero. What the mean cannot say is which word belongs where, and with it that is learned later
-(docs/latent_diffusion.md). (Podell et al. 2023, "SDXL", section 2.1, add a vector of the whole text in the same place.)
+it says starts at zero. What the mean cannot say is which word belongs where; in one comparison a net with it learned
+that later (docs/latent_diffusion.md). (Podell et al. 2023, "SDXL", section 2.1, add a vector of the whole text in the
+same place.)
 """
 
 from __future__ import annotations
