@@ -380,7 +380,7 @@ def samples_of(space, denoiser, tokenizer, tokens, weight, args):
     """A picture for each row of tokens (N, L): a latent by guidance with that weight, decoded, (N, H, W, C)."""
     model = guided(denoiser, tokenizer, weight, args)
     rng = Rng(args.seed).child("samples")
-    microbatch = max(20, 2000 // math.prod(args.latents[:2]))  # small latents: more at a time, as each call has a cost
+    microbatch = max(20, 5000 // math.prod(args.latents[:2]))  # small latents: more at a time, as each call has a cost
     z = sample(model, (len(tokens), *args.latents), KarrasSDE(), rng, method=args.sampler, steps=args.steps, eps=0.002,
                microbatch=microbatch, **denoiser.net.encode(tokens))  # fmt: skip
     return space.decode(z)
