@@ -106,7 +106,9 @@ def trained(net, images, args):
         plot.loss_curve(state.records, args.out / "loss.png", x="step", title=f"{args.kind} autoencoder, {args.data}")
 
     tutorials = args.kind == "tutorial"
-    options = {"kl_weight": args.kl_weight, "perceptual": args.perceptual}
+    options = {"perceptual": args.perceptual}
+    if args.kind == "variational":
+        options["kl_weight"] = args.kl_weight
     if args.resume:
         common.check_options(args.out / "checkpoint.npz", **options)
     state = train(

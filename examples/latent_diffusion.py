@@ -15,9 +15,9 @@ blue square" (data/scenes.py). One in ten of the combinations of shapes, colours
 First a variational autoencoder learns to squeeze a picture to 16x16 vectors of 4 numbers, a 12th of it, and back
 (models/autoencoder.py; 09_autoencoder.py shows more of it, and --autoencoder takes one that it has trained). Then the
 pictures are encoded once, each channel is brought to mean 0 and deviation 1 (latents.py), and a U-Net that attends to
-the words learns to take noise from these latents, exactly as text_to_image.py does with pixels: what is the same is
-imported from there. A net of two levels begins with latents of half the side, if they can be halved, to learn which
-words belong to which object. To paint is to sample a latent and to decode it.
+the words learns to take noise from these latents, as text_to_image.py does with pixels: what is the same is
+imported from there. A net of two levels or more begins with latents of half the side, if they can be halved, to learn
+which words belong to which object. To paint is to sample a latent and to decode it.
 
 The directory of the run (runs/latent_diffusion) gets samples.png, words.png, loss.png, log.jsonl, checkpoint.npz and
 model.npz of the diffusion, latent_space.npz and the directory autoencoder of the autoencoder, and the directory coarse
@@ -72,8 +72,8 @@ from tinydiff.training import train
 NOISE = 0.4, 1.8
 SQUEEZED, LEARNED = 54_000, 434_000  # pictures that the autoencoder, of 64x64, and the diffusion learn from
 # Which words belong to which object is decided at the highest levels, and learned late (docs/latent_diffusion.md). So
-# an eighth as many latents come before, of half the side and with these levels alone. The mean of 2x2 has half the
-# noise: 1.4 there is 1.4 + ln 2 here.
+# an eighth as many latents come before, but a round at least, of half the side and with these levels alone. The mean of
+# 2x2 has half the noise: 1.4 there is 1.4 + ln 2 here.
 COARSE_SHARE, COARSE_NOISE = 1 / 8, (1.4, 0.7)
 PARTS = "autoencoder", "coarse"  # directories of --out, with the checkpoints of what comes before
 
@@ -124,18 +124,24 @@ def autoencoder(images, args):
     """The latent space of --autoencoder, or of this run, which is trained if it is not there; if that is interrupted,
     the program ends. images: bytes (n, H, W, C)."""
     path = args.autoencoder or args.out / "latent_space.npz"
-    if args.autoencoder:
-        refuse_options(args, path)
     if common.agreed(args, path.exists()):
+        if args.autoencoder:
+            refuse_options(args, path)
         space, kept = common.load_space(path, "09_autoencoder.py")
         for name in ("latent", "kl_weight"):
             if getattr(args, name) not in (None, getattr(kept, name)):
-                sys.exit(f"the autoencoder in {path} was trained with {name} {getattr(kept, name):g}, not "
+                option = f"--{name.replace('_', '-')}"
+                sys.exit(f"the autoencoder in {path} was trained with {option} {getattr(kept, name):g}, not "
                          f"{getattr(args, name):g}: choose another --out")  # fmt: skip
         if space.image != images.shape[1:]:
             sys.exit(f"the autoencoder in {path} takes pictures of {space.image}, but those of {args.data} have the "
                      f"shape {images.shape[1:]}: choose another --autoencoder")  # fmt: skip
         return space
+    later = [file for part in ("coarse", "") if (file := args.out / part / "checkpoint.npz").exists()]
+    if args.resume and later:
+        sys.exit(f"{later[0]} has learned from latents, but there is no {path}: give the --autoencoder of its training")
+    if args.autoencoder:
+        sys.exit(f"there is no {path}: train it by 09_autoencoder.py, or leave out --autoencoder")
     made_as = argparse.Namespace(
         data=args.data,
         kind="variational",
@@ -277,6 +283,9 @@ def trained(args, path):
         )
 
     began = args.resume and (args.out / "checkpoint.npz").exists()
+    if args.resume and not began and not can_be_halved(latents, args.channels) and (args.out / "coarse").exists():
+        sys.exit(f"the run in {args.out} began at half the side, which a net of --channels {args.channels} does not: "
+                 "give the same as before, or another --out")  # fmt: skip
     if can_be_halved(latents, args.channels) and not began:
         few = max(1, round(COARSE_SHARE * epochs))
         print(f"the beginning: {few * len(latents):,} latents of half the side, high noise levels", file=sys.stderr)
@@ -348,7 +357,7 @@ def load(path, args):
         ema.load_state_dict(state["ema"])
         wanted = kept["space"]
     except (LookupError, TypeError, ValueError) as error:
-        sys.exit(f"{path} is no model of this example, or of an earlier version of it: {error!r}")
+        sys.exit(f"{path} is no model of this example, or an earlier version made it: {error!r}")
     of_space = args.autoencoder or args.out / "latent_space.npz"
     space, _ = common.load_space(of_space, "latent_diffusion.py")
     if args.raw:
@@ -465,13 +474,13 @@ def arguments():
         f"whole rounds (default: {SQUEEZED:,} of 64x64; of smaller ones more)")  # fmt: skip
     add("--raw", action="store_true", help="do not bring the latents to mean 0 and deviation 1, to see what goes wrong")
     add("--images", type=integer(1), metavar="N", help="pictures that the diffusion learns from, in whole rounds "
-        f"(default: {LEARNED:,}; of pictures above 64x64 fewer); an eighth of these come before, at half the "
-        "side")  # fmt: skip
+        f"(default: {LEARNED:,}; of pictures above 64x64 fewer); with two levels an eighth as many come before, a "
+        "round at least, at half the side")  # fmt: skip
     add("--channels", type=integer(8, multiple_of=8), nargs="+", metavar="N", help="of the U-Net, from fine to coarse "
         "(default: 48 96; of latents smaller than 16x16, or of odd sides, one level of 96)")  # fmt: skip
     common.add_training(parser, batch_size=64)
-    add("--lr", type=common.positive, default=2e-3, metavar="X", help="of Adam in the diffusion, after a warm-up; "
-        "then a cosine")  # fmt: skip
+    add("--lr", type=common.positive, default=2e-3, metavar="X", help="of Adam in the diffusion, after a warm-up: "
+        "constant at half the side, then before a cosine")  # fmt: skip
     return parse_painting(parser, PARTS)
 
 

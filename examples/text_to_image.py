@@ -290,9 +290,14 @@ def check_resumed(path, denoiser, tokenizer):
 
 def choose_noise(args):
     """args.noise, unless it is given: that of the run which goes on, or NOISE."""
-    began = args.resume and noise_of(saving.load(args.out / "checkpoint.npz"))
+    path, began = args.out / "checkpoint.npz", None
+    if args.resume:
+        try:
+            began = noise_of(saving.load(path))
+        except ValueError:
+            pass  # the file is damaged, and train says so
     if began and args.noise and args.noise != began:
-        sys.exit(f"the run in {args.out} has learned with --noise {began[0]:g} {began[1]:g}: choose another --out")
+        sys.exit(f"{path} has learned with --noise {began[0]:g} {began[1]:g}: give the same, or another --out")
     args.noise = args.noise or began or [*NOISE]
 
 
@@ -356,7 +361,8 @@ def load(path, args):
         sys.exit(f"{path} is no model of this example: {error!r}")
     check_same(args, kept)
     if args.noise and args.noise != (learned := noise_of(state)):
-        sys.exit(f"the model in {args.out} was trained with noise {learned}, not {args.noise}: choose another --out")
+        learned = f"--noise {learned[0]:g} {learned[1]:g}" if learned else "a noise that it does not say"
+        sys.exit(f"the model in {args.out} was trained with {learned}: choose another --out")
     vars(args).update(found)
     return denoiser, tokenizer, ema
 
@@ -512,7 +518,7 @@ def arguments():
     common.add_training(parser, batch_size=64)
     add("--lr", type=common.positive, default=2e-3, metavar="X", help="of Adam, after a warm-up, before a cosine")
     add("--noise", type=common.finite, nargs=2, metavar=("MEAN", "STD"),
-        help=f"of ln sigma in training (default: {NOISE[0]:g} {NOISE[1]:g})")  # fmt: skip
+        help=f"of ln sigma in training (default: {NOISE[0]:g} {NOISE[1]:g}, or as the resumed run)")  # fmt: skip
     args = parse_painting(parser)
     if args.noise and args.noise[1] <= 0:
         parser.error(f"--noise: STD must be positive, not {args.noise[1]:g}")

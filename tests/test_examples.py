@@ -329,13 +329,16 @@ def test_the_noise_levels_of_a_training_are_an_option_and_stay_as_they_are(tmp_p
         losses.append(json.loads((out / "log.jsonl").read_text().splitlines()[0])["loss"])
     assert losses[0] != losses[1] and tinydiff.load(out / "model.npz").noise == (0.4, 1.4)
     again = [WORDS, *own_options(own_pictures, out)]
-    assert "was trained with noise [0.4, 1.4], not [0.0, 1.6]" in main(monkeypatch, *again, "--noise", "0", "1.6")
+    assert "was trained with --noise 0.4 1.4: choose another" in main(monkeypatch, *again, "--noise", "0", "1.6")
     (out / "model.npz").unlink()  # as if it had been interrupted
     message = main(monkeypatch, *again, "--resume", "--noise", "0", "1.6")
-    assert "has learned with --noise 0.4 1.4: choose another --out" in message
+    assert "has learned with --noise 0.4 1.4: give the same, or another --out" in message
     assert main(monkeypatch, *again, "--resume") == 0
     assert tinydiff.load(out / "model.npz").noise == (0.4, 1.4)  # not the default
     assert main(monkeypatch, *again, *noise) == 0
+    (out / "model.npz").unlink()
+    (out / "checkpoint.npz").write_bytes((out / "checkpoint.npz").read_bytes()[:1000])
+    assert "damaged" in main(monkeypatch, *again, "--resume")
     capsys.readouterr()
     assert main(monkeypatch, WORDS, "--noise", "0", "0") == 2
     assert "--noise: STD must be positive, not 0" in capsys.readouterr().err
@@ -582,8 +585,8 @@ def test_the_latents_of_scenes_get_a_net_of_two_levels_which_begins_at_half_the_
         return train(model, loss, data, *arguments, **options)
 
     monkeypatch.setattr(training, "train", noted)
-    few = ["--drawn", 100, "--images", 50, "--autoencoder-images", 50, "--steps", 1, "--samples", 1]
-    run = [LATENT, "a red circle above a blue square", *few, "--out", out]
+    few = ["--drawn", 100, "--images", 50, "--steps", 1, "--samples", 1, "--out", out]
+    run = [LATENT, "a red circle above a blue square", *few, "--autoencoder-images", 50]
     assert main(monkeypatch, *run) == 0
     shapes = [(64, 64, 3), (8, 8, 4), (16, 16, 4)]
     assert [shape for shape, _ in trainings] == shapes
@@ -613,6 +616,17 @@ def test_the_latents_of_scenes_get_a_net_of_two_levels_which_begins_at_half_the_
         path.unlink()
     assert main(monkeypatch, *run, "--resume") == 0
     assert abs(saving.load(out / "model.npz")["model"][name] - learned[name] - 1).max() < 0.1
+
+    for path in (out / "model.npz", out / "checkpoint.npz"):
+        path.unlink()
+    assert "began at half the side, which a net of --channels [96]" in main(
+        monkeypatch, *run, "--resume", "--channels", 96
+    )
+    space = (out / "latent_space.npz").rename(tmp_path / "space.npz")  # as if it had come by --autoencoder
+    assert f"there is no {out / 'latent_space.npz'}: give the --autoencoder" in main(monkeypatch, *run, "--resume")
+    assert main(monkeypatch, LATENT, *few, "--resume", "--autoencoder", space) == 0
+    message = main(monkeypatch, *run, "--out", tmp_path / "new", "--autoencoder", tmp_path / "none.npz")
+    assert f"there is no {tmp_path / 'none.npz'}: train it" in message
 
 
 @pytest.mark.slow
@@ -663,7 +677,7 @@ def test_words_become_latents_become_pictures(tmp_path, monkeypatch, capsys):
         (out / name).unlink()
     again = [LATENT, prompt, *options, *few, "--resume"]
     assert "has learned from glyphs, not from scenes" in main(monkeypatch, *again, "--data", "scenes")
-    assert "was trained with kl_weight 0.0001, not 0.5" in main(monkeypatch, *again, "--kl-weight", 0.5)
+    assert "was trained with --kl-weight 0.0001, not 0.5" in main(monkeypatch, *again, "--kl-weight", 0.5)
     assert main(monkeypatch, *again) == 0 and not (out / "coarse").exists()
     for name in kept:  # as if it had been interrupted in its autoencoder
         (out / name).unlink()

@@ -195,7 +195,7 @@ def load(path: str | os.PathLike[str], *, net: Any = None, process: Any = None, 
     name = os.fspath(path)
     name = os.path.join(name, "checkpoint.npz") if os.path.isdir(name) else name
     state = saving.load(name)  # FileNotFoundError, which names it
-    if "about" not in state:
+    if "about" not in state or isinstance(state["about"], dict) and "model" not in state["about"]:
         raise ValueError(
             f"{name!r} does not say how its net was made, as checkpoints of older versions, or of train without "
             "about=, do not: make the net yourself, net.load_state_dict(saving.load(path)['model']), or train again"
