@@ -133,7 +133,8 @@ def check_checkpoint(args, *options, parts=()):
 
 def check_options(path, **options):
     """End the program if the run that goes on from the checkpoint at `path` began with other values of these."""
-    began = (checkpoint_of(path, "").get("about") or {}).get("options", {})  # older checkpoints do not say
+    about = checkpoint_of(path, "").get("about")
+    began = about.get("options", {}) if isinstance(about, dict) else {}  # older checkpoints do not say
     for name, value in options.items():
         if began.get(name, value) != value:
             option = f"--{name.replace('_', '-')}"
