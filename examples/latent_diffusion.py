@@ -292,6 +292,7 @@ def trained(args, path):
         state = learn(args.out / "coarse", halved(latents), halved(held_out), COARSE_NOISE, few, warmup(warm))
         if state.exit_code:
             return state.exit_code
+        print(f"now {epochs * len(latents):,} whole latents, all noise levels", file=sys.stderr)
     state = learn(args.out, latents, held_out, NOISE, epochs, warmup(warm, cosine(steps)), pictures)
     if state.finished and not args.ranks.rank:
         settings = {name: getattr(args, name) for name in SETTINGS} | {"space": space.fingerprint()}
