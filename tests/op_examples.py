@@ -297,6 +297,12 @@ E("matmul", N(3), N(3, 2))
 E("matmul", N(3), N(3))
 E("matmul", N(3), N(2, 3, 2))
 E("matmul", N(2, 3), N(3))
+E("linear", N(2, 3), N(3, 4), N(4))
+E("linear", N(2, 2, 3), N(3, 2), N(2))
+E("linear", N(3), N(3, 2), N(2))
+E("linear", N(2, 0, 3), N(3, 2), N(2))
+E("linear", N(2, 0), N(0, 3), N(3))
+E("linear", N(2, 3), N(3, 0), N(0))
 for subscripts, shapes in [
     ("nhid,nhjd->nhij", [(2, 1, 2, 3), (2, 1, 2, 3)]),
     ("ij,jk", [(2, 3), (3, 2)]),

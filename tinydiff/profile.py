@@ -301,7 +301,7 @@ def _flop(op: str, shapes: Sequence[Shape], out: Shape, params: Any, wanted: Seq
         if wanted is None:
             return pairs * (width + out[-1])
         return pairs * (out[-1] * (1 + wanted[2]) + width * (wanted[0] + wanted[1]))
-    if op == "matmul":
+    if op in ("matmul", "linear"):
         forward = 2 * math.prod(out) * shapes[0][-1]
     elif op == "conv2d_p":  # a kernel's worth of products for each element of y
         forward = 2 * math.prod(out) * math.prod(shapes[1][:3])

@@ -4,21 +4,25 @@ the GPU."""
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
 from ..backend import Array, xp
-from ..ops.linalg import matmul
+from ..ops.linalg import linear, matmul
 from ..ops.reduce import sum as sum_over
 from ..ops.shape import axes_of
 from .taken import is_real
 
 
 def register(
-    name: str, product: Callable[[Array, Array], Array], sum_of_rows: Callable[[Array], Any] = lambda x: NotImplemented
+    name: str,
+    product: Callable[[Array, Array], Array],
+    sum_of_rows: Callable[[Array], Any] = lambda x: NotImplemented,
+    add_in_place: Callable[[Array, Array], Array] = operator.iadd,
 ) -> None:
-    """Register a backend's product of matrices, (..., n, k) x (..., k, m), in place of the page; and its sum of the
-    rows of matrices, (A, M, R) -> (A, R), if it has one, which may decline."""
+    """Register a backend's product of matrices, (..., n, k) x (..., k, m), in place of the page; its sum of the rows of
+    matrices, (A, M, R) -> (A, R), if it has one, which may decline; and how it adds (m,) to (..., m) in place."""
 
     @matmul.fast(name)
     def matmul_fast(x: Array, y: Array) -> Any:
@@ -41,6 +45,15 @@ def register(
             return product(x.reshape(m, x.shape[-1]).T, g.reshape(m, g.shape[-1]))
 
         return lambda: matmul_fast(g, y.T), y_adjoint
+
+    @linear.fast(name)
+    def linear_fast(x: Array, w: Array, b: Array) -> Any:
+        fits = is_real(x, w, b) and w.ndim == 2 <= x.ndim and x.shape[-1] == w.shape[0] and b.shape == w.shape[1:]
+        return add_in_place(matmul_fast(x, w), b) if fits else NotImplemented
+
+    @linear.fast_vjp(name)
+    def linear_vjp_fast(g: Array, _y: Any, x: Array, w: Array, _b: Any, *, residuals: Any) -> Any:
+        return (*matmul_vjp_fast(g, None, x, w, residuals=residuals), g)
 
     @sum_over.fast(name)
     def sum_fast(x: Array, *, axis: Any = None, keepdims: bool = False) -> Any:

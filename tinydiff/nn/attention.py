@@ -74,14 +74,12 @@ class MultiHeadAttention(Layer):
         if not hasattr(self, "in_proj_weight"):
             weights = [self.q_proj_weight, self.k_proj_weight, self.v_proj_weight]
         elif key is query and value is query:  # one product instead of three
-            qkv = ops.matmul(query, self.in_proj_weight)  # (N, L, E) -> (N, L, 3E)
-            return ops.split(qkv if self.in_proj_bias is None else qkv + self.in_proj_bias, 3, axis=-1)
+            qkv = _projected(query, self.in_proj_weight, self.in_proj_bias)  # (N, L, E) -> (N, L, 3E)
+            return ops.split(qkv, 3, axis=-1)
         else:
             weights = ops.split(self.in_proj_weight, 3, axis=1)  # (E, 3E) -> 3 of (E, E)
-        projected = [ops.matmul(x, w) for x, w in zip((query, key, value), weights)]
-        if self.in_proj_bias is None:
-            return projected
-        return [x + b for x, b in zip(projected, ops.split(self.in_proj_bias, 3))]
+        biases = [None] * 3 if self.in_proj_bias is None else ops.split(self.in_proj_bias, 3)
+        return [_projected(x, w, b) for x, w, b in zip((query, key, value), weights, biases)]
 
     def _heads(self, x: Any) -> Any:
         n, length, e = x.shape
@@ -103,3 +101,7 @@ class MultiHeadAttention(Layer):
             same_dtype(self, x, self.out_proj.weight)
         if key.shape[1] != value.shape[1]:
             raise ValueError(f"MultiHeadAttention: key {key.shape} and value {value.shape} differ in length")
+
+
+def _projected(x: Any, w: Any, b: Any) -> Any:
+    return ops.matmul(x, w) if b is None else ops.linear(x, w, b)

@@ -68,8 +68,9 @@ class Linear(Layer):
                 f"Linear({self.in_features}, {self.out_features}) takes x (..., {self.in_features}), not {x.shape}"
             )
         same_dtype(self, x, self.weight)
-        y = ops.matmul(x, self.weight)  # (..., in) -> (..., out)
-        return y if self.bias is None else y + self.bias
+        if self.bias is None:
+            return ops.matmul(x, self.weight)  # (..., in) -> (..., out)
+        return ops.linear(x, self.weight, self.bias)
 
 
 # ---------------------------------------------------------------- numbers to vectors

@@ -55,6 +55,25 @@ def vectors_vjp(g: Any, x: Any, y: Any) -> Any:
 
 
 @op
+def linear(x: Any, w: Any, b: Any) -> Any:
+    """y = x w + b for (..., n), (n, m) and (m,), the affine map that is called a linear layer
+
+    dy = dx w + x dw + db          x̄ = ȳ w^T,   w̄ = x^T ȳ,   b̄ = ȳ,   the last two summed over the leading axes
+
+    It is matmul and add in one op, so that b is added in place. Errors: ValueError for other shapes.
+    """
+    if min(x.ndim, w.ndim, b.ndim) < 1 or w.ndim != 2 or x.shape[-1] != w.shape[0] or b.shape != w.shape[1:]:
+        raise ValueError(f"linear: x {x.shape}, w {w.shape} and b {b.shape} must be (..., n), (n, m) and (m,)")
+    return matmul(x, w) + b
+
+
+@linear.vjp
+def linear_vjp(g: Any, _y: Any, x: Any, w: Any, _b: Any) -> Any:
+    x_adjoint, w_adjoint = matmul_vjp(g, None, x, w)
+    return x_adjoint, w_adjoint, g
+
+
+@op
 def einsum_p(*xs: Any, subscripts: str) -> Any:
     """z = sum over the indices that the output lacks of the product of the operands: einsum in its explicit form
 

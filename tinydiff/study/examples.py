@@ -49,6 +49,7 @@ CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "group_norm": (((2, 2, 4), (4,), (4,)), {"groups": 2}),
     "index_add": (((3, 2), (3, 2)), {"index": ROWS}),
     "layer_norm": (AFFINE, {}),
+    "linear": (((2, 3), (3, 2), (2,)), {}),
     "log_softmax": (((2, 3),), {"axis": -1}),
     "logsumexp": (((2, 3),), {"axis": 1}),
     "matmul": (((2, 3), (3, 2)), {}),

@@ -4,7 +4,7 @@ from ... import backend
 from .. import linalg
 from . import activation, attention, build, conv, norm, optim, random, reduce
 
-linalg.register("numpy", reduce.product, reduce.sum_of_rows)
+linalg.register("numpy", reduce.product, reduce.sum_of_rows, reduce.add_in_place)
 backend.reports.append(build.report)
 
 __all__ = ["activation", "attention", "conv", "norm", "optim", "random", "reduce"]

@@ -80,13 +80,41 @@ static void product(int64_t rows, int64_t columns, int64_t inner, int add, real 
 
 /* ---------------------------------------------------------------- the parts of a block */
 
-/* What q, k, v and mask each head has. d: of the numbers in a row of q and k, the others are zeros. */
+/* One head: its matrices, whose rows lie row numbers apart. */
 typedef struct {
-    int64_t d;
     const real *q, *k, *v, *added;
     const uint8_t *allowed;
-    int64_t mask_row; /* 0: one row for all queries */
+    int64_t q_row, k_row, v_row, mask_row; /* mask_row 0: one row for all queries */
 } head;
+
+/* Each matrix of head b begins at the number at[b][which] of its array, and has its rows row[which] apart. */
+enum { Q, K, V, MASK, Y, FORWARD, G = FORWARD, DQ, DK, DV, BACKWARD };
+
+/* So many numbers fill whole vectors. */
+static int64_t whole(int64_t width) { return (width + WIDTH - 1) / WIDTH * WIDTH; }
+
+/* n rows of so many numbers as rows of whole vectors without gaps, the rest zeros: copied, unless they are such rows. */
+static const real *whole_rows(const real *restrict from, int64_t row, int64_t n, int64_t width, real *restrict to)
+{
+    const int64_t filled = whole(width);
+    if (row == filled && width == filled)
+        return from;
+    for (int64_t i = 0; i < n; i++) {
+        real *restrict next = to + i * filled;
+        for (int64_t c = 0; c < filled; c += WIDTH)
+            store(next + c, load_some(from + i * row + c, width - c));
+    }
+    return to;
+}
+
+/* The way back, times factor[i] for each row i; 1 if there are none. */
+static void narrow_rows(const real *restrict from, const real *restrict factor, int64_t n, int64_t width,
+    real *restrict to, int64_t row)
+{
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t c = 0; c < width; c++)
+            to[i * row + c] = factor ? factor[i] * from[i * whole(width) + c] : from[i * whole(width) + c];
+}
 
 /* rows (n, width), n <= QUERIES -> columns (width, QUERIES) times scale, with zeros for the queries that lack.
 
@@ -119,7 +147,7 @@ static void transpose(const real *restrict rows, real *restrict columns, int64_t
 static void scores(const head *h, const real *restrict q_columns, real *restrict s, int64_t query, int64_t n,
     int64_t key, int64_t m, int64_t D)
 {
-    product(m, QUERIES, h->d, 0, s, QUERIES, h->k + key * D, D, 1, q_columns, QUERIES);
+    product(m, QUERIES, D, 0, s, QUERIES, h->k + key * h->k_row, h->k_row, 1, q_columns, QUERIES);
     for (int64_t i = 0; i < n; i++) {
         const int64_t at = (query + i) * h->mask_row + key;
         if (h->allowed)
@@ -131,43 +159,38 @@ static void scores(const head *h, const real *restrict q_columns, real *restrict
     }
 }
 
-static head head_of(const int64_t *restrict which, const real *q, const real *k, const real *v, const uint8_t *allowed,
-    const real *added, int64_t L, int64_t S, int64_t D, int64_t E, int64_t R, int64_t d)
+static head head_of(const int64_t *restrict at, const int64_t *restrict row, const real *q, const real *k,
+    const real *v, const uint8_t *allowed, const real *added)
 {
-    return (head){d, q + which[0] * L * D, k + which[1] * S * D, v + which[2] * S * E,
-        added ? added + which[3] * R * S : NULL, allowed ? allowed + which[3] * R * S : NULL, R == 1 ? 0 : S};
+    return (head){q + at[Q], k + at[K], v + at[V], added ? added + at[MASK] : NULL, allowed ? allowed + at[MASK] : NULL,
+        row[Q], row[K], row[V], row[MASK]};
 }
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* ---------------------------------------------------------------- forward and rule */
 
-/* How many numbers a vector has. */
-int attention_width(int64_t *restrict width, int64_t one)
-{
-    for (int64_t i = 0; i < one; i++)
-        width[i] = WIDTH;
-    return 0;
-}
-
-/* y (B, L, E), top and rsum (B, L) for B heads; head b has q[which[b][0]], k[which[b][1]], v[which[b][2]] and, of the
-   masks, which[b][3]. A mask of one row, R = 1, holds for all queries. D and E are multiples of WIDTH; of a row of q, k,
-   v and g the numbers from d (q, k) or e (v, g) on are zeros. */
+/* y, and of each of the B heads and L queries the largest score, `top`, and 1 / sum, `rsum`. For `at` and `row` see
+   above. */
 int attention(const real *restrict q, const real *restrict k, const real *restrict v, const uint8_t *restrict allowed,
-    const real *restrict added, const int64_t *restrict which, real *restrict y, real *restrict top,
-    real *restrict rsum, int64_t B, int64_t L, int64_t S, int64_t D, int64_t E, int64_t R, int64_t d, real scale,
-    int64_t part, int64_t parts)
+    const real *restrict added, const int64_t *restrict at, const int64_t *restrict row, real *restrict y,
+    real *restrict top, real *restrict rsum, int64_t nq, int64_t nk, int64_t nv, int64_t nm, int64_t ny, int64_t B,
+    int64_t L, int64_t S, int64_t D, int64_t E, real scale, int64_t part, int64_t parts)
 {
-    real *space = malloc((D * QUERIES + WIDTH) * sizeof(real)), *restrict q_columns = aligned(space);
+    const int64_t DW = whole(D), EW = whole(E);
+    real *space = malloc((2 * DW * QUERIES + EW * QUERIES + EW * S + WIDTH) * sizeof(real));
     if (!space)
         return 1;
+    real *restrict q_rows = aligned(space), *restrict q_columns = q_rows + DW * QUERIES;
+    real *restrict ys = q_columns + DW * QUERIES, *restrict v_rows = ys + EW * QUERIES;
     _Alignas(BYTES) real p[KEYS * QUERIES], largest[QUERIES], sum[QUERIES], factor[QUERIES];
     for (int64_t b = B * part / parts; b < B * (part + 1) / parts; b++) {
-        const head h = head_of(which + 4 * b, q, k, v, allowed, added, L, S, D, E, R, d);
+        const int64_t *restrict from = at + b * FORWARD;
+        const head h = head_of(from, row, q, k, v, allowed, added);
+        const real *restrict vs = whole_rows(h.v, h.v_row, S, E, v_rows);
         for (int64_t query = 0; query < L; query += QUERIES) {
             const int64_t n = smaller(QUERIES, L - query);
-            real *restrict ys = y + (b * L + query) * E;
-            transpose(h.q + query * D, q_columns, n, D, scale);
+            transpose(whole_rows(h.q + query * h.q_row, h.q_row, n, D, q_rows), q_columns, n, DW, scale);
             for (int i = 0; i < QUERIES; i++)
                 largest[i] = -INFINITY, sum[i] = 0;
             for (int64_t key = 0; key < S; key += KEYS) {
@@ -191,60 +214,72 @@ int attention(const real *restrict q, const real *restrict k, const real *restri
                 }
                 if (key)
                     for (int64_t i = 0; i < n; i++)
-                        for (int64_t e = 0; e < E; e++)
-                            ys[i * E + e] *= factor[i];
-                product(n, E, m, key > 0, ys, E, p, 1, QUERIES, h.v + key * E, E);
+                        for (int64_t e = 0; e < EW; e++)
+                            ys[i * EW + e] *= factor[i];
+                product(n, EW, m, key > 0, ys, EW, p, 1, QUERIES, vs + key * EW, EW);
             }
-            for (int64_t i = 0; i < n; i++) {
-                const real r = 1 / sum[i]; /* of a query that is masked as a whole: infinite, and y is NaN */
-                top[b * L + query + i] = largest[i], rsum[b * L + query + i] = r;
-                for (int64_t e = 0; e < E; e++)
-                    ys[i * E + e] *= r;
+            for (int64_t i = 0; i < n; i++) { /* of a query that is masked as a whole 1 / sum is infinite, and y NaN */
+                factor[i] = 1 / sum[i];
+                top[b * L + query + i] = largest[i], rsum[b * L + query + i] = factor[i];
             }
+            narrow_rows(ys, factor, n, E, y + from[Y] + query * row[Y], row[Y]);
         }
     }
     free(space);
     return 0;
 }
 
-/* The adjoints dq (B, L, D), dk (B, S, D) and dv (B, S, E) from that of y, g. */
-int attention_vjp(const real *restrict g, const real *restrict y, const real *restrict top, const real *restrict rsum,
-    const real *restrict q, const real *restrict k, const real *restrict v, const uint8_t *restrict allowed,
-    const real *restrict added, const int64_t *restrict which, real *restrict dq, real *restrict dk, real *restrict dv,
-    int64_t B, int64_t L, int64_t S, int64_t D, int64_t E, int64_t R, int64_t d, int64_t e, real scale,
-    int64_t part, int64_t parts)
+/* The adjoints of q, k and v from that of y, g. */
+int attention_vjp(const real *restrict q, const real *restrict k, const real *restrict v,
+    const uint8_t *restrict allowed, const real *restrict added, const int64_t *restrict at,
+    const int64_t *restrict row, const real *restrict y, const real *restrict top, const real *restrict rsum,
+    const real *restrict g, real *restrict dq, real *restrict dk, real *restrict dv, int64_t nq, int64_t nk, int64_t nv,
+    int64_t nm, int64_t ny, int64_t ng, int64_t ndq, int64_t ndk, int64_t ndv, int64_t B, int64_t L, int64_t S,
+    int64_t D, int64_t E, real scale, int64_t part, int64_t parts)
 {
-    real *space = malloc(((D + E) * QUERIES + WIDTH) * sizeof(real));
+    const int64_t DW = whole(D), EW = whole(E);
+    real *space = malloc((3 * DW * QUERIES + 2 * EW * QUERIES + (2 * DW + EW) * S + WIDTH) * sizeof(real));
     if (!space)
         return 1;
-    real *restrict q_columns = aligned(space), *restrict g_columns = q_columns + D * QUERIES;
+    real *restrict q_rows = aligned(space), *restrict q_columns = q_rows + DW * QUERIES;
+    real *restrict dqs = q_columns + DW * QUERIES, *restrict g_rows = dqs + DW * QUERIES;
+    real *restrict g_columns = g_rows + EW * QUERIES, *restrict k_rows = g_columns + EW * QUERIES;
+    real *restrict dks = k_rows + DW * S, *restrict dvs = dks + DW * S;
     _Alignas(BYTES) real p[KEYS * QUERIES], ds[KEYS * QUERIES], largest[QUERIES], r[QUERIES], mean[QUERIES];
     for (int64_t b = B * part / parts; b < B * (part + 1) / parts; b++) {
-        const head h = head_of(which + 4 * b, q, k, v, allowed, added, L, S, D, E, R, d);
+        const int64_t *restrict from = at + b * BACKWARD;
+        const head h = head_of(from, row, q, k, v, allowed, added);
+        const real *restrict ks = whole_rows(h.k, h.k_row, S, D, k_rows);
         for (int64_t query = 0; query < L; query += QUERIES) {
-            const int64_t n = smaller(QUERIES, L - query), at = b * L + query;
-            const real *gs = g + at * E, *ys = y + at * E, *qs = h.q + query * D;
-            transpose(qs, q_columns, n, D, scale);
-            transpose(gs, g_columns, n, E, 1);
+            const int64_t n = smaller(QUERIES, L - query);
+            const real *restrict qs = whole_rows(h.q + query * h.q_row, h.q_row, n, D, q_rows);
+            const real *restrict gs = whole_rows(g + from[G] + query * row[G], row[G], n, E, g_rows);
+            const real *restrict ys = y + from[Y] + query * row[Y];
+            transpose(qs, q_columns, n, DW, scale);
+            transpose(gs, g_columns, n, EW, 1);
             for (int64_t i = 0; i < QUERIES; i++) { /* mean: of p̄ under the weights p */
-                mean[i] = i < n ? sum_along(gs + i * E, ys + i * E, E) : 0;
-                largest[i] = i < n ? top[at + i] : 0, r[i] = i < n ? rsum[at + i] : 0;
+                const int64_t each = b * L + query + i;
+                mean[i] = i < n ? sum_along(gs + i * EW, ys + i * row[Y], E) : 0;
+                largest[i] = i < n ? top[each] : 0, r[i] = i < n ? rsum[each] : 0;
             }
             for (int64_t key = 0; key < S; key += KEYS) {
                 const int64_t m = smaller(KEYS, S - key);
                 scores(&h, q_columns, p, query, n, key, m, D);
-                product(m, QUERIES, e, 0, ds, QUERIES, h.v + key * E, E, 1, g_columns, QUERIES); /* p̄ */
+                product(m, QUERIES, E, 0, ds, QUERIES, h.v + key * h.v_row, h.v_row, 1, g_columns, QUERIES); /* p̄ */
                 for (int64_t j = 0; j < m; j++)
                     for (int i = 0; i < QUERIES; i++) {
                         real weight = exponential_to_zero(p[j * QUERIES + i] - largest[i]) * r[i];
                         p[j * QUERIES + i] = weight;
                         ds[j * QUERIES + i] = scale * weight * (ds[j * QUERIES + i] - mean[i]);
                     }
-                product(m, E, n, query > 0, dv + (b * S + key) * E, E, p, QUERIES, 1, gs, E);
-                product(m, D, n, query > 0, dk + (b * S + key) * D, D, ds, QUERIES, 1, qs, D);
-                product(n, D, m, key > 0, dq + at * D, D, ds, 1, QUERIES, h.k + key * D, D);
+                product(m, EW, n, query > 0, dvs + key * EW, EW, p, QUERIES, 1, gs, EW);
+                product(m, DW, n, query > 0, dks + key * DW, DW, ds, QUERIES, 1, qs, DW);
+                product(n, DW, m, key > 0, dqs, DW, ds, 1, QUERIES, ks + key * DW, DW);
             }
+            narrow_rows(dqs, NULL, n, D, dq + from[DQ] + query * row[DQ], row[DQ]);
         }
+        narrow_rows(dks, NULL, S, D, dk + from[DK], row[DK]);
+        narrow_rows(dvs, NULL, S, E, dv + from[DV], row[DV]);
     }
     free(space);
     return 0;

@@ -6,6 +6,7 @@ weights, whose number is the square of the length, as long as they are few (fast
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -24,20 +25,19 @@ softmax_vjp_in_c = Function(
     "softmax_vjp", "in g(R,C), in z(R,C), out dx(R,C), int R, int C, real scale, int part, int parts"
 )
 
-HEADS = "in q(NQ,L,D), in k(NK,S,D), in v(NV,S,E), in uint8 allowed(NM,R,S)?, in added(NM,R,S)?, in int64 which(B,4), "
-LENGTHS = "int B, int L, int S, int D, int E, int R, int d, "
-PARTS = "real scale, int part, int parts"
-attention_in_c = Function("attention", HEADS + "out y(B,L,E), out top(B,L), out rsum(B,L), " + LENGTHS + PARTS)
+HEADS = "in q(nq), in k(nk), in v(nv), in uint8 allowed(nm)?, in added(nm)?, in int64 at(B,{n}), in int64 row({n}), "
+NUMBERS = "int B, int L, int S, int D, int E, real scale, int part, int parts"
+attention_in_c = Function(
+    "attention",
+    HEADS.format(n=5) + "out y(ny), out top(B,L), out rsum(B,L), int nq, int nk, int nv, int nm, int ny, " + NUMBERS,
+)
 attention_vjp_in_c = Function(
     "attention_vjp",
-    "in g(B,L,E), in y(B,L,E), in top(B,L), in rsum(B,L), "
-    + HEADS
-    + "out dq(B,L,D), out dk(B,S,D), out dv(B,S,E), "
-    + LENGTHS
-    + "int e, "
-    + PARTS,
+    HEADS.format(n=9)
+    + "in y(ny), in top(B,L), in rsum(B,L), in g(ng), out dq(ndq), out dk(ndk), out dv(ndv), "
+    + "int nq, int nk, int nv, int nm, int ny, int ng, int ndq, int ndk, int ndv, "
+    + NUMBERS,
 )
-width_in_c = Function("attention_width", "out int64 width(one), int one")  # of float32, a multiple of that of float64
 
 
 # ---------------------------------------------------------------- softmax
@@ -139,70 +139,90 @@ def _is_for_products(q: Array, k: Array, v: Array) -> bool:
 
 
 def in_blocks(q: Array, k: Array, v: Array, mask: Any, *, scale: float) -> Any:
-    """The output; and y, which is the output with widened rows, the largest score of each query, and 1 / sum."""
-    vector = np.empty(1, np.int64)
-    if not width_in_c(width=vector):
-        return NotImplemented
-    arrays, lead = _heads(q, k, v, mask, int(vector[0]))
-    b, length, width = math.prod(lead), q.shape[-2], v.shape[-1]
-    y = np.empty((*lead, length, arrays["v"].shape[-1]), q.dtype)
+    """The output; and for the rule again, the largest score of each query, and 1 / sum."""
+    q, k, v = (_with_whole_rows(a) for a in (q, k, v))
+    mask = _mask_of_scores(mask, q, k)
+    lead = np.broadcast_shapes(*(() if a is None else a.shape[:-2] for a in (q, k, v, mask)))
+    b, length, keys, width = math.prod(lead), q.shape[-2], k.shape[-2], v.shape[-1]
+    y = _like(q, (*lead, length, width))
     top, rsum = np.empty((b, length), q.dtype), np.empty((b, length), q.dtype)
-    attention_in_c(**arrays, y=_matrices(y), top=top, rsum=rsum, R=1, d=q.shape[-1], scale=scale)
-    return _narrow(y, width), (y, top, rsum)
+    done = attention_in_c(
+        **_heads((q, k, v, mask, y), lead), y=_numbers(y), top=top, rsum=rsum, S=keys, D=q.shape[-1], E=width,
+        scale=scale,
+    )  # fmt: skip
+    return (y, (y, top, rsum)) if done else NotImplemented
 
 
 def in_blocks_vjp(g: Array, _y: Any, q: Array, k: Array, v: Array, mask: Any, *, scale: float, residuals: Any) -> Any:
     y, top, rsum = residuals
-    vector = np.empty(1, np.int64)
-    width_in_c(width=vector)
-    arrays, lead = _heads(q, k, v, mask, int(vector[0]))
-    widths = [arrays[name].shape[-1] for name in "qkv"]
-    adjoints = [np.empty((*lead, x.shape[-2], width), y.dtype) for x, width in zip((q, k, v), widths)]
-    dq, dk, dv = map(_matrices, adjoints)
+    g, *inputs = (_with_whole_rows(a) for a in (g, q, k, v))
+    lead = y.shape[:-2]
+    dq, dk, dv = adjoints = [_like(x, (*lead, *x.shape[-2:])) for x in inputs]
     attention_vjp_in_c(
-        g=_widened(g, int(vector[0])), y=_matrices(y), top=top, rsum=rsum, **arrays, dq=dq, dk=dk, dv=dv, R=1,
-        d=q.shape[-1], e=v.shape[-1], scale=scale,
+        **_heads((*inputs, _mask_of_scores(mask, q, k), y, g, *adjoints), lead), y=_numbers(y), top=top, rsum=rsum,
+        g=_numbers(g), dq=_numbers(dq), dk=_numbers(dk), dv=_numbers(dv), S=k.shape[-2], D=k.shape[-1], E=v.shape[-1],
+        scale=scale,
     )  # fmt: skip
-    found = [_narrow(a, x.shape[-1]) for a, x in zip(adjoints, (q, k, v))]
-    return *found, lambda: attention.mask_adjoint(g, q, k, v, mask, scale=scale)
+    return *adjoints, lambda: attention.mask_adjoint(g, q, k, v, mask, scale=scale)
 
 
-def _heads(q: Array, k: Array, v: Array, mask: Any, vector: int) -> tuple[dict[str, Any], tuple[int, ...]]:
-    """The arrays as C takes them, with rows of whole vectors of so many numbers, and the leading axes that they are
-    broadcast to."""
-    wide = {name: _widened(x, vector) for name, x in zip("qkv", (q, k, v))}
-    arrays: dict[str, Any] = {**wide, "allowed": None, "added": None}
-    if mask is not None:
-        mask = np.atleast_2d(mask)
-        mask = np.broadcast_to(mask, (*mask.shape[:-2], *((1, *mask.shape)[-2:-1]), k.shape[-2]))  # (.., L or 1, S)
-        flat = _matrices(mask)
-        if mask.dtype.kind == "b":
-            arrays["allowed"] = flat.view(np.uint8)
-        else:
-            arrays["added"] = flat.astype(q.dtype, copy=False)
-    leads = [() if a is None else a.shape[:-2] for a in (q, k, v, mask)]
-    lead = np.broadcast_shapes(*leads)
-    which = arrays["which"] = np.empty((math.prod(lead), 4), np.int64)
-    for i, own in enumerate(leads):
-        which[:, i] = np.broadcast_to(np.arange(math.prod(own)).reshape(own), lead).reshape(-1)
-    return arrays, lead
+def _heads(matrices: tuple[Any, ...], lead: tuple[int, ...]) -> dict[str, Any]:
+    """q, k, v and the mask as C takes them, and where each head has these and the other matrices (.., M, N): at what
+    number of its array each begins, and how far apart its rows are. All are broadcast to the leading axes `lead`."""
+    q, k, v, mask, *_ = matrices
+    kind = None if mask is None else mask.dtype.kind
+    layouts = tuple(((), ()) if a is None else (a.shape[:-2], _steps(a)[:-2]) for a in matrices)
+    rows = [0 if a is None or a.shape[-2] == 1 else _steps(a)[-2] for a in matrices]
+    return {
+        **{name: _numbers(a) for name, a in zip("qkv", (q, k, v))},
+        "allowed": _numbers(mask).view(np.uint8) if kind == "b" else None,
+        "added": _numbers(mask) if kind == "f" else None,
+        "nm": 0,  # if there is no mask
+        "at": _places(layouts, lead),
+        "row": np.array(rows, np.int64),
+    }
 
 
-def _matrices(a: Array) -> Array:
-    """(.., M, N) -> (A, M, N), a view if a is in C order."""
-    return np.ascontiguousarray(a).reshape(-1, *a.shape[-2:])
+@functools.lru_cache(maxsize=256)
+def _places(layouts: tuple[Any, ...], lead: tuple[int, ...]) -> Array:
+    """(B, arrays): where each head begins, from the lengths of the leading axes of each array and the steps along
+    them."""
+    at = np.zeros((*lead, len(layouts)), np.int64)
+    for i, (lengths, steps) in enumerate(layouts):
+        for axis, (n, step) in enumerate(zip(lengths, steps), -len(lengths)):
+            at[..., i] += (np.arange(n) * step).reshape(n, *(1,) * (-axis - 1))
+    return at.reshape(-1, len(layouts))
 
 
-def _widened(a: Array, vector: int) -> Array:
-    """(.., M, N) -> (A, M, N), with zeros up to whole vectors of columns."""
-    width = a.shape[-1]
-    if width % vector == 0:
-        return _matrices(a)
-    wide = np.zeros((*a.shape[:-1], width + -width % vector), a.dtype)
-    wide[..., :width] = a
-    return _matrices(wide)
+def _steps(a: Array) -> tuple[int, ...]:
+    """How many numbers on the next element along each axis is."""
+    return tuple(s // a.itemsize for s in a.strides)
 
 
-def _narrow(a: Array, width: int) -> Array:
-    """Without the zeros."""
-    return a if a.shape[-1] == width else np.ascontiguousarray(a[..., :width])
+def _with_whole_rows(a: Array) -> Array:
+    """The array itself, if each row (the last axis) is in one piece, and nothing runs backwards."""
+    in_place = a.strides[-1] == a.itemsize and all(s >= 0 and s % a.itemsize == 0 for s in a.strides)
+    return a if in_place else np.ascontiguousarray(a)
+
+
+def _numbers(a: Array) -> Array:
+    """(n,): all numbers from the first to the last element, and what lies between, without a copy."""
+    if a.flags.c_contiguous:
+        return a.reshape(-1)
+    n = 1 + sum((length - 1) * step for length, step in zip(a.shape, _steps(a)))
+    return np.lib.stride_tricks.as_strided(a, (n,), (a.itemsize,))
+
+
+def _like(x: Array, shape: tuple[int, ...]) -> Array:
+    """An empty array of that shape, whose axes are in the order of x in memory: so if the heads of x lie side by side
+    in a token, no copy brings those of the result there."""
+    return np.empty_like(x, shape=shape)
+
+
+def _mask_of_scores(mask: Any, q: Array, k: Array) -> Any:
+    """The mask (.., L or 1, S) in C order, of bool or of the dtype of q; or None."""
+    if mask is None:
+        return None
+    mask = np.atleast_2d(mask)
+    mask = np.broadcast_to(mask, (*mask.shape[:-1], k.shape[-2]))
+    return np.ascontiguousarray(mask, None if mask.dtype.kind == "b" else q.dtype)

@@ -1,8 +1,9 @@
-"""Products of matrices; and sums over neighbouring axes, and of rows that are added at the places of an index, in C
+"""Products of matrices; sums over neighbouring axes, and of rows that are added at the places of an index, in C
 (sum.c)."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,8 @@ from .compiled import Function
 in_c = Function("sum_over", "in x(A,M,R), out z(A,R), int A, int M, int R")
 
 
-rows_in_c = Function(
-    "add_rows", "in int64 index(N), in x(N,D), inout z(n,D), int N, int n, int D"
-)  # fmt: skip
+rows_in_c = Function("add_rows", "in int64 index(N), in x(N,D), inout z(n,D), int N, int n, int D")
+bias_in_c = Function("add_to_rows", "inout y(R,C), in b(C), int R, int C, int part, int parts")
 
 
 def product(x: Array, y: Array) -> Array:
@@ -30,6 +30,13 @@ def sum_of_rows(x: Array) -> Any:
     """(A, M, R) -> (A, R). Each number is the same for any A: that of a sample does not depend on its batch."""
     z = np.empty((x.shape[0], x.shape[2]), x.dtype)
     return z if in_c(x=x, z=z) else NotImplemented
+
+
+def add_in_place(y: Array, b: Array) -> Array:
+    """y, with b (m,) added to each row of y (..., m)."""
+    if not bias_in_c(y=y.reshape(math.prod(y.shape[:-1]), len(b)), b=np.ascontiguousarray(b)):
+        y += b
+    return y
 
 
 @scatter_add.fast("numpy")

@@ -61,3 +61,12 @@ int add_rows(const int64_t *restrict index, const real *restrict x, real *restri
     }
     return 0;
 }
+
+/* y += b for each of the R rows of y (R, C): the bias of a linear layer. */
+int add_to_rows(real *restrict y, const real *restrict b, int64_t R, int64_t C, int64_t part, int64_t parts)
+{
+    for (int64_t r = R * part / parts; r < R * (part + 1) / parts; r++)
+        for (int64_t c = 0; c < C; c++)
+            y[r * C + c] += b[c];
+    return 0;
+}
