@@ -70,9 +70,9 @@ def test_the_doctor_of_a_backend_that_is_not_there(name: str, says: str, tmp_pat
 
 
 def test_a_gradient_that_is_wrong_does_not_train(monkeypatch: Any, numpy_backend: str) -> None:
-    matmul: Any = OPS["matmul"]
-    monkeypatch.setattr(matmul, "fast_rules", {})
-    monkeypatch.setattr(matmul, "rule", lambda g, y, a, b: (g @ b.T * np.nan, None))
+    linear: Any = OPS["linear"]
+    monkeypatch.setattr(linear, "fast_rules", {})
+    monkeypatch.setattr(linear, "rule", lambda g, y, x, w, b: (g @ w.T * np.nan, None, None))
     ((_, state, text, remedy),) = doctor.training(1.0)
     assert state == "WRONG" and "tinydiff check" in remedy
 

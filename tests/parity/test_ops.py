@@ -279,6 +279,8 @@ for _a, _b in (
     ((3, 0), (0, 5)),
 ):
     case(f"matmul {_a} {_b}", lambda x, y: x @ y, lambda t, u: t @ u, *normal("matmul", _a, _b))
+for _a in ((3, 4), (4,), (2, 3, 4), (2, 0, 4)):
+    case(f"linear {_a}", ops.linear, lambda t, w, b: F.linear(t, w.T, b), *normal("linear", _a, (4, 5), (5,)))
 for _subscripts, _shapes in (
     ("ij,jk->ik", ((3, 4), (4, 5))),
     ("nhid,nhjd->nhij", ((2, 3, 4, 5), (2, 3, 6, 5))),
@@ -589,6 +591,7 @@ SECOND_ORDER = {
     "prod, zeros": Case(lambda x: x.prod(1), lambda t: t.prod(1), [_zeros]),
     "max": Case(lambda x: x.max(0) ** 2, lambda t: t.amax(0) ** 2, normal("twice", (3, 4))),
     "matmul": Case(ops.matmul, torch.matmul, normal("twice", (2, 3, 4), (4, 5))),
+    "linear": Case(ops.linear, lambda t, w, b: F.linear(t, w.T, b), normal("twice", (2, 3, 4), (4, 5), (5,))),
     "einsum": Case(
         lambda x, y: ops.einsum("bii,bi->i", x, y),
         lambda t, u: torch.einsum("bii,bi->i", t, u),

@@ -339,7 +339,7 @@ def test_view_saves_the_pass_of_a_script(
     assert said.count("passed") == number - 1 and str(out) in said
     data = data_of(out)
     assert {leaf["name"] for leaf in data["leaves"]} == {"weight", "bias"}
-    x = next(n["inputs"][0] for n in data["nodes"] if n["op"] == "matmul")
+    x = next(n["inputs"][0] for n in data["nodes"] if n["op"] == "linear")
     np.testing.assert_array_equal(kept(data, x["array"]), [[1, number - 1]])
     assert not observers
 

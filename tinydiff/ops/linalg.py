@@ -56,11 +56,12 @@ def vectors_vjp(g: Any, x: Any, y: Any) -> Any:
 
 @op
 def linear(x: Any, w: Any, b: Any) -> Any:
-    """y = x w + b for (..., n), (n, m) and (m,), the affine map that is called a linear layer
+    """Y = X W + b for (..., n), (n, m) and (m,): a linear layer
 
-    dy = dx w + x dw + db          x̄ = ȳ w^T,   w̄ = x^T ȳ,   b̄ = ȳ,   the last two summed over the leading axes
+    dY = dX W + X dW + db          X̄ = Ȳ W^T,   W̄ = X^T Ȳ,   b̄ = Ȳ
 
-    It is matmul and add in one op, so that b is added in place. Errors: ValueError for other shapes.
+    The engine sums b̄ over the rows, and W̄ over the axes in front of them. It is matmul and add in one, so that b can
+    be added in place. Errors: ValueError for other shapes.
     """
     if min(x.ndim, w.ndim, b.ndim) < 1 or w.ndim != 2 or x.shape[-1] != w.shape[0] or b.shape != w.shape[1:]:
         raise ValueError(f"linear: x {x.shape}, w {w.shape} and b {b.shape} must be (..., n), (n, m) and (m,)")
