@@ -133,9 +133,9 @@ def attention_vjp_numpy(
 
 
 def _is_for_products(q: Array, k: Array, v: Array) -> bool:
-    """Matrix products are faster if there are few weights: fewer than half as many as numbers in q and y, so wide rows;
+    """Matrix products are faster if there are few weights: fewer than a quarter of the numbers in q and y, so wide rows;
     or so few queries that in a block, of 32, most would be missing. Few weights take little memory, too."""
-    return 4 * k.shape[-2] <= k.shape[-1] + v.shape[-1] or q.shape[-2] < 16
+    return 8 * k.shape[-2] <= k.shape[-1] + v.shape[-1] or q.shape[-2] < 16
 
 
 def in_blocks(q: Array, k: Array, v: Array, mask: Any, *, scale: float) -> Any:
@@ -195,7 +195,7 @@ def _places(layouts: tuple[Any, ...], lead: tuple[int, ...]) -> Array:
 
 
 def _steps(a: Array) -> tuple[int, ...]:
-    """How many numbers on the next element along each axis is."""
+    """How far apart neighbours along each axis are, in numbers."""
     return tuple(s // a.itemsize for s in a.strides)
 
 
