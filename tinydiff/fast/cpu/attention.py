@@ -133,8 +133,8 @@ def attention_vjp_numpy(
 
 
 def _is_for_products(q: Array, k: Array, v: Array) -> bool:
-    """Matrix products are faster if there are few weights: fewer than a quarter of the numbers in q and y, so wide rows;
-    or so few queries that in a block, of 32, most would be missing. Few weights take little memory, too."""
+    """Matrix products are faster if there are few weights, at most an eighth as many as numbers in q and y, so wide
+    rows; or so few queries that in a block, of 32, most would be missing. Few weights take little memory, too."""
     return 8 * k.shape[-2] <= k.shape[-1] + v.shape[-1] or q.shape[-2] < 16
 
 
