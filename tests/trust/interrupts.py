@@ -50,7 +50,7 @@ def in_turn():
 
 
 def in_pieces():
-    assert threads.at_once(lambda i: i, 2) == [0, 1]
+    assert threads.at_once(lambda i: i, 3, 2) == [0, 1, 2]
 
 
 def blas():

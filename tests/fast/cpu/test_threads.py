@@ -12,6 +12,7 @@ import time
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import tinydiff
@@ -52,6 +53,29 @@ def blas_count():
     if blas is None:
         pytest.skip("NumPy brings another BLAS than OpenBLAS")
     return blas[0]()
+
+
+@pytest.mark.parametrize("shapes", [((300, 400), (400, 500)), ((500, 400), (400, 300)), ((97, 999), (999, 511)),
+                                    ((1, 4096), (4096, 300)),
+                                    ((3000, 90), (90, 8)), ((2, 3, 200, 150), (3, 150, 180))], ids=str)  # fmt: skip
+@pytest.mark.parametrize("dtype, atol", [("float32", 1e-3), ("float64", 1e-11)])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_product_in_parts(shapes, dtype, atol, turned, monkeypatch):
+    """Each part has one thread in the BLAS, which then has its own again."""
+    count = blas_count()
+    x, y = (Rng(i).normal(shape, "float64") for i, shape in enumerate(shapes))
+    right, inside, matmul = x @ y, [], np.matmul
+    x, y = x.astype(dtype), y.astype(dtype)
+    if turned:  # as in the rules: the transpose of an array
+        x, y = (np.ascontiguousarray(a.swapaxes(-1, -2)).swapaxes(-1, -2) for a in (x, y))
+    monkeypatch.setattr(np, "matmul", lambda *args, **kwargs: (inside.append(blas_count()), matmul(*args, **kwargs))[1])
+    for threads in (1, 2, 3, 7):
+        monkeypatch.setattr(fast, "threads_for", lambda _size, threads=threads: threads)
+        inside.clear()
+        found = fast.matmul(x, y)
+        np.testing.assert_allclose(found, right, atol=atol)
+        assert found.dtype == dtype and (len(inside) >= threads or count == 1) and set(inside) == {1}
+    assert blas_count() == count
 
 
 def test_matrix_products_have_one_thread_inside_microbatches_of_any_depth():

@@ -144,10 +144,10 @@ static void transpose(const real *restrict rows, real *restrict columns, int64_t
 }
 
 /* The scores of n queries from `query` on and of m keys from `key` on: s (m, QUERIES). */
-static void scores(const head *h, const real *restrict q_columns, real *restrict s, int64_t query, int64_t n,
+static void scores(const head *h, const real *restrict ks, const real *restrict q_columns, real *restrict s, int64_t query, int64_t n,
     int64_t key, int64_t m, int64_t D)
 {
-    product(m, QUERIES, D, 0, s, QUERIES, h->k + key * h->k_row, h->k_row, 1, q_columns, QUERIES);
+    product(m, QUERIES, D, 0, s, QUERIES, ks + key * whole(D), whole(D), 1, q_columns, QUERIES);
     for (int64_t i = 0; i < n; i++) {
         const int64_t at = (query + i) * h->mask_row + key;
         if (h->allowed)
@@ -178,15 +178,16 @@ int attention(const real *restrict q, const real *restrict k, const real *restri
     int64_t L, int64_t S, int64_t D, int64_t E, real scale, int64_t part, int64_t parts)
 {
     const int64_t DW = whole(D), EW = whole(E);
-    real *space = malloc((2 * DW * QUERIES + EW * QUERIES + EW * S + WIDTH) * sizeof(real));
+    real *space = malloc((2 * DW * QUERIES + EW * QUERIES + (DW + EW) * S + WIDTH) * sizeof(real));
     if (!space)
         return 1;
     real *restrict q_rows = aligned(space), *restrict q_columns = q_rows + DW * QUERIES;
-    real *restrict ys = q_columns + DW * QUERIES, *restrict v_rows = ys + EW * QUERIES;
+    real *restrict ys = q_columns + DW * QUERIES, *restrict k_rows = ys + EW * QUERIES, *restrict v_rows = k_rows + DW * S;
     _Alignas(BYTES) real p[KEYS * QUERIES], largest[QUERIES], sum[QUERIES], factor[QUERIES];
     for (int64_t b = B * part / parts; b < B * (part + 1) / parts; b++) {
         const int64_t *restrict from = at + b * FORWARD;
         const head h = head_of(from, row, q, k, v, allowed, added);
+        const real *restrict ks = whole_rows(h.k, h.k_row, S, D, k_rows);
         const real *restrict vs = whole_rows(h.v, h.v_row, S, E, v_rows);
         for (int64_t query = 0; query < L; query += QUERIES) {
             const int64_t n = smaller(QUERIES, L - query);
@@ -195,7 +196,7 @@ int attention(const real *restrict q, const real *restrict k, const real *restri
                 largest[i] = -INFINITY, sum[i] = 0;
             for (int64_t key = 0; key < S; key += KEYS) {
                 const int64_t m = smaller(KEYS, S - key);
-                scores(&h, q_columns, p, query, n, key, m, D);
+                scores(&h, ks, q_columns, p, query, n, key, m, D);
                 real before[QUERIES], centre[QUERIES], part[QUERIES] = {0};
                 memcpy(before, largest, sizeof before);
                 for (int64_t j = 0; j < m; j++)
@@ -238,18 +239,19 @@ int attention_vjp(const real *restrict q, const real *restrict k, const real *re
     int64_t D, int64_t E, real scale, int64_t part, int64_t parts)
 {
     const int64_t DW = whole(D), EW = whole(E);
-    real *space = malloc((3 * DW * QUERIES + 2 * EW * QUERIES + (2 * DW + EW) * S + WIDTH) * sizeof(real));
+    real *space = malloc((3 * DW * QUERIES + 2 * EW * QUERIES + 2 * (DW + EW) * S + WIDTH) * sizeof(real));
     if (!space)
         return 1;
     real *restrict q_rows = aligned(space), *restrict q_columns = q_rows + DW * QUERIES;
     real *restrict dqs = q_columns + DW * QUERIES, *restrict g_rows = dqs + DW * QUERIES;
     real *restrict g_columns = g_rows + EW * QUERIES, *restrict k_rows = g_columns + EW * QUERIES;
-    real *restrict dks = k_rows + DW * S, *restrict dvs = dks + DW * S;
+    real *restrict dks = k_rows + DW * S, *restrict dvs = dks + DW * S, *restrict v_rows = dvs + EW * S;
     _Alignas(BYTES) real p[KEYS * QUERIES], ds[KEYS * QUERIES], largest[QUERIES], r[QUERIES], mean[QUERIES];
     for (int64_t b = B * part / parts; b < B * (part + 1) / parts; b++) {
         const int64_t *restrict from = at + b * BACKWARD;
         const head h = head_of(from, row, q, k, v, allowed, added);
         const real *restrict ks = whole_rows(h.k, h.k_row, S, D, k_rows);
+        const real *restrict vs = whole_rows(h.v, h.v_row, S, E, v_rows);
         for (int64_t query = 0; query < L; query += QUERIES) {
             const int64_t n = smaller(QUERIES, L - query);
             const real *restrict qs = whole_rows(h.q + query * h.q_row, h.q_row, n, D, q_rows);
@@ -264,8 +266,8 @@ int attention_vjp(const real *restrict q, const real *restrict k, const real *re
             }
             for (int64_t key = 0; key < S; key += KEYS) {
                 const int64_t m = smaller(KEYS, S - key);
-                scores(&h, q_columns, p, query, n, key, m, D);
-                product(m, QUERIES, E, 0, ds, QUERIES, h.v + key * h.v_row, h.v_row, 1, g_columns, QUERIES); /* p̄ */
+                scores(&h, ks, q_columns, p, query, n, key, m, D);
+                product(m, QUERIES, E, 0, ds, QUERIES, vs + key * EW, EW, 1, g_columns, QUERIES); /* p̄ */
                 for (int64_t j = 0; j < m; j++)
                     for (int i = 0; i < QUERIES; i++) {
                         real weight = exponential_to_zero(p[j * QUERIES + i] - largest[i]) * r[i];

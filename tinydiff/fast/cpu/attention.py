@@ -18,6 +18,7 @@ from ...ops.shape import axis_of
 from ...ops.softmax import softmax
 from .. import attention
 from ..taken import is_real
+from ..threads import matmul
 from .compiled import Function
 
 softmax_in_c = Function("softmax", "in x(R,C), out z(R,C), int R, int C, real scale, int part, int parts")
@@ -113,7 +114,7 @@ def attention_weights_vjp(g: Array, p: Array, scale: float) -> Array:
     return g
 
 
-by_products, by_products_vjp = attention.by_products(np.matmul, attention_weights, attention_weights_vjp)
+by_products, by_products_vjp = attention.by_products(matmul, attention_weights, attention_weights_vjp)
 
 
 @scaled_dot_product_attention.fast("numpy")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..threads import at_once, threads_for
+from ..threads import MORE_PARTS, at_once, threads_for
 from .build import SOURCES, library
 
 __all__ = ["FUNCTIONS", "SOURCES", "Function", "library"]
@@ -40,9 +40,12 @@ class Function:
     int a, real eps      a number, or double eps; a length among them is taken from the shapes
     sizes n              the sizes of the arrays of a list
     int part, int parts  the call is done in so many parts, at the same time if there are threads for it
+
+    prepares: each part does some work of its own first, so there are no more parts than threads.
     """
 
-    def __init__(self, name: str, declaration: str):
+    def __init__(self, name: str, declaration: str, prepares: bool = False):
+        self.prepares = prepares
         self.name, self.arguments = name, [_argument(text) for text in re.split(r",\s*(?![^(]*\))", declaration)]
         self.names = [x.name for x in self.arguments]
         self.arrays = [x for x in self.arguments if x.kind in ARRAYS]
@@ -100,11 +103,13 @@ class Function:
 
     def _in_parts(self, function: Any, given: dict[str, Any], size: int) -> bool:
         """The parts of a call on so many bytes. Did one fail?"""
-        given["part"], given["parts"] = 0, threads_for(size)
-        if given["parts"] == 1:
+        given["part"], given["parts"] = 0, (threads := threads_for(size))
+        if threads == 1:
             return bool(function(*[given[name] for name in self.names]))
-        parts = at_once(lambda i: function(*[{**given, "part": i}[name] for name in self.names]), given["parts"])
-        return any(parts)
+        if not self.prepares:
+            given["parts"] *= MORE_PARTS
+        of_part = lambda i: function(*[{**given, "part": i}[name] for name in self.names])  # noqa: E731
+        return any(at_once(of_part, given["parts"], threads))
 
     def _lengths_of(self, shapes: list[Any]) -> dict[str, int]:
         """The lengths that these shapes give, None for an array that lacks. Errors: Misfit, if they contradict."""

@@ -11,6 +11,7 @@ import numpy as np
 from ...backend import Array
 from ...ops.index import plain, scatter_add
 from ..taken import is_real
+from ..threads import matmul
 from .compiled import Function
 
 in_c = Function("sum_over", "in x(A,M,R), out z(A,R), int A, int M, int R")
@@ -23,7 +24,7 @@ bias_in_c = Function("add_to_rows", "inout y(R,C), in b(C), int R, int C, int pa
 def product(x: Array, y: Array) -> Array:
     """x @ y. A column times a row, as in the gradient of a layer by one sample, NumPy does not give to the BLAS, and
     its own loop takes more than twice as long as a multiplication."""
-    return x * y if x.shape[-1] == 1 else np.matmul(x, y)
+    return x * y if x.shape[-1] == 1 else matmul(x, y)
 
 
 def sum_of_rows(x: Array) -> Any:
