@@ -10,6 +10,12 @@ from ..engine import composite, op
 from .shape import broadcast_to, expand_dims, reshape, squeeze, swapaxes
 
 
+def check_arrays(op: str, *given: Any) -> None:
+    for a in given:
+        if not hasattr(a, "ndim"):
+            raise TypeError(f"{op} takes Tensors and arrays, not {type(a).__name__}: {a!r}")
+
+
 @op
 def matmul(x: Any, y: Any) -> Any:
     """Z = X Y for (..., n, k) and (..., k, m); leading axes broadcast. A vector on the left is a row, on the right a
@@ -19,9 +25,7 @@ def matmul(x: Any, y: Any) -> Any:
 
     Errors: ValueError if the inner lengths differ, or for a scalar.
     """
-    for a in (x, y):
-        if not hasattr(a, "ndim"):
-            raise TypeError(f"matmul takes Tensors and arrays, not {type(a).__name__}: {a!r}")
+    check_arrays("matmul", x, y)
     if x.ndim == 0 or y.ndim == 0 or x.shape[-1] != y.shape[-2 if y.ndim > 1 else 0]:
         raise ValueError(
             f"matmul: the shapes {x.shape} and {y.shape} do not fit: the last axis of the first meets the "
@@ -56,15 +60,16 @@ def vectors_vjp(g: Any, x: Any, y: Any) -> Any:
 
 @op
 def linear(x: Any, w: Any, b: Any) -> Any:
-    """Y = X W + b for (..., n), (n, m) and (m,): a linear layer
+    """Y = X W + b for (..., n), (n, m), (m,): a linear layer
 
     dY = dX W + X dW + db          X̄ = Ȳ W^T,   W̄ = X^T Ȳ,   b̄ = Ȳ
 
     The engine sums b̄ over the rows, and W̄ over the axes in front of them. It is matmul and add in one, so that b can
     be added in place. Errors: ValueError for other shapes.
     """
-    if min(x.ndim, w.ndim, b.ndim) < 1 or w.ndim != 2 or x.shape[-1] != w.shape[0] or b.shape != w.shape[1:]:
-        raise ValueError(f"linear: x {x.shape}, w {w.shape} and b {b.shape} must be (..., n), (n, m) and (m,)")
+    check_arrays("linear", x, w, b)
+    if x.ndim < 1 or w.ndim != 2 or x.shape[-1] != w.shape[0] or b.shape != w.shape[1:]:
+        raise ValueError(f"linear: x {x.shape}, w {w.shape} and b {b.shape} must be (..., n), (n, m), (m,)")
     return matmul(x, w) + b
 
 

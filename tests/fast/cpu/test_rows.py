@@ -221,6 +221,20 @@ def test_attention_in_another_order_leaves_its_inputs_alone(blocks: None) -> Non
     assert all((a == b).all() for a, b in zip((q, k, v), before))
 
 
+@pytest.mark.parametrize("width", [5, 16])
+def test_heads_are_read_where_they_lie(width: int, blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a transformer has them: of one product for q, k and v, with the heads side by side in a token. Nothing is
+    copied on the way in, and the result and the adjoints lie as their inputs do."""
+    qkv = draw(2, 40, 3, 4, width)
+    q, k, v = (qkv[:, :, i].swapaxes(1, 2) for i in range(3))  # (N, heads, L, D)
+    g = draw(2, 40, 4, width, seed=1).swapaxes(1, 2)
+    as_page(scaled_dot_product_attention, g, q, k, v, None, scale=0.5, dtype="float64")
+    monkeypatch.setattr(np, "ascontiguousarray", None)
+    y, residuals = attention.in_blocks(q, k, v, None, scale=0.5)
+    found = attention.in_blocks_vjp(g, y, q, k, v, None, scale=0.5, residuals=residuals)[:3]
+    assert all(a.swapaxes(1, 2).flags.c_contiguous for a in (y, *found))
+
+
 def test_the_memory_of_attention_grows_with_the_length_alone() -> None:
     """The weights of 4096 x 4096 would be 64 MiB."""
     q, k, v = (Tensor(draw(4096, 16, dtype="float32", seed=i), requires_grad=True) for i in range(3))

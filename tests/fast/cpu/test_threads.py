@@ -55,6 +55,35 @@ def blas_count():
     return blas[0]()
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_every_part_is_done_once_by_whoever_is_free(threads):
+    first, done = threading.Barrier(threads, timeout=20), []
+
+    def work(i):
+        if i < threads:
+            first.wait()  # so none of them has done two of these
+        done.append((i, threading.get_ident()))
+        return i * i
+
+    assert fast.at_once(work, 20, threads) == [i * i for i in range(20)]
+    assert sorted(i for i, _ in done) == list(range(20)) and len({thread for _, thread in done}) == threads
+
+
+def test_after_an_error_no_part_is_begun_and_none_is_at_work():
+    begun, done = [], []
+
+    def work(i):
+        begun.append(i)
+        if i == 0:
+            raise KeyError("the first")
+        time.sleep(0.05)
+        done.append(i)
+
+    with pytest.raises(KeyError, match="the first"):
+        fast.at_once(work, 1000, 2)
+    assert sorted(done) == sorted(begun)[1:] and len(begun) < 1000
+
+
 @pytest.mark.parametrize("shapes", [((300, 400), (400, 500)), ((500, 400), (400, 300)), ((97, 999), (999, 511)),
                                     ((1, 4096), (4096, 300)),
                                     ((3000, 90), (90, 8)), ((2, 3, 200, 150), (3, 150, 180))], ids=str)  # fmt: skip
