@@ -156,6 +156,7 @@ def at_once(work: Callable[[int], Result], parts: int, threads: int) -> list[Res
     Errors come after all have ended."""
     if threads == 1:
         return [work(i) for i in range(parts)]
+    _keep_memory()
     results: list[Any] = [None] * parts
     left = deque(range(parts))
     errors: list[BaseException] = []
@@ -174,6 +175,7 @@ def at_once(work: Callable[[int], Result], parts: int, threads: int) -> list[Res
             some()
         except BaseException as error:
             errors.append(error)
+            left.clear()  # no part is begun after an error
         finally:
             ended.put(None)
 
@@ -184,7 +186,7 @@ def at_once(work: Callable[[int], Result], parts: int, threads: int) -> list[Res
             at_work += 1
         some()
     finally:
-        left.clear()  # if there was an error
+        left.clear()
         for _ in range(at_work):
             ended.get()
     if errors:
