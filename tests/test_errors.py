@@ -290,7 +290,11 @@ BAD: dict[str, Bad] = {
     "matmul": (lambda: t(2, 3) @ t(4, 5), ValueError, ("matmul: the shapes (2, 3) and (4, 5) do not fit",)),
     "linear": (lambda: ops.linear(t(2, 3), t(4, 5), t(5)), ValueError, ("linear: x (2, 3), w (4, 5) and b (5,)",)),
     "linear bias": (lambda: ops.linear(t(2, 3), t(3, 5), t(3)), ValueError, ("b (3,) must be (..., n), (n, m), (m,)",)),
-    "linear of lists": (lambda: ops.linear([[1.0]], t(1, 5), t(5)), TypeError, ("linear takes Tensors and arrays",)),
+    "linear of a number": (
+        lambda: ops.linear(t(2, 1), 2.0, t(1)),
+        TypeError,
+        ("linear takes Tensors and arrays", "2.0"),
+    ),
     "matmul vector": (lambda: t(2, 3) @ t(2), ValueError, ("(2, 3) and (2,)",)),
     "matmul scalar": (lambda: ops.matmul(t(2, 3), t()), ValueError, ("(2, 3) and ()",)),
     "matmul batch": (

@@ -272,7 +272,7 @@ _SIDE, _COPY = 1024, 1 << 26
 
 def machine_rates(threads: int) -> tuple[float, float]:
     """FLOP/s of a large matrix product and bytes/s (read and written) of a large copy, per thread, with so many threads
-    at once: the best of three, averaged over the threads. A single thread may use the threads of the BLAS."""
+    at once: the best of three, averaged over the threads. A single thread may use all threads for a product."""
 
     def rates(_rows: slice) -> tuple[float, float]:
         x = xp.ones((_SIDE, _SIDE), "float32")

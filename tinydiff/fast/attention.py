@@ -21,8 +21,15 @@ MOST, PART = 2**25, 2**22
 
 
 def is_taken(q: Array, k: Array, v: Array, mask: Any) -> bool:
-    """Not arrays without elements, nor complex ones, of which a mask may be one, too."""
-    return is_real(q, k, v) and min(q.size, k.size, v.size) > 0 and (mask is None or mask.dtype.kind in "bf")
+    """Not arrays without elements, nor complex ones, of which a mask may be one, too; nor shapes that do not fit."""
+    if not is_real(q, k, v) or min(q.size, k.size, v.size) == 0 or min(q.ndim, k.ndim, v.ndim) < 2:
+        return False
+    if q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
+        return False
+    if mask is None:
+        return True
+    scores = (k.shape[-2], q.shape[-2])  # the last axis first
+    return mask.dtype.kind in "bf" and all(n in (1, m) for n, m in zip(mask.shape[:-3:-1], scores))
 
 
 def by_products(

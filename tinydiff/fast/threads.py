@@ -2,8 +2,8 @@
 
 NumPy releases the interpreter's lock while it computes, so two threads with one microbatch each are faster than two
 threads inside every matrix product, which also wait for each other whenever the machine does other work. Results come
-in the order of the microbatches, so sums over several do not depend on the number of threads. (A single microbatch
-leaves the threads to the BLAS, which may split sums.)
+in the order of the microbatches, so sums over several do not depend on the number of threads. Where there is a single
+microbatch, or none, the threads share out each large op instead.
 """
 
 from __future__ import annotations
@@ -131,7 +131,11 @@ def _pool(workers: int) -> SimpleQueue:
     return jobs
 
 
+_here = threading.local()
+
+
 def _work_off(jobs: SimpleQueue) -> None:
+    _here.in_pool = True
     while True:
         jobs.get()()  # not in a variable, which would keep it until the next one comes
 
@@ -143,7 +147,7 @@ _WORTH_A_THREAD = 2**21  # bytes of arrays: for fewer, waking a thread takes as 
 def threads_for(size: int) -> int:
     """How many threads shall work on arrays of so many bytes together: as many as the BLAS would use, which is one
     inside a microbatch."""
-    if size < 2 * _WORTH_A_THREAD:
+    if size < 2 * _WORTH_A_THREAD or getattr(_here, "in_pool", False):  # a pool would wait for itself
         return 1
     blas = _blas()
     limit = blas[0]() if blas else cores() if current_microbatch() is None else 1
@@ -289,22 +293,27 @@ def matmul(x: numpy.ndarray, y: numpy.ndarray) -> numpy.ndarray:
 
     OpenBLAS has threads of its own, which go on spinning for some milliseconds after a product, and take a core from
     what comes next: a sixth of the time of the U-Net of Stable Diffusion. So a large product is done in parts, each by
-    one thread, of whole blocks of rows or columns."""
-    work, blas = x.size * y.shape[-1], _blas()
-    if work <= _ALONE_IN_BLAS or blas is None or blas[0]() == 1:
+    one thread: some of the matrices of a batch, or some rows or columns."""
+    n, m, blas = x.shape[-2], y.shape[-1], _blas()
+    work = x.size * m
+    if blas is None or work <= _ALONE_IN_BLAS[min(n, m) == 1] or blas[0]() == 1:
         return numpy.matmul(x, y)
-    n, m, threads = x.shape[-2], y.shape[-1], threads_for(work // 8)  # a byte takes as long as 8 products, or so
+    threads = threads_for(work // 8)  # a byte takes as long as 8 products, or so
     with blas_threads(1):
         if threads == 1:
             return numpy.matmul(x, y)
         z = numpy.empty((*numpy.broadcast_shapes(x.shape[:-2], y.shape[:-2]), n, m), numpy.result_type(x, y))
-        length = max(n, m)
-        parts = threads * max(1, min(MORE_PARTS, length // (8 * _BLOCK * threads)))
-        ends = [length * i // parts // _BLOCK * _BLOCK for i in range(parts)] + [length]
+        batch = len(x) if x.ndim == y.ndim > 2 and len(x) == len(y) else 1
+        length = batch if batch >= threads else max(n, m)
+        block = 1 if batch >= threads else _BLOCK
+        parts = threads * max(1, min(MORE_PARTS, length // (threads * _SHORTEST * block)))
+        ends = [length * i // parts // block * block for i in range(parts)] + [length]
 
         def of_part(i: int) -> None:
             part = slice(ends[i], ends[i + 1])
-            if n >= m:
+            if batch >= threads:
+                numpy.matmul(x[part], y[part], out=z[part])
+            elif n >= m:
                 numpy.matmul(x[..., part, :], y, out=z[..., part, :])
             else:
                 numpy.matmul(x, y[..., part], out=z[..., part])
@@ -313,8 +322,8 @@ def matmul(x: numpy.ndarray, y: numpy.ndarray) -> numpy.ndarray:
     return z
 
 
-_ALONE_IN_BLAS = 2**18  # products: for so few, OpenBLAS wakes no other thread
-_BLOCK = 48  # rows or columns
+_ALONE_IN_BLAS = 2**18, 2**13  # products of matrices, and with a vector: for so few, OpenBLAS wakes no other thread
+_BLOCK, _SHORTEST = 16, 24  # rows or columns; and blocks of a part, if there are more parts than threads
 
 
 def _after_fork() -> None:

@@ -10,10 +10,10 @@ from ..engine import composite, op
 from .shape import broadcast_to, expand_dims, reshape, squeeze, swapaxes
 
 
-def check_arrays(op: str, *given: Any) -> None:
+def check_arrays(name: str, *given: Any) -> None:
     for a in given:
         if not hasattr(a, "ndim"):
-            raise TypeError(f"{op} takes Tensors and arrays, not {type(a).__name__}: {a!r}")
+            raise TypeError(f"{name} takes Tensors and arrays, not {type(a).__name__}: {a!r}")
 
 
 @op

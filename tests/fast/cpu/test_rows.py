@@ -13,7 +13,7 @@ import pytest
 
 compiled = pytest.importorskip("tinydiff.fast.cpu.compiled")
 from tinydiff import Tensor, grad, ops  # noqa: E402
-from tinydiff.fast.cpu import attention, norm  # noqa: E402
+from tinydiff.fast.cpu import attention, norm, reduce  # noqa: E402
 from tinydiff.ops.attention import scaled_dot_product_attention  # noqa: E402
 from tinydiff.ops.norm import normalize, shift_normalize_silu  # noqa: E402
 
@@ -36,27 +36,27 @@ def wide(a: Any) -> Any:
     return a.astype("float64") if isinstance(a, np.ndarray) and a.dtype.kind == "f" else a
 
 
-def close(got: Any, right: Any, dtype: str, least: float = 1e-30) -> None:
+def close(got: Any, right: Any, dtype: str, least: float = 1e-30, in_order: bool = True) -> None:
     """Relative to the largest number, as a small one may be what is left of large ones; or to `least`."""
-    assert got.shape == right.shape and got.dtype == dtype and got.flags.c_contiguous
+    assert got.shape == right.shape and got.dtype == dtype and (got.flags.c_contiguous or not in_order)
     if right.size:
         finite = np.abs(right[np.isfinite(right)]).max(initial=least)
         np.testing.assert_allclose(got, right, rtol=0, atol={"float32": 1e-5, "float64": 1e-12}[dtype] * finite)
 
 
-def as_page(op: Any, g: np.ndarray, *inputs: Any, dtype: str, **options: Any) -> None:
-    """Forward and rule in C equal those of the page in float64."""
+def as_page(op: Any, g: np.ndarray, *inputs: Any, dtype: str, in_order: bool = True, **options: Any) -> None:
+    """Forward and rule in C equal those of the page in float64. in_order: and the results are in C order."""
     backend = "numpy"
     found = op.fast_forwards[backend](*inputs, **options)
     out, residuals = found if type(found) is tuple else (found, ())
     right = op.forward(*map(wide, inputs), **{k: wide(v) for k, v in options.items()})
-    close(out, right, dtype)
+    close(out, right, dtype, in_order=in_order)
     adjoints = op.fast_rules[backend](g, out, *inputs, residuals=residuals, **options)
     rights = op.rule(wide(g), right, *map(wide, inputs), **{k: wide(v) for k, v in options.items()})
     for a, b, x in zip(*(v if type(v) is tuple else (v,) for v in (adjoints, rights)), inputs):
         if x is not None and x.dtype.kind == "f":  # else it has no gradient
             a, b = (v() if callable(v) else v for v in (a, b))
-            close(summed(a, x.shape), summed(b, x.shape), dtype, least=1)
+            close(summed(a, x.shape), summed(b, x.shape), dtype, 1, in_order)
 
 
 def summed(a: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -228,11 +228,40 @@ def test_heads_are_read_where_they_lie(width: int, blocks: None, monkeypatch: py
     qkv = draw(2, 40, 3, 4, width)
     q, k, v = (qkv[:, :, i].swapaxes(1, 2) for i in range(3))  # (N, heads, L, D)
     g = draw(2, 40, 4, width, seed=1).swapaxes(1, 2)
-    as_page(scaled_dot_product_attention, g, q, k, v, None, scale=0.5, dtype="float64")
+    as_page(scaled_dot_product_attention, g, q, k, v, None, scale=0.5, dtype="float64", in_order=False)
     monkeypatch.setattr(np, "ascontiguousarray", None)
     y, residuals = attention.in_blocks(q, k, v, None, scale=0.5)
     found = attention.in_blocks_vjp(g, y, q, k, v, None, scale=0.5, residuals=residuals)[:3]
     assert all(a.swapaxes(1, 2).flags.c_contiguous for a in (y, *found))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("which", ["q", "k", "v", "g"])
+def test_attention_of_what_is_broadcast(which: str, axis: int, blocks: None) -> None:
+    """Queries for all of a batch, keys for all heads: a view, whose axis has no length in memory."""
+    arrays = {name: draw(3, 2, 40, 5, seed=i) for i, name in enumerate("qkvg")}
+    one = arrays[which][(slice(None),) * axis + (slice(1),)]
+    arrays[which] = np.broadcast_to(one, (3, 2, 40, 5))
+    q, k, v, g = arrays.values()
+    as_page(scaled_dot_product_attention, g, q, k, v, None, scale=0.5, dtype="float64", in_order=False)
+    if axis == 0:  # as a learned row beside another array
+        as_page(scaled_dot_product_attention, g, q, k, v[0][None], None, scale=0.5, dtype="float64", in_order=False)
+
+
+@pytest.mark.parametrize(
+    "shapes", [((4, 3), (6, 3), (5, 3)), ((4, 3), (6, 2), (6, 3)), ((3,), (6, 3), (6, 3))], ids=str
+)
+def test_shapes_that_do_not_fit_never_reach_the_loops(shapes: Any) -> None:
+    q, k, v = (draw(*shape) for shape in shapes)
+    assert scaled_dot_product_attention.fast_forwards["numpy"](q, k, v, None, scale=1.0) is NotImplemented
+    with pytest.raises(ValueError):
+        scaled_dot_product_attention(q, k, v, None, scale=1.0)
+
+
+@pytest.mark.parametrize("shape", [(3, 6), (4, 5), (2, 3, 6)])
+def test_a_mask_that_does_not_fit_never_reaches_the_loops(shape: tuple[int, ...]) -> None:
+    q, k, v, mask = draw(2, 4, 3), draw(2, 6, 3), draw(2, 6, 3), draw(*shape) > 0
+    assert scaled_dot_product_attention.fast_forwards["numpy"](q, k, v, mask, scale=1.0) is NotImplemented
 
 
 def test_the_memory_of_attention_grows_with_the_length_alone() -> None:
@@ -296,6 +325,9 @@ def test_parts_in_threads_change_no_bit(parts: int, dtype: str, monkeypatch: pyt
         found += [y, *norm.normalize_vjp_numpy(rows_g, y, rows, *per_channel, residuals=residuals)]
         y, residuals = attention.in_blocks(q, k, v, None, scale=0.25)
         found += [y, *attention.in_blocks_vjp(v, y, q, k, v, None, scale=0.25, residuals=residuals)[:3]]
+        y = reduce.add_in_place(x.copy(), per_channel[0][:5])
+        assert np.array_equal(y, x + per_channel[0][:5])
+        found.append(y)
         leaf = Tensor(rows, requires_grad=True)
         for op in (ops.silu, ops.sigmoid, ops.erf, ops.gelu, ops.softmax):
             y = op(leaf)

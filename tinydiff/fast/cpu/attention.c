@@ -61,7 +61,7 @@ static void product(int64_t rows, int64_t columns, int64_t inner, int add, real 
     case size:                                                                                                         \
         if (WIDE == 3 && wide == 3)                                                                                    \
             tile(size, WIDE, add, c + r * c_row + k, c_row, a + r * a_row, a_row, a_inner, b + k, b_row, inner);       \
-        else if (wide == 2)                                                                                              \
+        else if (wide == 2)                                                                                            \
             tile(size, 2, add, c + r * c_row + k, c_row, a + r * a_row, a_row, a_inner, b + k, b_row, inner);          \
         else                                                                                                           \
             tile(size, 1, add, c + r * c_row + k, c_row, a + r * a_row, a_row, a_inner, b + k, b_row, inner);          \
@@ -171,7 +171,7 @@ static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 /* ---------------------------------------------------------------- forward and rule */
 
 /* y, and of each of the B heads and L queries the largest score, `top`, and 1 / sum, `rsum`. For `at` and `row` see
-   above. */
+   the enum above. */
 int attention(const real *restrict q, const real *restrict k, const real *restrict v, const uint8_t *restrict allowed,
     const real *restrict added, const int64_t *restrict at, const int64_t *restrict row, real *restrict y,
     real *restrict top, real *restrict rsum, int64_t nq, int64_t nk, int64_t nv, int64_t nm, int64_t ny, int64_t B,
@@ -182,7 +182,8 @@ int attention(const real *restrict q, const real *restrict k, const real *restri
     if (!space)
         return 1;
     real *restrict q_rows = aligned(space), *restrict q_columns = q_rows + DW * QUERIES;
-    real *restrict ys = q_columns + DW * QUERIES, *restrict k_rows = ys + EW * QUERIES, *restrict v_rows = k_rows + DW * S;
+    real *restrict ys = q_columns + DW * QUERIES, *restrict k_rows = ys + EW * QUERIES;
+    real *restrict v_rows = k_rows + DW * S;
     _Alignas(BYTES) real p[KEYS * QUERIES], largest[QUERIES], sum[QUERIES], factor[QUERIES];
     for (int64_t b = B * part / parts; b < B * (part + 1) / parts; b++) {
         const int64_t *restrict from = at + b * FORWARD;

@@ -184,7 +184,7 @@ def _heads(matrices: tuple[Any, ...], lead: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
 def _places(layouts: tuple[Any, ...], lead: tuple[int, ...]) -> Array:
     """(B, arrays): where each head begins, from the lengths of the leading axes of each array and the steps along
     them."""
@@ -217,7 +217,8 @@ def _numbers(a: Array) -> Array:
 def _like(x: Array, shape: tuple[int, ...]) -> Array:
     """An empty array of that shape, whose axes are in the order of x in memory: so if the heads of x lie side by side
     in a token, no copy brings those of the result there."""
-    return np.empty_like(x, shape=shape)
+    a = np.empty_like(x, shape=shape)
+    return a if a.strides[-1] == a.itemsize else np.empty(shape, x.dtype)  # an axis that was broadcast comes last
 
 
 def _mask_of_scores(mask: Any, q: Array, k: Array) -> Any:

@@ -41,11 +41,11 @@ class Function:
     sizes n              the sizes of the arrays of a list
     int part, int parts  the call is done in so many parts, at the same time if there are threads for it
 
-    prepares: each part does some work of its own first, so there are no more parts than threads.
+    prepares_in_each_part: each part does some work of its own first, so there are no more parts than threads.
     """
 
-    def __init__(self, name: str, declaration: str, prepares: bool = False):
-        self.prepares = prepares
+    def __init__(self, name: str, declaration: str, prepares_in_each_part: bool = False):
+        self.prepares_in_each_part = prepares_in_each_part
         self.name, self.arguments = name, [_argument(text) for text in re.split(r",\s*(?![^(]*\))", declaration)]
         self.names = [x.name for x in self.arguments]
         self.arrays = [x for x in self.arguments if x.kind in ARRAYS]
@@ -106,7 +106,7 @@ class Function:
         given["part"], given["parts"] = 0, (threads := threads_for(size))
         if threads == 1:
             return bool(function(*[given[name] for name in self.names]))
-        if not self.prepares:
+        if not self.prepares_in_each_part:
             given["parts"] *= MORE_PARTS
         of_part = lambda i: function(*[{**given, "part": i}[name] for name in self.names])  # noqa: E731
         return any(at_once(of_part, given["parts"], threads))

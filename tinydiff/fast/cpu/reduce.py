@@ -14,9 +14,7 @@ from ..taken import is_real
 from ..threads import matmul
 from .compiled import Function
 
-in_c = Function("sum_over", "in x(A,M,R), out z(A,R), int A, int M, int R")
-
-
+sum_in_c = Function("sum_over", "in x(A,M,R), out z(A,R), int A, int M, int R")
 rows_in_c = Function("add_rows", "in int64 index(N), in x(N,D), inout z(n,D), int N, int n, int D")
 bias_in_c = Function("add_to_rows", "inout y(R,C), in b(C), int R, int C, int part, int parts")
 
@@ -30,12 +28,13 @@ def product(x: Array, y: Array) -> Array:
 def sum_of_rows(x: Array) -> Any:
     """(A, M, R) -> (A, R). Each number is the same for any A: that of a sample does not depend on its batch."""
     z = np.empty((x.shape[0], x.shape[2]), x.dtype)
-    return z if in_c(x=x, z=z) else NotImplemented
+    return z if sum_in_c(x=x, z=z) else NotImplemented
 
 
 def add_in_place(y: Array, b: Array) -> Array:
     """y, with b (m,) added to each row of y (..., m)."""
-    if not bias_in_c(y=y.reshape(math.prod(y.shape[:-1]), len(b)), b=np.ascontiguousarray(b)):
+    in_c = y.flags.c_contiguous and bias_in_c(y=y.reshape(math.prod(y.shape[:-1]), len(b)), b=np.ascontiguousarray(b))
+    if not in_c:
         y += b
     return y
 
