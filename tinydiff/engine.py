@@ -321,7 +321,7 @@ class Node(ShapeDtype):
                 "Pass retain_graph=True the first time, or compute the output again"
             )
         kept = {f"input {i}": a for i, a in enumerate(self.values)} | {"the output": self.out}
-        kept |= {f"the output, or residual {i}": a for i, a in enumerate(self.residuals or ())}
+        kept |= {f"the output, or residual {i},": a for i, a in enumerate(self.residuals or ())}
         kept |= {f"the {name}": array_of(a) for name, a in options_of(self.params)}
         check_unchanged(self.op.name, kept, self.time)
 
