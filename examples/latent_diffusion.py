@@ -72,9 +72,9 @@ from tinydiff.training import train
 NOISE = 0.4, 1.8
 SQUEEZED, LEARNED = 54_000, 434_000  # pictures that the autoencoder, of 64x64, and the diffusion learn from
 # Which words belong to which object is decided at the highest levels, and learned late (docs/latent_diffusion.md). So
-# an eighth as many latents come before, but a round at least, of half the side and with these levels alone. The mean of
+# a seventh as many latents come before, but a round at least, of half the side and with these levels alone. The mean of
 # 2x2 has half the noise: 1.4 there is 1.4 + ln 2 here.
-COARSE_SHARE, COARSE_NOISE = 1 / 8, (1.4, 0.7)
+COARSE_SHARE, COARSE_NOISE = 1 / 7, (1.4, 0.7)
 PARTS = "autoencoder", "coarse"  # directories of --out, with the checkpoints of what comes before
 
 
@@ -475,7 +475,7 @@ def arguments():
         f"whole rounds (default: {SQUEEZED:,} of 64x64; of smaller ones more)")  # fmt: skip
     add("--raw", action="store_true", help="do not bring the latents to mean 0 and deviation 1, to see what goes wrong")
     add("--images", type=integer(1), metavar="N", help="pictures that the diffusion learns from, in whole rounds "
-        f"(default: {LEARNED:,}; of pictures above 64x64 fewer); with two levels an eighth as many come before, a "
+        f"(default: {LEARNED:,}; of pictures above 64x64 fewer); with two levels a seventh as many come before, a "
         "round at least, at half the side")  # fmt: skip
     add("--channels", type=integer(8, multiple_of=8), nargs="+", metavar="N", help="of the U-Net, from fine to coarse "
         "(default: 48 96; of latents smaller than 16x16, or of odd sides, one level of 96)")  # fmt: skip
