@@ -103,6 +103,8 @@ class Function:
 
     def _in_parts(self, function: Any, given: dict[str, Any], size: int) -> bool:
         """The parts of a call on so many bytes. Did one fail?"""
+        if self.prepares_in_each_part:  # a convolution, which has many products for each number
+            size *= 4
         given["part"], given["parts"] = 0, (threads := threads_for(size))
         if threads == 1:
             return bool(function(*[given[name] for name in self.names]))
