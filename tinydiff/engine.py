@@ -313,22 +313,24 @@ class Node(ShapeDtype):
     def __repr__(self) -> str:
         return summary.node(self)
 
-    def check_kept(self) -> None:
-        """Errors: RuntimeError if what was kept for the rule has been freed, or changed since."""
+    def check_kept(self, create_graph: bool = False) -> None:
+        """Errors: RuntimeError if what was kept for the rule has been freed, or changed since. For create_graph that is
+        the page's rule, which reads no residuals; one of these may be the output itself."""
         if self.values is None:
             raise RuntimeError(
                 f"backward a second time through {self.op.name}: the arrays it had kept were freed by the first. "
                 "Pass retain_graph=True the first time, or compute the output again"
             )
         kept = {f"input {i}": a for i, a in enumerate(self.values)} | {"the output": self.out}
-        kept |= {f"the output, or residual {i},": a for i, a in enumerate(self.residuals or ())}
+        if not create_graph:
+            kept |= {f"the output or residual {i}": a for i, a in enumerate(self.residuals or ())}
         kept |= {f"the {name}": array_of(a) for name, a in options_of(self.params)}
         check_unchanged(self.op.name, kept, self.time)
 
     def pull_back(self, g: Any, wanted: Sequence[Any], create_graph: bool) -> list[Any]:
         """The adjoint of each input, from that of the output, by the op's rule; None where `wanted` is None."""
         if self.values is None or changes.latest > self.time:
-            self.check_kept()
+            self.check_kept(create_graph)
         found = self.apply_rule(g, create_graph)
         if found is None:
             raise TypeError(f"the rule of {self.op.name} gave None: is a return missing? For no gradient, (None,)")

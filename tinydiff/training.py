@@ -75,8 +75,8 @@ def train(
     microbatch: go through a batch in parts of this size and add up the gradients: the same mathematics in less memory.
     None: microbatch_size, or the whole batch if a layer of the model needs it (BatchNorm2d, Dropout).
     threads: how many microbatches to work on at a time, on a CPU (None: one per core). With several microbatches their
-    number changes no bit of the result, and the loss must change no state; a single microbatch leaves the threads to
-    the BLAS.
+    number changes no bit of the result, and the loss must change no state; in a single microbatch they share out each
+    large op, and the last digits of a product may depend on how many they are.
     validation: data that are not learned from, arrays like `data`. Every record then has "validation", their mean loss
     by the averaged weights (ema) or, without any, the present ones, always with the same noise and after model.eval():
     a loss that leaves conditions out at random can ask model.training whether it should.

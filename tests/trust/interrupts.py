@@ -53,6 +53,13 @@ def in_pieces():
     assert threads.at_once(lambda i: i, 3, 2) == [0, 1, 2]
 
 
+many = np.ones((400, 400), "float32")
+
+
+def product():
+    threads.matmul(many, many)
+
+
 def blas():
     with blas_threads(1):
         net(x)
@@ -72,7 +79,7 @@ def decorated():
     net(x)
 
 
-WORK = [in_threads, in_turn, in_pieces, blas, backward, no_grad, decorated]
+WORK = [in_threads, in_turn, in_pieces, product, blas, backward, no_grad, decorated]
 
 
 def interrupted(work, seconds, rng, alive):

@@ -9,6 +9,7 @@ microbatch, or none, the threads share out each large op instead.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import ctypes
 import functools
 import os
@@ -186,7 +187,7 @@ def at_once(work: Callable[[int], Result], parts: int, threads: int) -> list[Res
     at_work = 0
     try:
         for _ in range(1, threads):
-            _pool(threads).put(other)
+            _pool(threads).put(functools.partial(contextvars.copy_context().run, other))  # so with its np.errstate
             at_work += 1
         some()
     finally:
@@ -292,13 +293,14 @@ def matmul(x: numpy.ndarray, y: numpy.ndarray) -> numpy.ndarray:
     """x @ y, for matrices (.., n, k) and (.., k, m), on the threads that everything else is done on.
 
     OpenBLAS has threads of its own, which go on spinning for some milliseconds after a product, and take a core from
-    what comes next: a sixth of the time of the U-Net of Stable Diffusion. So a large product is done in parts, each by
+    what comes next. So a large product is done in parts, each by
     one thread: some of the matrices of a batch, or some rows or columns."""
     n, m, blas = x.shape[-2], y.shape[-1], _blas()
-    work = x.size * m
+    work = max(x.size * m, y.size * n)
     if blas is None or work <= _ALONE_IN_BLAS[min(n, m) == 1] or blas[0]() == 1:
         return numpy.matmul(x, y)
-    threads = threads_for(work // 8)  # a byte takes as long as 8 products, or so
+    size = x.nbytes + y.nbytes if min(n, m) == 1 else work // 8  # a byte takes as long as 8 products, or so
+    threads = threads_for(size)
     with blas_threads(1):
         if threads == 1:
             return numpy.matmul(x, y)
@@ -323,7 +325,7 @@ def matmul(x: numpy.ndarray, y: numpy.ndarray) -> numpy.ndarray:
 
 
 _ALONE_IN_BLAS = 2**18, 2**13  # products of matrices, and with a vector: for so few, OpenBLAS wakes no other thread
-_BLOCK, _SHORTEST = 16, 24  # rows or columns; and blocks of a part, if there are more parts than threads
+_BLOCK, _SHORTEST = 16, 24  # rows or columns; and blocks, or matrices, of a part if there are more parts than threads
 
 
 def _after_fork() -> None:

@@ -79,8 +79,8 @@ def test_nan_and_inf_stay_in_their_column(width: int) -> None:
 @pytest.mark.parametrize("axis", [None, 0, 1, 2, 3, (0, 1), (1, 2), (0, 1, 2), (0, 2), (2, 3), (-3, -2), ()])
 def test_sums_over_any_axes(monkeypatch: pytest.MonkeyPatch, dtype: str, keepdims: bool, axis: Any) -> None:
     called = []
-    in_c = reduce.in_c
-    monkeypatch.setattr(reduce, "in_c", lambda **given: called.append(given) or in_c(**given))
+    in_c = reduce.sum_in_c
+    monkeypatch.setattr(reduce, "sum_in_c", lambda **given: called.append(given) or in_c(**given))
     x = normal(4, 9, 30, 40, dtype=dtype)
     found, known = (ops.sum(a, axis=axis, keepdims=keepdims) for a in (x, x.astype("float64")))
     assert found.shape == known.shape == x.sum(axis=axis, keepdims=keepdims).shape and found.dtype == dtype
@@ -91,7 +91,7 @@ def test_sums_over_any_axes(monkeypatch: pytest.MonkeyPatch, dtype: str, keepdim
 
 
 def test_what_is_left_to_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reduce, "in_c", lambda **given: pytest.fail("in C"))
+    monkeypatch.setattr(reduce, "sum_in_c", lambda **given: pytest.fail("in C"))
     x = normal(70, 90)
     for a in (x[:, ::2], x.T, x.astype("complex64"), x.astype("int64"), x[:2], x[:0]):
         np.testing.assert_allclose(ops.sum(a, axis=0), a.sum(axis=0), rtol=1e-5)

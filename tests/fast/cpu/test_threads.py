@@ -69,25 +69,55 @@ def test_every_part_is_done_once_by_whoever_is_free(threads):
     assert sorted(i for i, _ in done) == list(range(20)) and len({thread for _, thread in done}) == threads
 
 
-def test_after_an_error_no_part_is_begun_and_none_is_at_work():
-    begun, done = [], []
+@pytest.mark.parametrize("mine", [True, False])
+def test_after_an_error_no_part_is_begun_and_none_is_at_work(mine):
+    """Of this thread, or of the other."""
+    here, both, begun, done = threading.get_ident(), threading.Barrier(2, timeout=20), [], []
 
     def work(i):
         begun.append(i)
-        if i == 0:
-            raise KeyError("the first")
+        if i < 2:
+            both.wait()
+            if (threading.get_ident() == here) == mine:
+                raise KeyError("an error")
         time.sleep(0.05)
         done.append(i)
 
-    with pytest.raises(KeyError, match="the first"):
+    with pytest.raises(KeyError, match="an error"):
         fast.at_once(work, 1000, 2)
-    assert sorted(done) == sorted(begun)[1:] and len(begun) < 1000
+    assert len(done) == len(begun) - 1 < 999
 
 
-@pytest.mark.parametrize("shapes", [((300, 400), (400, 500)), ((500, 400), (400, 300)), ((97, 999), (999, 511)),
-                                    ((1, 4096), (4096, 300)),
-                                    ((3000, 90), (90, 8)), ((2, 3, 200, 150), (3, 150, 180)),
-                                    ((40, 60, 30), (40, 30, 60)), ((48, 9000), (9000, 20))], ids=str)  # fmt: skip
+def test_a_thread_of_the_pool_has_no_others():
+    """It would wait for itself."""
+    found = fast.at_once(lambda _: (threading.current_thread().name, fast.threads_for(2**40)), 100, 2)
+    assert all(count == 1 for name, count in found if name.startswith("tinydiff-"))
+
+
+def test_parts_have_the_numpy_settings_of_their_caller():
+    with np.errstate(divide="raise"), pytest.raises(FloatingPointError):
+        fast.at_once(lambda i: np.divide(1.0, np.zeros(i + 1)) if i else time.sleep(0.05), 2, 2)
+    with np.errstate(divide="ignore"):
+        assert all(np.isinf(a).all() for a in fast.at_once(lambda i: np.divide(1.0, np.zeros(i + 1)), 20, 2))
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        ((300, 400), (400, 500)),
+        ((500, 400), (400, 300)),
+        ((97, 999), (999, 511)),
+        ((1, 4096), (4096, 300)),
+        ((3000, 90), (90, 8)),
+        ((48, 9000), (9000, 20)),
+        ((2, 3, 200, 150), (3, 150, 180)),
+        ((40, 60, 30), (40, 30, 60)),
+        ((2, 200, 150), (2, 150, 180)),
+        ((1, 200, 150), (3, 150, 180)),
+        ((0, 60, 30), (0, 30, 60)),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("dtype, atol", [("float32", 1e-3), ("float64", 1e-11)])
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_product_in_parts(shapes, dtype, atol, turned, monkeypatch):
@@ -109,8 +139,8 @@ def test_a_product_in_parts(shapes, dtype, atol, turned, monkeypatch):
         inside.clear()
         found = fast.matmul(x, y)
         np.testing.assert_allclose(found, right, atol=atol)
-        assert found.dtype == dtype and set(inside) == {1}
-        assert len(inside) >= min(threads, 2) or count == 1
+        assert found.dtype == dtype and set(inside) <= {1}
+        assert len(inside) >= min(threads, 2) or count == 1 or not found.size
     assert blas_count() == count
 
 

@@ -80,7 +80,7 @@ static void product(int64_t rows, int64_t columns, int64_t inner, int add, real 
 
 /* ---------------------------------------------------------------- the parts of a block */
 
-/* One head: its matrices, whose rows lie row numbers apart. */
+/* One head: its matrices, and how far apart the rows of each are, in numbers. */
 typedef struct {
     const real *q, *k, *v, *added;
     const uint8_t *allowed;
@@ -144,8 +144,8 @@ static void transpose(const real *restrict rows, real *restrict columns, int64_t
 }
 
 /* The scores of n queries from `query` on and of m keys from `key` on: s (m, QUERIES). */
-static void scores(const head *h, const real *restrict ks, const real *restrict q_columns, real *restrict s, int64_t query, int64_t n,
-    int64_t key, int64_t m, int64_t D)
+static void scores(const head *h, const real *restrict ks, const real *restrict q_columns, real *restrict s,
+    int64_t query, int64_t n, int64_t key, int64_t m, int64_t D)
 {
     product(m, QUERIES, D, 0, s, QUERIES, ks + key * whole(D), whole(D), 1, q_columns, QUERIES);
     for (int64_t i = 0; i < n; i++) {

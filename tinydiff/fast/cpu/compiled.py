@@ -42,10 +42,11 @@ class Function:
     int part, int parts  the call is done in so many parts, at the same time if there are threads for it
 
     prepares_in_each_part: each part does some work of its own first, so there are no more parts than threads.
+    products: for each byte of the arrays the work of so many copied ones, so a small call is worth a thread.
     """
 
-    def __init__(self, name: str, declaration: str, prepares_in_each_part: bool = False):
-        self.prepares_in_each_part = prepares_in_each_part
+    def __init__(self, name: str, declaration: str, prepares_in_each_part: bool = False, products: int = 1):
+        self.prepares_in_each_part, self.products = prepares_in_each_part, products
         self.name, self.arguments = name, [_argument(text) for text in re.split(r",\s*(?![^(]*\))", declaration)]
         self.names = [x.name for x in self.arguments]
         self.arrays = [x for x in self.arguments if x.kind in ARRAYS]
@@ -103,9 +104,7 @@ class Function:
 
     def _in_parts(self, function: Any, given: dict[str, Any], size: int) -> bool:
         """The parts of a call on so many bytes. Did one fail?"""
-        if self.prepares_in_each_part:  # a convolution, which has many products for each number
-            size *= 4
-        given["part"], given["parts"] = 0, (threads := threads_for(size))
+        given["part"], given["parts"] = 0, (threads := threads_for(size * self.products))
         if threads == 1:
             return bool(function(*[given[name] for name in self.names]))
         if not self.prepares_in_each_part:

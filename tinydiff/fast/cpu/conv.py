@@ -23,24 +23,28 @@ conv_in_c = Function(
     "in x(N,S,I), in w(T,A,B), in b(O)?, out y(N,D,O), in int64 lists(L), int K, int P, int R, "
     "int N, int S, int I, int T, int D, int O, int groups, int transposed, int part, int parts",
     prepares_in_each_part=True,
+    products=4,
 )
 weight_grad_in_c = Function(
     "conv_weight_grad",
     "in x(N,H,W,I), in y(N,OH,OW,O), out w(KH,KW,C,O), int N, int H, int W, int I, int OH, int OW, int O, "
     "int KH, int KW, int C, int sh, int sw, int top, int left, int dh, int dw, int together, int part, int parts",
     prepares_in_each_part=True,
+    products=4,
 )
 winograd_in_c = Function(
     "winograd",
     "in x(N,H,W,C), in w(3,3,A,B), in b(O)?, out y(N,OH,OW,O), int N, int H, int W, int C, int A, int B, "
     "int OH, int OW, int O, int top, int left, int transposed, int part, int parts",
     prepares_in_each_part=True,
+    products=4,
 )
 winograd_weight_grad_in_c = Function(
     "winograd_weight_grad",
     "in x(N,H,W,C), in y(N,OH,OW,O), out w(3,3,C,O), int N, int H, int W, int C, int OH, int OW, int O, "
     "int top, int left, int part, int parts",
     prepares_in_each_part=True,
+    products=4,
 )
 depthwise_in_c = Function(
     "depthwise",
