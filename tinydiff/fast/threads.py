@@ -293,8 +293,9 @@ def matmul(x: numpy.ndarray, y: numpy.ndarray) -> numpy.ndarray:
     """x @ y, for matrices (.., n, k) and (.., k, m), on the threads that everything else is done on.
 
     OpenBLAS has threads of its own, which go on spinning for some milliseconds after a product, and take a core from
-    what comes next. So a large product is done in parts, each by
-    one thread: some of the matrices of a batch, or some rows or columns."""
+    what comes next. So a large product is done in parts, each by one thread: some of the matrices of a batch, or some
+    rows or columns.
+    """
     n, m, blas = x.shape[-2], y.shape[-1], _blas()
     work = max(x.size * m, y.size * n)
     if blas is None or work <= _ALONE_IN_BLAS[min(n, m) == 1] or blas[0]() == 1:
@@ -332,6 +333,7 @@ def _after_fork() -> None:
     """A child has none of its parent's threads: none of the blocks they were in, and nobody who would free the lock."""
     global _limits_lock
     _pool.cache_clear()
+    _here.in_pool = False
     _limits_lock = threading.RLock()
     if _limits and (blas := _blas()):
         blas[1](_unlimited)
