@@ -42,7 +42,7 @@ class Function:
     int part, int parts  the call is done in so many parts, at the same time if there are threads for it
 
     prepares_in_each_part: each part does some work of its own first, so there are no more parts than threads.
-    products: for each byte of the arrays the work of so many copied ones, so a small call is worth a thread.
+    products: about how many times as long as a copy of its arrays it takes; then a small call is worth a thread, too.
     """
 
     def __init__(self, name: str, declaration: str, prepares_in_each_part: bool = False, products: int = 1):
