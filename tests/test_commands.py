@@ -42,6 +42,20 @@ def test_the_doctor_finds_nothing_wrong_here(capsys: Any, monkeypatch: Any, nump
     assert said.endswith("all is well\n") and "\x1b" not in said and "WRONG" not in said
 
 
+@pytest.mark.parametrize("core", ["Haswell", "SkylakeX", ""])
+def test_the_doctor_knows_a_processor_that_openblas_does_not(core: str, numpy_backend: str) -> None:
+    flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
+    wide = "avx512f" in flags.split()
+    if core == "SkylakeX" and not wide:
+        core = "Haswell"  # its products would be no instructions of this processor
+    (line,) = re.findall("(.*)  BLAS: (.*)\n", run("doctor", "--seconds", "0.1", OPENBLAS_CORETYPE=core).stdout)
+    if "not the OpenBLAS" in line[1]:
+        return
+    assert core in line[1]
+    if core:
+        assert line[0].strip() == ("note" if wide and core == "Haswell" else "ok")
+
+
 def test_the_doctor_says_what_to_do_and_goes_on(tmp_path: Path, monkeypatch: Any, numpy_backend: str) -> None:
     monkeypatch.setenv("TINYDIFF_DATA", str(tmp_path))
 

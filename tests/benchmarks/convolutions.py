@@ -65,7 +65,7 @@ def peak_library(folder: str) -> ctypes.CDLL:
     command = [
         "cc",
         *build.FLAGS,
-        build.NATIVE,
+        *build.NATIVE,
         "-shared",
         f"-I{build.HERE}",
         "-DREAL=float",

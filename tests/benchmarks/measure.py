@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 Run = Callable[[], Any]
-SHORTEST = 0.02  # seconds: a measurement shorter than this repeats the run, and takes the mean
+SHORTEST = 0.2  # seconds: a measurement shorter than this repeats the run, and takes the mean
 PAUSE = (
     0.05  # seconds between rivals: threads of a BLAS spin for a while after their last product, and must not disturb
 )
@@ -120,8 +120,7 @@ def measure(case: Case, pairs: int, wait: Run, apart: Any = None) -> Result:
                 result.times[name].append(run() / case.per)
                 continue
             time.sleep(PAUSE)
-            if repeats[name] > 1:
-                run()  # caches, and threads that sleep
+            run()  # as in a loop, where the caches have what the run before has left, and no thread sleeps
             result.times[name].append(scale * timed(run, repeats[name], wait))
     gc.unfreeze()
     return result

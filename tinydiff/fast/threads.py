@@ -221,17 +221,39 @@ def _keep_memory() -> None:
 
 
 @functools.cache
-def _blas() -> Any:
-    """Functions that get and set the number of threads of the OpenBLAS in NumPy's wheel. None with another BLAS; its
-    threads then stay as they are, which costs time and changes nothing else."""
+def _openblas() -> Callable[[str], Any] | None:
+    """The function of that name, such as get_num_threads, of the OpenBLAS in NumPy's wheel. None with another BLAS."""
     home = Path(numpy.__file__).parent
     for path in [*home.parent.glob("numpy.libs/*openblas*"), *home.glob(".dylibs/*openblas*")]:
         library = ctypes.CDLL(str(path))
         for prefix, suffix in (("scipy_", "64_"), ("scipy_", ""), ("", "64_"), ("", "")):
-            names = [f"{prefix}openblas_{verb}_num_threads{suffix}" for verb in ("get", "set")]
-            if all(hasattr(library, name) for name in names):
-                return [getattr(library, name) for name in names]
+            if hasattr(library, f"{prefix}openblas_get_num_threads{suffix}"):
+                return lambda name: getattr(library, f"{prefix}openblas_{name}{suffix}")  # noqa: B023 (returned at once)
     return None
+
+
+@functools.cache
+def _blas() -> Any:
+    """Functions that get and set the number of threads of OpenBLAS. None with another BLAS; its threads then stay as
+    they are, which costs time and changes nothing else."""
+    function = _openblas()
+    return function and [function("get_num_threads"), function("set_num_threads")]
+
+
+def report() -> list[tuple[str, str, str, str]]:
+    """For tinydiff.doctor: the processor that OpenBLAS takes this one for. What came out after it, it takes for an old
+    one, with vectors of half the width."""
+    if (function := _openblas()) is None:
+        return [("BLAS", "note", "not the OpenBLAS of NumPy's wheel; its threads stay as they are", "")]
+    name = function("get_corename")
+    name.restype = ctypes.c_char_p
+    core = name().decode()
+    found: list[str] = numpy.show_config(mode="dicts")["SIMD Extensions"]["found"]  # type: ignore[call-overload]
+    has_wide = any(each == "X86_V4" or each.startswith("AVX512") for each in found)
+    if has_wide and core not in ("SkylakeX", "Cooperlake", "SapphireRapids"):
+        remedy = "export OPENBLAS_CORETYPE=SkylakeX, and products of large matrices may take half the time"
+        return [("BLAS", "note", f"OpenBLAS takes this processor for a {core}, and leaves AVX-512 unused", remedy)]
+    return [("BLAS", "ok", f"OpenBLAS for {core}", "")]
 
 
 class _Limit:

@@ -1,10 +1,10 @@
 """The versions for NumPy: the formulas of the pages in few passes over memory, one block at a time."""
 
 from ... import backend
-from .. import linalg
+from .. import linalg, threads
 from . import activation, attention, build, conv, norm, optim, random, reduce
 
 linalg.register("numpy", reduce.product, reduce.sum_of_rows, reduce.add_in_place)
-backend.reports.append(build.report)
+backend.reports += [build.report, threads.report]
 
 __all__ = ["activation", "attention", "conv", "norm", "optim", "random", "reduce"]
