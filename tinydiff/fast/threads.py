@@ -240,20 +240,32 @@ def _blas() -> Any:
     return function and [function("get_num_threads"), function("set_num_threads")]
 
 
-def report() -> list[tuple[str, str, str, str]]:
-    """For tinydiff.doctor: the processor that OpenBLAS takes this one for. What came out after it, it takes for an old
-    one, with vectors of half the width."""
+@functools.cache
+def _core() -> str | None:
+    """The processor that OpenBLAS takes this one for."""
     if (function := _openblas()) is None:
-        return [("BLAS", "note", "not the OpenBLAS of NumPy's wheel; its threads stay as they are", "")]
+        return None
     name = function("get_corename")
     name.restype = ctypes.c_char_p
-    core = name().decode()
-    found: list[str] = numpy.show_config(mode="dicts")["SIMD Extensions"]["found"]  # type: ignore[call-overload]
-    has_wide = any(each == "X86_V4" or each.startswith("AVX512") for each in found)
-    if has_wide and core not in ("SkylakeX", "Cooperlake", "SapphireRapids"):
-        remedy = "export OPENBLAS_CORETYPE=SkylakeX, and products of large matrices may take half the time"
-        return [("BLAS", "note", f"OpenBLAS takes this processor for a {core}, and leaves AVX-512 unused", remedy)]
-    return [("BLAS", "ok", f"OpenBLAS for {core}", "")]
+    return name().decode()
+
+
+@functools.cache
+def vectors_unused() -> bool:
+    """Does OpenBLAS leave half of each vector unused? What came out after it, it takes for an old processor."""
+    found: list[str] = numpy.show_config(mode="dicts")["SIMD Extensions"]["found"]
+    wide = any(each == "X86_V4" or each.startswith("AVX512") for each in found)
+    return wide and _core() not in (None, "SkylakeX", "Cooperlake", "SapphireRapids")
+
+
+def report() -> list[tuple[str, str, str, str]]:
+    """For tinydiff.doctor."""
+    if _core() is None:
+        return [("BLAS", "note", "not the OpenBLAS of NumPy's wheel; its threads stay as they are", "")]
+    if not vectors_unused():
+        return [("BLAS", "ok", f"OpenBLAS for {_core()}", "")]
+    text = f"OpenBLAS takes this processor for a {_core()}, and leaves AVX-512 unused; large products are done in C"
+    return [("BLAS", "note", text, "export OPENBLAS_CORETYPE=SkylakeX, and NumPy's own products take half the time")]
 
 
 class _Limit:

@@ -2,9 +2,9 @@
 
 from ... import backend
 from .. import linalg, threads
-from . import activation, attention, build, conv, norm, optim, random, reduce
+from . import activation, attention, build, conv, norm, optim, product, random, reduce
 
-linalg.register("numpy", reduce.product, reduce.sum_of_rows, reduce.add_in_place)
+linalg.register("numpy", product.product, reduce.sum_of_rows, reduce.add_in_place)
 backend.reports += [build.report, threads.report]
 
-__all__ = ["activation", "attention", "conv", "norm", "optim", "random", "reduce"]
+__all__ = ["activation", "attention", "conv", "norm", "optim", "product", "random", "reduce"]

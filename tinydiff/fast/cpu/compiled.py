@@ -9,6 +9,7 @@ It lets nothing through that does not fit the declaration. How the library is ma
 from __future__ import annotations
 
 import ctypes
+import operator
 import re
 from typing import Any, NamedTuple
 
@@ -49,6 +50,7 @@ class Function:
         self.prepares_in_each_part, self.products = prepares_in_each_part, products
         self.name, self.arguments = name, [_argument(text) for text in re.split(r",\s*(?![^(]*\))", declaration)]
         self.names = [x.name for x in self.arguments]
+        self.in_order = operator.itemgetter(*self.names)
         self.arrays = [x for x in self.arguments if x.kind in ARRAYS]
         self.fixed: dict[str, Any] = {n: int(n) for x in self.arrays for n in x.lengths if n.isdigit()}
         self.sizes = [x.name for x in self.arguments if x.kind == "sizes"]
@@ -97,7 +99,7 @@ class Function:
         if self.in_parts:
             failed = self._in_parts(function, given, sum([end - start for start, end, _, _ in spans]))
         else:
-            failed = function(*[given[name] for name in self.names])  # ctypes releases the GIL meanwhile
+            failed = function(*self.in_order(given))  # ctypes releases the GIL meanwhile
         if failed:
             raise MemoryError(f"{self.name}: no memory for its sums")
         return True
@@ -106,10 +108,10 @@ class Function:
         """The parts of a call on so many bytes. Did one fail?"""
         given["part"], given["parts"] = 0, (threads := threads_for(size * self.products))
         if threads == 1:
-            return bool(function(*[given[name] for name in self.names]))
+            return bool(function(*self.in_order(given)))
         if not self.prepares_in_each_part:
             given["parts"] *= MORE_PARTS
-        of_part = lambda i: function(*[{**given, "part": i}[name] for name in self.names])  # noqa: E731
+        of_part = lambda i: function(*self.in_order({**given, "part": i}))  # noqa: E731
         return any(at_once(of_part, given["parts"], threads))
 
     def _lengths_of(self, shapes: list[Any]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Products of matrices; sums over neighbouring axes, and of rows that are added at the places of an index, in C
+"""Sums over neighbouring axes, and of rows that are added at the places of an index, in C
 (sum.c)."""
 
 from __future__ import annotations
@@ -11,18 +11,11 @@ import numpy as np
 from ...backend import Array
 from ...ops.index import plain, scatter_add
 from ..taken import is_real
-from ..threads import matmul
 from .compiled import Function
 
 sum_in_c = Function("sum_over", "in x(A,M,R), out z(A,R), int A, int M, int R")
 rows_in_c = Function("add_rows", "in int64 index(N), in x(N,D), inout z(n,D), int N, int n, int D")
 bias_in_c = Function("add_to_rows", "inout y(R,C), in b(C), int R, int C, int part, int parts")
-
-
-def product(x: Array, y: Array) -> Array:
-    """x @ y. A column times a row, as in the gradient of a layer by one sample, NumPy does not give to the BLAS, and
-    its own loop takes more than twice as long as a multiplication."""
-    return x * y if x.shape[-1] == 1 else matmul(x, y)
 
 
 def sum_of_rows(x: Array) -> Any:

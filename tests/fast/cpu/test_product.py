@@ -1,0 +1,117 @@
+"""Products of matrices in C, which take the place of a BLAS that does not know the processor."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tinydiff import Tensor, grad, ops
+from tinydiff.microbatch import blas_threads
+
+product = pytest.importorskip("tinydiff.fast.cpu.product")
+threads = pytest.importorskip("tinydiff.fast.threads")
+pytestmark = [
+    pytest.mark.usefixtures("numpy_backend"),
+    pytest.mark.skipif(os.environ.get("TINYDIFF_FAST") == "0", reason="no fast versions: TINYDIFF_FAST=0"),
+    pytest.mark.skipif(os.environ.get("TINYDIFF_CC") == "0", reason="nothing is compiled: TINYDIFF_CC=0"),
+    pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="there is no C compiler here"),
+]
+DTYPES = ["float32", "float64"]
+SIZES = [(1, 7, 5), (3, 2, 1), (13, 40, 33), (50, 64, 64), (200, 3, 70), (33, 300, 4), (64, 1, 9), (700, 128, 96)]
+
+
+def normal(*shape: int, dtype: str = "float32") -> np.ndarray:
+    return np.random.default_rng([*shape]).standard_normal(shape).astype(dtype)
+
+
+@pytest.fixture
+def in_c_alone(monkeypatch: Any) -> None:
+    """Every product is done in C; one that is left to the BLAS is an error."""
+    monkeypatch.setattr(product, "vectors_unused", lambda: True)
+    monkeypatch.setattr(product, "ENOUGH", 1)
+    monkeypatch.setattr(product, "matmul", None)
+
+
+def transposed(a: np.ndarray) -> np.ndarray:
+    """The same numbers, in the order of the transpose."""
+    return np.ascontiguousarray(a.T).T
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("way", ["x @ w", "g @ w.T", "x.T @ g"])
+def test_the_three_products(way: str, size: tuple[int, int, int], dtype: str, in_c_alone: None) -> None:
+    n, k, m = size
+    x, y = normal(n, k, dtype=dtype), normal(k, m, dtype=dtype)
+    left, right = {"x @ w": (x, y), "g @ w.T": (x, transposed(y)), "x.T @ g": (transposed(x), y)}[way]
+    z = product.product(left, right)
+    exact = x.astype(np.longdouble) @ y.astype(np.longdouble)
+    bound = np.abs(x).astype(np.longdouble) @ np.abs(y) * 2 * (k + 1) * np.finfo(dtype).eps
+    assert z.dtype == dtype and z.shape == (n, m) and (np.abs(z - exact) <= bound).all()
+
+
+def test_the_number_of_threads_does_not_change_a_digit(in_c_alone: None) -> None:
+    x, y, g = normal(4000, 200), normal(200, 300), normal(4000, 300)
+    found = []
+    for count in (1, 2):
+        with blas_threads(count):
+            found.append([product.product(*pair).tobytes() for pair in ((x, y), (g, y.T), (x.T, g))])
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_other_orders_in_memory_other_dtypes_and_small_products_are_for_the_blas(dtype: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr(product, "vectors_unused", lambda: True)
+    monkeypatch.setattr(product, "conv_in_c", None)
+    monkeypatch.setattr(product, "weight_grad_in_c", None)
+    x, y = normal(9, 8, dtype=dtype), normal(8, 7, dtype=dtype)
+    np.testing.assert_allclose(product.product(x, y), x @ y, rtol=1e-5)  # small
+    monkeypatch.setattr(product, "ENOUGH", 1)
+    for left, right in [(x[:, ::2], y[::2]), (x[::-1], y), (transposed(x), transposed(y)), (x + 0j, y + 0j)]:
+        np.testing.assert_allclose(product.product(left, right), left @ right, rtol=1e-5)
+    stacked = np.stack([x, x])
+    np.testing.assert_allclose(product.product(stacked, np.stack([y, y])), stacked @ y, rtol=1e-5)
+
+
+def test_a_linear_layer_and_its_gradients_by_them(in_c_alone: None) -> None:
+    x, w, b, g = normal(6, 5), normal(5, 4), normal(4), normal(6, 4)
+    leaves = [Tensor(a, requires_grad=True) for a in (x, w, b)]
+    y = ops.linear(*leaves)
+    found = [y, *grad(y, leaves, g)]
+    for a, expected in zip(found, (x @ w + b, g @ w.T, x.T @ g, g.sum(0))):
+        np.testing.assert_allclose(a.numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_column_times_a_row(dtype: str) -> None:
+    """The gradient of a layer by one sample, and by one in each of two batches."""
+    x, g = normal(1, 5, dtype=dtype), normal(1, 7, dtype=dtype)
+    with np.errstate(invalid="ignore"):
+        x[0, 1], g[0, 2] = np.inf, np.nan
+        np.testing.assert_array_equal(product.product(x.T, g), x.T @ g)
+        np.testing.assert_array_equal(product.product(np.stack([x.T, -x.T]), g), np.stack([x.T @ g, -x.T @ g]))
+
+
+def test_a_blas_that_knows_the_processor_keeps_its_products(monkeypatch: Any) -> None:
+    monkeypatch.setattr(product, "vectors_unused", lambda: False)
+    monkeypatch.setattr(product, "conv_in_c", None)
+    x, y = normal(300, 300), normal(300, 300)
+    np.testing.assert_allclose(product.product(x, y), x @ y, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("core, unused", [("Haswell", True), ("Zen", True), ("SkylakeX", False), (None, False)])
+def test_which_blas_leaves_vectors_unused(core: str | None, unused: bool, monkeypatch: Any) -> None:
+    def of_wide(mode: str) -> dict[str, Any]:
+        return {"SIMD Extensions": {"found": ["X86_V3", "X86_V4"]}}
+
+    def of_narrow(mode: str) -> dict[str, Any]:
+        return {"SIMD Extensions": {"found": ["X86_V3"]}}
+
+    monkeypatch.setattr(threads, "_core", lambda: core)
+    for config, expected in ((of_wide, unused), (of_narrow, False)):
+        monkeypatch.setattr(np, "show_config", config)
+        assert threads.vectors_unused.__wrapped__() is expected
