@@ -300,6 +300,29 @@ int norm_vjp(const real *restrict g, const real *restrict x, const real *restric
 
 #define TOGETHER 4 /* rows, so that one need not wait for the sum of another */
 
+/* The sum of (x[i] - mean)^2. */
+INLINE double squares_along(const real *x, real mean, int64_t n)
+{
+    double sum = 0;
+    for (; n > 0; x += SHORT, n -= SHORT) {
+        const int64_t m = n < SHORT ? n : SHORT;
+        vec left = {0}, right = {0};
+        int64_t i = 0;
+        for (; i + 2 * WIDTH <= m; i += 2 * WIDTH) {
+            vec p = load(x + i) - mean, q = load(x + i + WIDTH) - mean;
+            left += p * p, right += q * q;
+        }
+        if (i + WIDTH <= m) {
+            vec p = load(x + i) - mean;
+            left += p * p, i += WIDTH;
+        }
+        sum += sum_of_elements(left + right);
+        for (; i < m; i++)
+            sum += (x[i] - mean) * (x[i] - mean);
+    }
+    return sum;
+}
+
 /* Layer norm, y = xhat w + b, of A rows of C numbers: norm with L = G = 1, but without sums for each channel. */
 int layer_norm(const real *restrict x, const real *restrict weight, const real *restrict bias, real *restrict y,
     real *restrict mean, real *restrict rstd, int64_t A, int64_t C, real eps, int64_t part, int64_t parts)
@@ -310,55 +333,107 @@ int layer_norm(const real *restrict x, const real *restrict weight, const real *
         for (int64_t a = first; a < last; a++)
             mean[a] = sum_along(x + a * C, NULL, C) / C;
         for (int64_t a = first; a < last; a++)
-            for (int64_t c = 0; c < C; c++)
-                y[a * C + c] = x[a * C + c] - mean[a];
-        for (int64_t a = first; a < last; a++)
-            rstd[a] = 1 / sqrt(sum_along(y + a * C, y + a * C, C) / C + eps);
+            rstd[a] = 1 / sqrt(squares_along(x + a * C, mean[a], C) / C + eps);
         for (int64_t a = first; a < last; a++) {
+            const real *restrict xa = x + a * C;
             real *restrict ya = y + a * C;
-            const real r = rstd[a];
+            const real m = mean[a], r = rstd[a];
             if (weight)
                 for (int64_t c = 0; c < C; c++)
-                    ya[c] = ya[c] * r * weight[c] + bias[c];
+                    ya[c] = (xa[c] - m) * r * weight[c] + bias[c];
             else
                 for (int64_t c = 0; c < C; c++)
-                    ya[c] *= r;
+                    ya[c] = (xa[c] - m) * r;
         }
     }
     return 0;
 }
 
-/* Its rule. w̄ and b̄ are sums over the rows: for each of S sections of them, in `real` over ROWS, then in double. sums
+typedef struct {
+    const real *g, *x, *mean, *rstd; /* of some rows; the first of them */
+    const real *weight;              /* it and the two sums have room for whole vectors */
+    real *dx, *w_sums, *b_sums;
+} RowsOfRule;
+
+/* The sums of h and of h xhat, n channels from c on of R rows, and what these rows add to w̄ and b̄. */
+INLINE void add_rows_at(const int R, int64_t c, int64_t n, const RowsOfRule *of, int64_t C, vec *h_sum, vec *hx_sum)
+{
+    vec w = load(of->weight + c), w_sum = load(of->w_sums + c), b_sum = load(of->b_sums + c);
+#pragma GCC unroll 4
+    for (int a = 0; a < R; a++) {
+        vec g = load_some(of->g + a * C + c, n), h = g * w;
+        vec xhat = (load_some(of->x + a * C + c, n) - of->mean[a]) * of->rstd[a];
+        w_sum += g * xhat, b_sum += g;
+        h_sum[a] += h, hx_sum[a] += h * xhat;
+    }
+    store(of->w_sums + c, w_sum), store(of->b_sums + c, b_sum);
+}
+
+INLINE void dx_of_rows_at(const int R, int64_t c, int64_t n, const RowsOfRule *of, int64_t C, const real *m1,
+    const real *m2)
+{
+    vec w = load(of->weight + c);
+#pragma GCC unroll 4
+    for (int a = 0; a < R; a++) {
+        vec h = load_some(of->g + a * C + c, n) * w;
+        vec xhat = (load_some(of->x + a * C + c, n) - of->mean[a]) * of->rstd[a];
+        store_some(of->dx + a * C + c, of->rstd[a] * (h - m1[a] - xhat * m2[a]), n);
+    }
+}
+
+/* The rule for R rows. They are read twice; what is between stays in registers. */
+INLINE void rule_of_rows(const int R, const RowsOfRule *of, int64_t C)
+{
+    double of_h[TOGETHER] = {0}, of_hx[TOGETHER] = {0};
+    for (int64_t c = 0; c < C;) {
+        vec h_sum[TOGETHER], hx_sum[TOGETHER];
+        for (int a = 0; a < R; a++)
+            h_sum[a] = hx_sum[a] = (vec){0};
+        for (int64_t end = c + SHORT; c + WIDTH <= C && c < end; c += WIDTH)
+            add_rows_at(R, c, WIDTH, of, C, h_sum, hx_sum);
+        if (c < C && C < c + WIDTH) {
+            add_rows_at(R, c, C - c, of, C, h_sum, hx_sum);
+            c = C;
+        }
+        for (int a = 0; a < R; a++)
+            of_h[a] += sum_of_elements(h_sum[a]), of_hx[a] += sum_of_elements(hx_sum[a]);
+    }
+    real m1[TOGETHER], m2[TOGETHER];
+    for (int a = 0; a < R; a++)
+        m1[a] = of_h[a] / C, m2[a] = of_hx[a] / C;
+    int64_t c = 0;
+    for (; c + WIDTH <= C; c += WIDTH)
+        dx_of_rows_at(R, c, WIDTH, of, C, m1, m2);
+    if (c < C)
+        dx_of_rows_at(R, c, C - c, of, C, m1, m2);
+}
+
+/* Of all rows. w̄ and b̄ are sums over them: for each of S sections of them, in `real` over ROWS, then in double. sums
    (S, 2, C) gets those of h xhat and of h. */
 int layer_norm_vjp(const real *restrict g, const real *restrict x, const real *restrict mean,
     const real *restrict rstd, const real *restrict weight, real *restrict dx, double *restrict sums, int64_t A,
     int64_t C, int64_t S, int64_t part, int64_t parts)
 {
-    real *space = malloc(4 * C * sizeof(real));
+    const int64_t width = (C + WIDTH - 1) / WIDTH * WIDTH;
+    real *space = calloc(3 * width, sizeof(real));
     if (!space)
         return 1;
-    real *restrict h = space, *restrict xhat = space + C;
-    real *restrict w_part = space + 2 * C, *restrict b_part = space + 3 * C;
+    real *restrict w = space, *restrict w_part = space + width, *restrict b_part = space + 2 * width;
+    for (int64_t c = 0; c < C; c++)
+        w[c] = weight ? weight[c] : 1;
     for (int64_t s = S * part / parts; s < S * (part + 1) / parts; s++) {
         double *restrict totals = sums + s * 2 * C;
         const int64_t end = A * (s + 1) / S;
         memset(totals, 0, 2 * C * sizeof(double));
-        for (int64_t first = A * s / S, last; first < end; first = last) {
+        for (int64_t first = A * s / S, last, a; first < end; first = last) {
             last = first + ROWS < end ? first + ROWS : end;
-            memset(w_part, 0, 2 * C * sizeof(real));
-            for (int64_t a = first; a < last; a++) {
-                const real *restrict gr = g + a * C, *restrict xr = x + a * C;
-                const real m = mean[a], r = rstd[a];
-                real *restrict dr = dx + a * C;
-                for (int64_t c = 0; c < C; c++) {
-                    xhat[c] = (xr[c] - m) * r;
-                    h[c] = weight ? gr[c] * weight[c] : gr[c];
-                    w_part[c] += gr[c] * xhat[c];
-                    b_part[c] += gr[c];
-                }
-                const real of_h = sum_along(h, NULL, C) / C, of_hx = sum_along(h, xhat, C) / C;
-                for (int64_t c = 0; c < C; c++)
-                    dr[c] = r * (h[c] - of_h - xhat[c] * of_hx);
+            memset(w_part, 0, 2 * width * sizeof(real));
+            for (a = first; a < last; a += last - a < TOGETHER ? 1 : TOGETHER) {
+                RowsOfRule of = {g + a * C, x + a * C, mean + a, rstd + a, w, dx + a * C, w_part, b_part};
+                if (last - a < TOGETHER)
+                    rule_of_rows(1, &of, C);
+                else
+                    rule_of_rows(TOGETHER, &of, C);
             }
             for (int64_t c = 0; c < C; c++)
                 totals[c] += w_part[c], totals[C + c] += b_part[c];
