@@ -85,13 +85,17 @@ INLINE void store_some(real *p, vec v, int64_t n)
 
 /* ---------------------------------------------------------------- loops over the positions, for n channels */
 
-INLINE void sums_of_x(int64_t n, const real *x, int64_t length, int64_t width, double *totals)
+/* The first loop over a sample fetches the next one into the cache, `ahead` numbers further on. The processor does not
+   guess it: the rows of a vector of channels lie apart. In a training step a norm takes 0.8 of its time without that. */
+INLINE void sums_of_x(int64_t n, const real *x, int64_t length, int64_t width, double *totals, int64_t ahead)
 {
     for (int64_t first = 0; first < length; first += ROWS) {
         int64_t last = first + ROWS < length ? first + ROWS : length;
         vec sum = {0};
-        for (int64_t l = first; l < last; l++)
+        for (int64_t l = first; l < last; l++) {
+            __builtin_prefetch(x + l * width + ahead);
             sum += load_some(x + l * width, n);
+        }
         add_to(totals, sum, n);
     }
 }
@@ -126,13 +130,15 @@ typedef struct {
 
 /* h, and the sums. */
 INLINE void sums_of_h(int64_t n, const real *g, const real *x, int64_t length, int64_t width, const real *centre,
-    const real *r, const real *w, const real *b, int silu, real *h, Sums sums)
+    const real *r, const real *w, const real *b, int silu, real *h, Sums sums, int64_t ahead)
 {
     const vec middle = load_some(centre, n), factor = load_some(r, n), weight = load_some(w, n), bias = load_some(b, n);
     for (int64_t first = 0; first < length; first += ROWS) {
         int64_t last = first + ROWS < length ? first + ROWS : length;
         vec of_h = {0}, of_hx = {0}, of_x = {0};
         for (int64_t l = first; l < last; l++) {
+            const int64_t next = l * width + ahead;
+            __builtin_prefetch(x + next), __builtin_prefetch(g + next), __builtin_prefetch(h + next, 1);
             vec xhat = (load_some(x + l * width, n) - middle) * factor, value = load_some(g + l * width, n);
             if (silu) {
                 vec u = xhat * weight + bias, s = sigmoid_of(u);
@@ -191,9 +197,10 @@ int norm(const real *restrict x, const real *restrict shift, const real *restric
         const real *xs = x + a * L * C;
         real *ys = y + a * L * C;
         const int64_t row = W == 1 ? 0 : a * C; /* of weight and bias */
+        const int64_t ahead = a + 1 < A ? L * C : 0;
 
         memset(totals, 0, rows.width * sizeof(double));
-        FOR_CHANNELS(rows, sums_of_x(n, xs + at, length, rows.width, totals + c))
+        FOR_CHANNELS(rows, sums_of_x(n, xs + at, length, rows.width, totals + c, ahead))
         fold(totals, C, &rows);
         for (int64_t g = 0; g < G; g++) {
             if (shift)
@@ -255,7 +262,7 @@ int norm_vjp(const real *restrict g, const real *restrict x, const real *restric
     for (int64_t a = A * part / parts; a < A * (part + 1) / parts; a++) {
         const real *xs = x + a * L * C, *gs = g + a * L * C;
         real *ds = dx + a * L * C;
-        const int64_t row = W == 1 ? 0 : a * C;
+        const int64_t row = W == 1 ? 0 : a * C, ahead = a + 1 < A ? L * C : 0;
         for (int64_t k = 0; k < G; k++)
             for (int64_t c = k * D; c < (k + 1) * D; c++) {
                 centre[c] = mean[a * G + k] - (shift ? shift[a * C + c] : 0);
@@ -268,7 +275,7 @@ int norm_vjp(const real *restrict g, const real *restrict x, const real *restric
         memset(totals, 0, 3 * width * sizeof(double));
 #define SUMS_OF_H(silu)                                                                                                \
     sums_of_h(n, gs + at, xs + at, length, width, centre + c, r + c, w + c, b + c, silu, ds + at,                      \
-        (Sums){h_sum + c, hx_sum + c, x_sum + c})
+        (Sums){h_sum + c, hx_sum + c, x_sum + c}, ahead)
         if (silu) {
             FOR_CHANNELS(rows, SUMS_OF_H(1))
         } else {
