@@ -222,7 +222,7 @@ def _keep_memory() -> None:
 
 @functools.cache
 def _openblas() -> Callable[[str], Any] | None:
-    """The function of that name, such as get_num_threads, of the OpenBLAS in NumPy's wheel. None with another BLAS."""
+    """What gives the functions of the OpenBLAS in NumPy's wheel by their names. None with another BLAS."""
     home = Path(numpy.__file__).parent
     for path in [*home.parent.glob("numpy.libs/*openblas*"), *home.glob(".dylibs/*openblas*")]:
         library = ctypes.CDLL(str(path))
@@ -250,12 +250,17 @@ def _core() -> str | None:
     return name().decode()
 
 
+_NARROW = "Prescott Nehalem Sandybridge Haswell Excavator Zen".split()  # processors without AVX-512, to OpenBLAS
+
+
 @functools.cache
 def vectors_unused() -> bool:
-    """Does OpenBLAS leave half of each vector unused? What came out after it, it takes for an old processor."""
-    found: list[str] = numpy.show_config(mode="dicts")["SIMD Extensions"]["found"]
-    wide = any(each == "X86_V4" or each.startswith("AVX512") for each in found)
-    return wide and _core() not in (None, "SkylakeX", "Cooperlake", "SapphireRapids")
+    """Does this processor have AVX-512, and OpenBLAS takes it for one that has not? So it does with a processor that is
+    newer than itself."""
+    if _core() not in _NARROW:
+        return False
+    found = numpy.show_config(mode="dicts").get("SIMD Extensions", {}).get("found", [])
+    return "X86_V4" in found or "AVX512_SKX" in found
 
 
 def report() -> list[tuple[str, str, str, str]]:
@@ -264,8 +269,8 @@ def report() -> list[tuple[str, str, str, str]]:
         return [("BLAS", "note", "not the OpenBLAS of NumPy's wheel; its threads stay as they are", "")]
     if not vectors_unused():
         return [("BLAS", "ok", f"OpenBLAS for {_core()}", "")]
-    text = f"OpenBLAS takes this processor for a {_core()}, and leaves AVX-512 unused; large products are done in C"
-    return [("BLAS", "note", text, "export OPENBLAS_CORETYPE=SkylakeX, and NumPy's own products take half the time")]
+    remedy = "export OPENBLAS_CORETYPE=SkylakeX, and NumPy's products of large matrices may take half the time"
+    return [("BLAS", "note", f"OpenBLAS takes this processor for a {_core()}, and leaves AVX-512 unused", remedy)]
 
 
 class _Limit:

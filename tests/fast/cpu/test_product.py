@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tinydiff import Tensor, grad, ops
-from tinydiff.microbatch import blas_threads
 
 product = pytest.importorskip("tinydiff.fast.cpu.product")
+compiled = pytest.importorskip("tinydiff.fast.cpu.compiled")
 threads = pytest.importorskip("tinydiff.fast.threads")
 pytestmark = [
     pytest.mark.usefixtures("numpy_backend"),
@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="there is no C compiler here"),
 ]
 DTYPES = ["float32", "float64"]
-SIZES = [(1, 7, 5), (3, 2, 1), (13, 40, 33), (50, 64, 64), (200, 3, 70), (33, 300, 4), (64, 1, 9), (700, 128, 96)]
+SIZES = [(1, 7, 5), (3, 2, 1), (13, 40, 33), (50, 64, 64), (200, 3, 70), (33, 300, 4), (64, 2, 9), (700, 128, 96)]
 
 
 def normal(*shape: int, dtype: str = "float32") -> np.ndarray:
@@ -33,6 +33,7 @@ def in_c_alone(monkeypatch: Any) -> None:
     """Every product is done in C; one that is left to the BLAS is an error."""
     monkeypatch.setattr(product, "vectors_unused", lambda: True)
     monkeypatch.setattr(product, "ENOUGH", 1)
+    monkeypatch.setattr(product, "THINNEST", 1)
     monkeypatch.setattr(product, "matmul", None)
 
 
@@ -54,13 +55,28 @@ def test_the_three_products(way: str, size: tuple[int, int, int], dtype: str, in
     assert z.dtype == dtype and z.shape == (n, m) and (np.abs(z - exact) <= bound).all()
 
 
-def test_the_number_of_threads_does_not_change_a_digit(in_c_alone: None) -> None:
-    x, y, g = normal(4000, 200), normal(200, 300), normal(4000, 300)
+@pytest.mark.parametrize("size", [(4000, 200, 300), (40, 70, 900), (300, 1100, 1000)])
+def test_the_number_of_parts_does_not_change_a_digit(
+    size: tuple[int, int, int], in_c_alone: None, monkeypatch: Any
+) -> None:
+    """Parts of the rows of x, and of the columns of w where those are few or the weights many."""
+    n, k, m = size
+    x, y, g = normal(n, k), normal(k, m), normal(n, m)
     found = []
-    for count in (1, 2):
-        with blas_threads(count):
-            found.append([product.product(*pair).tobytes() for pair in ((x, y), (g, y.T), (x.T, g))])
-    assert found[0] == found[1]
+    for parts in (1, 2, 5):
+        monkeypatch.setattr(compiled, "threads_for", lambda size, parts=parts: parts)
+        found.append([product.product(*pair).tobytes() for pair in ((x, y), (g, y.T), (x.T, g))])
+    assert found[0] == found[1] == found[2]
+
+
+def test_the_longest_sums_lose_few_digits(in_c_alone: None) -> None:
+    """Of numbers of one sign, whose rounding errors do not cancel; longer ones are for the BLAS."""
+    k = product.LONGEST
+    for left, right in [(np.full((16, k), 0.1, "float32"), np.ones((k, 16), "float32")),
+                        (np.full((k, 16), 0.1, "float32").T, np.ones((k, 16), "float32"))]:  # fmt: skip
+        np.testing.assert_allclose(product.product(left, right), k * np.float64(np.float32(0.1)), rtol=1e-4)
+    with pytest.raises(TypeError):  # there is none here
+        product.product(np.ones((16, k + 1), "float32"), np.ones((k + 1, 16), "float32"))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -71,6 +87,8 @@ def test_other_orders_in_memory_other_dtypes_and_small_products_are_for_the_blas
     x, y = normal(9, 8, dtype=dtype), normal(8, 7, dtype=dtype)
     np.testing.assert_allclose(product.product(x, y), x @ y, rtol=1e-5)  # small
     monkeypatch.setattr(product, "ENOUGH", 1)
+    np.testing.assert_allclose(product.product(x, y), x @ y, rtol=1e-5)  # thin
+    monkeypatch.setattr(product, "THINNEST", 1)
     for left, right in [(x[:, ::2], y[::2]), (x[::-1], y), (transposed(x), transposed(y)), (x + 0j, y + 0j)]:
         np.testing.assert_allclose(product.product(left, right), left @ right, rtol=1e-5)
     stacked = np.stack([x, x])
@@ -103,15 +121,14 @@ def test_a_blas_that_knows_the_processor_keeps_its_products(monkeypatch: Any) ->
     np.testing.assert_allclose(product.product(x, y), x @ y, rtol=1e-4, atol=1e-4)
 
 
+WIDE: dict[str, Any] = {"SIMD Extensions": {"found": ["X86_V3", "X86_V4"]}}
+OLD_WIDE: dict[str, Any] = {"SIMD Extensions": {"found": ["AVX2", "AVX512F", "AVX512_SKX"]}}
+NARROW: list[dict[str, Any]] = [{"SIMD Extensions": {"found": ["X86_V3"]}}, {"SIMD Extensions": {}}, {}]
+
+
 @pytest.mark.parametrize("core, unused", [("Haswell", True), ("Zen", True), ("SkylakeX", False), (None, False)])
 def test_which_blas_leaves_vectors_unused(core: str | None, unused: bool, monkeypatch: Any) -> None:
-    def of_wide(mode: str) -> dict[str, Any]:
-        return {"SIMD Extensions": {"found": ["X86_V3", "X86_V4"]}}
-
-    def of_narrow(mode: str) -> dict[str, Any]:
-        return {"SIMD Extensions": {"found": ["X86_V3"]}}
-
     monkeypatch.setattr(threads, "_core", lambda: core)
-    for config, expected in ((of_wide, unused), (of_narrow, False)):
-        monkeypatch.setattr(np, "show_config", config)
+    for config, expected in [(WIDE, unused), (OLD_WIDE, unused), *((each, False) for each in NARROW)]:
+        monkeypatch.setattr(np, "show_config", lambda mode, config=config: config)
         assert threads.vectors_unused.__wrapped__() is expected

@@ -72,7 +72,7 @@ def summed(a: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 @pytest.mark.parametrize("length", [*SIZES, 1023, 1024, 1025, 100_003])
 @pytest.mark.parametrize("dtype", REAL)
 def test_rows_of_any_length(length: int, dtype: str) -> None:
-    x, g, w, b = (draw(3, length, dtype=dtype, seed=i) for i in range(4))
+    x, g, w, b = (draw(6, length, dtype=dtype, seed=i) for i in range(4))  # four rows together, and two alone
     as_page(ops.softmax, g, 3 * x, axis=-1, dtype=dtype)
     as_page(
         normalize,
@@ -87,7 +87,19 @@ def test_rows_of_any_length(length: int, dtype: str) -> None:
     as_page(normalize, g, x, None, None, axes=(1,), eps=1e-3, dtype=dtype)
 
 
-@pytest.mark.parametrize("lines", [*SIZES, 31, 32, 33])
+@pytest.mark.parametrize("dtype", REAL)
+@pytest.mark.parametrize("size", [5, 40])
+def test_rows_of_large_numbers(size: int, dtype: str) -> None:
+    """Where a vector of C is not filled there are zeros, whose xhat is infinite here; it must not count."""
+    x = np.full((6, size), 2.0 ** (120 if dtype == "float32" else 1018), dtype)
+    g, w = draw(6, size, dtype=dtype), draw(size, dtype=dtype)
+    with np.errstate(over="ignore"):
+        y, (mean, rstd) = normalize.fast_forwards["numpy"](x, w, w, axes=(1,), eps=1e-5)
+        dx, dw, db = normalize.fast_rules["numpy"](g, y, x, w, w, residuals=(mean, rstd), axes=(1,), eps=1e-5)
+    assert np.isfinite(dx).all() and not dw.any() and np.isfinite(db).all()
+
+
+@pytest.mark.parametrize("lines", [*SIZES, 31, 32, 33, 264, 300])
 def test_any_number_of_rows(lines: int) -> None:
     x, g, w = draw(lines, 5), draw(lines, 5, seed=1), draw(5)
     as_page(ops.softmax, g, x, axis=0, dtype="float64")

@@ -75,18 +75,21 @@ int conv_weight_grad(const real *restrict x, const real *restrict y, real *restr
                      int64_t parts)
 {
     int64_t groups = I / C, out = O / groups, columns = (out + LANES - 1) / LANES * LANES, all = KH * KW * C;
+    /* A part has the rows of w, a tap and a channel each, from `begin` to `end`. */
+    int64_t begin = all * part / parts / TILE * TILE;
+    int64_t end = part + 1 < parts ? all * (part + 1) / parts / TILE * TILE : all, own = end - begin;
+    if (own <= 0)
+        return 0;
     /* Blocks of LANES channels are copied so that each lies in one piece: where out is no whole number of vectors, and
        where they are read so often that it is worth while, because they then stay in the first cache. */
     int copied = out % WIDTH || all >= OFTEN;
     int64_t y_step = copied ? LANES : O, y_block = copied ? PIXELS * LANES : LANES;
     int64_t y_group = copied ? PIXELS * columns : out;
-    real *memory = calloc(groups * all * columns + PIXELS * groups * columns + WIDTH, sizeof(real));
+    real *memory = calloc(groups * own * columns + PIXELS * groups * columns + WIDTH, sizeof(real));
     if (!memory)
         return 1;
-    real *sums = aligned(memory), *copy = sums + groups * all * columns;
-    int64_t in_x[PIXELS], in_y[PIXELS];
-    int64_t each = together ? KH * KW : 1, units = KH * KW / each; /* a unit, of so many taps, is in one part */
-    int64_t first_tap = units * part / parts * each, last_tap = units * (part + 1) / parts * each;
+    real *sums = aligned(memory), *copy = sums + groups * own * columns;
+    int64_t in_x[PIXELS], in_y[PIXELS], each = together ? all : C; /* rows that are worked on together */
     for (int64_t first = 0; first < N * OH * OW; first += PIXELS) {
         int64_t pixels = N * OH * OW - first < PIXELS ? N * OH * OW - first : PIXELS;
         const real *of_y = y + first * O;
@@ -104,7 +107,7 @@ int conv_weight_grad(const real *restrict x, const real *restrict y, real *restr
                     }
             of_y = copy;
         }
-        for (int64_t t = first_tap; t < last_tap; t += each) {
+        for (int64_t t = begin / each; t * each < end; t++) {
             Places at = {in_x, in_y, 0};
             int64_t n = first / OW / OH, i = first / OW % OH, j = first % OW, u = t / KW, v = t % KW;
             for (int64_t p = 0; p < pixels; p++) {
@@ -119,24 +122,25 @@ int conv_weight_grad(const real *restrict x, const real *restrict y, real *restr
                         i = 0, n++;
                 }
             }
+            int64_t from = begin > t * each ? begin - t * each : 0, to = end - t * each < each ? end - t * each : each;
             for (int64_t g = 0; g < groups; g++)
                 for (int64_t o = 0; o < out; o += LANES)
-                    for (int64_t c = 0, rows = together ? all : C; c < rows;) {
+                    for (int64_t c = from; c < to;) {
                         const real *of_x[TILE];
                         int size = 3;
-                        while (SIZES[size] > rows - c)
+                        while (SIZES[size] > to - c)
                             size--;
                         for (int64_t k = c; k < c + SIZES[size]; k++) /* tap (u, v), if it is not the first, and channel */
                             of_x[k - c] = x + (dh * (k / C / KW) * W + dw * (k / C % KW)) * I + g * C + k % C;
                         OF_TILE[out - o > WIDTH][size](&at, of_x, of_y + g * y_group + o / LANES * y_block,
-                                                       sums + ((g * KH * KW + t) * C + c) * columns + o, columns);
+                                                       sums + (g * own + t * each + c - begin) * columns + o, columns);
                         c += SIZES[size];
                     }
         }
     }
     for (int64_t g = 0; g < groups; g++)
-        for (int64_t r = first_tap * C; r < last_tap * C; r++)
-            memcpy(w + r * O + g * out, sums + (g * all + r) * columns, out * sizeof(real));
+        for (int64_t r = begin; r < end; r++)
+            memcpy(w + r * O + g * out, sums + (g * own + r - begin) * columns, out * sizeof(real));
     free(memory);
     return 0;
 }

@@ -49,6 +49,14 @@ static Rows rows_of(int64_t L, int64_t C)
     return (Rows){together, L / together, together * C, L % together * C};
 }
 
+#define FETCHED (1 << 18) /* bytes of a sample, so that it and the next one fit the second cache */
+
+/* How far on the next of the samples that end there lies; 0 if there is none, or if it is too large to be fetched. */
+static int64_t to_the_next(int64_t sample, int64_t end, int64_t numbers)
+{
+    return sample + 1 < end && numbers * (int64_t)sizeof(real) <= FETCHED ? numbers : 0;
+}
+
 /* Once in each position of a row what is there in the first. */
 static void repeat(real *a, int64_t C, const Rows *rows)
 {
@@ -75,6 +83,14 @@ static void fold(double *totals, int64_t C, const Rows *rows)
         CALL;                                                                                                          \
     }
 
+/* The first n numbers, if there are no more; the others are 0. */
+INLINE vec first_of(vec v, int64_t n)
+{
+    real each[WIDTH];
+    store(each, v);
+    return load_some(each, n);
+}
+
 INLINE void store_some(real *p, vec v, int64_t n)
 {
     if (n >= WIDTH)
@@ -86,7 +102,7 @@ INLINE void store_some(real *p, vec v, int64_t n)
 /* ---------------------------------------------------------------- loops over the positions, for n channels */
 
 /* The first loop over a sample fetches the next one into the cache, `ahead` numbers further on. The processor does not
-   guess it: the rows of a vector of channels lie apart. In a training step a norm takes 0.8 of its time without that. */
+   guess it: the rows of a vector of channels lie apart. With it, norms in a training step take 0.8 of the time. */
 INLINE void sums_of_x(int64_t n, const real *x, int64_t length, int64_t width, double *totals, int64_t ahead)
 {
     for (int64_t first = 0; first < length; first += ROWS) {
@@ -197,7 +213,7 @@ int norm(const real *restrict x, const real *restrict shift, const real *restric
         const real *xs = x + a * L * C;
         real *ys = y + a * L * C;
         const int64_t row = W == 1 ? 0 : a * C; /* of weight and bias */
-        const int64_t ahead = a + 1 < A ? L * C : 0;
+        const int64_t ahead = to_the_next(a, A * (part + 1) / parts, L * C);
 
         memset(totals, 0, rows.width * sizeof(double));
         FOR_CHANNELS(rows, sums_of_x(n, xs + at, length, rows.width, totals + c, ahead))
@@ -262,7 +278,7 @@ int norm_vjp(const real *restrict g, const real *restrict x, const real *restric
     for (int64_t a = A * part / parts; a < A * (part + 1) / parts; a++) {
         const real *xs = x + a * L * C, *gs = g + a * L * C;
         real *ds = dx + a * L * C;
-        const int64_t row = W == 1 ? 0 : a * C, ahead = a + 1 < A ? L * C : 0;
+        const int64_t row = W == 1 ? 0 : a * C, ahead = to_the_next(a, A * (part + 1) / parts, L * C);
         for (int64_t k = 0; k < G; k++)
             for (int64_t c = k * D; c < (k + 1) * D; c++) {
                 centre[c] = mean[a * G + k] - (shift ? shift[a * C + c] : 0);
@@ -369,7 +385,7 @@ INLINE void add_rows_at(const int R, int64_t c, int64_t n, const RowsOfRule *of,
 #pragma GCC unroll 4
     for (int a = 0; a < R; a++) {
         vec g = load_some(of->g + a * C + c, n), h = g * w;
-        vec xhat = (load_some(of->x + a * C + c, n) - of->mean[a]) * of->rstd[a];
+        vec xhat = first_of((load_some(of->x + a * C + c, n) - of->mean[a]) * of->rstd[a], n);
         w_sum += g * xhat, b_sum += g;
         h_sum[a] += h, hx_sum[a] += h * xhat;
     }

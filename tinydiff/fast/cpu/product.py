@@ -18,9 +18,10 @@ from ..taken import is_real
 from ..threads import matmul, vectors_unused
 from .conv import conv_in_c, weight_grad_in_c
 
-ENOUGH = 2**22  # multiply-adds: fewer do not repay the call
+ENOUGH, THINNEST = 2**22, 16  # multiply-adds, and the shortest side: else to call, and to arrange w, takes too long
+LONGEST = 2**13  # of the sums over c and o, which are one chain in C; those of the BLAS are in blocks
 # One pixel under one tap: conv.lists of it.
-ONE_PIXEL: dict[str, Any] = {"lists": np.array([0, 1, 0, 0, 0, 1, 0, 0, 1]), "K": 2, "P": 1, "R": 1, "groups": 1}
+ONE_PIXEL: dict[str, Any] = dict(lists=np.array([0, 1, 0, 0, 0, 1, 0, 0, 1], np.int64), K=2, P=1, R=1, groups=1)
 NO_PADDING: dict[str, Any] = dict(sh=1, sw=1, top=0, left=0, dh=1, dw=1, together=False)
 
 
@@ -37,11 +38,15 @@ def product(x: Array, y: Array) -> Array:
 
 
 def in_c(x: Array, y: Array, z: Array) -> bool:
-    """z = x @ y in C. False if there is no library, or if x and y lie in none of the three ways above."""
-    if x.flags.c_contiguous and y.flags.c_contiguous:
-        return conv_in_c(x=x[:, None], w=y[None], b=None, y=z[:, None], transposed=False, **ONE_PIXEL)
-    if x.flags.c_contiguous and y.flags.f_contiguous:
-        return conv_in_c(x=x[:, None], w=y.T[None], b=None, y=z[:, None], transposed=True, **ONE_PIXEL)
+    """z = x @ y in C. False if there is no library, if x and y lie in none of the three ways above, and for what the
+    BLAS does better."""
+    if min(*x.shape, *y.shape) < THINNEST or x.shape[1] != y.shape[0]:
+        return False
+    if x.flags.c_contiguous and x.shape[1] <= LONGEST:
+        if y.flags.c_contiguous:
+            return conv_in_c(x=x[:, None], w=y[None], b=None, y=z[:, None], transposed=False, **ONE_PIXEL)
+        if y.flags.f_contiguous:
+            return conv_in_c(x=x[:, None], w=y.T[None], b=None, y=z[:, None], transposed=True, **ONE_PIXEL)
     if x.flags.f_contiguous and y.flags.c_contiguous:
         images = {"x": x.T[:, None, None], "y": y[:, None, None], "w": z[None, None]}
         return weight_grad_in_c(**images, **NO_PADDING)
