@@ -122,6 +122,11 @@ def agreed(args, value):
     return args.ranks.gather(value)[0]
 
 
+def say_which(path):
+    """Say that nothing is trained, because the model is there already."""
+    print(f"the model is {path}, trained before; another --out trains a new one", file=sys.stderr)
+
+
 def check_checkpoint(args, *options, parts=()):
     """End the program if one of these options is given, and there is no checkpoint in --out to start from, nor in one
     of the directories `parts` of it, of an earlier part of the training."""

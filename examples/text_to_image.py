@@ -75,7 +75,8 @@ def main() -> int:
     args = arguments()
     path = args.out / "model.npz"
     as_begun(args, path)
-    if not common.agreed(args, path.exists()):
+    trained_before = common.agreed(args, path.exists())
+    if not trained_before:
         if (args.out / "checkpoint.npz").exists() and not args.resume:
             sys.exit(f"the training in {args.out} was not finished: --resume goes on, or choose another --out")
         if args.judge:
@@ -85,6 +86,8 @@ def main() -> int:
     if args.ranks.rank:
         return 0
     denoiser, tokenizer, ema = load(path, args)
+    if trained_before:
+        common.say_which(path)
     prompts = args.prompts or args.preview
     check_prompts(tokenizer, args)
     with ema.applied():

@@ -210,6 +210,7 @@ def test_words_become_pictures(tmp_path):
     options = options[:2] + options[5:]  # the model knows its channels
     text = run(WORDS, "a seven", "a small bold zero", *options)
     assert "held out" not in text and (out / "samples.png").read_bytes() == first  # it has been trained
+    assert f"the model is {out / 'model.npz'}, trained before" in text
     run(WORDS, "a seven", *options, "--sweep", 0, 2, "--negative", "bold", "--interval", 0.1, 5, "--maps")
     assert imread(out / "samples.png").shape[0] == (2 * 30 + 2) * 3 + 30  # the prompt is above
     assert 40 < imread(out / "maps.png").shape[0] - (2 * 30 + 2) * 3 < 90  # a title and the names of the columns are
@@ -649,7 +650,9 @@ def test_words_become_latents_become_pictures(tmp_path, monkeypatch, capsys):
     first = (out / "samples.png").read_bytes()
     if EMULATED:
         return
+    capsys.readouterr()
     assert main(monkeypatch, LATENT, prompt, *options) == 0 and (out / "samples.png").read_bytes() == first
+    assert f"the model is {out / 'model.npz'}, trained before" in capsys.readouterr().err
     story = (out / "story.png").read_bytes()
     assert main(monkeypatch, LATENT, prompt, *options, "--sampler", "ddpm", "--story") == 0
     assert (out / "samples.png").read_bytes() != first and (out / "story.png").read_bytes() != story
