@@ -146,7 +146,7 @@ def none_stays(at: Geometry, given: dict[str, np.ndarray], value: float) -> None
 
 @pytest.mark.parametrize("parts", [2, 3, 7])
 @pytest.mark.parametrize("at", [geometry((8, 9), 3, padding=1), geometry((8, 9), 3, 2), geometry(8, 1)], ids=str)
-@pytest.mark.parametrize("channels, out", [(1, 32), (16, 1), (16, 48)])
+@pytest.mark.parametrize("channels, out", [(1, 32), (5, 32), (16, 1), (16, 48), (40, 48)])
 def test_parts_in_threads_change_no_bit(
     at: Geometry, channels: int, out: int, parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,7 +71,8 @@ def summed(a: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 @pytest.mark.parametrize("length", [*SIZES, 1023, 1024, 1025, 100_003])
 @pytest.mark.parametrize("dtype", REAL)
-def test_rows_of_any_length(length: int, dtype: str) -> None:
+def test_rows_of_any_length(length: int, dtype: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr(norm, "SECTIONS", 1)
     x, g, w, b = (draw(6, length, dtype=dtype, seed=i) for i in range(4))  # four rows together, and two alone
     as_page(ops.softmax, g, 3 * x, axis=-1, dtype=dtype)
     as_page(
@@ -89,8 +90,9 @@ def test_rows_of_any_length(length: int, dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", REAL)
 @pytest.mark.parametrize("size", [5, 40])
-def test_rows_of_large_numbers(size: int, dtype: str) -> None:
+def test_rows_of_large_numbers(size: int, dtype: str, monkeypatch: Any) -> None:
     """Where a vector of C is not filled there are zeros, whose xhat is infinite here; it must not count."""
+    monkeypatch.setattr(norm, "SECTIONS", 1)
     x = np.full((6, size), 2.0 ** (120 if dtype == "float32" else 1018), dtype)
     g, w = draw(6, size, dtype=dtype), draw(size, dtype=dtype)
     with np.errstate(over="ignore"):
@@ -123,7 +125,8 @@ def test_a_row_with_an_infinity_or_nan(where: int, value: float, dtype: str) -> 
 
 @pytest.mark.parametrize("lines", [2, 3, 4, 5, 9])
 @pytest.mark.parametrize("dtype", REAL)
-def test_a_row_has_the_same_bits_alone(lines: int, dtype: str) -> None:
+def test_a_row_has_the_same_bits_alone(lines: int, dtype: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr(norm, "SECTIONS", 1)
     x, g, w = draw(lines, 37, dtype=dtype), draw(lines, 37, dtype=dtype, seed=1), draw(37, dtype=dtype)
 
     def all_of(rows: slice) -> list[np.ndarray]:

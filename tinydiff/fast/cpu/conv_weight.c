@@ -68,6 +68,13 @@ static const int SIZES[] = {1, THIRD, 2 * THIRD, TILE};
 static Sums *const OF_TILE[2][4] = {{tile_1_1, tile_third_1, tile_most_1, tile_all_1},
                                     {tile_1_2, tile_third_2, tile_most_2, tile_all_2}};
 
+/* Whole tiles, as nearly the same number in each part as they can be; what is left over is in the last. */
+static int64_t first_of_part(int64_t rows, int64_t part, int64_t parts)
+{
+    int64_t first = (rows * part / parts + TILE / 2) / TILE * TILE;
+    return part == parts || first > rows ? rows : first;
+}
+
 /* together: all taps meet x everywhere, and the rows of one tile may belong to several taps. For few channels. */
 int conv_weight_grad(const real *restrict x, const real *restrict y, real *restrict w, int64_t N, int64_t H, int64_t W,
                      int64_t I, int64_t OH, int64_t OW, int64_t O, int64_t KH, int64_t KW, int64_t C, int64_t sh,
@@ -76,8 +83,7 @@ int conv_weight_grad(const real *restrict x, const real *restrict y, real *restr
 {
     int64_t groups = I / C, out = O / groups, columns = (out + LANES - 1) / LANES * LANES, all = KH * KW * C;
     /* A part has the rows of w, a tap and a channel each, from `begin` to `end`. */
-    int64_t begin = all * part / parts / TILE * TILE;
-    int64_t end = part + 1 < parts ? all * (part + 1) / parts / TILE * TILE : all, own = end - begin;
+    int64_t begin = first_of_part(all, part, parts), own = first_of_part(all, part + 1, parts) - begin, end = begin + own;
     if (own <= 0)
         return 0;
     /* Blocks of LANES channels are copied so that each lies in one piece: where out is no whole number of vectors, and

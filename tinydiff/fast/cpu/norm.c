@@ -49,12 +49,12 @@ static Rows rows_of(int64_t L, int64_t C)
     return (Rows){together, L / together, together * C, L % together * C};
 }
 
-#define FETCHED (1 << 18) /* bytes of a sample, so that it and the next one fit the second cache */
+#define FETCHED (1 << 19) /* bytes of a sample in all arrays, so that it and the next one fit the second cache */
 
 /* How far on the next of the samples that end there lies; 0 if there is none, or if it is too large to be fetched. */
-static int64_t to_the_next(int64_t sample, int64_t end, int64_t numbers)
+static int64_t to_the_next(int64_t sample, int64_t end, int64_t numbers, int64_t arrays)
 {
-    return sample + 1 < end && numbers * (int64_t)sizeof(real) <= FETCHED ? numbers : 0;
+    return sample + 1 < end && numbers * arrays * (int64_t)sizeof(real) <= FETCHED ? numbers : 0;
 }
 
 /* Once in each position of a row what is there in the first. */
@@ -213,7 +213,7 @@ int norm(const real *restrict x, const real *restrict shift, const real *restric
         const real *xs = x + a * L * C;
         real *ys = y + a * L * C;
         const int64_t row = W == 1 ? 0 : a * C; /* of weight and bias */
-        const int64_t ahead = to_the_next(a, A * (part + 1) / parts, L * C);
+        const int64_t ahead = to_the_next(a, A * (part + 1) / parts, L * C, 1);
 
         memset(totals, 0, rows.width * sizeof(double));
         FOR_CHANNELS(rows, sums_of_x(n, xs + at, length, rows.width, totals + c, ahead))
@@ -278,7 +278,7 @@ int norm_vjp(const real *restrict g, const real *restrict x, const real *restric
     for (int64_t a = A * part / parts; a < A * (part + 1) / parts; a++) {
         const real *xs = x + a * L * C, *gs = g + a * L * C;
         real *ds = dx + a * L * C;
-        const int64_t row = W == 1 ? 0 : a * C, ahead = to_the_next(a, A * (part + 1) / parts, L * C);
+        const int64_t row = W == 1 ? 0 : a * C, ahead = to_the_next(a, A * (part + 1) / parts, L * C, 3);
         for (int64_t k = 0; k < G; k++)
             for (int64_t c = k * D; c < (k + 1) * D; c++) {
                 centre[c] = mean[a * G + k] - (shift ? shift[a * C + c] : 0);
