@@ -33,13 +33,15 @@ Finding = tuple[str, str, str, str]
 
 def examine(out: TextIO, seconds: float = 5.0) -> int:
     """Write all findings; the exit code. An examination that fails is itself a finding."""
-    problems = 0
+    problems = suggestions = 0
     for examination in (versions, the_backend, kernels, threads_and_products, data, lambda: training(seconds)):
         for name, state, text, remedy in _findings(examination):
             out.write(f"{state:5}  {name}: {text}\n" + (f"       to do: {remedy}\n" if remedy else ""))
             out.flush()
             problems += state == "WRONG"
-    out.write("all is well\n" if not problems else f"{problems} problem{'s' * (problems > 1)}\n")
+            suggestions += state == "note" and bool(remedy)
+    also = f", with {suggestions} suggestion{'s' * (suggestions > 1)}" if suggestions else ""
+    out.write(f"all is well{also}\n" if not problems else f"{problems} problem{'s' * (problems > 1)}\n")
     return 1 if problems else 0
 
 

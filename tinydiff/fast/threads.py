@@ -269,8 +269,9 @@ def report() -> list[tuple[str, str, str, str]]:
         return [("BLAS", "note", "not the OpenBLAS of NumPy's wheel; its threads stay as they are", "")]
     if not vectors_unused():
         return [("BLAS", "ok", f"OpenBLAS for {_core()}", "")]
+    text = f"OpenBLAS takes this processor for a {_core()}, and leaves AVX-512 unused: all is right, but slower"
     remedy = "export OPENBLAS_CORETYPE=SkylakeX, and NumPy's products of large matrices may take half the time"
-    return [("BLAS", "note", f"OpenBLAS takes this processor for a {_core()}, and leaves AVX-512 unused", remedy)]
+    return [("BLAS", "note", text, remedy)]
 
 
 class _Limit:
