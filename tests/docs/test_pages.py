@@ -67,9 +67,9 @@ def pets(folder: Path) -> dict[str, Any]:
 
 def quickstart(folder: Path) -> dict[str, Any]:
     """The checkpoint of a quickstart that has learned nothing yet."""
-    net = UNet(1, [32, 64], labels={"digit": 10, "face": 2, "weight": 2, "slant": 3}, rng=0)
-    denoiser = Denoiser(net, sigma_data=1.0)
-    names = {"digit": list(data.ATTRIBUTES["digit"]), "face": 2, "weight": 2, "slant": 3}
+    counts = {"digit": 10, "face": 2, "weight": 2, "slant": 3}
+    denoiser = Denoiser(UNet(1, [32, 64], labels=counts, rng=0), sigma_data=1.0)
+    names = {name: list(data.ATTRIBUTES[name][:n]) for name, n in counts.items()}
     trained = Trained(denoiser, KarrasSDE(), (28, 28, 1), labels=names, null=True, eps=0.002)
     trained.save(folder / "runs" / "quickstart" / "checkpoint.npz", optim.EMA(denoiser))
     return {}
