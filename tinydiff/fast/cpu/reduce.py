@@ -1,5 +1,4 @@
-"""Sums over neighbouring axes, and of rows that are added at the places of an index, in C
-(sum.c)."""
+"""Sums over neighbouring axes, and of rows that are added at the places of an index, in C (sum.c)."""
 
 from __future__ import annotations
 
