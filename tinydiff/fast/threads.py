@@ -142,17 +142,19 @@ def _work_off(jobs: SimpleQueue) -> None:
 
 
 MORE_PARTS = 4  # than threads, where a part costs nothing of its own
-_WORTH_A_THREAD = 2**21  # bytes of arrays: for fewer, waking a thread takes as long as the work
+# Bytes of arrays for each thread, of those in C and of those of Python: for fewer, waking it takes as long as the work.
+_WORTH_A_THREAD, _WORTH_A_PYTHON_THREAD = 2**18, 2**21
 
 
-def threads_for(size: int) -> int:
+def threads_for(size: int, of_each: int = _WORTH_A_THREAD) -> int:
     """How many threads shall work on arrays of so many bytes together: as many as the BLAS would use, which is one
     inside a microbatch."""
-    if size < 2 * _WORTH_A_THREAD or getattr(_here, "in_pool", False):  # a pool would wait for itself
+    if size < 2 * of_each or getattr(_here, "in_pool", False):  # a pool would wait for itself
         return 1
+    _keep_memory()
     blas = _blas()
     limit = blas[0]() if blas else cores() if current_microbatch() is None else 1
-    return max(1, min(limit, cores(), size // _WORTH_A_THREAD))
+    return max(1, min(limit, cores(), size // of_each))
 
 
 def at_once(work: Callable[[int], Result], parts: int, threads: int) -> list[Result]:
@@ -161,7 +163,6 @@ def at_once(work: Callable[[int], Result], parts: int, threads: int) -> list[Res
     Errors come after all have ended."""
     if threads == 1:
         return [work(i) for i in range(parts)]
-    _keep_memory()
     results: list[Any] = [None] * parts
     left = deque(range(parts))
     errors: list[BaseException] = []
@@ -341,7 +342,7 @@ def matmul(x: numpy.ndarray, y: numpy.ndarray) -> numpy.ndarray:
     if blas is None or work <= _ALONE_IN_BLAS[min(n, m) == 1] or blas[0]() == 1:
         return numpy.matmul(x, y)
     size = x.nbytes + y.nbytes if min(n, m) == 1 else work // 8  # a byte takes as long as 8 products, or so
-    threads = threads_for(size)
+    threads = threads_for(size, _WORTH_A_PYTHON_THREAD)
     with blas_threads(1):
         if threads == 1:
             return numpy.matmul(x, y)

@@ -144,7 +144,8 @@ def run_there(some: list[Call], char: str, work: Path) -> bytes:
     subprocess.run(
         [
             CROSS, *build.FLAGS, "-static", f"-DREAL={build.REALS[char]}", f"-DCALLS={cases}", f"-I{build.HERE}",
-            f"-I{work}", "-o", str(work / "program"), str(HERE / "other_processor.c"), *map(str, build.SOURCES), "-lm",
+            f"-I{work}", "-o", str(work / "program"), str(HERE / "other_processor.c"), *map(str, build.SOURCES),
+            "-lm", "-pthread",
         ],
         check=True,
     )  # fmt: skip

@@ -147,7 +147,7 @@ def test_a_product_in_parts(shapes, dtype, atol, turned, monkeypatch):
 
     monkeypatch.setattr(np, "matmul", watched)
     for threads in (1, 2, 3, 7):
-        monkeypatch.setattr(fast, "threads_for", lambda _size, threads=threads: threads)
+        monkeypatch.setattr(fast, "threads_for", lambda *_, threads=threads: threads)
         inside.clear()
         found = fast.matmul(x, y)
         np.testing.assert_allclose(found, right, atol=atol)

@@ -62,6 +62,7 @@ if MACHINE in ("x86_64", "amd64"):
     # For some processors GCC keeps a product and its sum apart in a loop with one sum, and together in the same loop
     # with several. Then the digits of an image would depend on how many stand beside it.
     NATIVE.append("--param=avoid-fma-max-bits=0")
+CALLS = "calls.c"  # written here: calls_in_parts
 SUFFIX = ".dll" if os.name == "nt" else ".so"
 REALS = {"f": "float", "d": "double"}
 SLOW, LIMIT = 10, 120  # seconds, after which a line says that it takes long, and after which NumPy goes on
@@ -175,7 +176,7 @@ def _load(path: Path) -> ctypes.CDLL:
         found = ctypes.CDLL(str(path))
     except OSError as error:
         raise CannotCompile(f"{path} cannot be loaded: {error}") from error
-    names = re.findall(r"^int (\w+)\(", "\n".join(source.read_text("utf-8") for source in SOURCES), re.MULTILINE)
+    names = re.findall(r"^int (\w+)\(", f"{_text()}\n{calls_in_parts()}", re.MULTILINE)
     missing = [name for name in names if not hasattr(found, name)]
     if missing:
         raise CannotCompile(f"{path} has no function {', '.join(missing)}: remove it")
@@ -243,6 +244,7 @@ def _compile(compiler: list[str], real: str, folder: Path, name: str) -> Path:
     except OSError as error:
         raise CannotCompile(f"{folder} cannot be written: {error}") from error
     try:
+        _write(work / CALLS, calls_in_parts())
         made = work / f"kernels{SUFFIX}"
         if _make(compiler, [*NATIVE, *_flags(), f"-DREAL={real}"], work, made):
             complaint = _make(compiler, [*_flags(), f"-DREAL={real}"], work, made)  # its assembler may be too old
@@ -256,6 +258,13 @@ def _compile(compiler: list[str], real: str, folder: Path, name: str) -> Path:
     return path
 
 
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, "utf-8")
+    except OSError as error:
+        raise CannotCompile(f"{path} cannot be written: {error}") from error
+
+
 def _remove_leftovers(folder: Path) -> None:
     """Of processes that were killed while they compiled."""
     for part in folder.glob("*.part"):
@@ -266,10 +275,44 @@ def _remove_leftovers(folder: Path) -> None:
 
 def _make(compiler: list[str], flags: list[str], work: Path, made: Path) -> str:
     """The files, all at the same time, and then the library of them. What the compiler said if it failed, or ""."""
-    objects = [str(work / f"{source.stem}.o") for source in SOURCES]
-    compiled = [[*compiler, *flags, "-c", "-o", o, str(source)] for o, source in zip(objects, SOURCES)]
-    linked = [*compiler, *flags, "-shared", "-o", str(made), *objects, "-lm"]
+    sources = [*SOURCES, work / CALLS]
+    objects = [str(work / f"{source.stem}.o") for source in sources]
+    compiled = [[*compiler, *flags, f"-I{HERE}", "-c", "-o", o, str(source)] for o, source in zip(objects, sources)]
+    linked = [
+        *compiler,
+        *flags,
+        "-shared",
+        "-o",
+        str(made),
+        *objects,
+        "-lm",
+        *([] if os.name == "nt" else ["-pthread"]),
+    ]
     return _run(compiled, work) or _run([linked], work) or ("" if made.is_file() else "it wrote nothing")
+
+
+def calls_in_parts() -> str:
+    """In C, for every function that does one part of a call, name(..., part, parts), the one that has all of them done
+    by several threads: name_in_parts(..., parts, threads). How: pool.c."""
+    lines = ['#include "real.h"', '#include "pool.h"']
+    for name, given in re.findall(r"^int (\w+)\(([^)]*),\s+int64_t part,\s+int64_t parts\)$", _text(), re.MULTILINE):
+        given = " ".join(given.split())
+        names = re.findall(r"(\w+)(?:,|$)", given)
+        lines += [
+            f"\nint {name}({given}, int64_t part, int64_t parts);",
+            f"struct {name} {{ {given.replace(',', ';')}; }};",
+            f"static int part_of_{name}(const void *call, int64_t part, int64_t parts) {{",
+            f"    const struct {name} *of = call;",
+            f"    return {name}(of->{', of->'.join(names)}, part, parts);\n}}",
+            f"int {name}_in_parts({given}, int64_t parts, int64_t threads) {{",
+            f"    struct {name} call = {{{', '.join(names)}}};",
+            f"    return in_parts(part_of_{name}, &call, parts, threads);\n}}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _text() -> str:
+    return "\n".join(source.read_text("utf-8") for source in SOURCES)
 
 
 def _run(commands: list[list[str]], work: Path) -> str:

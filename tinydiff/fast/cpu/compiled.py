@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..threads import MORE_PARTS, at_once, threads_for
+from ..threads import MORE_PARTS, threads_for
 from .build import SOURCES, library
 
 __all__ = ["FUNCTIONS", "SOURCES", "Function", "library"]
@@ -40,7 +40,7 @@ class Function:
     inout list p(k,n)    a list of k arrays of any shape, in C order; n are their sizes, one after the other
     int a, real eps      a number, or double eps; a length among them is taken from the shapes
     sizes n              the sizes of the arrays of a list
-    int part, int parts  the call is done in so many parts, at the same time if there are threads for it
+    int part, int parts  it does one of so many parts; the call does them all, by the threads of pool.c
 
     prepares_in_each_part: each part does some work of its own first, so there are no more parts than threads.
     products: about how many times as long as a copy of its arrays it takes; then a small call is worth a thread, too.
@@ -50,11 +50,11 @@ class Function:
         self.prepares_in_each_part, self.products = prepares_in_each_part, products
         self.name, self.arguments = name, [_argument(text) for text in re.split(r",\s*(?![^(]*\))", declaration)]
         self.names = [x.name for x in self.arguments]
-        self.in_order = operator.itemgetter(*self.names)
         self.arrays = [x for x in self.arguments if x.kind in ARRAYS]
         self.fixed: dict[str, Any] = {n: int(n) for x in self.arrays for n in x.lengths if n.isdigit()}
         self.sizes = [x.name for x in self.arguments if x.kind == "sizes"]
         self.in_parts = self.names[-2:] == ["part", "parts"]
+        self.in_order = operator.itemgetter(*(self.names[:-2] + ["parts", "threads"] if self.in_parts else self.names))
         self.reals = [x for x in self.arrays if x.dtype == "real"]
         self._lengths: dict[tuple[Any, ...], dict[str, int]] = {}  # by the shapes of the arrays, for those seen before
         self._ready: dict[str, Any] = {}  # what a call needs, by the character of the dtype of real arrays
@@ -97,22 +97,12 @@ class Function:
         for name in self.sizes:
             given[name] = _in_a_row(ctypes.c_int64, lists[name])
         if self.in_parts:
-            failed = self._in_parts(function, given, sum([end - start for start, end, _, _ in spans]))
-        else:
-            failed = function(*self.in_order(given))  # ctypes releases the GIL meanwhile
-        if failed:
+            size = sum([end - start for start, end, _, _ in spans])
+            given["threads"] = threads = threads_for(size * self.products)
+            given["parts"] = threads * MORE_PARTS if threads > 1 and not self.prepares_in_each_part else threads
+        if function(*self.in_order(given)):  # ctypes releases the GIL meanwhile
             raise MemoryError(f"{self.name}: no memory for its sums")
         return True
-
-    def _in_parts(self, function: Any, given: dict[str, Any], size: int) -> bool:
-        """The parts of a call on so many bytes. Did one fail?"""
-        given["part"], given["parts"] = 0, (threads := threads_for(size * self.products))
-        if threads == 1:
-            return bool(function(*self.in_order(given)))
-        if not self.prepares_in_each_part:
-            given["parts"] *= MORE_PARTS
-        of_part = lambda i: function(*self.in_order({**given, "part": i}))  # noqa: E731
-        return any(at_once(of_part, given["parts"], threads))
 
     def _lengths_of(self, shapes: list[Any]) -> dict[str, int]:
         """The lengths that these shapes give, None for an array that lacks. Errors: Misfit, if they contradict."""
@@ -142,7 +132,7 @@ class Function:
     def _prepared(self, loaded: ctypes.CDLL, char: str) -> tuple[Any, list[Any]]:
         """The function in C; and for each array what a call wants to know of it."""
         real = ctypes.c_float if char == "f" else ctypes.c_double
-        function = getattr(loaded, self.name)
+        function = getattr(loaded, f"{self.name}_in_parts" if self.in_parts else self.name)
         kinds = {"int": ctypes.c_int64, "real": real, "double": ctypes.c_double}
         function.argtypes = [kinds.get(x.kind, ctypes.c_void_p) for x in self.arguments]
         dtypes = [np.dtype(char if x.dtype == "real" else x.dtype) for x in self.arrays]
