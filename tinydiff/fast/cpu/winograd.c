@@ -27,6 +27,16 @@
    6x6 numbers of x, 3x3 of w, 4x4 of y, and 36 products where F has 144. The channels c of x and o of y are summed over
    as before, so for each of the 36 points there is a product of matrices, tiles by c by o.
 
+   A side of 7 numbers y is not two tiles of 4, one of them in part, but 4 + 3, and 14 are 4 + 4 + 3 + 3. For 3 numbers y
+   the degree of p is 4, so the point -2 is left out, and M(t) is t (t^2 - 1) (t - 2). Then M' has lost the factor a + 2,
+   by which X[k] is multiplied, so that W stays the same:
+
+       X[k] = sum over m of x[m] times the coefficient of t^m in (a + 2) M(t) / (t - a), and, last, in M(t)
+       Y = y(0), y(1), y(-1), y(2), nothing, y[2]
+
+   A tile of 4x3 takes 30 products, and one of 3x3 takes 25. An image of 7x7 has one of each kind, and 121 products in
+   place of 144.
+
    The price: a sum of large numbers may cancel, so the rounding errors are four to five times those of the plain sum (root
    mean square); and an Inf or NaN in x may reach every pixel of y whose tile sees it.
 
@@ -38,60 +48,74 @@
 #define LANES (2 * WIDTH)               /* channels of y in a block */
 #define ROWS (REGISTERS == 32 ? 12 : 6) /* of a block: its sums, two vectors and a number fill the registers */
 #define GROUP (1 << 15) /* weights of a point that stay in the second cache, in numbers */
-#define FEW 252         /* tiles at a time with those */
+#define MOST 252        /* tiles at a time */
+#define AHEAD (1 << 13) /* bytes of x between what is read and what is fetched into the cache */
 #define CHUNK (1 << 20) /* bytes of X and Y at a time: they fit the second cache, unless the channels are very many */
 
 /* ---------------------------------------------------------------- from numbers to points, and the transposed maps */
 
-INLINE void points_of_x(const vec *x, vec *X)
+INLINE void points_of_x(const int side, const vec *x, vec *X)
 {
     vec p = x[4] - 4 * x[2], q = x[3] - 4 * x[1], r = x[4] - x[2], s = 2 * (x[3] - x[1]);
-    X[0] = 4 * x[0] - 5 * x[2] + x[4];
-    X[1] = p + q, X[2] = p - q, X[3] = r + s, X[4] = r - s;
-    X[5] = 4 * x[1] - 5 * x[3] + x[5];
+    if (side == 4) {
+        X[0] = 4 * x[0] - 5 * x[2] + x[4];
+        X[1] = p + q, X[2] = p - q, X[3] = r + s, X[4] = r - s;
+        X[5] = 4 * x[1] - 5 * x[3] + x[5];
+    } else {
+        X[0] = 4 * (x[0] - x[2]) + s;
+        X[1] = 3 * (x[3] - x[2] - 2 * x[1]), X[2] = x[3] - 3 * x[2] + 2 * x[1], X[3] = 2 * s;
+        X[5] = r - s;
+    }
 }
 
-INLINE void points_of_y(const vec *y, vec *Y)
+INLINE void points_of_y(const int side, const vec *y, vec *Y)
 {
-    vec p = y[0] + y[2], q = y[1] + y[3], r = y[0] + 4 * y[2], s = 2 * y[1] + 8 * y[3];
-    Y[0] = y[0], Y[1] = p + q, Y[2] = p - q, Y[3] = r + s, Y[4] = r - s, Y[5] = y[3];
+    vec p = y[0] + y[2], r = y[0] + 4 * y[2];
+    vec q = side == 4 ? y[1] + y[3] : y[1], s = side == 4 ? 2 * y[1] + 8 * y[3] : 2 * y[1];
+    Y[0] = y[0], Y[1] = p + q, Y[2] = p - q, Y[3] = r + s, Y[4] = r - s, Y[5] = y[side - 1];
 }
 
-INLINE void y_of_points(const vec *Y, vec *y)
+INLINE void y_of_points(const int side, const vec *Y, vec *y)
 {
-    vec p = Y[1] + Y[2], q = Y[1] - Y[2], r = Y[3] + Y[4], s = Y[3] - Y[4];
-    y[0] = Y[0] + p + r, y[1] = q + 2 * s, y[2] = p + 4 * r, y[3] = q + 8 * s + Y[5];
+    vec p = Y[1] + Y[2], q = Y[1] - Y[2], r = Y[3], s = Y[3];
+    if (side == 4)
+        r += Y[4], s -= Y[4];
+    y[0] = Y[0] + p + r, y[1] = q + 2 * s, y[2] = p + 4 * r, y[3] = q + 8 * s;
+    y[side - 1] += Y[5];
 }
 
-INLINE void points_of_w(const vec *w, vec *W)
+INLINE void points_of_w(const int side, const vec *w, vec *W)
 {
+    (void)side;
     const real sixth = (real)1 / 6;
     vec p = -sixth * (w[0] + w[2]), q = -sixth * w[1], r = sixth * (w[0] / 4 + w[2]), s = sixth / 2 * w[1];
     W[0] = w[0] / 4, W[1] = p + q, W[2] = p - q, W[3] = r + s, W[4] = r - s, W[5] = w[2];
 }
 
-INLINE void w_of_points(const vec *W, vec *w)
+INLINE void w_of_points(const int side, const vec *W, vec *w)
 {
+    (void)side;
     const real sixth = (real)1 / 6;
     vec p = sixth * (W[1] + W[2]), q = sixth * (W[1] - W[2]), r = sixth * (W[3] + W[4]), s = sixth * (W[3] - W[4]);
     w[0] = W[0] / 4 - p + r / 4, w[1] = s / 2 - q, w[2] = r - p + W[5];
 }
 
-/* A map of `from` numbers to `to`, along the columns of a matrix, then along its rows. */
+/* A map of `from` numbers to `to`, along the columns of a matrix, then along its rows, for a tile of so many rows and
+   columns. Of a tile of 3, what is not used is not computed. */
 #define IN_TWO_DIMENSIONS(name, map, from, to)                                                                         \
-    INLINE void name(vec (*a)[from], vec (*b)[to])                                                                     \
+    INLINE void name(const int rows, const int columns, vec (*a)[from], vec (*b)[to])                                  \
     {                                                                                                                  \
         vec half[to][from];                                                                                            \
         for (int j = 0; j < from; j++) {                                                                               \
             vec column[from], mapped[to];                                                                              \
             for (int i = 0; i < from; i++)                                                                             \
                 column[i] = a[i][j];                                                                                   \
-            map(column, mapped);                                                                                       \
+            map(rows, column, mapped);                                                                                 \
             for (int i = 0; i < to; i++)                                                                               \
                 half[i][j] = mapped[i];                                                                                \
         }                                                                                                              \
         for (int i = 0; i < to; i++)                                                                                   \
-            map(half[i], b[i]);                                                                                        \
+            map(columns, half[i], b[i]);                                                                               \
     }
 IN_TWO_DIMENSIONS(all_points_of_x, points_of_x, 6, 6)
 IN_TWO_DIMENSIONS(all_points_of_y, points_of_y, 4, 6)
@@ -99,12 +123,77 @@ IN_TWO_DIMENSIONS(all_of_y, y_of_points, 6, 4)
 IN_TWO_DIMENSIONS(all_points_of_w, points_of_w, 3, 6)
 IN_TWO_DIMENSIONS(all_of_w, w_of_points, 6, 3)
 
+/* Does a tile have point k? */
+INLINE int has_point(const int rows, const int columns, const int k)
+{
+    return (rows == 4 || k / 6 != 4) && (columns == 4 || k % 6 != 4);
+}
+
+/* A function for each kind of tile: name[rows == 4][columns == 4]. */
+#define FOR_ALL_KINDS(KIND_OF, name, ...)                                                                              \
+    KIND_OF(name##_3_3, 3, 3, __VA_ARGS__)                                                                             \
+    KIND_OF(name##_3_4, 3, 4, __VA_ARGS__)                                                                             \
+    KIND_OF(name##_4_3, 4, 3, __VA_ARGS__)                                                                             \
+    KIND_OF(name##_4_4, 4, 4, __VA_ARGS__)
+#define ALL_KINDS(name) {{name##_3_3, name##_3_4}, {name##_4_3, name##_4_4}}
+
 /* ---------------------------------------------------------------- tiles of images */
 
 typedef struct {
     int64_t height, width, channels; /* of an image */
     int64_t top, left;               /* how far the first tile begins above it, and to its left */
 } Images;
+
+typedef struct {
+    int64_t image, i, j; /* its first row and column */
+    int is_tall, is_wide; /* 4 rows or 3, and 4 columns or 3 */
+    int64_t place;        /* among those that are worked on at the same time */
+} Tile;
+
+/* How many tiles of 4, and tiles at all, a side of n numbers has. The last one may go beyond its end. */
+typedef struct {
+    int64_t of_four, all;
+} Side;
+
+static Side side_of(int64_t n)
+{
+    int64_t all = (n + 3) / 4, of_three = 4 * all - n < all ? 4 * all - n : all;
+    return (Side){all - of_three, all};
+}
+
+static int64_t beginning(Side side, int64_t i) { return 4 * i - (i > side.of_four ? i - side.of_four : 0); }
+
+/* Tiles in the order of their places: low and wide ones have no part in the products of some points, and so on. */
+typedef struct {
+    Tile tile[MOST];
+    int64_t count, narrow, tall, wide; /* tall ones come before place `tall`, wide ones from place `narrow` to `wide` */
+} Tiles;
+
+/* The tiles number `start` to `start + count` of the images. */
+static void find_tiles(Tiles *tiles, int64_t start, int64_t count, Side down, Side across)
+{
+    int64_t of_kind[2][2] = {{0}}, next[2][2];
+    for (int64_t t = 0; t < count; t++) {
+        int64_t row = (start + t) / across.all, i = row % down.all, j = (start + t) % across.all;
+        int is_tall = i < down.of_four, is_wide = j < across.of_four;
+        tiles->tile[t] = (Tile){row / down.all, beginning(down, i), beginning(across, j), is_tall, is_wide, 0};
+        of_kind[is_tall][is_wide]++;
+    }
+    next[1][0] = 0;
+    next[1][1] = tiles->narrow = of_kind[1][0];
+    next[0][1] = tiles->tall = tiles->narrow + of_kind[1][1];
+    next[0][0] = tiles->wide = tiles->tall + of_kind[0][1];
+    tiles->count = count;
+    for (Tile *tile = tiles->tile; tile < tiles->tile + count; tile++)
+        tile->place = next[tile->is_tall][tile->is_wide]++;
+}
+
+/* The places of the tiles that have point k. */
+static int64_t first_place(const Tiles *tiles, int64_t k) { return k % 6 == 4 ? tiles->narrow : 0; }
+static int64_t last_place(const Tiles *tiles, int64_t k)
+{
+    return k / 6 == 4 ? tiles->tall : k % 6 == 4 ? tiles->wide : tiles->count;
+}
 
 /* The pixels of a tile with `side` rows and columns that begin at (i, j); where there is no image, zeros. */
 INLINE void pixels_of(const int side, const real *image, const Images *all, int64_t i, int64_t j, const real *zeros,
@@ -118,21 +207,67 @@ INLINE void pixels_of(const int side, const real *image, const Images *all, int6
         }
 }
 
-/* Points of a tile of x (side 6) or y (4): of channel c at to[k * step + c], for each point k. */
-#define POINTS_OF(name, map, side)                                                                                     \
+/* Fetch into the cache what tiles will soon need of these pixels: for each of `all` tiles an equal share. The processor
+   does not guess it, as the pixels of a tile lie apart. (A function that does nothing else, and is not inlined, GCC takes
+   for one without an effect, and leaves out.) */
+INLINE void fetch(const real *x, int64_t pixels, int64_t channels, int64_t own, int64_t tile, int64_t all)
+{
+    const int64_t line = 64 / sizeof(real), ahead = AHEAD / (channels * (int64_t)sizeof(real)) + 1;
+    const int64_t end = pixels * (tile + 1) / all + ahead;
+    for (int64_t p = pixels * tile / all + ahead; p < end && p < pixels; p++)
+        for (int64_t c = 0; c < own; c += line)
+            __builtin_prefetch(x + p * channels + c);
+}
+
+/* Points of a tile of x (6 pixels across, or 5) or y (4, or 3): of channel c at to[k * step + c], for each point k. */
+typedef void Points(const real *const *at, int64_t channels, real *to, int64_t step);
+#define POINTS_OF(name, rows, columns, map, side)                                                                      \
     static void name(const real *const *at, int64_t channels, real *to, int64_t step)                                  \
     {                                                                                                                  \
         for (int64_t c = 0; c < channels; c += WIDTH) {                                                                \
             vec a[side][side], points[6][6];                                                                           \
-            for (int i = 0; i < side * side; i++)                                                                      \
-                a[i / side][i % side] = load_some(at[i] + c, channels - c);                                            \
-            map(a, points);                                                                                            \
+            _Pragma("GCC unroll 36") for (int i = 0; i < side * side; i++)                                             \
+                if (i / side < rows + side - 4 && i % side < columns + side - 4)                                       \
+                    a[i / side][i % side] = load_some(at[i] + c, channels - c);                                        \
+                else                                                                                                   \
+                    a[i / side][i % side] = (vec){0};                                                                  \
+            map(rows, columns, a, points);                                                                             \
             _Pragma("GCC unroll 36") for (int k = 0; k < 36; k++)                                                      \
-                store(to + k * step + c, points[k / 6][k % 6]);                                                        \
+                if (has_point(rows, columns, k))                                                                       \
+                    store(to + k * step + c, points[k / 6][k % 6]);                                                    \
         }                                                                                                              \
     }
-POINTS_OF(points_of_tile_of_x, all_points_of_x, 6)
-POINTS_OF(points_of_tile_of_y, all_points_of_y, 4)
+FOR_ALL_KINDS(POINTS_OF, points_of_tile_of_x, all_points_of_x, 6)
+FOR_ALL_KINDS(POINTS_OF, points_of_tile_of_y, all_points_of_y, 4)
+static Points *const POINTS_OF_X[2][2] = ALL_KINDS(points_of_tile_of_x);
+static Points *const POINTS_OF_Y[2][2] = ALL_KINDS(points_of_tile_of_y);
+
+/* y = b + what the points give, of `channels` channels: of those pixels of the tile that belong to the image of so many
+   rows and columns, and O channels, whose first pixel here is at y. */
+typedef void Pixels(const real *Y, int64_t step, const real *b, int64_t channels, real *y, int64_t down, int64_t across,
+                    int64_t width, int64_t O);
+#define PIXELS_OF(name, rows, columns, map)                                                                            \
+    static void name(const real *Y, int64_t step, const real *b, int64_t channels, real *y, int64_t down,              \
+                     int64_t across, int64_t width, int64_t O)                                                         \
+    {                                                                                                                  \
+        for (int64_t o = 0; o < channels; o += WIDTH) {                                                                \
+            vec points[6][6], sums[4][4];                                                                              \
+            _Pragma("GCC unroll 36") for (int k = 0; k < 36; k++)                                                      \
+                points[k / 6][k % 6] = has_point(rows, columns, k) ? load(Y + k * step + o) : (vec){0};                \
+            map(rows, columns, points, sums);                                                                          \
+            for (int r = 0; r < rows && r < down; r++)                                                                 \
+                for (int q = 0; q < columns && q < across; q++) {                                                      \
+                    vec sum = sums[r][q] + load(b + o);                                                                \
+                    real *at = y + (r * width + q) * O + o;                                                            \
+                    if (channels - o >= WIDTH)                                                                         \
+                        store(at, sum);                                                                                \
+                    else                                                                                               \
+                        memcpy(at, &sum, (channels - o) * sizeof(real));                                               \
+                }                                                                                                      \
+        }                                                                                                              \
+    }
+FOR_ALL_KINDS(PIXELS_OF, pixels_of_tile_of_y, all_of_y)
+static Pixels *const PIXELS_OF_Y[2][2] = ALL_KINDS(pixels_of_tile_of_y);
 
 /* ---------------------------------------------------------------- products of matrices */
 
@@ -228,7 +363,7 @@ static int64_t tiles_at_a_time(int64_t channels, int64_t tiles)
 {
     int64_t room = CHUNK / (36 * channels * (int64_t)sizeof(real)) / ROWS * ROWS, least = 4 * ROWS;
     int64_t most = whole(tiles, ROWS);
-    room = room < least ? least : room;
+    room = room < least ? least : room < MOST ? room : MOST;
     return room < most ? room : most;
 }
 
@@ -255,7 +390,7 @@ static void points_of_weights(const real *w, int64_t C, int64_t O, int transpose
                 for (int t = 0; t < 9; t++)
                     taps[t / 3][t % 3] = transposed ? load_apart(w + ((8 - t) * C + o) * O + c, O, last - o)
                                                     : load_some(w + (t * C + c) * O + o, last - o);
-                all_points_of_w(taps, points);
+                all_points_of_w(4, 4, taps, points);
 #pragma GCC unroll 36
                 for (int k = 0; k < 36; k++)
                     store(W + k * step + ((block - first) / LANES * rows + c) * LANES + o - block,
@@ -269,7 +404,8 @@ int winograd(const real *restrict x, const real *restrict w, const real *restric
              int64_t H, int64_t W, int64_t C, int64_t A, int64_t B, int64_t OH, int64_t OW, int64_t O, int64_t top,
              int64_t left, int64_t transposed, int64_t part, int64_t parts)
 {
-    int64_t x_step = whole(C, WIDTH), down = (OH + 3) / 4, across = (OW + 3) / 4, all = N * down * across;
+    const Side down = side_of(OH), across = side_of(OW);
+    int64_t x_step = whole(C, WIDTH), all = N * down.all * across.all;
     /* Each part has its own tiles, or, where there are fewer tiles than channels, so that most of the work is to make the
        points of the weights, its own channels, and then some of them at a time: their weights of a point stay in the
        second cache. */
@@ -278,8 +414,10 @@ int winograd(const real *restrict x, const real *restrict w, const real *restric
     int64_t last = few ? all : all * (part + 1) / parts, o_first = few ? blocks * part / parts * LANES : 0;
     int64_t o_last = few && part + 1 < parts ? blocks * (part + 1) / parts * LANES : O;
     int64_t group = few ? whole(GROUP / C + 1, LANES) : whole(O, LANES);
-    int64_t T = few ? whole(all < FEW ? all : FEW, ROWS) : tiles_at_a_time(x_step + group, last - first);
-    int64_t of_w_apart = apart(group * C), of_x_apart = apart(T * x_step), of_y_apart = apart(T * group);
+    int64_t T = few ? whole(all < MOST ? all : MOST, ROWS) : tiles_at_a_time(x_step + group, last - first);
+    /* The products are of ROWS tiles, and may go beyond the last of those that have the point. */
+    int64_t of_w_apart = apart(group * C), of_x_apart = apart((T + ROWS) * x_step);
+    int64_t of_y_apart = apart((T + ROWS) * group);
     int64_t rest = x_step + whole(O, LANES);
     real *memory = malloc((36 * (of_w_apart + of_x_apart + of_y_apart) + rest + WIDTH) * sizeof(real));
     if (!memory)
@@ -292,12 +430,14 @@ int winograd(const real *restrict x, const real *restrict w, const real *restric
         memcpy(bias, b, O * sizeof(real));
     Images of_x = {H, W, C, top, left};
     for (int64_t start = first; start < last; start += T) {
-        int64_t tiles = last - start < T ? last - start : T;
-        for (int64_t t = 0; t < tiles; t++) {
-            int64_t n = (start + t) / across / down, i = (start + t) / across % down * 4, j = (start + t) % across * 4;
+        Tiles tiles;
+        find_tiles(&tiles, start, last - start < T ? last - start : T, down, across);
+        for (int64_t t = 0; t < tiles.count; t++) {
+            const Tile *tile = tiles.tile + t;
             const real *at[36];
-            pixels_of(6, x + n * H * W * C, &of_x, i, j, zeros, at);
-            points_of_tile_of_x(at, C, X + t * x_step, of_x_apart);
+            fetch(x, N * H * W, C, C, start + t, all);
+            pixels_of(6, x + tile->image * H * W * C, &of_x, tile->i, tile->j, zeros, at);
+            POINTS_OF_X[tile->is_tall][tile->is_wide](at, C, X + tile->place * x_step, of_x_apart);
         }
         for (int64_t from = o_first; from < o_last; from += group) {
             int64_t to = o_last - from < group ? o_last : from + group;
@@ -305,30 +445,14 @@ int winograd(const real *restrict x, const real *restrict w, const real *restric
                 points_of_weights(w, A, B, (int)transposed, from, to, weights, of_w_apart);
             for (int64_t k = 0; k < 36; k++)
                 for (int64_t o = from; o < to; o += LANES)
-                    for (int64_t t = 0; t < tiles; t += ROWS)
+                    for (int64_t t = first_place(&tiles, k); t < last_place(&tiles, k); t += ROWS)
                         PRODUCTS[to - o > WIDTH](X + k * of_x_apart + t * x_step, x_step,
                                                  weights + k * of_w_apart + (o - from) * C, C,
                                                  Y + k * of_y_apart + t * group + o - from, group);
-            for (int64_t t = 0; t < tiles; t++) {
-                int64_t n = (start + t) / across / down, i = (start + t) / across % down * 4;
-                int64_t j = (start + t) % across * 4;
-                for (int64_t o = from; o < to; o += WIDTH) {
-                    vec points[6][6], sums[4][4];
-#pragma GCC unroll 36
-                    for (int k = 0; k < 36; k++)
-                        points[k / 6][k % 6] = load(Y + k * of_y_apart + t * group + o - from);
-                    all_of_y(points, sums);
-                    for (int r = 0; r < 4 && i + r < OH; r++)
-                        for (int q = 0; q < 4 && j + q < OW; q++) {
-                            vec sum = sums[r][q] + load(bias + o);
-                            real *at = y + ((n * OH + i + r) * OW + j + q) * O + o;
-                            if (to - o >= WIDTH)
-                                store(at, sum);
-                            else
-                                memcpy(at, &sum, (to - o) * sizeof(real));
-                        }
-                }
-            }
+            for (const Tile *tile = tiles.tile; tile < tiles.tile + tiles.count; tile++)
+                PIXELS_OF_Y[tile->is_tall][tile->is_wide](
+                    Y + tile->place * group, of_y_apart, bias + from, to - from,
+                    y + ((tile->image * OH + tile->i) * OW + tile->j) * O + from, OH - tile->i, OW - tile->j, OW, O);
         }
     }
     free(memory);
@@ -344,9 +468,10 @@ int winograd_weight_grad(const real *restrict x, const real *restrict y, real *r
     int64_t end = whole(C, WIDTH) / WIDTH * (part + 1) / parts * WIDTH, own = (end < C ? end : C) - first;
     if (own <= 0)
         return 0;
-    int64_t x_step = whole(own, WIDTH), y_step = whole(O, LANES), down = (OH + 3) / 4, across = (OW + 3) / 4;
+    const Side down = side_of(OH), across = side_of(OW);
+    int64_t x_step = whole(own, WIDTH), y_step = whole(O, LANES);
     /* Of all channels C, not of those of this part, or the order of the sums would depend on the number of parts. */
-    int64_t all = N * down * across, T = tiles_at_a_time(whole(C, WIDTH) + y_step, all);
+    int64_t all = N * down.all * across.all, T = tiles_at_a_time(whole(C, WIDTH) + y_step, all);
     int64_t of_w_apart = apart(own * y_step), of_x_apart = apart(T * x_step), of_y_apart = apart(T * y_step);
     real *memory = calloc(36 * (of_w_apart + of_x_apart + of_y_apart) + whole(C, WIDTH) + y_step + WIDTH, sizeof(real));
     if (!memory)
@@ -354,23 +479,28 @@ int winograd_weight_grad(const real *restrict x, const real *restrict y, real *r
     real *sums = aligned(memory), *X = sums + 36 * of_w_apart, *Y = X + 36 * of_x_apart, *zeros = Y + 36 * of_y_apart;
     Images of_x = {H, W, C, top, left}, of_y = {OH, OW, O, 0, 0};
     for (int64_t start = 0; start < all; start += T) {
-        int64_t tiles = all - start < T ? all - start : T;
-        for (int64_t t = 0; t < tiles; t++) {
-            int64_t n = (start + t) / across / down, i = (start + t) / across % down * 4, j = (start + t) % across * 4;
+        Tiles tiles;
+        find_tiles(&tiles, start, all - start < T ? all - start : T, down, across);
+        for (int64_t t = 0; t < tiles.count; t++) {
+            const Tile *tile = tiles.tile + t;
             const real *at[36];
-            pixels_of(6, x + n * H * W * C + first, &of_x, i, j, zeros, at);
-            points_of_tile_of_x(at, own, X + t * x_step, of_x_apart);
-            pixels_of(4, y + n * OH * OW * O, &of_y, i, j, zeros, at);
-            points_of_tile_of_y(at, O, Y + t * y_step, of_y_apart);
+            fetch(x + first, N * H * W, C, own, start + t, all);
+            pixels_of(6, x + tile->image * H * W * C + first, &of_x, tile->i, tile->j, zeros, at);
+            POINTS_OF_X[tile->is_tall][tile->is_wide](at, own, X + tile->place * x_step, of_x_apart);
+            pixels_of(4, y + tile->image * OH * OW * O, &of_y, tile->i, tile->j, zeros, at);
+            POINTS_OF_Y[tile->is_tall][tile->is_wide](at, O, Y + tile->place * y_step, of_y_apart);
         }
-        for (int64_t k = 0; k < 36; k++)
+        for (int64_t k = 0; k < 36; k++) {
+            const int64_t place = first_place(&tiles, k), count = last_place(&tiles, k) - place;
             for (int64_t o = 0; o < O; o += LANES)
                 for (int64_t c = 0, size; c < own; c += SIZES[size]) {
                     for (size = 2; SIZES[size] > own - c;)
                         size--;
-                    TRANSPOSEDS[O - o > WIDTH][size](X + k * of_x_apart + c, x_step, Y + k * of_y_apart + o, y_step,
-                                                     tiles, sums + k * of_w_apart + c * y_step + o, y_step);
+                    TRANSPOSEDS[O - o > WIDTH][size](X + k * of_x_apart + place * x_step + c, x_step,
+                                                     Y + k * of_y_apart + place * y_step + o, y_step, count,
+                                                     sums + k * of_w_apart + c * y_step + o, y_step);
                 }
+        }
     }
     for (int64_t c = 0; c < own; c++)
         for (int64_t o = 0; o < O; o += WIDTH) {
@@ -378,7 +508,7 @@ int winograd_weight_grad(const real *restrict x, const real *restrict y, real *r
 #pragma GCC unroll 36
             for (int k = 0; k < 36; k++)
                 points[k / 6][k % 6] = load(sums + k * of_w_apart + c * y_step + o);
-            all_of_w(points, taps);
+            all_of_w(4, 4, points, taps);
             for (int t = 0; t < 9; t++)
                 memcpy(w + (t * C + first + c) * O + o, &taps[t / 3][t % 3],
                        (O - o < WIDTH ? O - o : WIDTH) * sizeof(real));
