@@ -6,6 +6,7 @@ so the engine asks here first, and raises an error instead.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import weakref
 from typing import Any
@@ -38,13 +39,17 @@ def memory_of(array: Array) -> Array:
     return memory
 
 
-def note_change(array: Array) -> None:
-    """Note that an array was changed in place."""
-    memory = memory_of(array)
-    key = id(memory)
+def note_change(*arrays: Array) -> None:
+    """Note that arrays were changed in place."""
     with _noting:  # in the order of the clock: the latest of two threads must not be forgotten for an earlier one
         changes.latest = now = next(clock)
-    changes[key] = now, weakref.ref(memory, lambda _: changes.pop(key, None))
+    for array in arrays:
+        memory = memory_of(array)
+        changes[id(memory)] = now, weakref.ref(memory, functools.partial(_forget, id(memory)))
+
+
+def _forget(key: int, _: Any) -> None:
+    changes.pop(key, None)
 
 
 def changed_since(array: Array, time: int) -> bool:

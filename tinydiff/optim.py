@@ -94,7 +94,7 @@ class Optimizer:
                         "compute the gradients inside the step, after zero_grad, or leave them in the same Tensors"
                     )
                 self.counts[i] += 1
-                note_change(p.data)
+            note_change(*(p.data for _, p, _ in moving))
             return self._hyperparameters([self.counts[i] for i, _, _ in moving])
 
         if moving:
@@ -305,8 +305,9 @@ class Adam(Optimizer):
         b1, b2 = self.betas
         decay = (1 - self.lr * self.weight_decay, 0.0) if self.decoupled else (1.0, self.weight_decay)
         # The corrections of mhat and vhat are in the rate and in eps, where they cost nothing.
-        roots = [math.sqrt(1 - b2**n) for n in counts]
-        return [[self.lr * root / (1 - b1**n), self.eps * root, *decay, b1, b2] for n, root in zip(counts, roots)]
+        roots = {n: math.sqrt(1 - b2**n) for n in set(counts)}  # most have the same count
+        rows = {n: [self.lr * root / (1 - b1**n), self.eps * root, *decay, b1, b2] for n, root in roots.items()}
+        return [rows[n] for n in counts]
 
     def _update(self, ps: list[Array], gs: list[Array], hyperparameters: Array, **state: list[Array]) -> None:
         adam_step(ps, gs, state["m"], state["v"], hyperparameters)
@@ -368,11 +369,7 @@ def clip_grad_norm(parameters: Tensor | Iterable[Tensor], max_norm: float) -> Ar
     if not gradients:
         return xp.zeros((), "float32")
 
-    def changed() -> None:
-        for g in gradients:
-            note_change(g.data)
-
-    backend.each_time(changed)
+    backend.each_time(lambda: note_change(*(g.data for g in gradients)))
     return clip_norm([g._data for g in gradients], max_norm)
 
 
@@ -418,8 +415,7 @@ class EMA:
         ps = [self._parameters[name].data for name in self.averages]
         averages = list(self.averages.values())
         average_step(averages, ps, backend.numbers(count))
-        for a in averages:  # a graph may have been made inside `applied`
-            backend.each_time(functools.partial(note_change, a))
+        backend.each_time(functools.partial(note_change, *averages))  # a graph may have been made inside `applied`
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -460,7 +456,7 @@ class EMA:
         self.updates = updates
         for name, a in self.averages.items():
             a[...] = backend.to_device(arrays[name])
-            note_change(a)
+        note_change(*self.averages.values())
 
     def _check_fit(self, parameters: Mapping[str, Tensor]) -> None:
         """Errors: ValueError unless each average can become the parameter of its name, and each has one."""

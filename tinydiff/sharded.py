@@ -66,8 +66,7 @@ class Sharded:
             theirs = [p.data for p, m, owner in zip(self.parameters, moved, self.owner) if m and owner == rank]
             self.ranks.broadcast(theirs, rank)
             if rank != self.ranks.rank:
-                for a in theirs:
-                    note_change(a)
+                note_change(*theirs)
 
     def zero_grad(self) -> None:
         for p in self.parameters:

@@ -74,15 +74,16 @@ class Function:
         shapes: list[Any] = []
         spans: list[Any] = []
         lists: dict[str, Any] = {}  # their lengths
-        for x, name, dtype in arrays:
+        for x, name, dtype, is_list, is_written in arrays:
             a = given[name]
-            if x.is_list:
-                given[name] = self._list(x, a, dtype, lists, spans)
-            elif a is not None or not x.optional:
-                given[name] = self._start(x, a, dtype, spans)
-                shapes.append(a.shape)
-            else:
+            if is_list:
+                given[name] = self._list(x, a, dtype, is_written, lists, spans)
+            elif a is None and x.optional:
                 shapes.append(None)
+            else:
+                given[name] = start = self._start(x, a, dtype)
+                spans.append((start, start + a.nbytes, is_written, name))
+                shapes.append(a.shape)
         lengths = self._lengths.get(key := tuple(shapes))
         if lengths is None:
             if len(self._lengths) >= MOST_SHAPES:
@@ -136,27 +137,29 @@ class Function:
         kinds = {"int": ctypes.c_int64, "real": real, "double": ctypes.c_double}
         function.argtypes = [kinds.get(x.kind, ctypes.c_void_p) for x in self.arguments]
         dtypes = [np.dtype(char if x.dtype == "real" else x.dtype) for x in self.arrays]
-        return function, [(x, x.name, dtype) for x, dtype in zip(self.arrays, dtypes)]
+        return function, [(x, x.name, dtype, x.is_list, x.kind != "in") for x, dtype in zip(self.arrays, dtypes)]
 
-    def _start(self, x: Argument, a: Any, dtype: np.dtype, spans: list[Any]) -> int:
-        """The address of an array of this argument. Its place in memory is added to the spans."""
-        if not isinstance(a, np.ndarray) or a.dtype != dtype or not (flags := a.flags).c_contiguous:
+    def _start(self, x: Argument, a: Any, dtype: np.dtype) -> int:
+        """The address of an array of this argument. Errors: Misfit."""
+        try:
+            start = _address_of(_byte_of(a))  # an error if it is not in C order, is empty, or cannot be written
+            if a.dtype is dtype:
+                return start
+        except (TypeError, ValueError, BufferError, AttributeError):
+            pass
+        if not isinstance(a, np.ndarray) or a.dtype != dtype or not a.flags.c_contiguous:
             raise Misfit(self._misfit(x, a, dtype))
-        size, written = a.nbytes, x.kind != "in"
-        if not size:
-            start = 0  # an empty array is nowhere
-        elif flags.writeable:
-            start = _address_of(_Byte.from_buffer(a))  # the quickest way, which is for these alone
-        elif written:
+        if x.kind != "in" and not a.flags.writeable:
             raise Misfit(f"{self.name}: {x.name} cannot be written")
-        else:
-            start = a.ctypes.data
-        spans.append((start, start + size, written, x.name))
-        return start
+        return a.ctypes.data if a.size else 0  # an empty array is nowhere
 
-    def _list(self, x: Argument, arrays: Any, dtype: np.dtype, lengths: dict[str, Any], spans: list[Any]) -> Any:
+    def _list(self, x: Argument, arrays: Any, dtype: np.dtype, is_written: bool, lengths: dict, spans: list) -> Any:
         """The addresses of the arrays of a list, for C; the sizes are added to the lengths, for C too."""
-        starts, sizes = [self._start(x, a, dtype, spans) for a in arrays], [a.size for a in arrays]
+        name, starts, sizes, append = x.name, [], [], spans.append
+        for a in arrays:
+            starts.append(start := self._start(x, a, dtype))
+            sizes.append(a.size)
+            append((start, start + a.nbytes, is_written, name))
         of_count, of_sizes = x.lengths
         if lengths.setdefault(of_count, len(sizes)) != len(sizes):
             raise Misfit(f"{self.name}: {x.name} has {len(sizes)} arrays, not {lengths[of_count]}")
@@ -184,7 +187,7 @@ class Function:
                 written_end, written_name = end, name
 
 
-_Byte: Any = ctypes.c_char
+_byte_of: Any = ctypes.c_char.from_buffer  # the quickest way to an address
 _address_of = ctypes.addressof
 
 
