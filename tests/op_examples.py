@@ -376,25 +376,25 @@ E("normalize", N(2, 3, 4), N(4), N(4), axes=(2,), eps=1e-3)
 E("normalize", N(3, 2, 2), N(2), N(2), axes=(0, 1), eps=1e-3)
 E("normalize", N(3, 4, 2), N(4, 1), N(4, 1), axes=(1,), eps=1e-3)  # an axis in the middle, which only the page takes
 for shift, weight in [
-    (None, (1, 1, 2, 2)),
-    ((2, 1, 2, 2), (1, 1, 2, 2)),
-    ((2, 1, 2, 2), (2, 1, 2, 2)),
-    ((2, 1, 2, 2), None),
+    (None, (4,)),
+    ((2, 4), (4,)),
+    ((2, 4), (2, 4)),
+    ((2, 4), None),
     (None, None),
 ]:
     for silu in (True, False):
         E(
             "shift_normalize_silu",
-            N(2, 3, 2, 2),
+            N(2, 3, 4),
             None if shift is None else N(*shift),
             *((None, None) if weight is None else (N(*weight), N(*weight))),
-            axes=(1, 3),
+            groups=2,
             eps=1e-3,
             silu=silu,
         )
-E("shift_normalize_silu", N(1, 4, 2, 1), None, N(1, 1, 2, 1), N(1, 1, 2, 1), axes=(1, 3), eps=1e-3, silu=True)
-E("shift_normalize_silu", N(3, 1, 2, 2), N(3, 1, 2, 2), None, None, axes=(1, 3), eps=1e-3, silu=True)
-E("shift_normalize_silu", N(2, 5, 3), N(3), N(3), N(3), axes=(2,), eps=1e-3, silu=True)
+E("shift_normalize_silu", N(1, 2, 2, 2), None, N(2), N(2), groups=2, eps=1e-3, silu=True)
+E("shift_normalize_silu", N(3, 4), N(3, 4), None, None, groups=2, eps=1e-3, silu=True)
+E("shift_normalize_silu", N(2, 5, 3), N(2, 3), N(2, 3), N(2, 3), groups=1, eps=1e-3, silu=True)
 E("group_norm", N(2, 2, 2, 4), P(4), N(4), groups=2)
 E("group_norm", N(2, 3, 4), groups=4, eps=1e-3)
 E("group_norm", N(2, 4), groups=1)

@@ -240,12 +240,6 @@ def normalize(x: Any, weight: Any, bias: Any, axes: Any, eps: float) -> Any:
 
 
 @oracle
-def shift_normalize_silu(x: Any, shift: Any, weight: Any, bias: Any, axes: Any, eps: float, silu: bool) -> Any:
-    y = normalize(x if shift is None else x + shift, weight, bias, axes, eps)
-    return y / (1 + np.exp(-y)) if silu else y
-
-
-@oracle
 def group_norm(
     x: Any, weight: Any = None, bias: Any = None, shift: Any = 0, *, groups: int, eps: float = 1e-5, silu: bool = False
 ) -> Any:
@@ -255,6 +249,11 @@ def group_norm(
         part = (n, ..., slice(g * size, (g + 1) * size))
         y[part] = standardized(x[part], None, eps)
     return affine(y, weight, bias, silu)
+
+
+ORACLES["shift_normalize_silu"] = lambda x, shift, weight, bias, **options: group_norm(
+    x, weight, bias, shift, **options
+)
 
 
 @oracle

@@ -294,6 +294,7 @@ AXES: dict[str, Any] = {
     "conv2d_input_grad": (0, 1, 2),
     "layer_norm": -1,
     "batch_norm": 0,
+    "shift_normalize_silu": -1,
 }
 
 
@@ -306,6 +307,8 @@ def functions(case: Case) -> dict[str, Callable[..., Any]]:
         def call(*arrays: Any) -> Any:
             wanted = inspect.signature(op).parameters
             options = {k: v for k, v in case.params.items() if k in wanted and wanted[k].kind is wanted[k].KEYWORD_ONLY}
+            if "axes" in wanted:
+                options.setdefault("axes", (axis,))
             missing = op.inputs - len(arrays) if isinstance(op, Op) and op.inputs else 0
             return np.asarray(op(*arrays, *[None] * missing, **options))
 

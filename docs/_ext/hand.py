@@ -96,8 +96,8 @@ HAND: dict[str, Call] = {
     "take_along_axis": ((A([1, 2, 3], [4, 5, 6]), np.array([[1], [0]])), {"axis": 1}),
     "embedding": ((PICK, TABLE), {}),
     "normalize": ((A([1, 2, 6]), A(1, 2, 1), A(0, 0, 1)), {"axes": (1,), "eps": 0.0}),
-    "shift_normalize_silu": ((A([0, 2, 4]), A(1, 0, 2), A(1, 2, 1), A(0, 0, 1)),
-                             {"axes": (1,), "eps": 0.0, "silu": True}),
+    "shift_normalize_silu": ((A([0, 2, 4]), A([1, 0, 2]), A(1, 2, 1), A(0, 0, 1)),
+                             {"groups": 1, "eps": 0.0, "silu": True}),
     "group_norm": (
         (A([[1, 2, 6, 0, 3, 9]]), A(1, 1, 1, 1, 2, 1), A(0, 0, 0, 0, 0, 1)), {"groups": 2, "eps": 0.0}),
     "layer_norm": ((A([1, 2, 6]), A(1, 2, 1), A(0, 0, 1)), {"eps": 0.0}),

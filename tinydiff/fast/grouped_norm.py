@@ -28,55 +28,62 @@ def register(name: str, norm: Callable[..., Any], norm_vjp: Callable[..., Any]) 
 
     @shift_normalize_silu.fast(name)
     def shift_normalize_silu_fast(
-        x: Array, shift: Any, weight: Any, bias: Any, *, axes: tuple[int, ...], eps: float, silu: bool
+        x: Array, shift: Any, weight: Any, bias: Any, *, groups: int, eps: float, silu: bool
     ) -> Any:
-        view = view_of(x, shift, weight, bias, axes)
-        if view is None:
+        if not is_real(x, shift, weight, bias) or x.size == 0:
             return NotImplemented
-        found = norm(x.reshape(view), *(flat(p, view) for p in (shift, weight, bias)), eps, silu)
-        if found is NotImplemented:
-            return found
-        y, mean, rstd = found
-        return y.reshape(x.shape), (mean, rstd, view)
+        view = (x.shape[0], math.prod(x.shape[1:-1]), groups, x.shape[-1] // groups)
+        return normalized(x, view, shift, weight, bias, eps, silu)
 
     @shift_normalize_silu.fast_vjp(name)
     def shift_normalize_silu_vjp_fast(
         g: Array, _y: Any, x: Array, shift: Any, weight: Any, bias: Any, *, silu: bool, residuals: Any, **_options: Any
     ) -> Any:
-        mean, rstd, view = residuals
         bias = weight if isinstance(bias, ShapeDtype) else bias  # a bias that was not kept: only its shape is read
-        parameters = [flat(p, view) for p in (shift, weight, bias)]
-        found = norm_vjp(g.reshape(view), x.reshape(view), mean, rstd, *parameters, silu)
-        if found is NotImplemented:
-            return found
-        return tuple(a if p is None else a.reshape(p.shape) for a, p in zip(found, (x, shift, weight, bias)))
+        return normalized_vjp(g, x, residuals, shift, weight, bias, silu)
 
     @normalize.fast(name)
-    def normalize_fast(x: Array, weight: Any, bias: Any, **options: Any) -> Any:
-        return shift_normalize_silu_fast(x, None, weight, bias, silu=False, **options)
+    def normalize_fast(x: Array, weight: Any, bias: Any, *, axes: tuple[int, ...], eps: float) -> Any:
+        view = view_of(x, weight, bias, axes)
+        if view is None:
+            return NotImplemented
+        return normalized(x, view, None, flat(weight, view), flat(bias, view), eps, False)
 
     @normalize.fast_vjp(name)
-    def normalize_vjp_fast(g: Array, y: Any, x: Array, weight: Any, bias: Any, **options: Any) -> Any:
-        found = shift_normalize_silu_vjp_fast(g, y, x, None, weight, bias, silu=False, **options)
-        return found if found is NotImplemented else (found[0], *found[2:])
+    def normalize_vjp_fast(
+        g: Array, _y: Any, x: Array, weight: Any, bias: Any, *, residuals: Any, **_options: Any
+    ) -> Any:
+        bias = weight if isinstance(bias, ShapeDtype) else bias
+        view = residuals[0]
+        found = normalized_vjp(g, x, residuals, None, flat(weight, view), flat(bias, view), False)
+        if found is NotImplemented:
+            return found
+        return tuple(a if p is None else a.reshape(p.shape) for a, p in zip((found[0], *found[2:]), (x, weight, bias)))
+
+    def normalized(x: Array, view: View, *parameters: Any) -> Any:
+        found = norm(x.reshape(view), *parameters)
+        if found is NotImplemented:
+            return found
+        y, mean, rstd = found
+        return y.reshape(x.shape), (view, mean, rstd)
+
+    def normalized_vjp(g: Array, x: Array, residuals: Any, *parameters: Any) -> Any:
+        view, mean, rstd = residuals
+        found = norm_vjp(g.reshape(view), x.reshape(view), mean, rstd, *parameters)
+        return found if found is NotImplemented else (found[0].reshape(x.shape), *found[1:])
 
     return normalize_fast, normalize_vjp_fast
 
 
-def view_of(x: Array, shift: Any, weight: Any, bias: Any, axes: tuple[int, ...]) -> View | None:
+def view_of(x: Array, weight: Any, bias: Any, axes: tuple[int, ...]) -> View | None:
     """The shape (A, L, G, D) for x; None if there is no such shape."""
-    if (
-        not is_real(x, shift, weight, bias)
-        or x.size == 0
-        or getattr(weight, "shape", None) != getattr(bias, "shape", None)
-    ):
+    if not is_real(x, weight, bias) or x.size == 0 or getattr(weight, "shape", None) != getattr(bias, "shape", None):
         return None
     if x.ndim == 4 and axes == (1, 3):  # group norm
         a, _, groups, d = x.shape
-        fit = {(1, 1, groups, d), (a, 1, groups, d)}
-        if (shift is None or shift.shape == (a, 1, groups, d)) and (weight is None or weight.shape in fit):
+        if weight is None or weight.shape in {(1, 1, groups, d), (a, 1, groups, d)}:
             return x.shape
-    elif shift is None and (weight is None or weight.shape == x.shape[-1:]):
+    elif weight is None or weight.shape == x.shape[-1:]:
         if axes == (x.ndim - 1,):  # layer norm
             return math.prod(x.shape[:-1]), 1, 1, x.shape[-1]
         if axes == tuple(range(x.ndim - 1)):  # batch norm

@@ -30,6 +30,7 @@ from .activation import silu as silu_of
 from .activation import silu_vjp
 from .elementwise import sqrt
 from .reduce import mean
+from .reduce import sum as total
 from .shape import reshape
 
 
@@ -62,29 +63,50 @@ def standardize(x: Any, axes: tuple[int, ...], eps: float) -> tuple[Any, Any]:
 
 
 @op
-def shift_normalize_silu(
-    x: Any, shift: Any, weight: Any, bias: Any, *, axes: tuple[int, ...], eps: float, silu: bool
-) -> Any:
-    """y = silu(u),   u = normalize(x + shift, w, b): shift, norm and silu of a U-Net's block as one op, for speed
+def shift_normalize_silu(x: Any, shift: Any, weight: Any, bias: Any, *, groups: int, eps: float, silu: bool) -> Any:
+    """y = silu(u),   u = normalize(x + shift, w, b): group norm, with the shift before it and silu after, as one op
 
     ū = ȳ silu'(u);   then as in normalize. The sum x + shift gives both the same adjoint, x̄ = shift̄
 
-    shift may be None; with silu=False, y = u.
+    x (N, ..., C); shift (N, C), the same at every position, so that its adjoint is summed over them; weight and bias
+    (C,) or (N, C). Each may be None; with silu=False, y = u.
     """
-    u = normalize(x if shift is None else x + shift, weight, bias, axes=axes, eps=eps)
-    return silu_of(u) if silu else u
+    z, *parameters = in_groups(x, shift, weight, bias, groups)
+    u = normalize(z, *parameters, axes=(1, 3), eps=eps)
+    return reshape(silu_of(u) if silu else u, shape=x.shape)
 
 
 @shift_normalize_silu.vjp
 def shift_normalize_silu_vjp(
-    g: Any, _y: Any, x: Any, shift: Any, weight: Any, bias: Any, *, axes: tuple[int, ...], eps: float, silu: bool
+    g: Any, _y: Any, x: Any, shift: Any, weight: Any, bias: Any, *, groups: int, eps: float, silu: bool
 ) -> Any:
-    z = x if shift is None else x + shift
+    z, *parameters = in_groups(x, shift, weight, bias, groups)
+    g = reshape(g, shape=z.shape)
     if silu:
-        g = silu_vjp(g, None, normalize(z, weight, bias, axes=axes, eps=eps))
-    z_adjoint, weight_adjoint, bias_adjoint = normalize_vjp(g, None, z, weight, bias, axes=axes, eps=eps)
-    z_adjoint = z_adjoint()  # once, for both inputs; the engine sums it to the shape of the shift
-    return z_adjoint, z_adjoint, weight_adjoint, bias_adjoint
+        g = silu_vjp(g, None, normalize(z, *parameters, axes=(1, 3), eps=eps))
+    z_adjoint, weight_adjoint, bias_adjoint = normalize_vjp(g, None, z, *parameters, axes=(1, 3), eps=eps)
+    z_adjoint = z_adjoint()  # once, for both inputs
+
+    def of_samples(p: Any) -> Any:  # (N, L, G, D) -> (N, C); the engine sums over the samples, if they share a weight
+        return reshape(total(p, axis=1), shape=(x.shape[0], x.shape[-1]))
+
+    return (
+        reshape(z_adjoint, shape=x.shape),
+        lambda: of_samples(z_adjoint),
+        lambda: of_samples(weight_adjoint()),
+        lambda: of_samples(bias_adjoint),
+    )
+
+
+def in_groups(x: Any, shift: Any, weight: Any, bias: Any, groups: int) -> Any:
+    """x + shift as (N, L, G, D), of L positions and G groups of D channels; weight and bias as (1 or N, 1, G, D)."""
+    n, channels = x.shape[0], x.shape[-1]
+
+    def grouped(p: Any) -> Any:
+        return None if p is None else reshape(p, shape=(1 if p.ndim == 1 else n, 1, groups, channels // groups))
+
+    z = reshape(x, shape=(n, math.prod(x.shape[1:-1]), groups, channels // groups))
+    return z if shift is None else z + grouped(shift), grouped(weight), grouped(bias)
 
 
 # ---------------------------------------------------------------- the norms
@@ -113,20 +135,9 @@ def group_norm(
     channels = check_channels("group_norm", x, weight, bias, 2, per_sample=True)
     if groups < 1 or channels % groups:
         raise ValueError(f"group_norm: groups={groups} does not divide the {channels} channels of x {x.shape}")
-    n = x.shape[0]
-    if shift is not None and shift.shape != (n, channels):
-        raise ValueError(f"group_norm: the shift must have shape {(n, channels)}, not {shift.shape}")
-
-    def grouped(p: Any) -> Any:  # (C,) or (N, C) -> (1 or N, 1, G, D)
-        return None if p is None else reshape(p, shape=(1 if p.ndim == 1 else n, 1, groups, channels // groups))
-
-    z = reshape(x, shape=(n, math.prod(x.shape[1:-1]), groups, channels // groups))  # (N, ..., C) -> (N, L, G, D)
-    weight, bias, shift = grouped(weight), grouped(bias), grouped(shift)
-    if shift is None and not silu:
-        y = normalize(z, weight, bias, axes=(1, 3), eps=eps)
-    else:
-        y = shift_normalize_silu(z, shift, weight, bias, axes=(1, 3), eps=eps, silu=silu)
-    return reshape(y, shape=x.shape)  # (N, L, G, D) -> (N, ..., C)
+    if shift is not None and shift.shape != (x.shape[0], channels):
+        raise ValueError(f"group_norm: the shift must have shape {(x.shape[0], channels)}, not {shift.shape}")
+    return shift_normalize_silu(x, shift, weight, bias, groups=groups, eps=eps, silu=silu)
 
 
 @composite

@@ -65,7 +65,7 @@ CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "roll": (((2, 3),), {"shift": 1, "axis": 1}),
     "scaled_dot_product_attention": (((2, 2), (3, 2), (3, 2), (2, 3)), {"scale": 0.5}),
     "scatter_add": (((3, 2),), {"index": ROWS, "shape": (3, 2)}),
-    "shift_normalize_silu": (((2, 3), (3,), (3,), (3,)), {"axes": (1,), "eps": 1e-5, "silu": True}),
+    "shift_normalize_silu": (((2, 3), (2, 3), (3,), (3,)), {"groups": 1, "eps": 1e-5, "silu": True}),
     "softmax": (((2, 3),), {"axis": -1}),
     "split": (((4, 2), 2), {}),
     "squeeze": (((2, 1, 3),), {}),
