@@ -16,6 +16,8 @@ sum_in_c = Function("sum_over", "in x(A,M,R), out z(A,R), int A, int M, int R")
 rows_in_c = Function("add_rows", "in int64 index(N), in x(N,D), inout z(n,D), int N, int n, int D")
 bias_in_c = Function("add_to_rows", "inout y(R,C), in b(C), int R, int C, int part, int parts")
 
+WORTH_A_CALL = 2**15  # numbers: NumPy adds fewer in less time than a call of C takes
+
 
 def sum_of_rows(x: Array) -> Any:
     """(A, M, R) -> (A, R). Each number is the same for any A: that of a sample does not depend on its batch."""
@@ -25,8 +27,8 @@ def sum_of_rows(x: Array) -> Any:
 
 def add_in_place(y: Array, b: Array) -> Array:
     """y, with b (m,) added to each row of y (..., m)."""
-    in_c = y.flags.c_contiguous and bias_in_c(y=y.reshape(math.prod(y.shape[:-1]), len(b)), b=np.ascontiguousarray(b))
-    if not in_c:
+    large = y.size >= WORTH_A_CALL and y.flags.c_contiguous
+    if not (large and bias_in_c(y=y.reshape(math.prod(y.shape[:-1]), len(b)), b=np.ascontiguousarray(b))):
         y += b
     return y
 
