@@ -5,9 +5,10 @@
     TINYDIFF_BACKEND=cupy python examples/quickstart.py   on a GPU
 
 A padded residual U-Net (models/unet.py) learns to remove noise of any strength (diffusion/predict.py). Its condition is
-the digit in the image. In training the condition is left out one time in ten, so that sampling can strengthen its
-effect (guidance). The directory of the run (runs/quickstart, of MNIST runs/quickstart_mnist) gets samples.png, one row
-per digit, and loss.png, log.jsonl and checkpoint.npz.
+the digit in the image, and how it is drawn. In training the condition is left out one time in ten, so that sampling can
+strengthen its effect (guidance), and a part of it one time in ten, so that the digit alone will do. The directory of
+the run (runs/quickstart, of MNIST runs/quickstart_mnist) gets samples.png, one row per digit, and loss.png, log.jsonl
+and checkpoint.npz.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ import common
 import numpy as np
 
 from tinydiff import Rng, data, plot
-from tinydiff.backend import to_device, xp
+from tinydiff.backend import to_device
 from tinydiff.data.glyphs import ATTRIBUTES, VARIETIES
-from tinydiff.diffusion import Denoiser, Guided, KarrasSDE, edm_loss, sample
+from tinydiff.diffusion import Denoiser, Guided, KarrasSDE, drop_labels, edm_loss, sample
 from tinydiff.distributed import ALONE
 from tinydiff.models.unet import UNet
 from tinydiff.optim import EMA, Adam, cosine, warmup
@@ -30,7 +31,7 @@ from tinydiff.trained import Trained
 from tinydiff.training import train
 
 VARIETY = "plain"  # of the glyphs: few enough styles for a few minutes
-LABEL_DROPOUT = 0.1  # how often the condition is left out in training
+LABEL_DROPOUT = 0.1  # how often all labels are left out in training, and how often some of them
 
 
 def main() -> int:
@@ -57,8 +58,7 @@ def main() -> int:
     trained = Trained(denoiser, KarrasSDE(), (28, 28, 1), labels=names, null=True, eps=0.002, data=source)
 
     def loss(x0, *values, rng, sample_offset):
-        kept = rng.uniform(len(x0), sample_offset=sample_offset) >= LABEL_DROPOUT
-        condition = {name: xp.where(kept, value, -1) for name, value in zip(labels, values)}  # -1: the null class
+        condition = drop_labels(dict(zip(labels, values)), LABEL_DROPOUT, rng, sample_offset=sample_offset)
         return edm_loss(denoiser, x0, rng, sample_offset=sample_offset, **condition)
 
     def pictures(state):
@@ -140,7 +140,7 @@ def arguments():
     common.add_data(parser, "glyphs")
     add("--images", type=integer(1), metavar="N",
         help="images to learn from, in whole rounds through the data, of 20000 or, of MNIST, 60000; or as many of them "
-        "as are given (default: 60000, of MNIST 180000)")  # fmt: skip
+        "as are given (default: 80000, of MNIST 180000)")  # fmt: skip
     # Multiples of 8, because its group norms have eight groups.
     add("--channels", type=integer(8, multiple_of=8), nargs="+", default=[32, 64], metavar="N",
         help="of the U-Net, from fine to coarse, multiples of 8")  # fmt: skip
@@ -158,7 +158,7 @@ def arguments():
     if args.data == "mnist" and args.out == parser.get_default("out"):
         args.out = args.out.with_name("quickstart_mnist")
     common.check_checkpoint(args, "--resume", "--sample-only")
-    args.images = args.images or {"glyphs": 60_000, "mnist": 180_000}[args.data]
+    args.images = args.images or {"glyphs": 80_000, "mnist": 180_000}[args.data]
     return args
 
 

@@ -34,7 +34,7 @@ def train(parser: argparse.ArgumentParser) -> Run:
     add("data", metavar="DATA", help="glyphs, scenes, mnist, or a folder")
     add("--words", action="store_true", help="tell the net the captions in place of the labels")
     add("--images", type=whole(1), metavar="N", help="pictures to learn from, in whole rounds, or as many of them as "
-        "are given (default: 60000, of mnist 180000, with --words 430000; fewer if they are large)")  # fmt: skip
+        "are given (default: 80000, of mnist 180000, with --words 430000; fewer if they are large)")  # fmt: skip
     add("--size", type=whole(8), metavar="N", help="resize and crop the pictures of a folder to NxN")
     add("--captions", metavar="FILE", help="the table of captions of a folder (default: captions.csv in it, or a text "
         "file beside each picture); none: there are no captions")  # fmt: skip

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import data, plot, saving
-from .backend import to_device, xp
+from .backend import to_device
 from .data.captions import some
 from .diffusion.loss import denoising_loss, edm_loss, log_normal, score_matching_loss
-from .diffusion.predict import Denoiser, ScoreModel
+from .diffusion.predict import Denoiser, ScoreModel, drop_labels
 from .diffusion.process import KarrasSDE
 from .distributed import ALONE, Ranks, digest
 from .microbatch import microbatch_size, over_microbatches
@@ -31,7 +31,7 @@ from .trained import Trained
 from .training import TrainState, train
 
 DRAWN = ("glyphs", "scenes")  # here, from a seed
-DROPPED = 0.1  # how often the labels or words are left out in training
+DROPPED = 0.1  # how often the labels or words are left out in training; see drop_labels
 MEASURED = 60_000  # pictures for sigma_data, at most
 WIDTH = 96  # of the vectors of words
 VALIDATED = 256  # pictures for the validation loss; of few, each several times, with another noise each time
@@ -106,7 +106,7 @@ def _read(name: str, source: Mapping[str, Any]) -> data.Pictures:
 
 def default_images(shown: Pictures, words: bool) -> int:
     """How many pictures to learn from: what takes some minutes on two cores, for those of 28x28 and larger ones."""
-    images = 430_000 if words else 180_000 if shown.source["name"] == "mnist" else 60_000
+    images = 430_000 if words else 180_000 if shown.source["name"] == "mnist" else 80_000
     return round(images * min(1.0, 28**2 / math.prod(shown.images.shape[1:3])))
 
 
@@ -153,7 +153,7 @@ def learn(
     out: str | Path,
     *,
     words: bool = False,
-    images: int = 60_000,
+    images: int = 80_000,
     channels: tuple[int, ...] = (32, 64),
     batch_size: int = 64,
     microbatch: int | None = None,
@@ -210,8 +210,8 @@ def learn(
             tokens = drop_prompts(values[0], DROPPED, rng, sample_offset=sample_offset) if model.training else values[0]
             condition = {"tokens": tokens}
         else:
-            kept = rng.uniform(len(x0), sample_offset=sample_offset) >= (DROPPED if model.training else 0.0)
-            condition = {name: xp.where(kept, value, -1) for name, value in zip(names, values)}
+            p = DROPPED if model.training else 0.0
+            condition = drop_labels(dict(zip(names, values)), p, rng, sample_offset=sample_offset)
         return edm_loss(model, x0, rng, mean=noise[0], std=noise[1], sample_offset=sample_offset, **condition)
 
     arrays = [a[:images] for a in (shown.images, *conditions)]

@@ -11,14 +11,14 @@ from measure import Run
 
 from tinydiff import Rng, Tensor, backend, grad, ops, optim, tensor
 from tinydiff.backend import to_device, xp
-from tinydiff.diffusion import VESDE, Denoiser, KarrasSDE, edm_loss, sample, score_matching_loss
+from tinydiff.diffusion import VESDE, Denoiser, KarrasSDE, drop_labels, edm_loss, sample, score_matching_loss
 from tinydiff.microbatch import gradients, microbatch_size, over_microbatches
 from tinydiff.models import tutorial
 from tinydiff.models.unet import UNet
 
 SDE, KARRAS = VESDE(), KarrasSDE()
 QUICKSTART_CHANNELS, QUICKSTART_LABELS = (32, 64), {"digit": 10, "face": 2, "weight": 2, "slant": 3}
-SIGMA_DATA, LABEL_DROPOUT = 0.5, 0.1  # the spread of the images, and how often the condition is left out
+SIGMA_DATA, LABEL_DROPOUT = 0.5, 0.1  # the spread of the images, and how often the labels are left out
 
 
 def wait() -> None:
@@ -54,8 +54,8 @@ def loss_of(name: str, net: Any) -> Callable[..., Any]:
     """loss(*batch, rng, sample_offset) -> Tensor of shape ()"""
 
     def quickstart(x0: Any, *labels: Any, rng: Rng, sample_offset: int) -> Any:
-        kept = rng.uniform(len(x0), sample_offset=sample_offset) >= LABEL_DROPOUT
-        condition = {label: xp.where(kept, values, -1) for label, values in zip(QUICKSTART_LABELS, labels)}
+        told = dict(zip(QUICKSTART_LABELS, labels))
+        condition = drop_labels(told, LABEL_DROPOUT, rng, sample_offset=sample_offset)
         return edm_loss(net, x0, rng, sample_offset=sample_offset, **condition)
 
     def autoencoder(x0: Any, rng: Rng, sample_offset: int) -> Any:

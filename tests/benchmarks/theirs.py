@@ -66,8 +66,10 @@ def draw(name: str, x0: Any) -> tuple[Any, ...]:
     n = len(x0)
     if name == "autoencoder":
         return ()
-    u, z = torch.rand(n, device=DEVICE), torch.randn_like(x0)
-    return (u, torch.randn(n, device=DEVICE), z) if name == "quickstart" else (u, z)
+    if name == "quickstart":  # of which one is for all labels, and one for each
+        u = torch.rand(n, 1 + len(ours.QUICKSTART_LABELS), device=DEVICE)
+        return u, torch.randn(n, device=DEVICE), torch.randn_like(x0)
+    return torch.rand(n, device=DEVICE), torch.randn_like(x0)
 
 
 def loss(name: str, net: Any, batch: tuple[Any, ...], draws: tuple[Any, ...]) -> Any:
@@ -77,8 +79,9 @@ def loss(name: str, net: Any, batch: tuple[Any, ...], draws: tuple[Any, ...]) ->
         return F.mse_loss(net(x0), x0)
     if name == "quickstart":
         u, e, z = draws
-        kept = u >= ours.LABEL_DROPOUT
-        condition = {label: torch.where(kept, v, -1) for label, v in zip(ours.QUICKSTART_LABELS, labels)}
+        all_out, some_out = u[:, :1] < ours.LABEL_DROPOUT, u[:, :1] < 2 * ours.LABEL_DROPOUT
+        out = (all_out | (some_out & (u[:, 1:] < 0.5))).T
+        condition = {label: torch.where(o, -1, v) for label, o, v in zip(ours.QUICKSTART_LABELS, out, labels)}
         sigma, sd = torch.exp(1.2 * e - 1.2), ours.SIGMA_DATA
         weight = ((sigma**2 + sd**2) / (sigma * sd) ** 2)[:, None, None, None]
         return (weight * (net(x0 + sigma[:, None, None, None] * z, sigma, condition) - x0).square()).mean()

@@ -1,7 +1,10 @@
-"""Guidance with negative conditions, and in an interval of noise levels, against the formulas."""
+"""Guidance with negative conditions, and in an interval of noise levels, against the formulas; and the labels that are
+left out in training."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -9,7 +12,7 @@ import pytest
 
 from tinydiff import Rng, Tensor, backend, ops
 from tinydiff.backend import to_device
-from tinydiff.diffusion import VPSDE, Counted, Denoiser, Guided, KarrasSDE, ScoreModel, inpaint, sample
+from tinydiff.diffusion import VPSDE, Counted, Denoiser, Guided, KarrasSDE, ScoreModel, drop_labels, inpaint, sample
 from tinydiff.diffusion.edit import denoise
 from tinydiff.diffusion.process import per_sample
 from tinydiff.operators import array_of
@@ -172,3 +175,45 @@ def test_bad_intervals_are_quoted(options: Any, quoted: str) -> None:
 
 def test_a_denoiser_needs_no_process() -> None:
     assert Guided(Denoiser(lambda x, noise: x, 0.5), 1.0, interval=(0.1, 2)).interval == (0.1, 2.0)
+
+
+# ---------------------------------------------------------------- labels that are left out in training
+
+
+def test_labels_are_left_out_all_at_once_or_each_by_a_coin():
+    n = 40_000
+    labels = {"digit": np.arange(n) % 10, "face": np.arange(n) % 2, "slant": np.zeros(n, "int64")}
+    found = {name: host(a) for name, a in drop_labels(labels, 0.1, Rng(0)).items()}
+    out = np.stack([found[name] == -1 for name in labels])  # (3, n)
+    for gone, name in zip(out, labels):
+        np.testing.assert_array_equal(found[name][~gone], labels[name][~gone])
+    # 0.1 for all at once, and of another 0.1 an eighth for each of the eight sets.
+    expected = dict.fromkeys(itertools.product((False, True), repeat=3), 0.1 / 8)
+    expected[False, False, False] += 0.8
+    expected[True, True, True] += 0.1
+    for which, share in expected.items():
+        found_share = (out == np.array(which)[:, None]).all(axis=0).mean()
+        assert abs(found_share - share) < 5 * math.sqrt(share / n), which
+
+
+def test_a_single_label_is_left_out_as_often_as_it_is_said():
+    (found,) = drop_labels({"digit": np.ones(10_000, "int64")}, 0.2, Rng(1)).values()
+    assert abs((host(found) == -1).mean() - 0.2) < 0.02
+
+
+def test_what_is_left_out_depends_on_the_number_of_the_sample_alone():
+    labels = {"digit": np.arange(50), "face": np.arange(50)}
+    whole = drop_labels(labels, 0.3, Rng(2))
+    part = drop_labels({name: a[20:30] for name, a in labels.items()}, 0.3, Rng(2), sample_offset=20)
+    for name in labels:
+        np.testing.assert_array_equal(host(part[name]), host(whole[name])[20:30])
+
+
+def test_what_cannot_be_left_out():
+    assert drop_labels({}, 0.1, Rng(0)) == {}
+    kept = drop_labels({"digit": np.arange(5), "face": np.arange(5)}, 0, Rng(0))
+    assert all((host(a) == np.arange(5)).all() for a in kept.values())
+    with pytest.raises(ValueError, match=r"drop_labels: p must be a number in \[0, 0.5\], not 0.6"):
+        drop_labels({"digit": np.arange(5)}, 0.6, Rng(0))
+    with pytest.raises(ValueError, match=r"must have one length, not \{'digit': \(5,\), 'face': \(4,\)\}"):
+        drop_labels({"digit": np.arange(5), "face": np.arange(4)}, 0.1, Rng(0))

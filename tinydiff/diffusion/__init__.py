@@ -30,7 +30,7 @@ from .methods import (
     rk45,
     uniform_times,
 )
-from .predict import Counted, Denoiser, Guided, ScoreModel, score_of
+from .predict import Counted, Denoiser, Guided, ScoreModel, drop_labels, score_of
 from .process import (
     VESDE,
     VPSDE,
@@ -66,6 +66,7 @@ __all__ = [
     "ddpm",
     "denoising_loss",
     "dpm_solver",
+    "drop_labels",
     "edm_loss",
     "euler_maruyama",
     "heun",

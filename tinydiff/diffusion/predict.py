@@ -41,6 +41,7 @@ from ..backend import Array, to_device, to_host, xp
 from ..describing import rebuildable
 from ..engine import Tensor
 from ..operators import array_of
+from ..rng import Rng
 from .conditions import conditions
 from .process import KarrasSDE, by_name, like, per_sample, plain, sqrt
 
@@ -185,6 +186,27 @@ class Denoiser(ScoreModel):
                     raise ValueError(f"Denoiser: sigma must be positive and finite, not {values[~good][0].item()!r}")
             sigmas = xp.broadcast_to(to_device(sigma, x.dtype), x.shape[:1])  # (N,)
         return self.denoised(x, sigmas, **condition)
+
+
+def drop_labels(labels: Mapping[str, Any], p: float, rng: Rng, *, sample_offset: int = 0) -> dict[str, Array]:
+    """The labels {name: (N,)} as a net should see them in training, some of them left out: -1, the null class.
+
+    Of a sample all labels are left out with probability p, which guidance needs. If there are several, with
+    probability p some are, each by a coin, so that the net also knows what to make of a part of them; else none.
+    On the device; row i draws as sample `sample_offset + i`.
+    Errors: ValueError for p outside [0, 1/2], or labels of different lengths.
+    Source: Ho and Salimans 2022, for one condition.
+    """
+    p = number("drop_labels: p", p, "[0, 0.5]")
+    arrays = {name: to_device(array_of(values)) for name, values in labels.items()}
+    shapes = {name: a.shape for name, a in arrays.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"drop_labels: the labels must have one length, not {shapes}")
+    if not arrays:
+        return {}
+    which, *coins = rng.uniform((len(next(iter(arrays.values()))), 1 + len(arrays)), sample_offset=sample_offset).T
+    all_out, some_out = which < p, which < (2 * p if len(arrays) > 1 else p)
+    return {n: xp.where(all_out | (some_out & (u < 0.5)), -1, a) for (n, a), u in zip(arrays.items(), coins)}
 
 
 class Guided:

@@ -52,7 +52,7 @@ class UNet(nn.Module):
     channels.
     labels: the conditions, with the number of values of each, {"digit": 10}. Each label is embedded, and the embeddings
     are summed. The label -1 is the null class, no condition (the last row of a table); a label that is not given is -1.
-    To learn the null class, replace labels by -1 at random in training (label dropout; Ho and Salimans 2022).
+    To learn the null class, replace labels by -1 at random in training (diffusion.drop_labels).
     context: the features of each vector of the context; None for a net without one. attention: the levels that have
     transformer blocks, 0 the finest; by default the coarsest if there is a context, else none. heads: of their
     attention, a divisor of the channels there. pooled: whether the mean of the context, of its vectors that count,
