@@ -1,6 +1,6 @@
 """Four uses of one trained model: inpainting, image-to-image, interpolation, denoising.
 
-    python examples/quickstart.py                          trains it, in about two minutes
+    python examples/quickstart.py                          trains it, in a minute or two
     python examples/04_using_a_model.py                    then this takes ten seconds or twenty
     python examples/04_using_a_model.py --checkpoint runs/other/checkpoint.npz --out other.png
 

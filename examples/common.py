@@ -66,7 +66,7 @@ def add_training(parser, batch_size):
     if batch_size is not None:
         add("--batch-size", type=integer(1), default=batch_size, metavar="N", help="images per step")
     add("--microbatch", "--micro-batch", type=integer(1), metavar="N",
-        help="images at a time; gradients are added up (default: 16 to 128; a GPU takes the batch whole)")  # fmt: skip
+        help="images at a time; gradients are added up (default: 16 to 256; a GPU takes the batch whole)")  # fmt: skip
     add("--threads", type=integer(1), metavar="N", help="microbatches at the same time (default: one per core; a GPU "
         "has one)")  # fmt: skip
     add("--resume", action="store_true", help="go on from the checkpoint in --out")

@@ -1,7 +1,7 @@
 """Legible digits in minutes: a small diffusion model, trained and sampled on this machine.
 
     python examples/quickstart.py                         digits drawn here, no download
-    python examples/quickstart.py --data mnist            handwritten ones; three times as long
+    python examples/quickstart.py --data mnist            handwritten ones; five times as long
     TINYDIFF_BACKEND=cupy python examples/quickstart.py   on a GPU
 
 A padded residual U-Net (models/unet.py) learns to remove noise of any strength (diffusion/predict.py). Its condition is
@@ -140,7 +140,7 @@ def arguments():
     common.add_data(parser, "glyphs")
     add("--images", type=integer(1), metavar="N",
         help="images to learn from, in whole rounds through the data, of 20000 or, of MNIST, 60000; or as many of them "
-        "as are given (default: 80000, of MNIST 180000)")  # fmt: skip
+        "as are given (default: 80000, of MNIST 360000)")  # fmt: skip
     # Multiples of 8, because its group norms have eight groups.
     add("--channels", type=integer(8, multiple_of=8), nargs="+", default=[32, 64], metavar="N",
         help="of the U-Net, from fine to coarse, multiples of 8")  # fmt: skip
@@ -158,7 +158,7 @@ def arguments():
     if args.data == "mnist" and args.out == parser.get_default("out"):
         args.out = args.out.with_name("quickstart_mnist")
     common.check_checkpoint(args, "--resume", "--sample-only")
-    args.images = args.images or {"glyphs": 80_000, "mnist": 180_000}[args.data]
+    args.images = args.images or {"glyphs": 80_000, "mnist": 360_000}[args.data]
     return args
 
 

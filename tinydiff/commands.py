@@ -34,7 +34,7 @@ def train(parser: argparse.ArgumentParser) -> Run:
     add("data", metavar="DATA", help="glyphs, scenes, mnist, or a folder")
     add("--words", action="store_true", help="tell the net the captions in place of the labels")
     add("--images", type=whole(1), metavar="N", help="pictures to learn from, in whole rounds, or as many of them as "
-        "are given (default: 80000, of mnist 180000, with --words 430000; fewer if they are large)")  # fmt: skip
+        "are given (default: 80000, of mnist 360000, with --words 430000; fewer if they are large)")  # fmt: skip
     add("--size", type=whole(8), metavar="N", help="resize and crop the pictures of a folder to NxN")
     add("--captions", metavar="FILE", help="the table of captions of a folder (default: captions.csv in it, or a text "
         "file beside each picture); none: there are no captions")  # fmt: skip
@@ -45,7 +45,7 @@ def train(parser: argparse.ArgumentParser) -> Run:
     add("--channels", type=whole(8, 8), nargs="+", default=[32, 64], metavar="N", help="of the U-Net, from fine to "
         "coarse, multiples of 8 (default: 32 64)")  # fmt: skip
     add("--batch-size", type=whole(1), default=64, metavar="N", help="default: %(default)s")
-    add("--microbatch", type=whole(1), metavar="N", help="pictures at a time (default: 16 to 128)")
+    add("--microbatch", type=whole(1), metavar="N", help="pictures at a time (default: 16 to 256)")
     add("--threads", type=whole(1), metavar="N", help="default: one per core")
     add("--lr", type=positive, metavar="X", help="of Adam (default: 0.0015, with --words 0.002)")
     add("--data-dir", type=Path, metavar="DIR", help="where the files of MNIST are (default: $TINYDIFF_DATA, else they "

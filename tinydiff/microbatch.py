@@ -189,9 +189,10 @@ def working_on(rows: slice, n: int, enabled: bool) -> Iterator[None]:
 def microbatch_size(n: int, numbers: int = 1024) -> int:
     """The default size of a microbatch of n samples of so many numbers: all of them on a GPU, or if there are no more
     than 32. On a CPU, the power of two that has at most 2^16 numbers, whose activations about fit into the cache, from
-    32 (beyond 128 samples from 16) to 64; and at most half of the samples, rounded up, so that two cores are busy. Of
-    small samples, of up to 512 numbers, there are 256, or all: their ops are too quick for threads in Python. The size
-    must not depend on the number of cores, because the last digits of the gradient depend on it."""
+    32 (beyond 128 samples from 16) to 64; and at most half of the samples, rounded up, so that two cores are busy.
+    Small samples, of up to 512 numbers, have ops that are too quick for threads in Python: up to 256 stay together, and
+    of more there are up to 256, at most half. The size must not depend on the number of cores, because the last digits
+    of the gradient depend on it."""
     least, small = 32 if n <= 128 else 16, numbers <= 512
     fitting = 256 if small else max(least, 2 ** int(math.log2(2**16 / numbers)))
     if backend.active().name == "cupy" or n <= 32 or (small and n <= fitting):

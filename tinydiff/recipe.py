@@ -106,7 +106,7 @@ def _read(name: str, source: Mapping[str, Any]) -> data.Pictures:
 
 def default_images(shown: Pictures, words: bool) -> int:
     """How many pictures to learn from: what takes some minutes on two cores, for those of 28x28 and larger ones."""
-    images = 430_000 if words else 180_000 if shown.source["name"] == "mnist" else 80_000
+    images = 430_000 if words else 360_000 if shown.source["name"] == "mnist" else 80_000
     return round(images * min(1.0, 28**2 / math.prod(shown.images.shape[1:3])))
 
 

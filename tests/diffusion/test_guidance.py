@@ -215,5 +215,15 @@ def test_what_cannot_be_left_out():
     assert all((host(a) == np.arange(5)).all() for a in kept.values())
     with pytest.raises(ValueError, match=r"drop_labels: p must be a number in \[0, 0.5\], not 0.6"):
         drop_labels({"digit": np.arange(5)}, 0.6, Rng(0))
-    with pytest.raises(ValueError, match=r"must have one length, not \{'digit': \(5,\), 'face': \(4,\)\}"):
+    with pytest.raises(ValueError, match=r"must have one shape \(N,\), not \{'digit': \(5,\), 'face': \(4,\)\}"):
         drop_labels({"digit": np.arange(5), "face": np.arange(4)}, 0.1, Rng(0))
+    for shape in ((5, 1), ()):
+        with pytest.raises(ValueError, match=r"must have one shape \(N,\), not"):
+            drop_labels({"digit": np.zeros(shape, "int64")}, 0.1, Rng(0))
+    with pytest.raises(TypeError, match=r"label 'digit' must be integers, not float64 of shape \(5,\)"):
+        drop_labels({"digit": np.zeros(5)}, 0.1, Rng(0))
+
+
+def test_labels_of_bytes_have_room_for_the_null_class():
+    (found,) = drop_labels({"digit": np.full(1000, 200, "uint8")}, 0.5, Rng(0)).values()
+    assert set(host(found).tolist()) == {-1, 200}

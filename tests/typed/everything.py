@@ -135,7 +135,7 @@ def diffusion(net: Net, x0: Any, rng: Rng) -> list[Any]:
     def mine(state: Any, *, stretch: float = 1.0) -> Any:
         return state.x * stretch
 
-    told = d.drop_labels({"digit": np.zeros(2)}, 0.1, rng, sample_offset=1)
+    told = d.drop_labels({"digit": np.zeros(2, "int64")}, 0.1, rng, sample_offset=1)
     guided, counted = d.Guided(denoiser, 1.0, interval=(0.3, 5.0), **told), d.Counted(denoiser)
     samples = [
         d.sample(guided, (2, 4), process, rng, method=method, steps=d.steps_for(method, 35)) for method in methods

@@ -191,22 +191,30 @@ class Denoiser(ScoreModel):
 def drop_labels(labels: Mapping[str, Any], p: float, rng: Rng, *, sample_offset: int = 0) -> dict[str, Array]:
     """The labels {name: (N,)} as a net should see them in training, some of them left out: -1, the null class.
 
-    Of a sample all labels are left out with probability p, which guidance needs. If there are several, with
-    probability p some are, each by a coin, so that the net also knows what to make of a part of them; else none.
-    On the device; row i draws as sample `sample_offset + i`.
-    Errors: ValueError for p outside [0, 1/2], or labels of different lengths.
+    Of a sample all labels are left out with probability p, which guidance needs. If there are several, each is left out
+    by a coin with probability p (so it may be all of them, or none), and the net learns what to make of a part of them.
+    On the device, int64; row i draws as sample `sample_offset + i`.
+    Errors: ValueError for p outside [0, 1/2], or labels that are not one for each of the same samples; TypeError for
+    labels that are not integers.
     Source: Ho and Salimans 2022, for one condition.
     """
     p = number("drop_labels: p", p, "[0, 0.5]")
     arrays = {name: to_device(array_of(values)) for name, values in labels.items()}
+    for name, a in arrays.items():
+        if a.dtype.kind not in "iu":
+            raise TypeError(f"drop_labels: label {name!r} must be integers, not {a.dtype} of shape {a.shape}")
     shapes = {name: a.shape for name, a in arrays.items()}
-    if len(set(shapes.values())) > 1:
-        raise ValueError(f"drop_labels: the labels must have one length, not {shapes}")
+    if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
+        raise ValueError(f"drop_labels: the labels must have one shape (N,), not {shapes}")
     if not arrays:
         return {}
-    which, *coins = rng.uniform((len(next(iter(arrays.values()))), 1 + len(arrays)), sample_offset=sample_offset).T
-    all_out, some_out = which < p, which < (2 * p if len(arrays) > 1 else p)
-    return {n: xp.where(all_out | (some_out & (u < 0.5)), -1, a) for (n, a), u in zip(arrays.items(), coins)}
+    (n,) = shapes.popitem()[1]
+    u, *coins = rng.uniform((n, 1 + len(arrays)), sample_offset=sample_offset).T
+    all_out, by_coin = u < p, u < (2 * p if len(arrays) > 1 else p)
+    return {
+        name: xp.where(all_out | (by_coin & (coin < 0.5)), -1, a.astype("int64"))  # uint8 has no -1
+        for (name, a), coin in zip(arrays.items(), coins)
+    }
 
 
 class Guided:

@@ -1,5 +1,5 @@
 """The norms of the page (ops/norm.py) as one function of x (A, L, G, D) with statistics over L and D, for the CPU and
-the GPU. Group norm has this shape already; layer norm is (rows, 1, 1, C), batch norm (1, N H W, C, 1).
+the GPU. Group norm is (N, positions, groups, C / groups), layer norm (rows, 1, 1, C), batch norm (1, N H W, C, 1).
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 NumPy releases the interpreter's lock while it computes, so two threads with one microbatch each are faster than two
 threads inside every matrix product, which also wait for each other whenever the machine does other work. Results come
 in the order of the microbatches, so sums over several do not depend on the number of threads. Where there is a single
-microbatch, or none, the threads share out each large op instead.
+microbatch, or none, threads share out each large op instead: of NumPy, only products of matrices, here; of C, in
+fast/cpu/pool.c.
 """
 
 from __future__ import annotations
@@ -94,6 +95,8 @@ def _in_threads(
             ended.put(None)
 
     at_work = 0
+    for rest in before_threads:
+        rest()
     with blas_threads(1):
         try:
             for _ in range(workers):
@@ -132,6 +135,7 @@ def _pool(workers: int) -> SimpleQueue:
     return jobs
 
 
+before_threads: list[Callable[[], None]] = []  # called before these threads begin: other ones then leave the cores
 _here = threading.local()
 
 
@@ -147,9 +151,9 @@ _WORTH_A_THREAD, _WORTH_A_PYTHON_THREAD = 2**18, 2**21
 
 
 def threads_for(size: int, of_each: int = _WORTH_A_THREAD) -> int:
-    """How many threads shall work on arrays of so many bytes together: as many as the BLAS would use, which is one
-    inside a microbatch."""
-    if size < 2 * of_each or getattr(_here, "in_pool", False):  # a pool would wait for itself
+    """How many threads shall work on arrays of so many bytes together, at least `of_each` for each of them: as many as
+    the BLAS would use, which is one inside a microbatch."""
+    if size < 2 * of_each or getattr(_here, "in_pool", False):  # the other threads have a microbatch each
         return 1
     _keep_memory()
     blas = _blas()
@@ -186,6 +190,8 @@ def at_once(work: Callable[[int], Result], parts: int, threads: int) -> list[Res
             ended.put(None)
 
     at_work = 0
+    for rest in before_threads:
+        rest()
     try:
         for _ in range(1, threads):
             _pool(threads).put(functools.partial(contextvars.copy_context().run, other))  # so with its np.errstate

@@ -322,9 +322,10 @@ def test_winograd_gives_an_image_the_same_digits_in_any_batch() -> None:
         assert np.array_equal(whole[7:9], alone)
 
 
+@pytest.mark.parametrize("size", [(8, 8), (7, 7), (14, 10)], ids=str)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_winograd_lets_no_number_that_is_none_disappear_or_reach_another_image(value: float) -> None:
-    at = geometry((8, 8), 3, padding=1)
+def test_winograd_lets_no_number_that_is_none_disappear_or_reach_another_image(value: float, size: Any) -> None:
+    at = geometry(size, 3, padding=1)
     given = arrays(at, 3, 16, 16, "float32")
     given["x"][1, 3, 3, 2] = given["y"][1, 3, 3, 5] = value
     with np.errstate(invalid="ignore"):

@@ -88,6 +88,18 @@ def test_after_an_error_no_part_is_begun_and_none_is_at_work(mine):
     assert len(done) == len(begun) - 1 < 999
 
 
+def test_other_threads_are_told_before_these_begin(monkeypatch):
+    """Those of C, which would look for work on a core that these need."""
+    told = []
+    monkeypatch.setattr(fast, "before_threads", [lambda: told.append("rest")])
+    fast.at_once(abs, 4, 1)
+    assert told == []
+    fast.at_once(abs, 4, 2)
+    assert told == ["rest"]
+    list(over_microbatches(lambda rows: rows, 4, 1, threads=2))
+    assert told == ["rest"] * 2
+
+
 def in_both_threads(work):
     """[work() in this thread, work() in one of the pool], in this order."""
     both, here = threading.Barrier(2, timeout=20), threading.get_ident()

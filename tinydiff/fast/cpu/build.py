@@ -13,8 +13,8 @@ because what lies there is executed. It may be deleted at any time.
 
 **The name** is `kernels-float-MADE-BY-WHOLE.so`, three digests:
 
-* MADE of the sources, the flags and the processor. Homes are shared between machines, and what is compiled for one
-  processor may end a process on another (SIGILL).
+* MADE of the sources, of what is written here (calls_in_parts), the flags and the processor. Homes are shared between
+  machines, and what is compiled for one processor may end a process on another (SIGILL).
 * BY of the compiler, so that a new compiler or another $CC makes a new library. Where there is no compiler at all, as
   on many compute nodes, any BY will do.
 * WHOLE of the file's own contents, which are compared before it is loaded. To load a library whose tail is missing
@@ -81,6 +81,13 @@ def library(char: str) -> ctypes.CDLL | None:
             if char not in _libraries:
                 _libraries[char] = _found_or_made(REALS[char])
     return _libraries[char]
+
+
+def rest() -> None:
+    """Threads of Python are about to work: those of the libraries (pool.c) shall not look for more work."""
+    for loaded in list(_libraries.values()):
+        if loaded is not None:
+            loaded.rest()
 
 
 def _new_lock() -> None:
@@ -189,7 +196,7 @@ def _digest(*parts: bytes) -> str:
 
 def _made_from(real: str) -> str:
     texts = [path.read_bytes() for path in (*SOURCES, *sorted(HERE.glob("*.h")))]
-    return _digest(*texts, repr((NATIVE, _flags(), real, _processor())).encode())
+    return _digest(*texts, calls_in_parts().encode(), repr((NATIVE, _flags(), real, _processor())).encode())
 
 
 def _processor() -> str:

@@ -8,11 +8,14 @@
 
    The threads know nothing of Python, so they never wait for its lock. They are made when they are first wanted, and
    kept. One that has nothing to do looks for work for a while before it sleeps: in a net the calls follow each other
-   more quickly than a sleeping thread wakes up (40 us).
+   more quickly than a sleeping thread wakes up (40 us). But when threads of Python are about to work, it is told to rest.
 
-   Numbers `open` and `threads` of the call at work are in one word, threads << 32 | open. Who takes a part exchanges the
-   word for one with an open part less. In such an exchange only one can win, and the call cannot end before the winner
-   has done its part: until then what belongs to the call stays as it is. */
+   How many parts of the call are open, and for how many threads, is one word, threads << 32 | open. Who takes a part
+   exchanges the word for one with an open part less. In such an exchange only one can win, and the call cannot end before
+   the winner has done its part. So what else belongs to the call is read after the exchange, and stays as it is until
+   then. (A thread may have read the word in an earlier call: if it is the same in this one, so is what it says.)
+
+   The library for float has threads of its own, and so has that for double. */
 
 #define _GNU_SOURCE /* what C11 by itself does not have */
 #include "pool.h"
@@ -21,11 +24,11 @@
 
 bool in_parts(Work *work, const void *call, int64_t parts, int64_t threads)
 {
-    int failed = 0;
-    for (int64_t part = 0; part < parts; part++)
-        failed |= work(call, part, parts);
-    return failed;
+    (void)parts, (void)threads;
+    return work(call, 0, 1);
 }
+
+void rest(void) {}
 
 #else
 
@@ -48,8 +51,8 @@ static struct {
 
     pthread_mutex_t sleep;
     pthread_cond_t begun, ended;
-    atomic_int asleep;         /* of the threads */
-    atomic_bool caller_asleep;
+    atomic_int asleep; /* of the threads */
+    atomic_bool caller_asleep, resting;
     int64_t made; /* threads */
 } pool;
 
@@ -60,7 +63,7 @@ static void begin(void)
     pthread_mutex_init(&pool.sleep, NULL);
     pthread_cond_init(&pool.begun, NULL);
     pthread_cond_init(&pool.ended, NULL);
-    pool.caller_asleep = false;
+    pool.caller_asleep = pool.resting = false;
     pool.left = pool.made = 0;
     pool.asleep = 0;
 }
@@ -114,12 +117,14 @@ static bool has_work(int64_t me) { return is_open(pool.left, me); }
 /* Does it hold within the time of its patience? */
 static bool comes(bool (*what)(int64_t), int64_t of)
 {
-    for (int64_t end = now() + PATIENCE; now() < end;)
+    for (int64_t end = now() + PATIENCE; now() < end && !pool.resting;)
         for (int i = 0; i < LOOKS; i++, wait_a_little())
             if (what(of))
                 return true;
     return false;
 }
+
+void rest(void) { pool.resting = true; }
 
 static void *life(void *number)
 {
@@ -135,12 +140,14 @@ static void *life(void *number)
     return NULL;
 }
 
-/* Another thread, to which no signal goes: they are for Python. Fewer threads than wanted do the same work. */
+/* Another thread, to which no signal goes but those of its own faults: they are for Python. Fewer threads than wanted do
+   the same work. */
 static bool another(void)
 {
     pthread_t thread;
     sigset_t all, before;
     sigfillset(&all);
+    sigdelset(&all, SIGSEGV), sigdelset(&all, SIGBUS), sigdelset(&all, SIGFPE), sigdelset(&all, SIGILL);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     bool is_made = !pthread_create(&thread, NULL, life, (void *)(intptr_t)(pool.made + 1));
     pthread_sigmask(SIG_SETMASK, &before, NULL);
@@ -155,18 +162,14 @@ bool in_parts(Work *work, const void *call, int64_t parts, int64_t threads)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, begin_once);
-    if (threads <= 1 || pthread_mutex_trylock(&pool.busy)) { /* by one thread, as if the threads serve another caller */
-        bool failed = false;
-        for (int64_t part = 0; part < parts; part++)
-            failed |= work(call, part, parts) != 0;
-        return failed;
-    }
+    if (threads <= 1 || pthread_mutex_trylock(&pool.busy)) /* the threads are at work for another caller */
+        return work(call, 0, 1);
     while (pool.made < threads - 1 && another())
         ;
     pool.work = work;
     pool.call = call;
     pool.parts = parts;
-    pool.failed = false;
+    pool.failed = pool.resting = false;
     pool.done = 0;
     pool.left = threads << 32 | parts; /* from here on they take parts */
     if (pool.asleep) {

@@ -37,7 +37,7 @@
    A tile of 4x3 takes 30 products, and one of 3x3 takes 25. An image of 7x7 has one of each kind, and 121 products in
    place of 144.
 
-   The price: a sum of large numbers may cancel, so the rounding errors are four to five times those of the plain sum (root
+   The price: a sum of large numbers may cancel, so the rounding errors are three to five times those of the plain sum (root
    mean square); and an Inf or NaN in x may reach every pixel of y whose tile sees it.
 
    Source: Winograd 1980, "Arithmetic complexity of computations"; for convolutional nets Lavin and Gray 2016. */
@@ -64,6 +64,7 @@ INLINE void points_of_x(const int side, const vec *x, vec *X)
     } else {
         X[0] = 4 * (x[0] - x[2]) + s;
         X[1] = 3 * (x[3] - x[2] - 2 * x[1]), X[2] = x[3] - 3 * x[2] + 2 * x[1], X[3] = 2 * s;
+        X[4] = (vec){0}; /* which no tile has */
         X[5] = r - s;
     }
 }
@@ -163,9 +164,10 @@ static Side side_of(int64_t n)
 
 static int64_t beginning(Side side, int64_t i) { return 4 * i - (i > side.of_four ? i - side.of_four : 0); }
 
-/* Tiles in the order of their places: low and wide ones have no part in the products of some points, and so on. */
+/* Only tall tiles have the points of row 4, and only wide ones those of column 4. Their places are such that the tiles
+   of a point are neighbours: tall and narrow ones, tall and wide, low and wide, low and narrow. */
 typedef struct {
-    Tile tile[MOST];
+    Tile tile[MOST]; /* in the order in which they are read */
     int64_t count, narrow, tall, wide; /* tall ones come before place `tall`, wide ones from place `narrow` to `wide` */
 } Tiles;
 
