@@ -66,10 +66,10 @@ def standardize(x: Any, axes: tuple[int, ...], eps: float) -> tuple[Any, Any]:
 def shift_normalize_silu(x: Any, shift: Any, weight: Any, bias: Any, *, groups: int, eps: float, silu: bool) -> Any:
     """y = silu(u),   u = normalize(x + shift, w, b): group norm, with the shift before it and silu after, as one op
 
-    ū = ȳ silu'(u);   then as in normalize. The sum x + shift gives both the same adjoint: x̄, and shift̄ = x̄ summed
+    ū = ȳ silu'(u);   then as in normalize. The adjoint of the shift is x̄, summed over the positions
 
-    x (N, ..., C); shift (N, C) or None, the same at every position, over which its adjoint is summed; weight and bias
-    both (C,), (N, C) or None. With silu=False, y = u.
+    x (N, ..., C); shift (N, C), the same at every position, or None; weight and bias both (C,), (N, C) or None. With
+    silu=False, y = u.
     """
     z, *parameters = in_groups(x, shift, weight, bias, groups)
     u = normalize(z, *parameters, axes=(1, 3), eps=eps)
