@@ -130,7 +130,7 @@ static void in_children(void)
 
 int main(int argc, char **argv)
 {
-    alarm(120);
+    alarm(60);
     for (int threads = 1; threads <= 4; threads++)
         at_the_same_time(threads);
     for (int i = 0; i < 100; i++) { /* not more than are asked for, though more are there */
