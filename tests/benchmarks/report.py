@@ -103,12 +103,13 @@ def rows(records: list[Record]) -> str:
         ]
         lines = [head, ["---"] * len(head)]
         for family, members in families(those).items():
+            has_mean = family in OPS and len(members) > 1
             for r in members:
                 cells = [number(statistics.median(r["times"][n])) if n in r["times"] else "-" for n in rivals]
-                goal = [f"{r['goal']:.2f}" if r["goal"] else ""] if goals and family not in OPS else [""] * goals
+                goal = [f"{r['goal']:.2f}" if r["goal"] else ""] if goals and not has_mean else [""] * goals
                 to_graph = [ratio(r, "ratio_to_graph")] * graph
                 lines.append([r["case"].replace("/", " "), *cells, ratio(r), *goal, *to_graph])
-            if family in OPS and len(members) > 1 and all(r["ratio"] for r in members):
+            if has_mean and all(r["ratio"] for r in members):
                 mean = f"**{mean_ratio(members):.2f}**"
                 goal = [f"{members[0]['goal']:.2f}" if members[0]["goal"] else ""] * goals
                 lines.append([f"**{family}**, geometric mean", *[""] * len(rivals), mean, *goal, *[""] * graph])

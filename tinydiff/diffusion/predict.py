@@ -191,8 +191,8 @@ class Denoiser(ScoreModel):
 def drop_labels(labels: Mapping[str, Any], p: float, rng: Rng, *, sample_offset: int = 0) -> dict[str, Array]:
     """The labels {name: (N,)} as a net should see them in training, some of them left out: -1, the null class.
 
-    Of a sample all labels are left out with probability p, which guidance needs. If there are several, each is left out
-    by a coin with probability p (so it may be all of them, or none), and the net learns what to make of a part of them.
+    With probability p all labels of a sample are left out, which guidance needs. If there are several, with another
+    probability p a coin is thrown for each of them, so that the net learns what to make of a part of them.
     On the device, int64; row i draws as sample `sample_offset + i`.
     Errors: ValueError for p outside [0, 1/2], or labels that are not one for each of the same samples; TypeError for
     labels that are not integers.

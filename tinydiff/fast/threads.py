@@ -95,8 +95,8 @@ def _in_threads(
             ended.put(None)
 
     at_work = 0
-    for rest in before_threads:
-        rest()
+    for tell in before_threads:
+        tell()
     with blas_threads(1):
         try:
             for _ in range(workers):
@@ -190,8 +190,8 @@ def at_once(work: Callable[[int], Result], parts: int, threads: int) -> list[Res
             ended.put(None)
 
     at_work = 0
-    for rest in before_threads:
-        rest()
+    for tell in before_threads:
+        tell()
     try:
         for _ in range(1, threads):
             _pool(threads).put(functools.partial(contextvars.copy_context().run, other))  # so with its np.errstate

@@ -1,10 +1,12 @@
 /* What pool.c promises, tried with its threads asleep and awake, with several callers, and in the child of a fork. */
 
-#define _GNU_SOURCE
-#include "pool.h"
+#include <stdatomic.h>
+#include <stdint.h>
+static _Atomic int64_t patience = 200000;
+#define PATIENCE patience
+#include "pool.c"
 #include <pthread.h>
 #include <signal.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,7 +36,7 @@ static int work(const void *given, int64_t part, int64_t parts)
     call->done[part]++;
     call->by[part] = pthread_self();
     call->begun++;
-    for (time_t end = time(NULL) + 60; part < call->together && call->begun < call->together;)
+    for (time_t end = time(NULL) + 20; part < call->together && call->begun < call->together;)
         CHECK(time(NULL) < end);
     return part == call->bad || (parts == 1 && call->bad >= 0 && call->bad < call->parts);
 }
@@ -69,7 +71,7 @@ static void *calls(void *seed)
         if (rand_r(&state) % 100 == 0)
             usleep(1000); /* they fall asleep */
         if (rand_r(&state) % 50 == 0)
-            rest();
+            stop_looking();
     }
     return NULL;
 }
@@ -78,6 +80,20 @@ static void at_the_same_time(int threads)
 {
     const Call call = made(2 * threads, threads, -1, threads);
     CHECK(threads_of(&call) == threads);
+}
+
+/* With no end to their patience they sleep only because they are told, and wake up for the next call. */
+static void they_stop_looking(void)
+{
+    patience = INT64_MAX / 2;
+    for (int i = 0; i < 20; i++) {
+        at_the_same_time(4);
+        CHECK(pool.asleep == 0 || i == 0); /* some may have fallen asleep before */
+        stop_looking();
+        for (time_t end = time(NULL) + 20; pool.asleep < 3;)
+            CHECK(time(NULL) < end);
+    }
+    patience = 200000;
 }
 
 static void several_callers(void)
@@ -130,15 +146,16 @@ static void in_children(void)
 
 int main(int argc, char **argv)
 {
-    alarm(60);
+    alarm(240);
     for (int threads = 1; threads <= 4; threads++)
         at_the_same_time(threads);
     for (int i = 0; i < 100; i++) { /* not more than are asked for, though more are there */
         const Call call = made(MOST, 2, -1, 0);
         CHECK(threads_of(&call) <= 2);
     }
-    for (int i = 0; i < 20; i++) /* asleep, and waked */
+    for (int i = 0; i < 20; i++) /* asleep, and woken */
         usleep(2000), at_the_same_time(4);
+    they_stop_looking();
     several_callers();
     signals_are_for_the_caller();
     if (argc > 1 && !strcmp(argv[1], "fork"))

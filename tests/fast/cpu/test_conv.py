@@ -280,7 +280,7 @@ def test_winograd_of_any_size(size: Any, padding: Any, dtype: str, monkeypatch: 
         (geometry(8, 3, 1, 1, 1, 2), 32, 32),
         (geometry(8, (1, 3), 1, 1), 16, 16),
         (geometry(8, 3, 1, 3), 16, 16),  # pixels that meet nothing but padding
-        (geometry(5, 3, 1, 1), 16, 16),  # 25 pixels in 4 tiles of 16
+        (geometry(5, 3, 1, 1), 16, 16),  # 25 pixels in 4 tiles, which few images do not repay
         (geometry(3, 3, 1, 1), 64, 64),
         (geometry(8, 3, 1, 1), 15, 64),
         (geometry(8, 3, 1, 1), 512, 512),  # to make the points of the weights takes longer than the rest

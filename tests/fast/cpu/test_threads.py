@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import warnings
 from pathlib import Path
 
@@ -98,6 +99,15 @@ def test_other_threads_are_told_before_these_begin(monkeypatch):
     assert told == ["rest"]
     list(over_microbatches(lambda rows: rows, 4, 1, threads=2))
     assert told == ["rest"] * 2
+
+
+def test_those_of_c_are_told(monkeypatch):
+    build, told = pytest.importorskip("tinydiff.fast.cpu.build"), []
+    assert build.stop_looking in fast.before_threads
+    loaded = types.SimpleNamespace(stop_looking=lambda: told.append("now"))
+    monkeypatch.setattr(build, "_libraries", {"f": loaded, "d": None})
+    fast.at_once(abs, 4, 2)
+    assert told == ["now"]
 
 
 def in_both_threads(work):

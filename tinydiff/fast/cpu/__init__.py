@@ -6,6 +6,6 @@ from . import activation, attention, build, conv, norm, optim, product, random, 
 
 linalg.register("numpy", product.product, reduce.sum_of_rows, reduce.add_in_place)
 backend.reports += [build.report, threads.report]
-threads.before_threads.append(build.rest)
+threads.before_threads.append(build.stop_looking)
 
 __all__ = ["activation", "attention", "conv", "norm", "optim", "product", "random", "reduce"]

@@ -23,8 +23,8 @@ because what lies there is executed. It may be deleted at any time.
 A library gets its name in one step when it is complete, so processes that compile at the same time do no harm.
 
 On Windows and macOS this is written from their documentation and has not been run. Windows: a gcc or clang (not cl),
-whose library ends in .dll; who may write into the folder is left to the system. macOS: cc is clang, and like any ARM
-compiler it is given -mcpu=native, because some versions know no -march=native.
+whose library ends in .dll; who may write into the folder is left to the system; one thread does all parts of a call.
+macOS: cc is clang, and like any ARM compiler it is given -mcpu=native, because some versions know no -march=native.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ from ...saving import cache_dir
 HERE = Path(__file__).parent
 SOURCES = sorted(HERE.glob("*.c"))
 # -O3 turns the loops into vector instructions. Not -ffast-math: NaN and Inf stay what they are, sums keep their order.
-FLAGS = ("-O3", "-std=c11", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
+# _GNU_SOURCE: for the threads of pool.c and their clock, which are not C11's.
+FLAGS = ("-O3", "-std=c11", "-D_GNU_SOURCE", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 MACHINE = platform.machine().lower()
 NATIVE = ["-mcpu=native" if MACHINE in ("arm64", "aarch64", "ppc64le") else "-march=native"]
 if MACHINE in ("x86_64", "amd64"):
@@ -83,11 +84,11 @@ def library(char: str) -> ctypes.CDLL | None:
     return _libraries[char]
 
 
-def rest() -> None:
+def stop_looking() -> None:
     """Threads of Python are about to work: those of the libraries (pool.c) shall not look for more work."""
     for loaded in list(_libraries.values()):
         if loaded is not None:
-            loaded.rest()
+            loaded.stop_looking()
 
 
 def _new_lock() -> None:
@@ -183,7 +184,7 @@ def _load(path: Path) -> ctypes.CDLL:
         found = ctypes.CDLL(str(path))
     except OSError as error:
         raise CannotCompile(f"{path} cannot be loaded: {error}") from error
-    names = re.findall(r"^int (\w+)\(", f"{_text()}\n{calls_in_parts()}", re.MULTILINE)
+    names = re.findall(r"^(?:int|void) (\w+)\(", f"{_text()}\n{calls_in_parts()}", re.MULTILINE)
     missing = [name for name in names if not hasattr(found, name)]
     if missing:
         raise CannotCompile(f"{path} has no function {', '.join(missing)}: remove it")

@@ -144,7 +144,7 @@ def by_winograd(geometry: Geometry, out: tuple[int, int], channels: int, channel
         and max(*geometry.padding[0], *geometry.padding[1]) <= 2
         and min(channels, channels_out) >= 16  # else the sums are too short for what is done before and after them
         and min(out) >= 4  # of 3x3 pixels the other way leaves out the border, nearly half of the products
-        and 8 * tiles <= out[0] * out[1]  # else, with 5x5 pixels, only many channels and images are worth it
+        and 8 * tiles <= out[0] * out[1]  # 5x5 take four of 3x3, which only many channels and images repay
         and (tiles >= 16 or 36 * channels * channels_out <= 2**22)  # or the weights are most of the work
     )
 

@@ -8,16 +8,15 @@
 
    The threads know nothing of Python, so they never wait for its lock. They are made when they are first wanted, and
    kept. One that has nothing to do looks for work for a while before it sleeps: in a net the calls follow each other
-   more quickly than a sleeping thread wakes up (40 us). But when threads of Python are about to work, it is told to rest.
+   more quickly than a sleeping thread wakes up (40 us). But when threads of Python are about to work, it is told to stop looking.
 
    How many parts of the call are open, and for how many threads, is one word, threads << 32 | open. Who takes a part
-   exchanges the word for one with an open part less. In such an exchange only one can win, and the call cannot end before
-   the winner has done its part. So what else belongs to the call is read after the exchange, and stays as it is until
-   then. (A thread may have read the word in an earlier call: if it is the same in this one, so is what it says.)
+   exchanges the word for one with an open part less. In such an exchange only one can win, and the call cannot end
+   before the winner has done its part. So what else belongs to the call is read after the exchange, and stays as it is
+   until then. (A thread may have read the word in an earlier call: if it is the same in this one, so is what it says.)
 
    The library for float has threads of its own, and so has that for double. */
 
-#define _GNU_SOURCE /* what C11 by itself does not have */
 #include "pool.h"
 
 #ifdef _WIN32
@@ -28,7 +27,7 @@ bool in_parts(Work *work, const void *call, int64_t parts, int64_t threads)
     return work(call, 0, 1);
 }
 
-void rest(void) {}
+void stop_looking(void) {}
 
 #else
 
@@ -37,7 +36,9 @@ void rest(void) {}
 #include <stdatomic.h>
 #include <time.h>
 
+#ifndef PATIENCE
 #define PATIENCE 200000 /* nanoseconds before a thread sleeps */
+#endif
 #define LOOKS 16        /* before it looks at the clock */
 
 static struct {
@@ -52,7 +53,7 @@ static struct {
     pthread_mutex_t sleep;
     pthread_cond_t begun, ended;
     atomic_int asleep; /* of the threads */
-    atomic_bool caller_asleep, resting;
+    atomic_bool caller_asleep, told_to_stop;
     int64_t made; /* threads */
 } pool;
 
@@ -63,7 +64,7 @@ static void begin(void)
     pthread_mutex_init(&pool.sleep, NULL);
     pthread_cond_init(&pool.begun, NULL);
     pthread_cond_init(&pool.ended, NULL);
-    pool.caller_asleep = pool.resting = false;
+    pool.caller_asleep = pool.told_to_stop = false;
     pool.left = pool.made = 0;
     pool.asleep = 0;
 }
@@ -117,14 +118,14 @@ static bool has_work(int64_t me) { return is_open(pool.left, me); }
 /* Does it hold within the time of its patience? */
 static bool comes(bool (*what)(int64_t), int64_t of)
 {
-    for (int64_t end = now() + PATIENCE; now() < end && !pool.resting;)
+    for (int64_t end = now() + PATIENCE; now() < end && !pool.told_to_stop;)
         for (int i = 0; i < LOOKS; i++, wait_a_little())
             if (what(of))
                 return true;
     return false;
 }
 
-void rest(void) { pool.resting = true; }
+void stop_looking(void) { pool.told_to_stop = true; }
 
 static void *life(void *number)
 {
@@ -140,8 +141,8 @@ static void *life(void *number)
     return NULL;
 }
 
-/* Another thread, to which no signal goes but those of its own faults: they are for Python. Fewer threads than wanted do
-   the same work. */
+/* Another thread, to which no signal goes but those of its own faults: the others are for Python. Fewer threads than
+   wanted do the same work. */
 static bool another(void)
 {
     pthread_t thread;
@@ -169,7 +170,7 @@ bool in_parts(Work *work, const void *call, int64_t parts, int64_t threads)
     pool.work = work;
     pool.call = call;
     pool.parts = parts;
-    pool.failed = pool.resting = false;
+    pool.failed = pool.told_to_stop = false;
     pool.done = 0;
     pool.left = threads << 32 | parts; /* from here on they take parts */
     if (pool.asleep) {
