@@ -8,7 +8,8 @@
 
    The threads know nothing of Python, so they never wait for its lock. They are made when they are first wanted, and
    kept. One that has nothing to do looks for work for a while before it sleeps: in a net the calls follow each other
-   more quickly than a sleeping thread wakes up (40 us). But when threads of Python are about to work, it is told to stop looking.
+   more quickly than a sleeping thread wakes up (40 us). But when threads of Python are about to work, it is told to stop
+   looking.
 
    How many parts of the call are open, and for how many threads, is one word, threads << 32 | open. Who takes a part
    exchanges the word for one with an open part less. In such an exchange only one can win, and the call cannot end
