@@ -152,12 +152,11 @@ _WORTH_A_THREAD, _WORTH_A_PYTHON_THREAD = 2**18, 2**21
 
 def threads_for(size: int, of_each: int = _WORTH_A_THREAD) -> int:
     """How many threads shall work on arrays of so many bytes together, at least `of_each` for each of them: as many as
-    the BLAS would use, which is one inside a microbatch."""
+    the BLAS would use, or, with one that cannot be asked, as blas_threads allows."""
     if size < 2 * of_each or getattr(_here, "in_pool", False):  # the other threads have a microbatch each
         return 1
     _keep_memory()
-    blas = _blas()
-    limit = blas[0]() if blas else cores() if current_microbatch() is None else 1
+    limit = blas[0]() if (blas := _blas()) else min([cores(), *_active(_limits)])
     return max(1, min(limit, cores(), size // of_each))
 
 
@@ -300,7 +299,7 @@ def blas_threads(count: int | None) -> Iterator[None]:
     """The number belongs to the whole process: if several blocks are active, nested or in other threads, the smallest
     number holds."""
     count = None if count is None else integer("blas_threads: count", count)  # a plain int, as ctypes wants it
-    if count is None or _blas() is None:
+    if count is None:
         yield
         return
     limit = _Limit(count)
@@ -316,8 +315,8 @@ def blas_threads(count: int | None) -> Iterator[None]:
 def _begin(limit: weakref.ref[_Limit]) -> None:
     global _unlimited
     with _limits_lock:
-        if not _limits:
-            _unlimited = _blas()[0]()
+        if not _limits and (blas := _blas()):
+            _unlimited = blas[0]()
         _limits.append(limit)
         _set_blas(_limits)
 
@@ -331,9 +330,13 @@ def _end(limit: weakref.ref[_Limit]) -> None:
             _limits[:] = others
 
 
+def _active(limits: list[weakref.ref[_Limit]]) -> list[int]:
+    return [limit.count for ref in list(limits) if (limit := ref()) is not None]
+
+
 def _set_blas(limits: list[weakref.ref[_Limit]]) -> None:
-    active = [limit.count for ref in limits if (limit := ref()) is not None]
-    _blas()[1](min([_unlimited, *active]))
+    if blas := _blas():
+        blas[1](min([_unlimited, *_active(limits)]))
 
 
 def matmul(x: numpy.ndarray, y: numpy.ndarray) -> numpy.ndarray:

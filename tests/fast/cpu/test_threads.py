@@ -92,13 +92,13 @@ def test_after_an_error_no_part_is_begun_and_none_is_at_work(mine):
 def test_other_threads_are_told_before_these_begin(monkeypatch):
     """Those of C, which would look for work on a core that these need."""
     told = []
-    monkeypatch.setattr(fast, "before_threads", [lambda: told.append("rest")])
+    monkeypatch.setattr(fast, "before_threads", [lambda: told.append("stop")])
     fast.at_once(abs, 4, 1)
     assert told == []
     fast.at_once(abs, 4, 2)
-    assert told == ["rest"]
+    assert told == ["stop"]
     list(over_microbatches(lambda rows: rows, 4, 1, threads=2))
-    assert told == ["rest"] * 2
+    assert told == ["stop"] * 2
 
 
 def test_those_of_c_are_told(monkeypatch):
@@ -108,6 +108,23 @@ def test_those_of_c_are_told(monkeypatch):
     monkeypatch.setattr(build, "_libraries", {"f": loaded, "d": None})
     fast.at_once(abs, 4, 2)
     assert told == ["now"]
+
+
+def test_with_a_blas_that_cannot_be_asked_the_limits_hold(monkeypatch):
+    """A single microbatch has all cores, several have one each, and blas_threads(1) leaves one."""
+    monkeypatch.setattr(fast, "_blas", lambda: None)
+    monkeypatch.setattr(fast, "cores", lambda: 3)
+
+    def found(size):
+        return list(over_microbatches(lambda rows: fast.threads_for(2**40), 4, size, 2))
+
+    assert fast.threads_for(2**40) == 3 and found(2) == [1, 1]
+    assert list(over_microbatches(lambda rows: fast.threads_for(2**40), 4, 4)) == [3] and found(4) == [2]
+    with blas_threads(1):
+        assert fast.threads_for(2**40) == 1
+        with blas_threads(2):
+            assert fast.threads_for(2**40) == 1
+    assert fast.threads_for(2**40) == 3
 
 
 def in_both_threads(work):

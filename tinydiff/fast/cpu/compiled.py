@@ -143,7 +143,7 @@ class Function:
         """The address of an array of this argument. Errors: Misfit."""
         try:
             start = _address_of(_byte_of(a))  # an error if it is not in C order, is empty, or cannot be written
-            if a.dtype is dtype:
+            if a.dtype is dtype and isinstance(a, np.ndarray):
                 return start
         except (TypeError, ValueError, BufferError, AttributeError):
             pass
