@@ -342,7 +342,7 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path, number, code):
     program = started(tmp_path, stderr=subprocess.PIPE)
     program.send_signal(number)
     _, said = program.communicate(timeout=30)
-    assert program.returncode == code
+    assert program.returncode == code, said
     step = checkpoint(tmp_path)["run"]["step"]
     assert step > 0 and f"interrupted after step {step}" in said and f"{number.name}: this step is finished" in said
 
