@@ -15,19 +15,20 @@
 #define OFTEN 256  /* rows of w that are worth a copy of y */
 
 typedef struct {
-    const int64_t *in_x, *in_y; /* where each pixel of y begins, and where in x the tap meets it */
+    int64_t *in_x, *in_y; /* where in x the tap meets each pixel of y, and where that pixel begins */
     int64_t pixels;
 } Places;
 
-/* x[k]: for row k of w where in x its channel and tap are, from a pixel's place on. */
-INLINE void tile(const int K, const int V, const Places *at, const real *const *x, const real *y, real *w,
-                 int64_t w_step)
+/* x[k]: for row k of w where in x its channel and tap are, from a pixel's place on; if the rows are not `apart`, they
+   are neighbours there, and x[0] is enough. */
+INLINE void tile(const int K, const int V, const int apart, const Places *at, const real *const *x, const real *y,
+                 real *w, int64_t w_step)
 {
     vec sum[TILE][2];
     const real *of_x[TILE];
 #pragma GCC unroll 12
     for (int k = 0; k < K; k++) {
-        of_x[k] = x[k];
+        of_x[k] = apart ? x[k] : x[0] + k; /* twelve addresses would not fit the registers */
         for (int v = 0; v < V; v++)
             sum[k][v] = (vec){0};
     }
@@ -50,29 +51,67 @@ INLINE void tile(const int K, const int V, const Places *at, const real *const *
 
 /* Each size is a function of its own, so that the compiler plans its registers for it alone. */
 typedef void Sums(const Places *at, const real *const *x, const real *y, real *w, int64_t w_step);
-#define SUMS(name, K, V)                                                                                               \
+#define SUMS(name, K, V, apart)                                                                                        \
     static void name(const Places *at, const real *const *x, const real *y, real *w, int64_t w_step)                   \
     {                                                                                                                  \
-        tile(K, V, at, x, y, w, w_step);                                                                               \
+        tile(K, V, apart, at, x, y, w, w_step);                                                                        \
     }
 #define THIRD (TILE / 3)
-SUMS(tile_1_1, 1, 1)
-SUMS(tile_third_1, THIRD, 1)
-SUMS(tile_most_1, 2 * THIRD, 1)
-SUMS(tile_all_1, TILE, 1)
-SUMS(tile_1_2, 1, 2)
-SUMS(tile_third_2, THIRD, 2)
-SUMS(tile_most_2, 2 * THIRD, 2)
-SUMS(tile_all_2, TILE, 2)
+#define SIZES_OF(name, V, apart)                                                                                       \
+    SUMS(name##_1, 1, V, apart)                                                                                        \
+    SUMS(name##_third, THIRD, V, apart)                                                                                \
+    SUMS(name##_most, 2 * THIRD, V, apart)                                                                             \
+    SUMS(name##_all, TILE, V, apart)                                                                                   \
+    static Sums *const name[] = {name##_1, name##_third, name##_most, name##_all};
+SIZES_OF(tile_1, 1, 0)
+SIZES_OF(tile_2, 2, 0)
+SIZES_OF(apart_1, 1, 1)
+SIZES_OF(apart_2, 2, 1)
 static const int SIZES[] = {1, THIRD, 2 * THIRD, TILE};
-static Sums *const OF_TILE[2][4] = {{tile_1_1, tile_third_1, tile_most_1, tile_all_1},
-                                    {tile_1_2, tile_third_2, tile_most_2, tile_all_2}};
+static Sums *const *const OF_TILE[2][2] = {{tile_1, tile_2}, {apart_1, apart_2}};
+
+/* The number of the size of the next tile, where `rows` are left. Two of two thirds are quicker than one whole and one
+   of a third, whose sums are too few to hide how long an addition takes. */
+static int next_size(int64_t rows)
+{
+    int size = 3;
+    while (SIZES[size] > rows || rows == SIZES[size] + THIRD)
+        size--;
+    return size;
+}
 
 /* Whole tiles, as nearly the same number in each part as they can be; what is left over is in the last. */
 static int64_t first_of_part(int64_t rows, int64_t part, int64_t parts)
 {
     int64_t first = (rows * part / parts + TILE / 2) / TILE * TILE;
     return part == parts || first > rows ? rows : first;
+}
+
+typedef struct {
+    int64_t H, W, I, OH, OW, sh, sw, top, left, dh, dw; /* as below */
+} Form;
+
+static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* In `at` those of the pixels of y from `first` on at which tap (u, v) meets x; a row of y at a time. */
+static void find_places(const Form *f, int64_t first, int64_t pixels, int64_t u, int64_t v, int64_t y_step, Places *at)
+{
+    /* s j + d v - left is a column of x, from 0 to W - 1, if j is from `begin` to `end` - 1. */
+    int64_t before = f->left - f->dw * v, begin = before > 0 ? (before + f->sw - 1) / f->sw : 0;
+    int64_t end = f->W + before > 0 ? (f->W + before - 1) / f->sw + 1 : 0;
+    int64_t j = first % f->OW, i = first / f->OW % f->OH, n = first / f->OW / f->OH, found = 0;
+    for (int64_t p = -j; p < pixels; p += f->OW, j = 0) { /* p: the first pixel of the row */
+        int64_t from = larger(j, begin), to = smaller(end, smaller(f->OW, pixels - p));
+        int64_t row = f->sh * i + f->dh * u - f->top, start = ((n * f->H + row) * f->W - before) * f->I;
+        for (j = from; j < to && row >= 0 && row < f->H; j++, found++) {
+            at->in_x[found] = start + f->sw * f->I * j;
+            at->in_y[found] = (p + j) * y_step;
+        }
+        if (++i == f->OH)
+            i = 0, n++;
+    }
+    at->pixels = found;
 }
 
 /* together: all taps meet x everywhere, and the rows of one tile may belong to several taps. For few channels. */
@@ -95,6 +134,7 @@ int conv_weight_grad(const real *restrict x, const real *restrict y, real *restr
     if (!memory)
         return 1;
     real *sums = aligned(memory), *copy = sums + groups * own * columns;
+    const Form form = {H, W, I, OH, OW, sh, sw, top, left, dh, dw};
     int64_t in_x[PIXELS], in_y[PIXELS], each = together ? all : C; /* rows that are worked on together */
     for (int64_t first = 0; first < N * OH * OW; first += PIXELS) {
         int64_t pixels = N * OH * OW - first < PIXELS ? N * OH * OW - first : PIXELS;
@@ -115,31 +155,18 @@ int conv_weight_grad(const real *restrict x, const real *restrict y, real *restr
         }
         for (int64_t t = begin / each; t * each < end; t++) {
             Places at = {in_x, in_y, 0};
-            int64_t n = first / OW / OH, i = first / OW % OH, j = first % OW, u = t / KW, v = t % KW;
-            for (int64_t p = 0; p < pixels; p++) {
-                int64_t row = sh * i + dh * u - top, column = sw * j + dw * v - left;
-                if (row >= 0 && row < H && column >= 0 && column < W) {
-                    in_x[at.pixels] = ((n * H + row) * W + column) * I;
-                    in_y[at.pixels++] = p * y_step;
-                }
-                if (++j == OW) {
-                    j = 0;
-                    if (++i == OH)
-                        i = 0, n++;
-                }
-            }
+            find_places(&form, first, pixels, t / KW, t % KW, y_step, &at);
             int64_t from = begin > t * each ? begin - t * each : 0, to = end - t * each < each ? end - t * each : each;
             for (int64_t g = 0; g < groups; g++)
                 for (int64_t o = 0; o < out; o += LANES)
                     for (int64_t c = from; c < to;) {
                         const real *of_x[TILE];
-                        int size = 3;
-                        while (SIZES[size] > to - c)
-                            size--;
+                        int size = next_size(to - c);
                         for (int64_t k = c; k < c + SIZES[size]; k++) /* tap (u, v), if it is not the first, and channel */
                             of_x[k - c] = x + (dh * (k / C / KW) * W + dw * (k / C % KW)) * I + g * C + k % C;
-                        OF_TILE[out - o > WIDTH][size](&at, of_x, of_y + g * y_group + o / LANES * y_block,
-                                                       sums + (g * own + t * each + c - begin) * columns + o, columns);
+                        OF_TILE[together][out - o > WIDTH][size](
+                            &at, of_x, of_y + g * y_group + o / LANES * y_block,
+                            sums + (g * own + t * each + c - begin) * columns + o, columns);
                         c += SIZES[size];
                     }
         }
