@@ -116,30 +116,16 @@ static void narrow_rows(const real *restrict from, const real *restrict factor, 
             to[i * row + c] = factor ? factor[i] * from[i * whole(width) + c] : from[i * whole(width) + c];
 }
 
-/* rows (n, width), n <= QUERIES -> columns (width, QUERIES) times scale, with zeros for the queries that lack.
-
-   Squares of WIDTH x WIDTH: to interleave the upper half of the rows with the lower half moves the first bit of a
-   number's place, (row, column), to the end; done for every bit of the row, rows and columns have changed places. */
-static void transpose(const real *restrict rows, real *restrict columns, int64_t n, int64_t width, real scale)
+/* rows (n, width), n <= QUERIES -> columns (width, QUERIES) times scale, with zeros for the queries that lack. */
+static void rows_to_columns(const real *restrict rows, real *restrict columns, int64_t n, int64_t width, real scale)
 {
     for (int64_t first = 0; first < QUERIES; first += WIDTH)
         for (int64_t d = 0; d < width; d += WIDTH) {
-            vec square[WIDTH], next[WIDTH];
+            vec square[WIDTH];
+            load_transposed(rows + first * width + d, width, n - first, WIDTH, square);
 #pragma GCC unroll 16
             for (int i = 0; i < WIDTH; i++)
-                square[i] = first + i < n ? scale * *(const vec *)(rows + (first + i) * width + d) : (vec){0};
-#pragma GCC unroll 4
-            for (int bit = 1; bit < WIDTH; bit *= 2) {
-#pragma GCC unroll 8
-                for (int i = 0; i < WIDTH / 2; i++)
-                    interleave(square[i], square[i + WIDTH / 2], next + 2 * i, next + 2 * i + 1);
-#pragma GCC unroll 16
-                for (int i = 0; i < WIDTH; i++)
-                    square[i] = next[i];
-            }
-#pragma GCC unroll 16
-            for (int i = 0; i < WIDTH; i++)
-                *(vec *)(columns + (d + i) * QUERIES + first) = square[i];
+                store(columns + (d + i) * QUERIES + first, scale * square[i]);
         }
 }
 
@@ -192,7 +178,7 @@ int attention(const real *restrict q, const real *restrict k, const real *restri
         const real *restrict vs = whole_rows(h.v, h.v_row, S, E, v_rows);
         for (int64_t query = 0; query < L; query += QUERIES) {
             const int64_t n = smaller(QUERIES, L - query);
-            transpose(whole_rows(h.q + query * h.q_row, h.q_row, n, D, q_rows), q_columns, n, DW, scale);
+            rows_to_columns(whole_rows(h.q + query * h.q_row, h.q_row, n, D, q_rows), q_columns, n, DW, scale);
             for (int i = 0; i < QUERIES; i++)
                 largest[i] = -INFINITY, sum[i] = 0;
             for (int64_t key = 0; key < S; key += KEYS) {
@@ -258,8 +244,8 @@ int attention_vjp(const real *restrict q, const real *restrict k, const real *re
             const real *restrict qs = whole_rows(h.q + query * h.q_row, h.q_row, n, D, q_rows);
             const real *restrict gs = whole_rows(g + from[G] + query * row[G], row[G], n, E, g_rows);
             const real *restrict ys = y + from[Y] + query * row[Y];
-            transpose(qs, q_columns, n, DW, scale);
-            transpose(gs, g_columns, n, EW, 1);
+            rows_to_columns(qs, q_columns, n, DW, scale);
+            rows_to_columns(gs, g_columns, n, EW, 1);
             for (int64_t i = 0; i < QUERIES; i++) { /* mean: of p̄ under the weights p */
                 const int64_t each = b * L + query + i;
                 mean[i] = i < n ? sum_along(gs + i * EW, ys + i * row[Y], E) : 0;

@@ -18,10 +18,12 @@
 #define LANES (2 * WIDTH)               /* channels of a tile */
 #define TILE (REGISTERS == 32 ? 12 : 6) /* pixels of a tile: its sums, two vectors and a number fill the registers */
 #define FEW 4                           /* so few channels of the output do not fill a vector: see dots */
+#define AHEAD (2 * TILE)                /* pixels that are then fetched into the cache before they are read */
+#define LINE (64 / (int)sizeof(real))   /* of the cache */
 #define STEPS 288                       /* taps and channels added at a time, or one run: their weights stay in a cache */
 #define MANY (1 << 20)                  /* weights, of which each part should pack its own */
 #define PACKED (1 << 18)                /* so many weights of one tap fit the second cache */
-#define CHUNK (1 << 16)                 /* numbers of images of x and y, worked on at a time, that fit it too */
+#define CHUNK (1 << 17)                 /* numbers of images of x and y, worked on at a time, that fit it too */
 #define MOST (1 << 18)                  /* and of some pixels of large images */
 
 typedef struct {
@@ -168,13 +170,19 @@ static void pack(const real *restrict w, real *restrict packed, int64_t T, int64
             }
         }
     for (int64_t t = 0; t < T && transposed; t++)
-        for (int64_t o = first; o < last; o++) {
-            const real *from = w + (t * out + o) * row + g * C;
-            int64_t lane = (o - first) % LANES;
-            real *to = packed + (few ? (o * T + t) * C : ((o - first - lane) * T + t * LANES) * C + lane);
-            for (int64_t c = 0; c < C; c++)
-                to[few ? c : c * LANES] = from[c];
-        }
+        for (int64_t o = first; o < last; o += few ? 1 : WIDTH)
+            for (int64_t c = 0; c < C; c += few ? C : WIDTH) {
+                const real *from = w + (t * out + o) * row + g * C + c;
+                int64_t lane = (o - first) % LANES;
+                real *to = packed + ((o - first - lane) * T + t * LANES) * C + c * LANES + lane;
+                vec square[WIDTH];
+                if (few)
+                    memcpy(packed + (o * T + t) * C, from, C * sizeof(real));
+                else
+                    load_transposed(from, row, last - o, C - c, square);
+                for (int64_t i = 0; i < WIDTH && c + i < C && !few; i++)
+                    store(to + i * LANES, square[i]);
+            }
 }
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -218,6 +226,9 @@ static void add_runs(Taps taps, const Lists *lists, const Images *of, int64_t im
         for (int64_t n = image; n < last; n++)
             for (int64_t p = pixel; p < end; p++) {
                 x[waiting] = of->x + (n * of->S + lists->source[p]) * of->I;
+                /* With few channels there are too few products to hide how long it takes to read x. */
+                for (int64_t c = 0; few && c < taps.C; c += LINE)
+                    __builtin_prefetch(x[waiting] + AHEAD * of->I + c);
                 y[waiting++] = of->y + (n * of->D + lists->target[p]) * of->O;
                 if (waiting == TILE) {
                     sums(TILE, x, y, &taps, lanes, few);

@@ -54,6 +54,22 @@ INLINE void interleave(vec a, vec b, vec *first, vec *second)
 #endif
 }
 
+/* Rows and columns of a square change places. To interleave the upper half of the rows with the lower half moves the
+   first bit of a number's place, (row, column), to the end; done for every bit of the row, they have changed. */
+INLINE void transpose(vec square[WIDTH])
+{
+    vec next[WIDTH];
+#pragma GCC unroll 4
+    for (int bit = 1; bit < WIDTH; bit *= 2) {
+#pragma GCC unroll 8
+        for (int i = 0; i < WIDTH / 2; i++)
+            interleave(square[i], square[i + WIDTH / 2], next + 2 * i, next + 2 * i + 1);
+#pragma GCC unroll 16
+        for (int i = 0; i < WIDTH; i++)
+            square[i] = next[i];
+    }
+}
+
 /* The first n numbers, if there are no more; the others are 0. */
 INLINE vec load_some(const real *p, int64_t n)
 {
@@ -63,6 +79,15 @@ INLINE vec load_some(const real *p, int64_t n)
     if (n > 0)
         memcpy(&v, p, n * sizeof(real));
     return v;
+}
+
+/* square[j][i] = p[i * step + j] for i < rows and j < columns; elsewhere 0. */
+INLINE void load_transposed(const real *p, int64_t step, int64_t rows, int64_t columns, vec square[WIDTH])
+{
+#pragma GCC unroll 16
+    for (int i = 0; i < WIDTH; i++)
+        square[i] = i < rows ? load_some(p + i * step, columns) : (vec){0};
+    transpose(square);
 }
 
 /* The elements from `by` on, and then those before. */

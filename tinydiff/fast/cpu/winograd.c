@@ -49,7 +49,7 @@
 #define ROWS (REGISTERS == 32 ? 12 : 6) /* of a block: its sums, two vectors and a number fill the registers */
 #define GROUP (1 << 15) /* weights of a point that stay in the second cache, in numbers */
 #define MOST 252        /* tiles at a time */
-#define AHEAD (1 << 13) /* bytes of x between what is read and what is fetched into the cache */
+#define AHEAD (1 << 13) /* bytes between what is read or written and what is fetched into the cache */
 #define CHUNK (1 << 20) /* bytes of X and Y at a time: they fit the second cache, unless the channels are very many */
 
 /* ---------------------------------------------------------------- from numbers to points, and the transposed maps */
@@ -209,16 +209,17 @@ INLINE void pixels_of(const int side, const real *image, const Images *all, int6
         }
 }
 
-/* Fetch into the cache what tiles will soon need of these pixels: for each of `all` tiles an equal share. The processor
-   does not guess it, as the pixels of a tile lie apart. (A function that does nothing else, and is not inlined, GCC takes
-   for one without an effect, and leaves out.) */
-INLINE void fetch(const real *x, int64_t pixels, int64_t channels, int64_t own, int64_t tile, int64_t all)
+/* Fetch into the cache what tiles will soon read or write of these pixels: for each of `all` tiles an equal share. The
+   processor does not guess it, as the pixels of a tile lie apart; to write a line, it reads it first. (A function that
+   does nothing else, and is not inlined, GCC takes for one without an effect, and leaves out.) */
+INLINE void fetch(const int write, const real *x, int64_t pixels, int64_t channels, int64_t own, int64_t tile,
+                  int64_t all)
 {
     const int64_t line = 64 / sizeof(real), ahead = AHEAD / (channels * (int64_t)sizeof(real)) + 1;
     const int64_t end = pixels * (tile + 1) / all + ahead;
     for (int64_t p = pixels * tile / all + ahead; p < end && p < pixels; p++)
         for (int64_t c = 0; c < own; c += line)
-            __builtin_prefetch(x + p * channels + c);
+            __builtin_prefetch(x + p * channels + c, write);
 }
 
 /* Points of a tile of x (6 pixels across, or 5) or y (4, or 3): of channel c at to[k * step + c], for each point k. */
@@ -369,34 +370,32 @@ static int64_t tiles_at_a_time(int64_t channels, int64_t tiles)
     return room < most ? room : most;
 }
 
-/* WIDTH numbers, so far apart; the others of the n, if there are fewer, are 0. */
-INLINE vec load_apart(const real *p, int64_t step, int64_t n)
-{
-    real a[WIDTH];
-    for (int64_t l = 0; l < WIDTH; l++)
-        a[l] = l < n ? p[l * step] : 0;
-    return load(a);
-}
-
 /* The points of the weights w[u, v, c, o] of the channels o from `first` to `last`, for each point k and block of them:
    W[k, block, c, lane]. transposed: of those of the gradient by the input, in which the taps are turned round, and c and
-   o exchanged. Both vectors of a block are made one after the other, as they are neighbours in w, too. */
+   o exchanged. Squares of WIDTH channels c and o are read at a time, of all taps. */
 static void points_of_weights(const real *w, int64_t C, int64_t O, int transposed, int64_t first, int64_t last, real *W,
                               int64_t step)
 {
     int64_t rows = transposed ? O : C;
     for (int64_t block = first; block < last; block += LANES)
-        for (int64_t c = 0; c < rows; c++)
+        for (int64_t c = 0; c < rows; c += WIDTH)
             for (int64_t o = block; o < block + LANES && o < last; o += WIDTH) {
-                vec taps[3][3], points[6][6];
+                vec squares[9][WIDTH], taps[3][3], points[6][6];
                 for (int t = 0; t < 9; t++)
-                    taps[t / 3][t % 3] = transposed ? load_apart(w + ((8 - t) * C + o) * O + c, O, last - o)
-                                                    : load_some(w + (t * C + c) * O + o, last - o);
-                all_points_of_w(4, 4, taps, points);
+                    if (transposed)
+                        load_transposed(w + ((8 - t) * C + o) * O + c, O, last - o, rows - c, squares[t]);
+                    else
+                        for (int i = 0; i < WIDTH && c + i < rows; i++)
+                            squares[t][i] = load_some(w + (t * C + c + i) * O + o, last - o);
+                for (int i = 0; i < WIDTH && c + i < rows; i++) {
+                    for (int t = 0; t < 9; t++)
+                        taps[t / 3][t % 3] = squares[t][i];
+                    all_points_of_w(4, 4, taps, points);
 #pragma GCC unroll 36
-                for (int k = 0; k < 36; k++)
-                    store(W + k * step + ((block - first) / LANES * rows + c) * LANES + o - block,
-                          points[k / 6][k % 6]);
+                    for (int k = 0; k < 36; k++)
+                        store(W + k * step + ((block - first) / LANES * rows + c + i) * LANES + o - block,
+                              points[k / 6][k % 6]);
+                }
             }
 }
 
@@ -437,7 +436,7 @@ int winograd(const real *restrict x, const real *restrict w, const real *restric
         for (int64_t t = 0; t < tiles.count; t++) {
             const Tile *tile = tiles.tile + t;
             const real *at[36];
-            fetch(x, N * H * W, C, C, start + t, all);
+            fetch(0, x, N * H * W, C, C, start + t, all);
             pixels_of(6, x + tile->image * H * W * C, &of_x, tile->i, tile->j, zeros, at);
             POINTS_OF_X[tile->is_tall][tile->is_wide](at, C, X + tile->place * x_step, of_x_apart);
         }
@@ -451,10 +450,13 @@ int winograd(const real *restrict x, const real *restrict w, const real *restric
                         PRODUCTS[to - o > WIDTH](X + k * of_x_apart + t * x_step, x_step,
                                                  weights + k * of_w_apart + (o - from) * C, C,
                                                  Y + k * of_y_apart + t * group + o - from, group);
-            for (const Tile *tile = tiles.tile; tile < tiles.tile + tiles.count; tile++)
+            for (int64_t t = 0; t < tiles.count; t++) {
+                const Tile *tile = tiles.tile + t;
+                fetch(1, y + from, N * OH * OW, O, to - from, start + t, all);
                 PIXELS_OF_Y[tile->is_tall][tile->is_wide](
                     Y + tile->place * group, of_y_apart, bias + from, to - from,
                     y + ((tile->image * OH + tile->i) * OW + tile->j) * O + from, OH - tile->i, OW - tile->j, OW, O);
+            }
         }
     }
     free(memory);
@@ -486,7 +488,7 @@ int winograd_weight_grad(const real *restrict x, const real *restrict y, real *r
         for (int64_t t = 0; t < tiles.count; t++) {
             const Tile *tile = tiles.tile + t;
             const real *at[36];
-            fetch(x + first, N * H * W, C, own, start + t, all);
+            fetch(0, x + first, N * H * W, C, own, start + t, all);
             pixels_of(6, x + tile->image * H * W * C + first, &of_x, tile->i, tile->j, zeros, at);
             POINTS_OF_X[tile->is_tall][tile->is_wide](at, own, X + tile->place * x_step, of_x_apart);
             pixels_of(4, y + tile->image * OH * OW * O, &of_y, tile->i, tile->j, zeros, at);
