@@ -14,6 +14,7 @@ import re
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy import ndarray
 
 from ..threads import MORE_PARTS, threads_for
 from .build import SOURCES, library
@@ -81,7 +82,12 @@ class Function:
             elif a is None and x.optional:
                 shapes.append(None)
             else:
-                given[name] = start = self._start(x, a, dtype)
+                try:
+                    start = _address_of(_byte_of(a))
+                    start = start if a.dtype is dtype and type(a) is ndarray else self._start(x, a, dtype)
+                except (TypeError, ValueError, BufferError, AttributeError):
+                    start = self._start(x, a, dtype)
+                given[name] = start
                 spans.append((start, start + a.nbytes, is_written, name))
                 shapes.append(a.shape)
         lengths = self._lengths.get(key := tuple(shapes))
@@ -92,7 +98,13 @@ class Function:
         for length, n in lists.items():
             if lengths.get(length, n) != n:
                 raise Misfit(f"{self.name}: its lists have {length} = {n}, but it is {lengths[length]}")
-        self._check_apart(spans)
+        spans.sort()
+        last = 0
+        for start, end, _, _ in spans:
+            if start < last:
+                self._check_apart(spans)
+                break
+            last = end
         given.update(lengths)
         given.update(lists)
         for name in self.sizes:
@@ -140,13 +152,7 @@ class Function:
         return function, [(x, x.name, dtype, x.is_list, x.kind != "in") for x, dtype in zip(self.arrays, dtypes)]
 
     def _start(self, x: Argument, a: Any, dtype: np.dtype) -> int:
-        """The address of an array of this argument. Errors: Misfit."""
-        try:
-            start = _address_of(_byte_of(a))  # an error if it is not in C order, is empty, or cannot be written
-            if a.dtype is dtype and isinstance(a, np.ndarray):
-                return start
-        except (TypeError, ValueError, BufferError, AttributeError):
-            pass
+        """The address of an array of this argument that is not of the usual kind. Errors: Misfit."""
         if not isinstance(a, np.ndarray) or a.dtype != dtype or not a.flags.c_contiguous:
             raise Misfit(self._misfit(x, a, dtype))
         if x.kind != "in" and not a.flags.writeable:
@@ -155,11 +161,16 @@ class Function:
 
     def _list(self, x: Argument, arrays: Any, dtype: np.dtype, is_written: bool, lengths: dict, spans: list) -> Any:
         """The addresses of the arrays of a list, for C; the sizes are added to the lengths, for C too."""
-        name, starts, sizes, append = x.name, [], [], spans.append
-        for a in arrays:
-            starts.append(start := self._start(x, a, dtype))
-            sizes.append(a.size)
-            append((start, start + a.nbytes, is_written, name))
+        name = x.name
+        try:
+            starts = list(map(_address_of, map(_byte_of, arrays)))
+            usual = all([a.dtype is dtype and type(a) is ndarray for a in arrays])
+        except (TypeError, ValueError, BufferError, AttributeError):
+            usual = False
+        if not usual:
+            starts = [self._start(x, a, dtype) for a in arrays]
+        sizes = [a.size for a in arrays]
+        spans += [(start, start + n * dtype.itemsize, is_written, name) for start, n in zip(starts, sizes)]
         of_count, of_sizes = x.lengths
         if lengths.setdefault(of_count, len(sizes)) != len(sizes):
             raise Misfit(f"{self.name}: {x.name} has {len(sizes)} arrays, not {lengths[of_count]}")
@@ -173,9 +184,8 @@ class Function:
         return f"{self.name}: {x.name} must be {wanted}, not {what}"
 
     def _check_apart(self, spans: list[Any]) -> None:
-        """In the order of their places: a span must begin behind all that are written, and, if it is written itself,
-        behind all. Errors: Misfit."""
-        spans.sort()
+        """Spans in the order of their places, of which some meet: one must begin behind all that are written, and, if it
+        is written itself, behind all. Errors: Misfit."""
         any_end, any_name, written_end, written_name = 0, "", 0, ""
         for start, end, written, name in spans:
             if start < (any_end if written else written_end):
@@ -187,7 +197,8 @@ class Function:
                 written_end, written_name = end, name
 
 
-_byte_of: Any = ctypes.c_char.from_buffer  # the quickest way to an address
+_byte_of: Any = ctypes.c_char.from_buffer  # the quickest way to an address; an error if the array is not in C order, is
+# empty, or cannot be written
 _address_of = ctypes.addressof
 
 
