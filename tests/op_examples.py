@@ -212,6 +212,7 @@ E("broadcast_to", N(), shape=(2,))
 E("broadcast_to", N(1, 2), shape=(0, 2))
 E("concatenate_p", N(2, 1), N(2, 3), N(2, 0), axis=1)
 E("concatenate_p", N(2, 2), N(1, 2), axis=-2)
+E("concatenate_p", N(2, 1024, 1), N(2, 1024, 2), axis=-1)  # so many rows are for C
 E("concatenate", N(2, 1), N(2, 3), axis=-1)
 E("concatenate", N(3))
 E("concatenate", N(0, 2), N(2, 2), axis=0)

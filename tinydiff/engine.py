@@ -198,19 +198,21 @@ class Op(Generic[P]):
     def apply(self, inputs: tuple[Any, ...], params: dict[str, Any]) -> Any:
         """Take the arrays out, compute, record a node."""
         arrays, parents = [], []
-        tensors, required = 0, False
+        tensors, others, required = False, False, False
         for x in inputs:
             parent = None
             if isinstance(x, Tensor):
-                tensors += 1
+                tensors = True
                 if x._requires_grad:
                     parent, required = x if x.node is None else x.node, True
                 x = x._data
+            elif x is not None:
+                others = True
             arrays.append(x)
             parents.append(parent)
         if not tensors:
             arrays = backend.weak_beside_arrays(arrays)
-        elif tensors < len(arrays):
+        elif others:
             arrays = [a if type(a) is float else backend.operand(a) for a in arrays]
         if params:
             params = {name: backend.weak(value) for name, value in params.items()}

@@ -47,6 +47,12 @@ class Geometry:
     dilation: tuple[int, int]
     groups: int
 
+    @staticmethod
+    @functools.lru_cache(256)
+    def of(*fields: Any) -> Geometry:
+        """One that may be there already, with its `out`: a layer asks for the same again and again."""
+        return Geometry(*fields)
+
     @functools.cached_property
     def out(self) -> tuple[int, int]:
         """Of y: OH, OW; floor((H + padding - dilation (k - 1) - 1) / stride) + 1."""
@@ -193,7 +199,7 @@ def conv_transpose2d(
     if min(oh, ow) < 1:
         given = f"x {x.shape} with w {w.shape}, {stride=}, {padding=}, {dilation=}, {output_padding=}"
         raise ValueError(f"{what}: the output of {given} would be empty: {(oh, ow)}")
-    geometry = Geometry((oh, ow), w.shape[:2], s, ((p[0], p[0]), (p[1], p[1])), d, groups)
+    geometry = Geometry.of((oh, ow), w.shape[:2], s, ((p[0], p[0]), (p[1], p[1])), d, groups)
     # If output_padding is at least stride, the conv2d has more rows of output than x has; those are zero.
     if geometry.out != x.shape[1:3]:
         x = pad(x, pad_width=((0, 0), *((0, m - n) for n, m in zip(x.shape[1:3], geometry.out)), (0, 0)))
@@ -232,7 +238,7 @@ def _geometry(
 ) -> Geometry:
     """The Geometry of conv1d and conv2d. Errors: ValueError for arguments out of range, an empty output."""
     s, d = _pair(stride, what, "stride", 1), _pair(dilation, what, "dilation", 1)
-    geometry = Geometry(size, kernel, s, _padding(padding, what, size, kernel, s, d), d, groups)
+    geometry = Geometry.of(size, kernel, s, _padding(padding, what, size, kernel, s, d), d, groups)
     if min(geometry.out) < 1:
         given = f"x {x.shape} with w {w.shape}, {stride=}, {padding=}, {dilation=}"
         raise ValueError(f"{what}: the output of {given} would be empty: {geometry.out}")
@@ -240,6 +246,8 @@ def _geometry(
 
 
 def _pair(value: Pair, what: str, name: str, least: int) -> tuple[int, int]:
+    if type(value) is int and value >= least:
+        return value, value
     try:
         first, second = value if isinstance(value, (tuple, list)) else (value, value)
         pair = operator.index(first), operator.index(second)

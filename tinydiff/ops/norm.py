@@ -163,16 +163,17 @@ def batch_norm(x: Any, weight: Any = None, bias: Any = None, *, eps: float = 1e-
 
 def check_channels(what: str, x: Any, weight: Any, bias: Any, least: int, per_sample: bool = False) -> int:
     """The number of channels C. per_sample: weight and bias may be (N, C). Errors: ValueError for other shapes."""
-    if x.ndim < least:
-        raise ValueError(f"{what} takes x of at least {least} dimensions, channels last, not {x.shape}")
+    shape = x.shape
+    if len(shape) < least:
+        raise ValueError(f"{what} takes x of at least {least} dimensions, channels last, not {shape}")
     if x.dtype.kind not in "fc":
-        raise TypeError(f"{what}: x must be floating, not {x.dtype} of shape {x.shape}")
-    shapes = [x.shape[-1:], (x.shape[0], x.shape[-1])] if per_sample else [x.shape[-1:]]
-    for name, p in (("weight", weight), ("bias", bias)):
-        if p is not None and p.shape not in shapes:
+        raise TypeError(f"{what}: x must be floating, not {x.dtype} of shape {shape}")
+    of_weight, of_bias = (None if p is None else p.shape for p in (weight, bias))
+    shapes = [shape[-1:], (shape[0], shape[-1])] if per_sample else [shape[-1:]]
+    for name, given in (("weight", of_weight), ("bias", of_bias)):
+        if given is not None and given not in shapes:
             wanted = " or ".join(map(str, shapes))
-            raise ValueError(f"{what}: the {name} must have shape {wanted} for x {x.shape}, not {p.shape}")
-    given = [None if p is None else p.shape for p in (weight, bias)]
-    if given[0] != given[1]:
-        raise ValueError(f"{what}: give weight and bias of one shape, or neither, not {given[0]} and {given[1]}")
-    return x.shape[-1]
+            raise ValueError(f"{what}: the {name} must have shape {wanted} for x {shape}, not {given}")
+    if of_weight != of_bias:
+        raise ValueError(f"{what}: give weight and bias of one shape, or neither, not {of_weight} and {of_bias}")
+    return shape[-1]

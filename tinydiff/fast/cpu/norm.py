@@ -46,7 +46,7 @@ layer_norm_vjp_in_c = Function(
 def norm(x: Array, shift: Array | None, weight: Array | None, bias: Array | None, eps: float, silu: bool) -> Any:
     """As blocked_norm."""
     a, length, groups, d = x.shape
-    y, mean, rstd = np.empty_like(x, order="C"), np.empty((a, groups), x.dtype), np.empty((a, groups), x.dtype)
+    y, mean, rstd = (np.empty(shape, x.dtype) for shape in (x.shape, (a, groups), (a, groups)))
     done = in_c(
         x=_rows(x), shift=_whole(shift), weight=_per_sample(weight), bias=_per_sample(bias), y=_rows(y), mean=mean,
         rstd=rstd, W=1, eps=eps, silu=silu,
@@ -67,8 +67,8 @@ def norm_vjp(
     silu: bool,
 ) -> Any:
     """As blocked_norm_vjp."""
-    dx = np.empty_like(x, order="C")
-    dshift = None if shift is None else np.empty_like(shift, order="C")
+    dx = np.empty(x.shape, x.dtype)
+    dshift = None if shift is None else np.empty(shift.shape, x.dtype)
     dweight, dbias = (None if p is None else np.empty((x.shape[0], p.shape[-1]), p.dtype) for p in (weight, bias))
     done = vjp_in_c(
         g=_rows(g), x=_rows(x), mean=_whole(mean[:, 0]), rstd=_whole(rstd[:, 0]), shift=_whole(shift),
