@@ -18,7 +18,7 @@ from ..taken import is_real
 from ..threads import matmul, vectors_unused
 from .conv import conv_in_c, weight_grad_in_c
 
-ENOUGH, THINNEST = 2**22, 16  # multiply-adds, and the shortest side: else to call, and to arrange w, takes too long
+ENOUGH, THINNEST = 3 * 2**19, 16  # multiply-adds, and the shortest side: else to call, and to arrange w, takes too long
 LONGEST = 2**13  # of the sums over c and o, which are one chain in C; those of the BLAS are in blocks
 # One pixel under one tap: conv.lists of it.
 ONE_PIXEL: dict[str, Any] = dict(lists=np.array([0, 1, 0, 0, 0, 1, 0, 0, 1], np.int64), K=2, P=1, R=1, groups=1)
