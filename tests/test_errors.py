@@ -55,6 +55,11 @@ BAD: dict[str, Bad] = {
         ValueError,
         ("groups=2", "5 of w (3, 3, 2, 5)"),
     ),
+    "conv2d groups of a float": (
+        lambda: [ops.conv2d(t(1, 8, 8, 4), t(3, 3, 2, 4), groups=groups) for groups in (2, 2.0)],
+        ValueError,
+        ("conv2d: groups must be an int", "2.0"),
+    ),
     "conv2d no groups": (lambda: ops.conv2d(t(1, 8, 8, 4), t(3, 3, 2, 4), groups=0), ValueError, ("groups=0",)),
     "conv2d empty": (
         lambda: ops.conv2d(t(1, 2, 9, 3), t(3, 3, 3, 4)),

@@ -48,9 +48,9 @@ class Geometry:
     groups: int
 
     @staticmethod
-    @functools.lru_cache(256)
+    @functools.lru_cache(256, typed=True)
     def of(*fields: Any) -> Geometry:
-        """One that may be there already, with its `out`: a layer asks for the same again and again."""
+        """The Geometry with these fields: one object for equal calls, so that `out` is computed once for a layer."""
         return Geometry(*fields)
 
     @functools.cached_property
@@ -223,6 +223,10 @@ def _check(what: str, rank: int, x: Any, w: Any, b: Any, groups: int, transposed
         takes = "x (N, L, C) and w (k, .., ..)" if rank == 3 else "x (N, H, W, C) and w (kh, kw, .., ..)"
         raise ValueError(f"{what} takes {takes}, not {x.shape} and {w.shape}")
     channels, last = x.shape[-1], w.shape[-1]
+    try:
+        operator.index(groups)
+    except TypeError:
+        raise ValueError(f"{what}: groups must be an int, not {groups!r}") from None
     if groups < 1 or channels % groups or last % groups:
         both = f"{channels} of x {x.shape} and {last} of w {w.shape}"
         raise ValueError(f"{what}: groups={groups} must divide the channels, {both}")

@@ -83,11 +83,10 @@ class Function:
                 shapes.append(None)
             else:
                 try:
-                    start = _address_of(_byte_of(a))
-                    start = start if a.dtype is dtype and type(a) is ndarray else self._start(x, a, dtype)
-                except (TypeError, ValueError, BufferError, AttributeError):
-                    start = self._start(x, a, dtype)
-                given[name] = start
+                    start = _address_of(_byte_of(a)) if type(a) is ndarray and a.dtype is dtype else None
+                except NO_BYTE:
+                    start = None
+                given[name] = start = self._start(x, a, dtype) if start is None else start
                 spans.append((start, start + a.nbytes, is_written, name))
                 shapes.append(a.shape)
         lengths = self._lengths.get(key := tuple(shapes))
@@ -152,7 +151,8 @@ class Function:
         return function, [(x, x.name, dtype, x.is_list, x.kind != "in") for x, dtype in zip(self.arrays, dtypes)]
 
     def _start(self, x: Argument, a: Any, dtype: np.dtype) -> int:
-        """The address of an array of this argument that is not of the usual kind. Errors: Misfit."""
+        """The address of an array of this argument. A call asks only for one that is not of the usual kind: a plain
+        array, not empty, that may be written, in C order and of this very dtype. Errors: Misfit."""
         if not isinstance(a, np.ndarray) or a.dtype != dtype or not a.flags.c_contiguous:
             raise Misfit(self._misfit(x, a, dtype))
         if x.kind != "in" and not a.flags.writeable:
@@ -164,8 +164,8 @@ class Function:
         name = x.name
         try:
             starts = list(map(_address_of, map(_byte_of, arrays)))
-            usual = all([a.dtype is dtype and type(a) is ndarray for a in arrays])
-        except (TypeError, ValueError, BufferError, AttributeError):
+            usual = all([type(a) is ndarray and a.dtype is dtype for a in arrays])
+        except NO_BYTE:
             usual = False
         if not usual:
             starts = [self._start(x, a, dtype) for a in arrays]
@@ -184,8 +184,8 @@ class Function:
         return f"{self.name}: {x.name} must be {wanted}, not {what}"
 
     def _check_apart(self, spans: list[Any]) -> None:
-        """Spans in the order of their places, of which some meet: one must begin behind all that are written, and, if it
-        is written itself, behind all. Errors: Misfit."""
+        """Spans in the order of their places, of which some meet: each must begin behind all before it that are
+        written, and, if it is written itself, behind all before it. Errors: Misfit."""
         any_end, any_name, written_end, written_name = 0, "", 0, ""
         for start, end, written, name in spans:
             if start < (any_end if written else written_end):
@@ -197,9 +197,10 @@ class Function:
                 written_end, written_name = end, name
 
 
-_byte_of: Any = ctypes.c_char.from_buffer  # the quickest way to an address; an error if the array is not in C order, is
-# empty, or cannot be written
+# The quickest way to an address. It is an error if the array is not in C order, is empty, or cannot be written.
+_byte_of: Any = ctypes.c_char.from_buffer
 _address_of = ctypes.addressof
+NO_BYTE = (TypeError, ValueError, BufferError)
 
 
 def _in_a_row(kind: Any, values: list[int]) -> Any:

@@ -4,8 +4,8 @@
        y[a, C[0] + ... + C[i-1] + c] = x[i][a, c]
 
    The rows are short, and lie apart in y. So the processor does not guess what comes next, and what will soon be read or
-   written is fetched into the cache. Some rows of all arrays are copied, then the next: as a line of the cache may have the
-   end of one row and the start of another, it is still there when it is needed again. */
+   written is fetched into the cache. A line of the cache may hold the end of one row and the start of another. So some
+   rows of all arrays are copied before the next rows: the line is still in the cache when it is needed again. */
 
 #include "vector.h"
 
@@ -18,7 +18,7 @@ static void copy(const real *restrict from, int64_t from_step, real *restrict to
 {
     const int64_t ahead = AHEAD / (width * (int64_t)sizeof(real)) + 1;
     for (int64_t r = 0; r < rows; r++, from += from_step, to += to_step) {
-        for (int64_t c = 0; c < width; c += LINE) { /* behind the end nothing is fetched */
+        for (int64_t c = 0; c < width; c += LINE) { /* an address behind the end does no harm */
             __builtin_prefetch(from + ahead * from_step + c);
             __builtin_prefetch(to + ahead * to_step + c, 1);
         }

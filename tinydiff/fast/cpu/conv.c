@@ -18,7 +18,7 @@
 #define LANES (2 * WIDTH)               /* channels of a tile */
 #define TILE (REGISTERS == 32 ? 12 : 6) /* pixels of a tile: its sums, two vectors and a number fill the registers */
 #define FEW 4                           /* so few channels of the output do not fill a vector: see dots */
-#define AHEAD (2 * TILE)                /* pixels that are then fetched into the cache before they are read */
+#define AHEAD (2 * TILE)                /* then a pixel is fetched into the cache so many pixels before it is read */
 #define LINE (64 / (int)sizeof(real))   /* of the cache */
 #define STEPS 288                       /* taps and channels added at a time, or one run: their weights stay in a cache */
 #define MANY (1 << 20)                  /* weights, of which each part should pack its own */
@@ -152,7 +152,8 @@ static void sums(int pixels, const real **x, real **y, const Taps *taps, int64_t
 
 /* Of the weights of group g the channels from `first` to `last`, of `out`, in the order in which tiles read them:
    packed[k, t, c, o] in blocks k of LANES channels, or, few, packed[o, t, c]. transposed: w is [t, o, c], else [t, c, o];
-   `row` is its number of columns, all groups together. A row is read at one go, so that the next one is fetched early. */
+   `row` is its number of columns, all groups together. A row is read at one go, so that the next one is fetched early; with `transposed` squares are, so that whole vectors are
+   written. */
 static void pack(const real *restrict w, real *restrict packed, int64_t T, int64_t C, int64_t first, int64_t last,
                  int64_t out, int64_t g, int64_t row, int64_t transposed, int few)
 {
@@ -169,18 +170,17 @@ static void pack(const real *restrict w, real *restrict packed, int64_t T, int64
                     memcpy(to, from + o, (last - o) * sizeof(real));
             }
         }
-    for (int64_t t = 0; t < T && transposed; t++)
-        for (int64_t o = first; o < last; o += few ? 1 : WIDTH)
-            for (int64_t c = 0; c < C; c += few ? C : WIDTH) {
-                const real *from = w + (t * out + o) * row + g * C + c;
+    for (int64_t t = 0; t < T && transposed && few; t++)
+        for (int64_t o = first; o < last; o++)
+            memcpy(packed + (o * T + t) * C, w + (t * out + o) * row + g * C, C * sizeof(real));
+    for (int64_t t = 0; t < T && transposed && !few; t++)
+        for (int64_t o = first; o < last; o += WIDTH)
+            for (int64_t c = 0; c < C; c += WIDTH) {
                 int64_t lane = (o - first) % LANES;
                 real *to = packed + ((o - first - lane) * T + t * LANES) * C + c * LANES + lane;
                 vec square[WIDTH];
-                if (few)
-                    memcpy(packed + (o * T + t) * C, from, C * sizeof(real));
-                else
-                    load_transposed(from, row, last - o, C - c, square);
-                for (int64_t i = 0; i < WIDTH && c + i < C && !few; i++)
+                load_transposed(w + (t * out + o) * row + g * C + c, row, last - o, C - c, square);
+                for (int64_t i = 0; i < WIDTH && c + i < C; i++)
                     store(to + i * LANES, square[i]);
             }
 }
@@ -226,7 +226,8 @@ static void add_runs(Taps taps, const Lists *lists, const Images *of, int64_t im
         for (int64_t n = image; n < last; n++)
             for (int64_t p = pixel; p < end; p++) {
                 x[waiting] = of->x + (n * of->S + lists->source[p]) * of->I;
-                /* With few channels there are too few products to hide how long it takes to read x. */
+                /* Few channels of y give too few products to hide how long it takes to read x. An address behind its
+                   end does no harm. */
                 for (int64_t c = 0; few && c < taps.C; c += LINE)
                     __builtin_prefetch(x[waiting] + AHEAD * of->I + c);
                 y[waiting++] = of->y + (n * of->D + lists->target[p]) * of->O;

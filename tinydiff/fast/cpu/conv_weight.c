@@ -70,8 +70,8 @@ SIZES_OF(apart_2, 2, 1)
 static const int SIZES[] = {1, THIRD, 2 * THIRD, TILE};
 static Sums *const *const OF_TILE[2][2] = {{tile_1, tile_2}, {apart_1, apart_2}};
 
-/* The number of the size of the next tile, where `rows` are left. Two of two thirds are quicker than one whole and one
-   of a third, whose sums are too few to hide how long an addition takes. */
+/* The number of the size of the next tile, where `rows` are left. With tiles of at most 12 rows, 16 are 8 and 8, not 12
+   and 4: the few sums of 4 rows do not hide how long an addition takes. */
 static int next_size(int64_t rows)
 {
     int size = 3;
@@ -88,16 +88,18 @@ static int64_t first_of_part(int64_t rows, int64_t part, int64_t parts)
 }
 
 typedef struct {
-    int64_t H, W, I, OH, OW, sh, sw, top, left, dh, dw; /* as below */
-} Form;
+    int64_t H, W, I, OH, OW;            /* rows, columns and channels of x, rows and columns of y */
+    int64_t sh, sw, top, left, dh, dw;  /* stride, padding, dilation */
+} Geometry;
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-/* In `at` those of the pixels of y from `first` on at which tap (u, v) meets x; a row of y at a time. */
-static void find_places(const Form *f, int64_t first, int64_t pixels, int64_t u, int64_t v, int64_t y_step, Places *at)
+/* Writes into `at` those of the pixels of y from `first` on at which tap (u, v) meets x, a row of y at a time. */
+static void find_places(const Geometry *f, int64_t first, int64_t pixels, int64_t u, int64_t v, int64_t y_step, Places *at)
 {
-    /* s j + d v - left is a column of x, from 0 to W - 1, if j is from `begin` to `end` - 1. */
+    /* Under column j of y the tap meets column s j - before of x; that is from 0 to W - 1 if j is from `begin` to
+       `end` - 1. */
     int64_t before = f->left - f->dw * v, begin = before > 0 ? (before + f->sw - 1) / f->sw : 0;
     int64_t end = f->W + before > 0 ? (f->W + before - 1) / f->sw + 1 : 0;
     int64_t j = first % f->OW, i = first / f->OW % f->OH, n = first / f->OW / f->OH, found = 0;
@@ -134,7 +136,7 @@ int conv_weight_grad(const real *restrict x, const real *restrict y, real *restr
     if (!memory)
         return 1;
     real *sums = aligned(memory), *copy = sums + groups * own * columns;
-    const Form form = {H, W, I, OH, OW, sh, sw, top, left, dh, dw};
+    const Geometry geometry = {H, W, I, OH, OW, sh, sw, top, left, dh, dw};
     int64_t in_x[PIXELS], in_y[PIXELS], each = together ? all : C; /* rows that are worked on together */
     for (int64_t first = 0; first < N * OH * OW; first += PIXELS) {
         int64_t pixels = N * OH * OW - first < PIXELS ? N * OH * OW - first : PIXELS;
@@ -155,7 +157,7 @@ int conv_weight_grad(const real *restrict x, const real *restrict y, real *restr
         }
         for (int64_t t = begin / each; t * each < end; t++) {
             Places at = {in_x, in_y, 0};
-            find_places(&form, first, pixels, t / KW, t % KW, y_step, &at);
+            find_places(&geometry, first, pixels, t / KW, t % KW, y_step, &at);
             int64_t from = begin > t * each ? begin - t * each : 0, to = end - t * each < each ? end - t * each : each;
             for (int64_t g = 0; g < groups; g++)
                 for (int64_t o = 0; o < out; o += LANES)

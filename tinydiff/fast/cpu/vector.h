@@ -55,7 +55,8 @@ INLINE void interleave(vec a, vec b, vec *first, vec *second)
 }
 
 /* Rows and columns of a square change places. To interleave the upper half of the rows with the lower half moves the
-   first bit of a number's place, (row, column), to the end; done for every bit of the row, they have changed. */
+   first bit of a number's place, (row, column), to the end. Done for every bit of the row, it brings the row to where
+   the column was. */
 INLINE void transpose(vec square[WIDTH])
 {
     vec next[WIDTH];

@@ -219,7 +219,10 @@ INLINE void fetch(const int write, const real *x, int64_t pixels, int64_t channe
     const int64_t end = pixels * (tile + 1) / all + ahead;
     for (int64_t p = pixels * tile / all + ahead; p < end && p < pixels; p++)
         for (int64_t c = 0; c < own; c += line)
-            __builtin_prefetch(x + p * channels + c, write);
+            if (write) /* clang wants a constant there */
+                __builtin_prefetch(x + p * channels + c, 1);
+            else
+                __builtin_prefetch(x + p * channels + c, 0);
 }
 
 /* Points of a tile of x (6 pixels across, or 5) or y (4, or 3): of channel c at to[k * step + c], for each point k. */
