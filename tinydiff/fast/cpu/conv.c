@@ -152,8 +152,8 @@ static void sums(int pixels, const real **x, real **y, const Taps *taps, int64_t
 
 /* Of the weights of group g the channels from `first` to `last`, of `out`, in the order in which tiles read them:
    packed[k, t, c, o] in blocks k of LANES channels, or, few, packed[o, t, c]. transposed: w is [t, o, c], else [t, c, o];
-   `row` is its number of columns, all groups together. A row is read at one go, so that the next one is fetched early; with `transposed` squares are, so that whole vectors are
-   written. */
+   `row` is its number of columns, all groups together. A row is read at one go, so that the next one is fetched early.
+   If w is transposed, squares are read, so that whole vectors are written. */
 static void pack(const real *restrict w, real *restrict packed, int64_t T, int64_t C, int64_t first, int64_t last,
                  int64_t out, int64_t g, int64_t row, int64_t transposed, int few)
 {
