@@ -65,9 +65,9 @@ def explain(parser: argparse.ArgumentParser) -> Run:
 def view(parser: argparse.ArgumentParser) -> Run:
     """Run a script, save one of its backward passes as an HTML page to be stepped through, and stop the script."""
     parser.description = f"""{view.__doc__} The script runs as it is, in this process, with the arguments that follow
-    it; whatever it does before that pass, such as making a directory, is done. What is saved is the pass as it begins:
-    hooks do not run, and with microbatches it is that of one of them. Choose small batches: the rules are checked
-    numerically, which takes longer the larger the arrays are."""
+    it; whatever it does before that pass, such as putting an older run of its folder aside, is done. What is saved is
+    the pass as it begins: hooks do not run, and with microbatches it is that of one of them. Choose small batches: the
+    rules are checked numerically, which takes longer the larger the arrays are."""
     parser.usage = "%(prog)s [-h] [--out FILE] [--pass N] [--seconds X] SCRIPT [its arguments ...]"
     parser.add_argument("--out", type=Path, default=Path("backward.html"), metavar="FILE", help="default: %(default)s")
     parser.add_argument("--pass", type=int, default=1, metavar="N", dest="number",
