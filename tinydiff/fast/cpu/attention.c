@@ -152,8 +152,6 @@ static head head_of(const int64_t *restrict at, const int64_t *restrict row, con
         row[Q], row[K], row[V], row[MASK]};
 }
 
-static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 /* ---------------------------------------------------------------- forward and rule */
 
 /* y, and of each of the B heads and L queries the largest score, `top`, and 1 / sum, `rsum`. For `at` and `row` see

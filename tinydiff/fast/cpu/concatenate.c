@@ -9,9 +9,8 @@
 
 #include "vector.h"
 
-#define AT_ONCE 32                    /* rows */
-#define AHEAD (1 << 11)               /* bytes of rows between what is copied and what is fetched */
-#define LINE (64 / (int)sizeof(real)) /* of the cache */
+#define AT_ONCE 32      /* rows */
+#define AHEAD (1 << 11) /* bytes of rows between what is copied and what is fetched */
 
 static void copy(const real *restrict from, int64_t from_step, real *restrict to, int64_t to_step, int64_t rows,
                  int64_t width)
@@ -35,7 +34,7 @@ int put_beside(const real *const *restrict x, real *restrict y, const int64_t *r
 {
     for (int64_t a = A * part / parts, end = A * (part + 1) / parts; a < end; a += AT_ONCE)
         for (int64_t i = 0, c = 0; i < count; c += n[i++] / A)
-            copy(x[i] + a * (n[i] / A), n[i] / A, y + a * C + c, C, end - a < AT_ONCE ? end - a : AT_ONCE, n[i] / A);
+            copy(x[i] + a * (n[i] / A), n[i] / A, y + a * C + c, C, smaller(end - a, AT_ONCE), n[i] / A);
     return 0;
 }
 
@@ -44,6 +43,6 @@ int take_apart(const real *restrict y, real *const *restrict x, const int64_t *r
 {
     for (int64_t a = A * part / parts, end = A * (part + 1) / parts; a < end; a += AT_ONCE)
         for (int64_t i = 0, c = 0; i < count; c += n[i++] / A)
-            copy(y + a * C + c, C, x[i] + a * (n[i] / A), n[i] / A, end - a < AT_ONCE ? end - a : AT_ONCE, n[i] / A);
+            copy(y + a * C + c, C, x[i] + a * (n[i] / A), n[i] / A, smaller(end - a, AT_ONCE), n[i] / A);
     return 0;
 }

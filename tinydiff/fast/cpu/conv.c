@@ -19,7 +19,6 @@
 #define TILE (REGISTERS == 32 ? 12 : 6) /* pixels of a tile: its sums, two vectors and a number fill the registers */
 #define FEW 4                           /* so few channels of the output do not fill a vector: see dots */
 #define AHEAD (2 * TILE)                /* then a pixel is fetched into the cache so many pixels before it is read */
-#define LINE (64 / (int)sizeof(real))   /* of the cache */
 #define STEPS 288                       /* taps and channels added at a time, or one run: their weights stay in a cache */
 #define MANY (1 << 20)                  /* weights, of which each part should pack its own */
 #define PACKED (1 << 18)                /* so many weights of one tap fit the second cache */
@@ -184,8 +183,6 @@ static void pack(const real *restrict w, real *restrict packed, int64_t T, int64
                     store(to + i * LANES, square[i]);
             }
 }
-
-static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* The run in which tap t is, or -1. */
 static int64_t run_of(const int64_t *tap, const int64_t *length, int64_t runs, int64_t t)

@@ -88,15 +88,15 @@ static int64_t first_of_part(int64_t rows, int64_t part, int64_t parts)
 }
 
 typedef struct {
-    int64_t H, W, I, OH, OW;            /* rows, columns and channels of x, rows and columns of y */
-    int64_t sh, sw, top, left, dh, dw;  /* stride, padding, dilation */
+    int64_t H, W, I, OH, OW;           /* rows, columns and channels of x, rows and columns of y */
+    int64_t sh, sw, top, left, dh, dw; /* stride, padding, dilation */
 } Geometry;
 
-static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 /* Writes into `at` those of the pixels of y from `first` on at which tap (u, v) meets x, a row of y at a time. */
-static void find_places(const Geometry *f, int64_t first, int64_t pixels, int64_t u, int64_t v, int64_t y_step, Places *at)
+static void find_places(const Geometry *f, int64_t first, int64_t pixels, int64_t u, int64_t v, int64_t y_step,
+                        Places *at)
 {
     /* Under column j of y the tap meets column s j - before of x; that is from 0 to W - 1 if j is from `begin` to
        `end` - 1. */

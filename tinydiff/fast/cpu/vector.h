@@ -21,7 +21,11 @@
 
 typedef real vec __attribute__((vector_size(BYTES), aligned(sizeof(real))));
 
+#define LINE (64 / (int)sizeof(real)) /* numbers of a line of the cache */
+
 #define INLINE static inline __attribute__((always_inline))
+
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 INLINE vec load(const real *p) { return *(const vec *)p; }
 INLINE void store(real *p, vec v) { *(vec *)p = v; }

@@ -215,10 +215,10 @@ INLINE void pixels_of(const int side, const real *image, const Images *all, int6
 INLINE void fetch(const int write, const real *x, int64_t pixels, int64_t channels, int64_t own, int64_t tile,
                   int64_t all)
 {
-    const int64_t line = 64 / sizeof(real), ahead = AHEAD / (channels * (int64_t)sizeof(real)) + 1;
+    const int64_t ahead = AHEAD / (channels * (int64_t)sizeof(real)) + 1;
     const int64_t end = pixels * (tile + 1) / all + ahead;
     for (int64_t p = pixels * tile / all + ahead; p < end && p < pixels; p++)
-        for (int64_t c = 0; c < own; c += line)
+        for (int64_t c = 0; c < own; c += LINE)
             if (write) /* clang wants a constant there */
                 __builtin_prefetch(x + p * channels + c, 1);
             else
