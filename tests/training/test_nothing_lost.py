@@ -325,9 +325,10 @@ sys.exit(run.exit_code)
 
 
 def started(out, inside="pass", options="log_every=10**9", **streams):
-    """The program, after some steps."""
+    """The program, after some steps. On NumPy: emulated, CuPy ends a kernel at Ctrl-C by itself, also in an update."""
     code = PROGRAM.format(out=str(out), inside=f"open({str(out / 'going')!r}, 'a').close(); {inside}", options=options)
-    program = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, **streams)
+    environment = {**os.environ, "TINYDIFF_BACKEND": "numpy"}
+    program = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, text=True, **streams)
     until = time.monotonic() + 30
     while not (out / "going").exists():
         assert time.monotonic() < until and program.poll() is None
