@@ -35,7 +35,8 @@ DROPPED = 0.1  # how often the labels or words are left out in training; see dro
 MEASURED = 60_000  # pictures for sigma_data, at most
 WIDTH = 96  # of the vectors of words
 VALIDATED = 256  # pictures for the validation loss; of few, each several times, with another noise each time
-WORDS_NOISE = 0.0, 1.6  # mean and deviation of ln sigma: words mean things decided at high noise levels and at low ones
+NOISE = -0.6, 1.4  # mean and deviation of ln sigma in training: whether strokes hang together is decided at high levels
+WORDS_NOISE = 0.0, 1.6  # words mean things decided at higher ones still, and at low ones
 
 
 class Pictures(NamedTuple):
@@ -188,7 +189,7 @@ def learn(
     else:
         counts = {name: len(values) for name, values in shown.names.items()}
         net = UNet(shape[2], channels, labels=counts, rng=rng)
-        conditions, noise, decay = list(shown.labels.values()), (-1.2, 1.2), 0.995
+        conditions, noise, decay = list(shown.labels.values()), NOISE, 0.995
     few = shown.images[:: -(-len(shown.images) // MEASURED)]
     lr = lr or (2e-3 if words else 1.5e-3)
     model = Denoiser(net, sigma_data=float(data.to_float(few, -1, 1).std()))
