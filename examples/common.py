@@ -366,6 +366,26 @@ def load_trained(path, example, *labels):
     return trained, ema
 
 
+def noise_of_run(args):
+    """Mean and deviation of ln sigma in the training with which --resume goes on; None if there is none, or if its file
+    is damaged, which train will say."""
+    if not args.resume:
+        return None
+    try:
+        return noise_of(saving.load(args.out / "checkpoint.npz"))
+    except ValueError:
+        return None
+
+
+def noise_of(state):
+    """The same of a checkpoint; None if it does not say."""
+    try:
+        mean, std = state["about"]["noise"]
+        return [float(mean), float(std)]
+    except (LookupError, TypeError, ValueError):
+        return None
+
+
 def show_bits(done, total, so_far):
     """The progress of bits_per_dimension, in one line that is overwritten."""
     print(f"\r{done} of {total} images, {so_far} bits per dimension", end="", file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
 """Legible digits in minutes: a small diffusion model, trained and sampled on this machine.
 
     python examples/quickstart.py                         digits drawn here, no download
-    python examples/quickstart.py --data mnist            handwritten ones; five times as long
+    python examples/quickstart.py --data mnist            handwritten ones; four times as long
     TINYDIFF_BACKEND=cupy python examples/quickstart.py   on a GPU
 
 A padded residual U-Net (models/unet.py) learns to remove noise of any strength (diffusion/predict.py). Its condition is
@@ -58,12 +58,12 @@ def main() -> int:
     ema = EMA(denoiser, 0.995)
     names = {name: ATTRIBUTES[name][: values.max() + 1] for name, values in labels.items()}
     source = {"name": args.data, "seed": args.seed, "variety": VARIETY}
-    trained = Trained(denoiser, KarrasSDE(), (28, 28, 1), labels=names, null=True, eps=0.002, noise=NOISE,
+    mean, std = noise = common.noise_of_run(args) or NOISE
+    trained = Trained(denoiser, KarrasSDE(), (28, 28, 1), labels=names, null=True, eps=0.002, noise=noise,
                       data=source)  # fmt: skip
 
     def loss(x0, *values, rng, sample_offset):
         condition = drop_labels(dict(zip(labels, values)), LABEL_DROPOUT, rng, sample_offset=sample_offset)
-        mean, std = NOISE
         return edm_loss(denoiser, x0, rng, mean=mean, std=std, sample_offset=sample_offset, **condition)
 
     def pictures(state):
@@ -152,7 +152,7 @@ def arguments():
     common.add_training(parser, batch_size=64)
     add("--lr", type=common.positive, default=1.5e-3, metavar="X", help="of Adam, after a warm-up, before a cosine")
     add("--guidance", type=common.finite, default=2.0, metavar="X",
-        help="how far to push towards the digit; 0 is not at all, more costs variety")  # fmt: skip
+        help="how far to push towards the digit: 0 is not at all, and the further, the less variety")  # fmt: skip
     add("--steps", type=integer(1), default=17, metavar="N",
         help="steps of Heun's method, which are 2 N + 1 evaluations")  # fmt: skip
     common.add_seed_and_out(parser, "quickstart")

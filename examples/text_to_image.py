@@ -293,24 +293,11 @@ def check_resumed(path, denoiser, tokenizer):
 
 def choose_noise(args):
     """args.noise, unless it is given: that of the run which goes on, or NOISE."""
-    path, began = args.out / "checkpoint.npz", None
-    if args.resume:
-        try:
-            began = noise_of(saving.load(path))
-        except ValueError:
-            pass  # the file is damaged, and train says so
+    began = common.noise_of_run(args)
     if began and args.noise and args.noise != began:
+        path = args.out / "checkpoint.npz"
         sys.exit(f"{path} has learned with --noise {began[0]:g} {began[1]:g}: give the same, or another --out")
     args.noise = args.noise or began or [*NOISE]
-
-
-def noise_of(state):
-    """Mean and deviation of ln sigma in the training of a checkpoint; None if it does not say."""
-    try:
-        mean, std = state["about"]["noise"]
-        return [float(mean), float(std)]
-    except (LookupError, TypeError, ValueError):
-        return None
 
 
 def loss_of(denoiser, x0, tokens, rng, sample_offset, noise):
@@ -363,7 +350,7 @@ def load(path, args):
     except (LookupError, TypeError, ValueError) as error:
         sys.exit(f"{path} is no model of this example: {error!r}")
     check_same(args, kept)
-    if args.noise and args.noise != (learned := noise_of(state)):
+    if args.noise and args.noise != (learned := common.noise_of(state)):
         learned = f"--noise {learned[0]:g} {learned[1]:g}" if learned else "a noise that it does not say"
         sys.exit(f"the model in {args.out} was trained with {learned}: choose another --out")
     vars(args).update(found)

@@ -29,6 +29,7 @@ from tinydiff.recipe import held_out, validation_loss
 from tinydiff.trained import Trained
 
 ROOT = Path(__file__).parents[1]
+QUICKSTART = ROOT / "examples" / "quickstart.py"
 SMALL = ["--channels", "8", "--batch-size", "8"]
 
 
@@ -93,7 +94,9 @@ def test_from_handwriting_to_pictures(tmp_path: Path, digits: Path) -> None:
     assert done.returncode == 0 and int(n) == 24
     shown = held_out({"name": "mnist"}, 24, digits)
     x0 = shown.images.astype("float32") / 127.5 - 1
-    wanted = edm_loss(trained.model, x0, Rng(0).child("validation"), digit=shown.labels["digit"]).item()
+    mean, std = recipe.NOISE
+    rng = Rng(0).child("validation")
+    wanted = edm_loss(trained.model, x0, rng, mean=mean, std=std, digit=shown.labels["digit"]).item()
     assert float(loss) == pytest.approx(wanted, rel=1e-3)
     assert (
         "nothing is left to train: all 3 steps were done before"
@@ -106,7 +109,7 @@ def test_the_recipe_is_that_of_the_quickstart(tmp_path: Path, digits: Path, nump
     """The same weights, averages and description, bit for bit."""
     options = ["--data-dir", str(digits), "--images", "48", "--batch-size", "8", "--channels", "8", "16", "--seed", "3"]
     assert main(["train", "mnist", *options, "--out", str(tmp_path / "a")]) == 0
-    command = [sys.executable, str(ROOT / "examples" / "quickstart.py"), "--data", "mnist", *options, "--steps", "1"]
+    command = [sys.executable, str(QUICKSTART), "--data", "mnist", *options, "--steps", "1"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([*command, "--out", str(tmp_path / "b")], check=True, capture_output=True, env=env)
     a, b = (saving.load(tmp_path / name / "checkpoint.npz") for name in "ab")
@@ -123,9 +126,35 @@ def test_the_recipe_is_that_of_the_quickstart(tmp_path: Path, digits: Path, nump
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "command", [["-m", "tinydiff", "train", "mnist"], [QUICKSTART, "--data", "mnist", "--steps", 1]]
+)
+def test_a_run_goes_on_at_its_own_noise_levels(tmp_path: Path, digits: Path, command: list[Any]) -> None:
+    """As one that has begun with those of an older version."""
+
+    def learn(*options: Any) -> None:
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, *map(str, options)], cwd=ROOT, env=env, check=True, capture_output=True)
+
+    losses = []
+    for noise in (recipe.NOISE, (-1.2, 1.2)):
+        out = tmp_path / str(noise)
+        options = [*command, "--data-dir", digits, "--out", out, *SMALL]
+        learn(*options, "--images", 24)
+        begun = saving.load(out / "checkpoint.npz")
+        begun["about"]["noise"] = noise
+        saving.save(out / "checkpoint.npz", begun)
+        learn(*options, "--images", 48, "--resume")
+        assert tinydiff.load(out).noise == noise
+        losses.append([json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()])
+    assert losses[0][0] == losses[1][0] and losses[0][1] != losses[1][1]
+
+
+@pytest.mark.slow
 def test_the_recipe_of_words_is_that_of_the_example(tmp_path: Path, monkeypatch: Any, numpy_backend: str) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     example = importlib.import_module("text_to_image")
+    assert recipe.NOISE == importlib.import_module("quickstart").NOISE
     monkeypatch.setattr(sys, "argv", ["text_to_image.py", "--out", str(tmp_path)])
     args = example.arguments()
     glyphs = data.glyphs(64, 0)

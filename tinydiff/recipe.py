@@ -36,7 +36,7 @@ MEASURED = 60_000  # pictures for sigma_data, at most
 WIDTH = 96  # of the vectors of words
 VALIDATED = 256  # pictures for the validation loss; of few, each several times, with another noise each time
 NOISE = -0.6, 1.4  # mean and deviation of ln sigma in training: whether strokes hang together is decided at high levels
-WORDS_NOISE = 0.0, 1.6  # words mean things decided at higher ones still, and at low ones
+WORDS_NOISE = 0.0, 1.6  # the same for words: what they mean is decided at higher levels still, thin lines at low ones
 
 
 class Pictures(NamedTuple):
@@ -199,8 +199,8 @@ def learn(
     source = {**shown.source, "digest": int(digest(shown.images, *conditions, told))}
     trained = Trained(model, KarrasSDE(), shape, labels=names, null=words or bool(names), eps=0.002, noise=noise,
                       data=source)  # fmt: skip
-    if resume:
-        check_resumed(Path(out) / "checkpoint.npz", trained)
+    if resume:  # a run goes on with its own levels of noise
+        trained.noise = check_resumed(Path(out) / "checkpoint.npz", trained)
     rows = np.resize(Rng(seed).child("validation").permutation(len(others.images)), VALIDATED)
     validation = [others.images[rows], *(values[rows] for values in condition_of(trained, others).values())]
 
@@ -213,7 +213,8 @@ def learn(
         else:
             p = DROPPED if model.training else 0.0
             condition = drop_labels(dict(zip(names, values)), p, rng, sample_offset=sample_offset)
-        return edm_loss(model, x0, rng, mean=noise[0], std=noise[1], sample_offset=sample_offset, **condition)
+        mean, std = trained.noise
+        return edm_loss(model, x0, rng, mean=mean, std=std, sample_offset=sample_offset, **condition)
 
     arrays = [a[:images] for a in (shown.images, *conditions)]
     n = len(arrays[0])
@@ -234,8 +235,9 @@ def learn(
     )  # fmt: skip
 
 
-def check_resumed(path: Path, trained: Trained) -> None:
-    """Errors: ValueError if the run in this checkpoint has learned from other pictures, captions or classes."""
+def check_resumed(path: Path, trained: Trained) -> tuple[float, float]:
+    """The mean and deviation of ln sigma with which the run in this checkpoint learns.
+    Errors: ValueError if it has learned from other pictures, captions or classes."""
     kept, given = saving.load(path).get("about", {}), trained.about()
     kept_data = kept.get("data", {}) if isinstance(kept, dict) else {}
     where = f"{path} cannot go on with these pictures"
@@ -245,6 +247,8 @@ def check_resumed(path: Path, trained: Trained) -> None:
         raise ValueError(f"{where}: it has learned from {before}, not from {trained.data['name']}")
     if kept.get("labels") != given["labels"] or kept_data.get("digest") != trained.data["digest"]:
         raise ValueError(f"{where}: they, their captions or their classes are not those that it has learned from")
+    mean, std = kept.get("noise", trained.noise)
+    return float(mean), float(std)
 
 
 # ---------------------------------------------------------------- how well?
