@@ -10,7 +10,7 @@ drawn (--out):
 
     given, with a hole, filled, filled again     inpainting: the lower half is made to fit the upper
     redone from noise 0.7, 1.5, 4                image-to-image: the more noise, the less of the image is left
-    a walk, another                              from the image of one noise to that of another, with guidance
+    a walk, another                              from the image of one noise to that of another, with guidance 1
     noisy, mean, one possibility                 denoising, at a level estimated from the noisy image itself
 
 With --compare 11, the figure is of new images instead: one row per method, each with that many evaluations of the net.
@@ -42,6 +42,7 @@ from tinydiff.diffusion import (
 from tinydiff.diffusion.edit import denoise, image_to_image, inpaint, interpolate, noise_level
 
 EPS = 0.002  # where sampling stops, as in quickstart.py
+GUIDANCE = 1.0  # of new images, by the digit
 NOISE = 0.5  # standard deviation, on images from -1 to 1
 
 
@@ -89,7 +90,7 @@ def use(denoiser, sde, images, digits, args):
     for name, digit in (("a walk", 2), ("another", 8)):
         a, b = sde.prior((2, 28, 28, 1), rng.child(name))
         one_digit = {"digit": to_device(np.full(len(images), digit))}
-        walker = denoiser if args.unconditional else Guided(denoiser, 1.0, **one_digit)
+        walker = denoiser if args.unconditional else Guided(denoiser, GUIDANCE, **one_digit)
         add(name, interpolate(walker, a, b, sde, len(images), steps=17, eps=EPS), "interpolation")
 
     noisy = x + NOISE * rng.child("photo").normal(x.shape)
@@ -106,7 +107,7 @@ def compare(denoiser, sde, args):
     """One row per method, {label: one image of each digit}, all from the same noise; rk45 takes as many evaluations as
     it needs."""
     rows = {}
-    model = Guided(denoiser, 1.0, digit=to_device(np.arange(10)))
+    model = Guided(denoiser, GUIDANCE, digit=to_device(np.arange(10)))
     for name, method in METHODS.items():
         if method is rk45:
             options = {"method": rk45(rtol=1e-3, atol=1e-3)}  # finer than the 256 greys of a picture
