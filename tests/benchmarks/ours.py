@@ -12,7 +12,7 @@ from measure import Run
 from tinydiff import Rng, Tensor, backend, grad, ops, optim, tensor
 from tinydiff.backend import to_device, xp
 from tinydiff.diffusion import VESDE, Denoiser, KarrasSDE, drop_labels, edm_loss, sample, score_matching_loss
-from tinydiff.microbatch import gradients, microbatch_size, over_microbatches
+from tinydiff.microbatch import blas_threads, gradients, microbatch_size, over_microbatches
 from tinydiff.models import tutorial
 from tinydiff.models.unet import UNet
 
@@ -120,9 +120,16 @@ def single_op(
     axis, and go `size` rows at a time in each thread, as in a training step; the gradients of the others are added up.
     size: None is one plain call."""
     n = len(inputs[0])
-    size = n if backend.name == "cupy" or size is None else size
     arrays = [to_device(a) for a in inputs]
     adjoint = to_device(np.random.default_rng(1).standard_normal(op(*arrays).shape, np.float32))
+    if backend.name == "cupy" or size is None:
+        tensors = [Tensor(a, requires_grad=True) for a in arrays]
+
+        def plain() -> list[Any]:
+            with blas_threads(threads):
+                return [found.data for found in grad(op(*tensors), tensors, adjoint, retain_graph=False)]
+
+        return plain
     leaves: dict[int, tuple[list[Tensor], Any]] = {}
     for start in range(0, n, size):
         rows = slice(start, start + size)
