@@ -33,11 +33,14 @@ QUICKSTART = ROOT / "examples" / "quickstart.py"
 SMALL = ["--channels", "8", "--batch-size", "8"]
 
 
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+
+
 def run(*arguments: Any) -> subprocess.CompletedProcess:
     """In a fresh process, whose output is no terminal."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "tinydiff", *map(str, arguments)]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=200)
 
 
 @pytest.fixture
@@ -110,8 +113,7 @@ def test_the_recipe_is_that_of_the_quickstart(tmp_path: Path, digits: Path, nump
     options = ["--data-dir", str(digits), "--images", "48", "--batch-size", "8", "--channels", "8", "16", "--seed", "3"]
     assert main(["train", "mnist", *options, "--out", str(tmp_path / "a")]) == 0
     command = [sys.executable, str(QUICKSTART), "--data", "mnist", *options, "--steps", "1"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([*command, "--out", str(tmp_path / "b")], check=True, capture_output=True, env=env)
+    subprocess.run([*command, "--out", str(tmp_path / "b")], check=True, capture_output=True, env=environment())
     a, b = (saving.load(tmp_path / name / "checkpoint.npz") for name in "ab")
     for part in (("model",), ("ema", "averages")):
         ours, theirs = a, b
@@ -133,8 +135,8 @@ def test_a_run_goes_on_at_its_own_noise_levels(tmp_path: Path, digits: Path, com
     """As one that has begun with those of an older version."""
 
     def learn(*options: Any) -> None:
-        env = {**os.environ, "PYTHONPATH": str(ROOT)}
-        subprocess.run([sys.executable, *map(str, options)], cwd=ROOT, env=env, check=True, capture_output=True)
+        command = [sys.executable, *map(str, options)]
+        subprocess.run(command, cwd=ROOT, env=environment(), check=True, capture_output=True)
 
     losses = []
     for noise in (recipe.NOISE, (-1.2, 1.2)):
