@@ -42,7 +42,7 @@ from tinydiff.diffusion import (
 from tinydiff.diffusion.edit import denoise, image_to_image, inpaint, interpolate, noise_level
 
 EPS = 0.002  # where sampling stops, as in quickstart.py
-GUIDANCE = 1.0  # of new images, by the digit
+GUIDANCE = 1.0  # of new images, towards the digit; less than in quickstart.py, so that they vary more
 NOISE = 0.5  # standard deviation, on images from -1 to 1
 
 

@@ -20,6 +20,7 @@ from tinydiff.latents import LatentSpace
 from tinydiff.models import tutorial
 from tinydiff.models.autoencoder import Autoencoder, QuantisedAutoencoder, VariationalAutoencoder
 from tinydiff.optim import EMA
+from tinydiff.trained import noise_of
 from tinydiff.training import CannotResume
 
 # ---------------------------------------------------------------- arguments
@@ -368,21 +369,10 @@ def load_trained(path, example, *labels):
 
 def noise_of_run(args):
     """Mean and deviation of ln sigma in the training with which --resume goes on; None if there is none, or if its file
-    is damaged, which train will say."""
-    if not args.resume:
-        return None
+    does not say, or is damaged, which train will say."""
     try:
-        return noise_of(saving.load(args.out / "checkpoint.npz"))
+        return noise_of(saving.load(args.out / "checkpoint.npz")) if args.resume else None
     except ValueError:
-        return None
-
-
-def noise_of(state):
-    """The same of a checkpoint; None if it does not say."""
-    try:
-        mean, std = state["about"]["noise"]
-        return [float(mean), float(std)]
-    except (LookupError, TypeError, ValueError):
         return None
 
 

@@ -34,6 +34,7 @@ VARIETY = "plain"  # of the glyphs: few enough styles for a few minutes
 # Mean and standard deviation of ln sigma in training. Karras et al. have -1.2 and 1.2; but whether the strokes of a
 # digit hang together is decided at higher noise levels.
 NOISE = -0.6, 1.4
+BEFORE = -1.2, 1.2  # in older versions, whose checkpoints may not say so
 LABEL_DROPOUT = 0.1  # how often all labels are left out in training, and how often some of them
 
 
@@ -58,12 +59,13 @@ def main() -> int:
     ema = EMA(denoiser, 0.995)
     names = {name: ATTRIBUTES[name][: values.max() + 1] for name, values in labels.items()}
     source = {"name": args.data, "seed": args.seed, "variety": VARIETY}
-    mean, std = noise = common.noise_of_run(args) or NOISE
+    noise = common.noise_of_run(args) or (BEFORE if args.resume else NOISE)
     trained = Trained(denoiser, KarrasSDE(), (28, 28, 1), labels=names, null=True, eps=0.002, noise=noise,
                       data=source)  # fmt: skip
 
     def loss(x0, *values, rng, sample_offset):
         condition = drop_labels(dict(zip(labels, values)), LABEL_DROPOUT, rng, sample_offset=sample_offset)
+        mean, std = noise
         return edm_loss(denoiser, x0, rng, mean=mean, std=std, sample_offset=sample_offset, **condition)
 
     def pictures(state):

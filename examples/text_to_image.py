@@ -52,7 +52,7 @@ from tinydiff.models.attention_maps import attention_maps
 from tinydiff.models.text import TextEncoder, TextToImage, Tokenizer, drop_prompts, split
 from tinydiff.models.unet import UNet
 from tinydiff.optim import EMA, Adam, cosine, warmup
-from tinydiff.trained import Trained
+from tinydiff.trained import Trained, noise_of
 from tinydiff.training import train
 
 DRAWN = {"glyphs": 60_000, "scenes": 20_000}  # pictures to learn from, unless --drawn says so
@@ -294,10 +294,10 @@ def check_resumed(path, denoiser, tokenizer):
 def choose_noise(args):
     """args.noise, unless it is given: that of the run which goes on, or NOISE."""
     began = common.noise_of_run(args)
-    if began and args.noise and args.noise != began:
+    if began and args.noise and tuple(args.noise) != began:
         path = args.out / "checkpoint.npz"
         sys.exit(f"{path} has learned with --noise {began[0]:g} {began[1]:g}: give the same, or another --out")
-    args.noise = args.noise or began or [*NOISE]
+    args.noise = args.noise or began or NOISE
 
 
 def loss_of(denoiser, x0, tokens, rng, sample_offset, noise):
@@ -350,7 +350,7 @@ def load(path, args):
     except (LookupError, TypeError, ValueError) as error:
         sys.exit(f"{path} is no model of this example: {error!r}")
     check_same(args, kept)
-    if args.noise and args.noise != (learned := common.noise_of(state)):
+    if args.noise and tuple(args.noise) != (learned := noise_of(state)):
         learned = f"--noise {learned[0]:g} {learned[1]:g}" if learned else "a noise that it does not say"
         sys.exit(f"the model in {args.out} was trained with {learned}: choose another --out")
     vars(args).update(found)

@@ -25,7 +25,9 @@ import ours  # noqa: E402
 import report  # noqa: E402
 
 
-def test_an_op_in_microbatches_runs_every_row_and_adds_up_what_the_rows_share(each_backend):
+@pytest.mark.parametrize("size", [2, None])
+def test_an_op_runs_every_row_and_adds_up_what_the_rows_share(each_backend, size):
+    """In microbatches, or, as always with CuPy, in one plain call, which gives the gradient of x too."""
     seen = []
 
     def op(x, w):
@@ -34,10 +36,11 @@ def test_an_op_in_microbatches_runs_every_row_and_adds_up_what_the_rows_share(ea
 
     x, w = cases.normal(6, 3), cases.normal(3)
     g = np.random.default_rng(1).standard_normal(x.shape, np.float32)  # the adjoint that a run takes
-    run = ours.single_op(op, [x, w], batched=1, threads=1, size=2)
+    run = ours.single_op(op, [x, w], batched=1, threads=1, size=size)
     seen.clear()
-    *_, found = run()  # of a plain call, as CuPy's are, x's gradient too
-    assert len(seen) == (1 if backend.name == "cupy" else 3)
+    plain = backend.name == "cupy" or size is None
+    *of_x, found = run()
+    assert len(seen) == (1 if plain else 3) and len(of_x) == plain
     np.testing.assert_array_equal(np.concatenate([part.numpy() for part in seen]), x)
     np.testing.assert_allclose(backend.to_host(found), (g * x).sum(0), rtol=1e-5)
 

@@ -132,11 +132,11 @@ def test_the_recipe_is_that_of_the_quickstart(tmp_path: Path, digits: Path, nump
     "command", [["-m", "tinydiff", "train", "mnist"], [QUICKSTART, "--data", "mnist", "--steps", 1]]
 )
 def test_a_run_goes_on_at_its_own_noise_levels(tmp_path: Path, digits: Path, command: list[Any]) -> None:
-    """As one that has begun with those of an older version."""
+    """Also one that has begun with those of an older version."""
 
     def learn(*options: Any) -> None:
-        command = [sys.executable, *map(str, options)]
-        subprocess.run(command, cwd=ROOT, env=environment(), check=True, capture_output=True)
+        line = [sys.executable, *map(str, options)]
+        subprocess.run(line, cwd=ROOT, env=environment(), check=True, capture_output=True, timeout=200)
 
     losses = []
     for noise in (recipe.NOISE, (-1.2, 1.2)):
@@ -153,10 +153,43 @@ def test_a_run_goes_on_at_its_own_noise_levels(tmp_path: Path, digits: Path, com
 
 
 @pytest.mark.slow
+def test_a_checkpoint_that_does_not_say_its_noise_levels(tmp_path: Path, digits: Path, capsys: Any) -> None:
+    """The quickstart's of an older version has learned with those of Karras et al.; `train` has always told them."""
+    out = tmp_path / "run"
+    options = ["--data-dir", str(digits), "--out", str(out), *SMALL]
+    assert main(["train", "mnist", *options, "--images", "24"]) == 0
+    begun = saving.load(out / "checkpoint.npz")
+    for flaw in (
+        None,
+        {**begun["about"], "noise": None},
+        {**begun["about"], "noise": (0.0, 0.0)},
+        {**begun["about"], "data": 1},
+    ):
+        saving.save(out / "checkpoint.npz", {**begun, "about": flaw})
+        assert main(["train", "mnist", *options, "--images", "48", "--resume"]) == 2
+        assert "checkpoint.npz cannot go on with these pictures: it does not say how" in capsys.readouterr().err
+    del begun["about"]
+    saving.save(out / "checkpoint.npz", begun)
+    command = [
+        sys.executable,
+        str(QUICKSTART),
+        "--data",
+        "mnist",
+        "--steps",
+        "1",
+        *options,
+        "--images",
+        "48",
+        "--resume",
+    ]
+    subprocess.run(command, env=environment(), check=True, capture_output=True, timeout=200)
+    assert tinydiff.load(out).noise == (-1.2, 1.2)
+
+
+@pytest.mark.slow
 def test_the_recipe_of_words_is_that_of_the_example(tmp_path: Path, monkeypatch: Any, numpy_backend: str) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     example = importlib.import_module("text_to_image")
-    assert recipe.NOISE == importlib.import_module("quickstart").NOISE
     monkeypatch.setattr(sys, "argv", ["text_to_image.py", "--out", str(tmp_path)])
     args = example.arguments()
     glyphs = data.glyphs(64, 0)

@@ -27,7 +27,7 @@ from .models.unet import UNet
 from .modes import no_grad
 from .optim import EMA, Adam, cosine, warmup
 from .rng import Rng
-from .trained import Trained
+from .trained import Trained, noise_of
 from .training import TrainState, train
 
 DRAWN = ("glyphs", "scenes")  # here, from a seed
@@ -190,6 +190,9 @@ def learn(
         counts = {name: len(values) for name, values in shown.names.items()}
         net = UNet(shape[2], channels, labels=counts, rng=rng)
         conditions, noise, decay = list(shown.labels.values()), NOISE, 0.995
+    begun = saving.load(Path(out) / "checkpoint.npz") if resume else None
+    if begun:  # a run goes on at its own noise levels
+        noise = noise_of(begun) or noise
     few = shown.images[:: -(-len(shown.images) // MEASURED)]
     lr = lr or (2e-3 if words else 1.5e-3)
     model = Denoiser(net, sigma_data=float(data.to_float(few, -1, 1).std()))
@@ -199,8 +202,8 @@ def learn(
     source = {**shown.source, "digest": int(digest(shown.images, *conditions, told))}
     trained = Trained(model, KarrasSDE(), shape, labels=names, null=words or bool(names), eps=0.002, noise=noise,
                       data=source)  # fmt: skip
-    if resume:  # a run goes on with its own levels of noise
-        trained.noise = check_resumed(Path(out) / "checkpoint.npz", trained)
+    if begun:
+        check_resumed(Path(out) / "checkpoint.npz", begun, trained)
     rows = np.resize(Rng(seed).child("validation").permutation(len(others.images)), VALIDATED)
     validation = [others.images[rows], *(values[rows] for values in condition_of(trained, others).values())]
 
@@ -213,7 +216,7 @@ def learn(
         else:
             p = DROPPED if model.training else 0.0
             condition = drop_labels(dict(zip(names, values)), p, rng, sample_offset=sample_offset)
-        mean, std = trained.noise
+        mean, std = noise
         return edm_loss(model, x0, rng, mean=mean, std=std, sample_offset=sample_offset, **condition)
 
     arrays = [a[:images] for a in (shown.images, *conditions)]
@@ -235,20 +238,19 @@ def learn(
     )  # fmt: skip
 
 
-def check_resumed(path: Path, trained: Trained) -> tuple[float, float]:
-    """The mean and deviation of ln sigma with which the run in this checkpoint learns.
-    Errors: ValueError if it has learned from other pictures, captions or classes."""
-    kept, given = saving.load(path).get("about", {}), trained.about()
-    kept_data = kept.get("data", {}) if isinstance(kept, dict) else {}
-    where = f"{path} cannot go on with these pictures"
-    if list(kept.get("shape", [])) != list(trained.shape):
-        raise ValueError(f"{where}: it has learned from pictures {kept.get('shape')}, not {list(trained.shape)}")
-    if (before := kept_data.get("name")) != trained.data["name"]:
+def check_resumed(path: Path, begun: Mapping[str, Any], trained: Trained) -> None:
+    """Errors: ValueError if the run in this checkpoint has learned from other pictures, captions or classes, or if it
+    does not say from which, or at which noise levels."""
+    where, given = f"{path} cannot go on with these pictures", trained.about()
+    kept = begun.get("about")
+    if not isinstance(kept, dict) or not isinstance(kept.get("data"), dict) or noise_of(begun) is None:
+        raise ValueError(f"{where}: it does not say how it has learned")
+    if kept.get("shape") != given["shape"]:
+        raise ValueError(f"{where}: it has learned from pictures {kept.get('shape')}, not {given['shape']}")
+    if (before := kept["data"].get("name")) != trained.data["name"]:
         raise ValueError(f"{where}: it has learned from {before}, not from {trained.data['name']}")
-    if kept.get("labels") != given["labels"] or kept_data.get("digest") != trained.data["digest"]:
+    if kept.get("labels") != given["labels"] or kept["data"].get("digest") != trained.data["digest"]:
         raise ValueError(f"{where}: they, their captions or their classes are not those that it has learned from")
-    mean, std = kept.get("noise", trained.noise)
-    return float(mean), float(std)
 
 
 # ---------------------------------------------------------------- how well?

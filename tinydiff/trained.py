@@ -212,6 +212,15 @@ def load(path: str | os.PathLike[str], *, net: Any = None, process: Any = None, 
         raise ValueError(f"{name!r} is no checkpoint of a model, or it is damaged: {why}"[:600]) from error
 
 
+def noise_of(state: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Mean and deviation of ln sigma in the training of a checkpoint; None if it does not say, in good numbers."""
+    try:
+        mean, std = state["about"]["noise"]
+        return number("noise: the mean", mean), number("noise: the deviation", std, "(0, inf)")
+    except (LookupError, TypeError, ValueError):
+        return None
+
+
 def _trained(state: Mapping[str, Any], net: Any, process: Any, averaged: bool) -> Trained:
     about, weights = state["about"], state["model"]
     if not isinstance(about, dict) or set(about) != set(FIELDS):

@@ -118,7 +118,7 @@ def single_op(
 ) -> Run:
     """Forward and backward, with the gradients of all inputs. The first `batched` of them have the batch as their first
     axis, and go `size` rows at a time in each thread, as in a training step; the gradients of the others are added up.
-    size: None is one plain call."""
+    size: None is one plain call. It returns the gradients that are added up; a plain call, all of them."""
     n = len(inputs[0])
     arrays = [to_device(a) for a in inputs]
     adjoint = to_device(np.random.default_rng(1).standard_normal(op(*arrays).shape, np.float32))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import importlib.util
 import io
 import json
 import os
@@ -26,6 +27,7 @@ from tinydiff.optim import SGD, Adam
 from tinydiff.training import CannotResume, train
 
 ROOT = Path(__file__).parents[2]
+EMULATED = importlib.util.find_spec("cupy_on_cpu") is not None
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and pipes as POSIX has them")
 
 
@@ -325,10 +327,10 @@ sys.exit(run.exit_code)
 
 
 def started(out, inside="pass", options="log_every=10**9", number=signal.SIGINT, **streams):
-    """The program, after some steps. One that will get a SIGINT runs on NumPy: the emulator of CuPy takes that within a
-    kernel, and raises KeyboardInterrupt in the middle of an update, as no GPU does."""
+    """The program, after some steps. Where CuPy is emulated, one that will get a SIGINT runs on NumPy: the emulator
+    takes that within a kernel, and raises KeyboardInterrupt in the middle of an update, as no GPU does."""
     code = PROGRAM.format(out=str(out), inside=f"open({str(out / 'going')!r}, 'a').close(); {inside}", options=options)
-    environment = {**os.environ, "TINYDIFF_BACKEND": "numpy"} if number == signal.SIGINT else None
+    environment = {**os.environ, "TINYDIFF_BACKEND": "numpy"} if number == signal.SIGINT and EMULATED else None
     program = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, text=True, **streams)
     until = time.monotonic() + 30
     while not (out / "going").exists():
