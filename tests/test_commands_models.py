@@ -159,30 +159,16 @@ def test_a_checkpoint_that_does_not_say_its_noise_levels(tmp_path: Path, digits:
     options = ["--data-dir", str(digits), "--out", str(out), *SMALL]
     assert main(["train", "mnist", *options, "--images", "24"]) == 0
     begun = saving.load(out / "checkpoint.npz")
-    for flaw in (
-        None,
-        {**begun["about"], "noise": None},
-        {**begun["about"], "noise": (0.0, 0.0)},
-        {**begun["about"], "data": 1},
-    ):
-        saving.save(out / "checkpoint.npz", {**begun, "about": flaw})
+    told = begun["about"]
+    for about in (None, told | {"noise": None}, told | {"noise": (0.0, 0.0)}, told | {"data": 1}):
+        saving.save(out / "checkpoint.npz", {**begun, "about": about})
         assert main(["train", "mnist", *options, "--images", "48", "--resume"]) == 2
         assert "checkpoint.npz cannot go on with these pictures: it does not say how" in capsys.readouterr().err
     del begun["about"]
     saving.save(out / "checkpoint.npz", begun)
-    command = [
-        sys.executable,
-        str(QUICKSTART),
-        "--data",
-        "mnist",
-        "--steps",
-        "1",
-        *options,
-        "--images",
-        "48",
-        "--resume",
-    ]
-    subprocess.run(command, env=environment(), check=True, capture_output=True, timeout=200)
+    command = [QUICKSTART, "--data", "mnist", "--steps", 1, *options, "--images", 48, "--resume"]
+    line = [sys.executable, *map(str, command)]
+    subprocess.run(line, env=environment(), check=True, capture_output=True, timeout=200)
     assert tinydiff.load(out).noise == (-1.2, 1.2)
 
 
