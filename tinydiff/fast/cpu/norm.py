@@ -349,8 +349,10 @@ def normalize_vjp_numpy(g: Array, y: Any, x: Array, weight: Any, bias: Any, *, r
     mean, rstd = residuals
     dx, sums = np.empty_like(x, order="C"), np.empty((SECTIONS, 2, x.shape[-1]))
     layer_norm_vjp_in_c(g=_lines(g), x=_lines(x), mean=mean, rstd=rstd, weight=_whole(weight), dx=_lines(dx), sums=sums)
-    dweight, dbias = (None, None) if weight is None else sums.sum(axis=0).astype(x.dtype)
-    return dx, dweight, dbias
+    if weight is None:
+        return dx, None, None
+    dweight, dbias = sums.sum(axis=0)
+    return dx, dweight.astype(x.dtype), dbias.astype(x.dtype)  # of two rows of one array the engine would make copies
 
 
 def _lines(a: Array) -> Array:
