@@ -191,7 +191,7 @@ def learn(
         net = UNet(shape[2], channels, labels=counts, rng=rng)
         conditions, noise, decay = list(shown.labels.values()), NOISE, 0.995
     begun = saving.load(Path(out) / "checkpoint.npz") if resume else None
-    if begun:  # a run goes on at its own noise levels
+    if begun is not None:  # a run goes on at its own noise levels
         noise = noise_of(begun) or noise
     few = shown.images[:: -(-len(shown.images) // MEASURED)]
     lr = lr or (2e-3 if words else 1.5e-3)
@@ -202,7 +202,7 @@ def learn(
     source = {**shown.source, "digest": int(digest(shown.images, *conditions, told))}
     trained = Trained(model, KarrasSDE(), shape, labels=names, null=words or bool(names), eps=0.002, noise=noise,
                       data=source)  # fmt: skip
-    if begun:
+    if begun is not None:
         check_resumed(Path(out) / "checkpoint.npz", begun, trained)
     rows = np.resize(Rng(seed).child("validation").permutation(len(others.images)), VALIDATED)
     validation = [others.images[rows], *(values[rows] for values in condition_of(trained, others).values())]
